@@ -1,0 +1,73 @@
+# make alone prints what there is. Everything runs in .venv, which is made on first use.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+JOBS   ?= 2
+
+# Tests run side by side, so each gets one thread.
+PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --doctest-modules
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint format bench docs clean
+
+help:
+	@echo 'make demo       train a small network on real digits, analyse every layer, write a report (minutes)'
+	@echo 'make test       the test suite without its slow part'
+	@echo 'make test-all   the whole test suite'
+	@echo 'make lint       ruff (rules and format) and mypy'
+	@echo 'make format     let ruff put the code into shape'
+	@echo 'make bench      compare with other libraries, as ratios within one run (long)'
+	@echo 'make docs       build the notebook from its script and run every code block of the documentation'
+	@echo 'make clean      remove the environment, caches and outputs'
+	@echo
+	@echo 'The first call makes $(VENV) and installs into it. PYTHON=... picks the interpreter (3.10 or newer).'
+
+demo: $(VENV)/.demo
+	$(BIN)/layerhess demo
+
+test: $(VENV)/.dev
+	$(PYTEST) -m 'not slow' --durations=10 layerhess tests
+
+test-all: $(VENV)/.dev
+	$(PYTEST) --durations=25 layerhess tests
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+docs: $(VENV)/.dev
+	$(BIN)/python examples/make_notebook.py
+	MPLBACKEND=Agg $(BIN)/python -m pytest tests/test_docs.py tests/test_examples.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-output
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# PyTorch first and on its own: every later install then finds it there and leaves it alone.
+$(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo 'layerhess needs Python 3.10 or newer; choose one with: make PYTHON=/path/to/python3'; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@echo 'Installing PyTorch; this is a large download.'
+	$(PIP) install --progress-bar off -c constraints.txt torch
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	@echo 'Installing layerhess and what its demo needs.'
+	$(PIP) install -q -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	@echo 'Installing layerhess and what its tests and linters need.'
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,343 @@
+"""The one call: every layer's certified eigenpairs, and the whole model's."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import math
+import platform
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from layerhess.arguments import Arguments, check_arguments
+from layerhess.blocks import Block, Partition, Scheme, make_block, partition
+from layerhess.checks import SelfCheck, self_check
+from layerhess.checks.selfcheck import refuse_failed
+from layerhess.interrupts import deferred_interrupts
+from layerhess.ledger import Ledger
+from layerhess.objective import Objective
+from layerhess.paths.exact import basis_limit, expected_products, make_process, source
+from layerhess.progress import Forecast, Progress
+from layerhess.results import Analysis, Spectrum
+from layerhess.rounding import RoundingMeter
+from layerhess.schedule import Schedule, Task
+from layerhess.solvers.process import Wanted
+from layerhess.solvers.zero import ZeroTest
+from layerhess.survey import Survey, survey
+from layerhess.sweep import FULL, Sweep
+from layerhess.vectors import random_unit, solver_device
+from layerhess.verdicts import refused, verdict
+
+NOT_COVERED = "(not in any block)"
+SLOWDOWN = (0.7, 2.2)  # of the forecast: between easy spectra on kept graphs, and hard ones remade every pass
+
+
+def analyze(
+    objective: Objective,
+    blocks: Scheme = "parameter",
+    operator: str = "hessian",
+    top: int = 1,
+    bottom: int = 0,
+    full: bool = True,
+    trace: Any = False,
+    diagonal: Any = False,
+    density: Any = False,
+    coupling: Any = False,
+    tol: float = 1e-3,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    *,
+    max_passes: int = 500,
+    time_limit: float | None = None,
+    method: str = "lanczos",
+    skip_failed: bool = False,
+) -> Analysis:
+    """Top and bottom eigenpairs of every diagonal block of the Hessian and of the full Hessian, each with its bound.
+
+    The Hessian is that of the mean loss over the whole data set, (sum of losses) / (sum of counts). All blocks advance
+    in lockstep, one pass over the data a step for all of them; blocks that converged drop out. Before the first step
+    a self-check looks at the loss and the products; a failed one refuses the analysis.
+
+    Args:
+        objective: model, data and loss.
+        blocks: "parameter" (each tensor), "weight" (tensors with >= 2 dimensions), "module" (leaf module), "depth:K"
+            (first K parts of the module path), a dict block name -> glob or list of globs, or a function
+            (name, parameter) -> block name or None.
+        operator: "hessian" (others come later).
+        top, bottom: how many of the largest and of the smallest (algebraic) eigenvalues of each.
+        full: also analyse the full Hessian of all trainable parameters.
+        trace, diagonal, density, coupling, resume: not available yet; refused unless False.
+        tol: relative tolerance: converged means error bound <= tol * max(|theta|, 0.1 ||A_b||).
+        seed: of every random start; the same seed gives the same numbers.
+        out: folder to save into; checked before any work. A partial result lands there after Ctrl-C.
+        progress: receiver of events, see :class:`layerhess.progress.Progress`.
+        max_passes: passes over the data. time_limit: seconds. Past either the result is what there is, marked.
+        method: "lanczos", or "power" for power iteration (top=1, bottom=0).
+        skip_failed: analyse the blocks that pass the self-check and mark the others "refused".
+
+    Returns:
+        :class:`layerhess.Analysis`.
+
+    Raises:
+        InputError: unusable arguments, model, data or loss. CheckError: the self-check failed. KeyboardInterrupt:
+        with the place of the partial result in its notes. Exceptions of the model, the loss or the data come through
+        unchanged. In every case the model is as it was.
+
+    >>> import torch, layerhess as lh
+    >>> model = torch.nn.Linear(2, 1, bias=False).double()
+    >>> data = (torch.tensor([[3.0, 4.0]]).double(), torch.zeros(1, 1).double())
+    >>> result = lh.analyze(lh.Objective(model, data, torch.nn.MSELoss()))
+    >>> print(round(float(result.blocks["weight"].eigenvalues[0]), 9))      # 2 ||x||^2
+    50.0
+    """
+    arguments = check_arguments(
+        objective, operator=operator, top=top, bottom=bottom, full=full, tol=tol, seed=seed, out=out,
+        max_passes=max_passes, time_limit=time_limit, method=method, resume=resume,
+        later={"trace": trace, "diagonal": diagonal, "density": density, "coupling": coupling},
+    )  # fmt: skip
+    divided = partition(objective.model, objective.parameters, objective.frozen, blocks)
+    run = _Run(objective, divided, blocks, arguments, progress, skip_failed)
+    with ExitStack() as stack:
+        run.checkpoint = stack.enter_context(deferred_interrupts())
+        try:
+            with objective.session():
+                run.prepare()
+                run.solve()
+        except KeyboardInterrupt as stop:
+            run.save_partial(stop)
+            raise
+    analysis = run.result()
+    if out is not None:
+        analysis.save(out)
+    return analysis
+
+
+class _Run:
+    """State of one analysis, so that what there is can be turned into a result at any point."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        divided: Partition,
+        scheme: Scheme,
+        arguments: Arguments,
+        progress: Progress | None,
+        skip_failed: bool,
+    ) -> None:
+        self.objective = objective
+        self.divided = divided
+        self.arguments = arguments
+        self.progress = progress
+        self.skip_failed = skip_failed
+        self.settings = arguments.settings(scheme, objective, skip_failed)
+        self.full_block = make_block(FULL, objective.parameters)
+        self.wanted = Wanted(top=arguments.top, bottom=arguments.bottom)
+        self.ledger = Ledger()
+        self.notes: list[str] = []
+        self.checkpoint: Any = lambda: None
+        self.surveyed: Survey | None = None
+        self.checked: SelfCheck | None = None
+        self.schedule: Schedule | None = None
+        self.gradient_norm = math.nan
+        self.partial = ""
+        self._spectra: dict[str, Spectrum] | None = None
+
+    # -- the steps --------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Survey, self-check, forecast: everything that can refuse, before the first step."""
+        for sentence in self.objective.notes:
+            self._note(sentence)
+        with self.ledger.during("survey"):
+            self.surveyed = survey(self.objective, self.ledger)
+        with self.ledger.during("checks"):
+            self.checked = self_check(
+                self.objective, self.surveyed, self._operators(), self.full_block, self.arguments.seed, self.ledger
+            )
+        for sentence in self.checked.notes:
+            self._note(sentence)
+        if self.checked.failed:
+            if not self.skip_failed:
+                raise refuse_failed(self.objective, self._operators(), self.checked.failed)
+            self._note("blocks refused by the self-check: " + ", ".join(self.checked.failed))
+        small = [b.name for b in self._operators().values() if b.numel < self.wanted.total]
+        if small:
+            self._note(f"fewer than top + bottom parameters, so the whole spectrum is given: {', '.join(small[:6])}")
+        if self.progress is not None:
+            self.progress.forecast(self._forecast())
+
+    def solve(self) -> None:
+        """All tasks in lockstep, and their verdicts while the model is still in session."""
+        assert self.surveyed is not None and self.checked is not None
+        names = list(self.objective.parameters) if self.arguments.full else self._covered()
+        sweep = Sweep(self.objective, names, self.ledger, checkpoint=self.checkpoint)
+        sweep.expected = (self.surveyed.loss_sum, self.surveyed.count)
+        meter = RoundingMeter(self.objective, self.surveyed.sample, self.checked.trace.coarsest, self.ledger)
+        self.schedule = Schedule(
+            sweep=sweep,
+            meter=meter,
+            tasks=self._tasks(),
+            tol=self.arguments.tol,
+            eps=torch.finfo(self.checked.trace.coarsest).eps,
+            full_block=make_block(FULL, {n: self.objective.parameters[n] for n in names}),
+            probe=self._probe(names),
+            max_passes=self.arguments.max_passes,
+            time_limit=self.arguments.time_limit,
+            progress=self.progress,
+        )
+        with meter, self.ledger.during("solve"):
+            try:
+                self.schedule.run()
+            except KeyboardInterrupt:
+                self.schedule.judge_unfinished()
+                self.partial = "interrupted"
+                raise
+            finally:
+                sweep.release()
+                self.gradient_norm = sweep.gradient_norm
+        self.partial = self.schedule.stopped
+        if meter.failure:
+            self._note(
+                f"no copy of the model in another precision could be used ({meter.failure}), so rounding was assumed, "
+                "not measured"
+            )
+
+    def save_partial(self, stop: KeyboardInterrupt) -> None:
+        """After Ctrl-C: put what there is on disk, and say where in the exception."""
+        self.partial = "interrupted"
+        if self.arguments.out is None or self.schedule is None or self.surveyed is None:
+            return
+        place = self.result().save(self.arguments.out)
+        if hasattr(stop, "add_note"):
+            stop.add_note(f"the partial result is in {place}")
+        else:  # Python 3.10
+            stop.__notes__ = [f"the partial result is in {place}"]
+
+    def result(self) -> Analysis:
+        """The analysis of what there is."""
+        assert self.surveyed is not None and self.checked is not None
+        spectra = self._verdicts()
+        full = spectra.pop(FULL, None)
+        denominator = 1.0 if self.objective.evaluation.is_sum else self.surveyed.count
+        return Analysis(
+            blocks=spectra,
+            full=full,
+            full_mass=self._mass(full) if full is not None else [],
+            frozen=self.objective.frozen,
+            uncovered=self.divided.uncovered,
+            loss=self.surveyed.loss_sum / denominator,
+            loss_count=denominator,
+            examples=self.surveyed.examples,
+            batches=self.surveyed.batches,
+            gradient_norm=self.gradient_norm,
+            settings=self.settings,
+            checks=tuple(self.checked.checks),
+            notes=tuple(dict.fromkeys(self.notes)),
+            counts=self.ledger.counts(),
+            seconds=dict(self.ledger.seconds),
+            versions=_versions(),
+            model=type(self.objective.model).__name__,
+            total_numel=self.objective.numel,
+            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            partial=self.partial,
+        )
+
+    # -- parts ------------------------------------------------------------------------------------------------------
+
+    def _operators(self) -> dict[str, Block]:
+        made = {block.name: block for block in self.divided.blocks}
+        if self.arguments.full:
+            made[FULL] = self.full_block
+        return made
+
+    def _covered(self) -> list[str]:
+        covered = {name for block in self.divided.blocks for name in block.parameters}
+        return [name for name in self.objective.parameters if name in covered]
+
+    def _tasks(self) -> list[Task]:
+        assert self.checked is not None
+        device = self.objective.device
+        arguments = self.arguments
+        operators = {n: b for n, b in self._operators().items() if n not in self.checked.failed}
+        limit = basis_limit(sum(block.numel for block in operators.values()), self.wanted, device)
+        tasks = []
+        for name, block in operators.items():
+            process = make_process(
+                block, self.wanted, tol=arguments.tol, seed=arguments.seed, method=arguments.method, device=device,
+                basis_limit=limit,
+            )  # fmt: skip
+            suspect = name in self.checked.zero_suspects
+            draw = source(block, arguments.seed, solver_device(device))
+            tasks.append(Task(name, block, process, ZeroTest(draw, solver_device(device)) if suspect else None))
+        return tasks
+
+    def _probe(self, names: list[str]) -> Any:
+        n = sum(self.objective.parameters[name].numel() for name in names)
+        return lambda: random_unit(n, self.arguments.seed, "probe", 0, solver_device(self.objective.device))[None]
+
+    def _verdicts(self) -> dict[str, Spectrum]:
+        if self._spectra is None:
+            assert self.checked is not None
+            tasks = {task.name: task for task in self.schedule.tasks} if self.schedule is not None else {}
+            operator = self.arguments.operator
+            self._spectra = {
+                name: verdict(tasks[name], self.objective, operator, self.wanted, self.arguments.tol)
+                if name in tasks
+                else refused(block, self.objective, operator, self.checked.failed[name])
+                for name, block in self._operators().items()
+            }
+        return dict(self._spectra)
+
+    def _mass(self, full: Spectrum) -> list[dict[str, float]]:
+        owner = {name: block.name for block in self.divided.blocks for name in block.parameters}
+        shares = []
+        for vector in full.eigenvectors:
+            share = dict.fromkeys([block.name for block in self.divided.blocks], 0.0)
+            for name, part in vector.items():
+                key = owner.get(name, NOT_COVERED)
+                share[key] = share.get(key, 0.0) + float(part.double().square().sum())
+            total = sum(share.values()) or 1.0
+            shares.append({key: value / total for key, value in share.items()})
+        return shares
+
+    def _forecast(self) -> Forecast:
+        assert self.surveyed is not None and self.checked is not None
+        gradient = 3.0 * self.ledger.seconds["survey"]
+        size = self.surveyed.sample_size
+        scale = self.surveyed.examples / size if size else float(self.surveyed.batches)
+        operators = self._operators()
+        per_product = scale * self.checked.block_seconds / (len(operators) + (not self.arguments.full))
+        expected = {name: expected_products(block.numel, self.wanted) for name, block in operators.items()}
+        base = per_product * sum(expected.values()) + scale * self.checked.graph_seconds
+        remade = scale * self.checked.graph_seconds * max(expected.values())
+        fixed = self.ledger.seconds["checks"]
+        low, high = fixed + SLOWDOWN[0] * base, fixed + SLOWDOWN[1] * base + remade
+        return Forecast(
+            gradient_seconds=gradient,
+            pass_seconds=per_product * len(operators),
+            low=low,
+            high=high,
+            examples=self.surveyed.examples,
+            per_example=(high - fixed) / self.surveyed.examples if self.surveyed.examples else 0.0,
+        )
+
+    def _note(self, sentence: str) -> None:
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+            if self.progress is not None:
+                self.progress.note(sentence)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in ("layerhess", "numpy", "scipy"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,133 @@
+"""The arguments of an analysis, looked at before any work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from layerhess.errors import InputError
+from layerhess.objective import Objective
+from layerhess.paths.exact import METHODS
+
+OPERATORS = ("hessian",)
+LATER_OPERATORS = ("gauss_newton", "empirical_fisher")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Checked arguments; see :func:`layerhess.analyze`."""
+
+    operator: str
+    top: int
+    bottom: int
+    full: bool
+    tol: float
+    seed: int
+    out: Path | None
+    max_passes: int
+    time_limit: float | None
+    method: str
+
+    def settings(self, scheme: Any, objective: Objective, skip_failed: bool) -> dict[str, Any]:
+        """All settings as JSON types, for the result."""
+        if isinstance(scheme, Mapping):
+            blocks: Any = {str(k): v if isinstance(v, str) else list(v) for k, v in scheme.items()}
+        else:
+            blocks = scheme if isinstance(scheme, str) else f"function {getattr(scheme, '__name__', scheme)}"
+        return {
+            "blocks": blocks,
+            "operator": self.operator,
+            "top": self.top,
+            "bottom": self.bottom,
+            "full": self.full,
+            "tol": self.tol,
+            "seed": self.seed,
+            "out": None if self.out is None else str(self.out),
+            "max_passes": self.max_passes,
+            "time_limit": self.time_limit,
+            "method": self.method,
+            "skip_failed": skip_failed,
+            "loss": objective.evaluation.name,
+            "mode": objective.mode,
+            "batch_size": objective.batch_size,
+            "dtype": str(objective.dtype).removeprefix("torch."),
+            "device": str(objective.device),
+        }
+
+
+def check_arguments(
+    objective: Any,
+    *,
+    operator: str,
+    top: int,
+    bottom: int,
+    full: bool,
+    tol: float,
+    seed: int,
+    out: str | Path | None,
+    max_passes: int,
+    time_limit: float | None,
+    method: str,
+    resume: bool,
+    later: Mapping[str, Any],
+) -> Arguments:
+    """The arguments, if they make sense together.
+
+    Raises:
+        InputError: naming the argument and what to give instead.
+    """
+    if not isinstance(objective, Objective):
+        raise InputError(
+            f"the first argument is {type(objective).__name__}, not an Objective",
+            where="analyze",
+            what_to_do="write lh.analyze(lh.Objective(model, data, loss))",
+        )
+    for name, value in later.items():
+        if value:
+            raise InputError(f"{name} is not available yet", where=f"{name}={value!r}", what_to_do=f"leave {name} out")
+    if resume:
+        raise InputError("resume is not available yet", where="resume=True", what_to_do="leave resume out")
+    if operator in LATER_OPERATORS:
+        raise InputError(f"operator {operator!r} is not available yet", where="operator", what_to_do="use 'hessian'")
+    if operator not in OPERATORS:
+        raise InputError(f"unknown operator {operator!r}", where="operator", what_to_do="use 'hessian'")
+    if method not in METHODS:
+        raise InputError(f"unknown method {method!r}", where="method", what_to_do="use 'lanczos' or 'power'")
+    top, bottom = _count("top", top), _count("bottom", bottom)
+    if top + bottom == 0:
+        raise InputError("nothing is asked for: top and bottom are 0", where="top, bottom", what_to_do="use top=1")
+    if method == "power" and (top, bottom) != (1, 0):
+        raise InputError(
+            "power iteration finds one eigenvalue, the largest", where="method", what_to_do="use top=1, bottom=0"
+        )
+    for name, count in (("top", top), ("bottom", bottom)):
+        if count > objective.numel:
+            raise InputError(
+                f"{name}={count} is more than the model's {objective.numel} trainable parameters",
+                where=name,
+                what_to_do=f"ask for at most {objective.numel}",
+            )
+    if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0.0 < tol < 1.0 or math.isnan(tol):
+        raise InputError(f"tol is {tol!r}", where="tol", what_to_do="use a number between 0 and 1, such as 1e-3")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed is {seed!r}", where="seed", what_to_do="use an integer >= 0")
+    if isinstance(max_passes, bool) or not isinstance(max_passes, int) or max_passes < 1:
+        raise InputError(f"max_passes is {max_passes!r}", where="max_passes", what_to_do="use an integer >= 1")
+    if time_limit is not None and not (isinstance(time_limit, (int, float)) and time_limit > 0):
+        raise InputError(f"time_limit is {time_limit!r}", where="time_limit", what_to_do="use seconds > 0, or None")
+    folder = None
+    if out is not None:
+        from layerhess.store import check_writable
+
+        folder = Path(out)
+        check_writable(folder)
+    return Arguments(operator, top, bottom, bool(full), float(tol), seed, folder, max_passes, time_limit, method)
+
+
+def _count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InputError(f"{name} is {value!r}", where=name, what_to_do="use an integer >= 0")
+    return value

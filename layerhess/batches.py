@@ -1,0 +1,183 @@
+"""What counts as data, and the few things done to a batch: move, cast, slice, measure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, TensorDataset
+
+from layerhess.errors import InputError
+
+BOTH_SPELLINGS = (
+    "pass (x, y) for one batch of inputs and targets, or [(x1, y1), (x2, y2), ...] for a sequence of batches"
+)
+
+
+def check_data(data: Any, *, any_batch: bool) -> None:
+    """Refuse what cannot be read twice, or could be read in two ways; costs nothing and reads nothing.
+
+    Args:
+        data: one batch (tuple, mapping) or a re-iterable of batches.
+        any_batch: True when the loss is a ``batch_loss``, which understands batches of any form.
+
+    Raises:
+        InputError: with both spellings where the meaning is ambiguous.
+    """
+    if isinstance(data, Tensor) and any_batch:
+        return
+    if isinstance(data, Tensor):
+        raise InputError("the data is a bare tensor, without targets", where="data", what_to_do=BOTH_SPELLINGS)
+    if isinstance(data, (str, bytes)) or data is None:
+        raise InputError(f"the data is {type(data).__name__}, not batches", where="data", what_to_do=BOTH_SPELLINGS)
+    if is_mapping(data):
+        if not len(data):
+            raise InputError("the data is an empty mapping", where="data", what_to_do="give at least one example")
+        return
+    if isinstance(data, tuple):
+        if not data:
+            raise InputError("the data is an empty tuple", where="data", what_to_do=BOTH_SPELLINGS)
+        return
+    if isinstance(data, Dataset):
+        hint = "torch.utils.data.DataLoader(dataset, batch_size=256)"
+        raise InputError(
+            f"the data is a {type(data).__name__}, which yields single examples, not batches",
+            where="data",
+            what_to_do=f"wrap it: {hint}",
+        )
+    if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
+        raise InputError(
+            f"the data is {type(data).__name__}, which cannot be iterated", where="data", what_to_do=BOTH_SPELLINGS
+        )
+    if iter(data) is data:
+        raise InputError(
+            "the data is a one-shot iterator (a generator): it would be empty at the second pass",
+            where="data",
+            what_to_do="pass a list of batches, a DataLoader, or an object whose __iter__ starts afresh",
+        )
+    if isinstance(data, list):
+        if not data:
+            raise InputError("the data is an empty list", where="data", what_to_do="give at least one batch")
+        if all(isinstance(item, Tensor) for item in data):
+            raise InputError(
+                f"a list of {len(data)} bare tensors is ambiguous: one batch, or {len(data)} batches without targets?",
+                where="data",
+                what_to_do=BOTH_SPELLINGS,
+            )
+
+
+def is_mapping(value: Any) -> bool:
+    """True for mappings and for mapping-like batches such as ``BatchEncoding``."""
+    return isinstance(value, Mapping) or (hasattr(value, "keys") and hasattr(value, "__getitem__"))
+
+
+def is_single(data: Any) -> bool:
+    """True when ``data`` is one batch rather than a sequence of batches."""
+    return isinstance(data, (tuple, Tensor)) or is_mapping(data)
+
+
+def iterate(data: Any) -> Iterator[Any]:
+    """The batches of ``data``, in its order, as they come."""
+    if is_single(data):
+        yield data
+    else:
+        yield from data
+
+
+def is_shuffling(data: Any) -> bool:
+    """True for a DataLoader that is known to draw a new order at every pass."""
+    if not isinstance(data, DataLoader):
+        return False
+    sampler = getattr(data.batch_sampler, "sampler", None) or data.sampler
+    return isinstance(sampler, RandomSampler)
+
+
+def is_stable(data: Any) -> bool:
+    """True when batch i is the same batch at every pass, so that part of the graphs may be kept."""
+    if isinstance(data, DataLoader):
+        return isinstance(data.sampler, SequentialSampler) and isinstance(data.dataset, TensorDataset)
+    return is_single(data) or isinstance(data, list)
+
+
+def tree_map(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Apply ``function`` to every tensor in nested tuples, lists and mappings; everything else passes through."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if is_mapping(value):
+        return {key: tree_map(function, value[key]) for key in list(value.keys())}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(tree_map(function, item) for item in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(tree_map(function, item) for item in value)
+    return value
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """All tensors in a batch, in order."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    tree_map(note, value)
+    return found
+
+
+def prepare(batch: Any, device: torch.device) -> Any:
+    """The batch on ``device``; tensors made inside ``inference_mode`` are cloned so that autograd may use them."""
+
+    def one(tensor: Tensor) -> Tensor:
+        tensor = tensor.to(device)
+        return tensor.clone() if tensor.is_inference() else tensor
+
+    return tree_map(one, batch)
+
+
+def cast(batch: Any, dtype: torch.dtype) -> Any:
+    """The batch with its floating point tensors in ``dtype``."""
+    return tree_map(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, batch)
+
+
+def leading_size(batch: Any) -> int | None:
+    """Number of examples: the size of dimension 0 if all tensors agree on it, else None (cannot be split)."""
+    sizes = {tensor.shape[0] if tensor.ndim else None for tensor in tensors(batch)}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def take(batch: Any, index: slice | Tensor) -> Any:
+    """The examples ``index`` of a batch along dimension 0."""
+    return tree_map(lambda tensor: tensor[index.to(tensor.device) if isinstance(index, Tensor) else index], batch)
+
+
+def pieces(batch: Any, size: int | None) -> Iterator[Any]:
+    """The batch in pieces of at most ``size`` examples along dimension 0 (the batch itself when None).
+
+    Raises:
+        InputError: if the tensors of the batch disagree on dimension 0.
+    """
+    if size is None:
+        yield batch
+        return
+    total = leading_size(batch)
+    if total is None:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors(batch)[:4])
+        raise InputError(
+            f"batch_size={size} was asked for, but the tensors of a batch have no common first dimension ({shapes})",
+            where="data",
+            what_to_do="drop batch_size, or put the examples along dimension 0 of every tensor",
+        )
+    for start in range(0, total, size) if total else [0]:
+        yield take(batch, slice(start, start + size))
+
+
+def spread_slice(batch: Any, size: int) -> Any:
+    """At most ``size`` examples spread evenly over the batch; the whole batch if it cannot be split."""
+    total = leading_size(batch)
+    if total is None or total <= size:
+        return batch
+    step = math.floor(total / size)
+    return take(batch, torch.arange(0, step * size, step))

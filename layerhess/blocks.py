@@ -1,0 +1,156 @@
+"""Which parameters form which block."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from layerhess.errors import InputError
+
+Scheme = str | Mapping[str, str | Sequence[str]] | Callable[[str, nn.Parameter], str | None]
+ROOT = "(root)"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A named set of whole parameter tensors; its vectors are flat, in the order of ``parameters``.
+
+    Attributes:
+        name: shown to the user. parameters: names in model order. shapes: their shapes. numel: P_b.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    numel: int
+
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """A flat (P_b,) vector as parameter-shaped views."""
+        sizes = [shape.numel() for shape in self.shapes]
+        parts = torch.split(flat, sizes)
+        return {n: part.reshape(s) for n, s, part in zip(self.parameters, self.shapes, parts, strict=True)}
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The blocks of a scheme, and the trainable parameters that none of them covers."""
+
+    blocks: tuple[Block, ...]
+    uncovered: tuple[str, ...]
+
+
+def make_block(name: str, members: Mapping[str, Tensor]) -> Block:
+    """The block of the given parameters."""
+    shapes = tuple(p.shape for p in members.values())
+    return Block(name, tuple(members), shapes, sum(s.numel() for s in shapes))
+
+
+def partition(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], frozen: Sequence[str], scheme: Scheme
+) -> Partition:
+    """Split the trainable parameters into blocks.
+
+    Args:
+        model: for module paths and the other names of tied parameters.
+        parameters: trainable parameters by first name, in ``named_parameters()`` order.
+        frozen: names of the parameters left out.
+        scheme: "parameter", "weight", "module", "depth:K", a mapping block name -> glob(s), or a callable
+            (name, parameter) -> block name or None.
+
+    Raises:
+        InputError: unknown scheme; a pattern that matches nothing, or frozen parameters only; overlapping groups;
+            no block at all.
+    """
+    if isinstance(scheme, str):
+        namer = _named_scheme(scheme)
+        owners = {name: namer(name, parameter) for name, parameter in parameters.items()}
+    elif isinstance(scheme, Mapping):
+        owners = _by_patterns(_aliases(model, parameters), frozen, scheme)
+    elif callable(scheme):
+        owners = {name: scheme(name, parameter) for name, parameter in parameters.items()}
+        for name, owner in owners.items():
+            if owner is not None and not isinstance(owner, str):
+                raise InputError(
+                    f"the blocks function returned {owner!r} for {name!r}",
+                    where="blocks",
+                    what_to_do="return a block name, or None to leave the parameter out",
+                )
+    else:
+        raise InputError(f"blocks is {type(scheme).__name__}", where="blocks", what_to_do=_KNOWN)
+    members: dict[str, dict[str, nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        owner = owners.get(name)
+        if owner is not None:
+            members.setdefault(owner, {})[name] = parameter
+    if not members:
+        raise InputError(
+            f"the scheme {scheme!r} puts no trainable parameter into any block"
+            if isinstance(scheme, str)
+            else "no trainable parameter is in any block",
+            where="blocks",
+            what_to_do="use blocks='parameter', or name parameters that exist: " + ", ".join(list(parameters)[:6]),
+        )
+    blocks = tuple(make_block(name, group) for name, group in members.items())
+    return Partition(blocks, tuple(name for name in parameters if owners.get(name) is None))
+
+
+_KNOWN = (
+    "use 'parameter', 'weight', 'module', 'depth:K' (K = 1, 2, ...), a dict of block name -> glob, "
+    "or a function (name, parameter) -> block name"
+)
+
+
+def _named_scheme(scheme: str) -> Callable[[str, nn.Parameter], str | None]:
+    if scheme == "parameter":
+        return lambda name, parameter: name
+    if scheme == "weight":
+        return lambda name, parameter: name if parameter.ndim >= 2 else None
+    if scheme == "module":
+        return lambda name, parameter: name.rpartition(".")[0] or ROOT
+    head, _, tail = scheme.partition(":")
+    if head == "depth" and tail.isdecimal() and int(tail) >= 1:
+        depth = int(tail)
+        return lambda name, parameter: ".".join(name.split(".")[:-1][:depth]) or ROOT
+    raise InputError(f"unknown block scheme {scheme!r}", where="blocks", what_to_do=_KNOWN)
+
+
+def _aliases(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, list[str]]:
+    """First name -> all names of a (possibly tied) parameter."""
+    first = {id(parameter): name for name, parameter in parameters.items()}
+    names: dict[str, list[str]] = {name: [] for name in parameters}
+    for alias, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in first:
+            names[first[id(parameter)]].append(alias)
+    return names
+
+
+def _by_patterns(
+    aliases: Mapping[str, list[str]], frozen: Sequence[str], scheme: Mapping[str, str | Sequence[str]]
+) -> dict[str, str | None]:
+    owners: dict[str, str | None] = {}
+    for block, globs in scheme.items():
+        for glob in [globs] if isinstance(globs, str) else list(globs):
+            hits = [name for name, names in aliases.items() if any(fnmatch.fnmatchcase(n, glob) for n in names)]
+            if not hits:
+                asleep = [name for name in frozen if fnmatch.fnmatchcase(name, glob)]
+                raise InputError(
+                    f"the pattern {glob!r} of block {block!r} matches "
+                    + (f"frozen parameters only ({', '.join(asleep[:4])})" if asleep else "no parameter"),
+                    where="blocks",
+                    what_to_do="call requires_grad_(True) on them first"
+                    if asleep
+                    else "use names from model.named_parameters(), such as " + ", ".join(list(aliases)[:6]),
+                )
+            for name in hits:
+                if owners.get(name) not in (None, block):
+                    raise InputError(
+                        f"the parameter {name!r} is in two blocks, {owners[name]!r} and {block!r}",
+                        where="blocks",
+                        what_to_do="make the patterns disjoint: a parameter belongs to one block at most",
+                    )
+                owners[name] = str(block)
+    return owners

@@ -1,0 +1,124 @@
+"""What a residual, a rounding measurement and a random start prove: one function certifies for every path."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from layerhess.solvers.process import Candidates, Floats, Search, tolerated
+
+MISSED_PROBABILITY = 0.01
+ROUNDING_SAFETY = 3.0  # times the one measured difference between two precisions
+ASSUMED_ROUNDING = 1e-5  # of |theta|, in float32, where no float64 copy of the model can be made
+FLOAT64_OF_FLOAT32 = 2.0**-29  # ratio of the unit roundoffs
+ZERO_LEVEL = 100.0  # eps: below this share of the full product a block's product is rounding
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The judgement on a block's candidates; see :class:`layerhess.results.Spectrum` for the fields' meaning."""
+
+    error_bounds: Floats
+    conditional_bounds: Floats
+    converged: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    limited_by_dtype: bool
+    rounding: float
+    missed_above: float
+    missed_below: float
+    missed_probability: float
+
+
+def certify(candidates: Candidates, *, tol: float, rounding: float, p: float = MISSED_PROBABILITY) -> Certificate:
+    """Error bounds and convergence of candidate pairs.
+
+    error_bounds = ||A v - theta v|| + rounding: an eigenvalue of the symmetric A lies that close (Parlett 1998, th.
+    4.5.1). conditional_bounds = r^2/gap + rounding (th. 11.7.1), no larger than the former, true only if the rest of
+    the spectrum lies beyond the gap. Converged: error bound <= tol * max(|theta|, 0.1 ||A||), or <= twice the
+    rounding term ("limited by dtype").
+
+    Args:
+        candidates: what a solver proposes. tol: relative tolerance. rounding: absolute error of a product at the
+            candidates, see :mod:`layerhess.rounding`. p: probability for :func:`missed`.
+    """
+    residuals = np.asarray(candidates.residuals)
+    bounds = residuals + rounding
+    with np.errstate(divide="ignore", invalid="ignore"):
+        quadratic = np.where(candidates.gaps > 0, residuals**2 / candidates.gaps, np.nan)
+    conditional = np.fmin(quadratic, residuals) + rounding
+    conditional[np.isnan(quadratic)] = np.nan
+    within = bounds <= tolerated(candidates.values, candidates.norm, tol)
+    at_floor = bounds <= 2.0 * rounding
+    above, below = math.inf, -math.inf
+    if candidates.spectrum is not None:
+        p = 0.0
+        above, below = float(candidates.spectrum[0]), float(candidates.spectrum[-1])
+    else:
+        if "top" in candidates.searches:
+            above, _ = missed(candidates.searches["top"], p)
+        if "bottom" in candidates.searches:
+            _, below = missed(candidates.searches["bottom"], p)
+    return Certificate(
+        error_bounds=bounds,
+        conditional_bounds=conditional,
+        converged=within | at_floor,
+        limited_by_dtype=bool(np.any(at_floor & ~within)),
+        rounding=rounding,
+        missed_above=above,
+        missed_below=below,
+        missed_probability=p,
+    )
+
+
+def relative_gap_excluded(n: int, steps: int, p: float) -> float:
+    """epsilon such that P[(lambda_1 - theta_1) > epsilon * (lambda_1 - lambda_n)] <= p after ``steps`` Lanczos steps.
+
+    Kuczynski & Wozniakowski 1992, theorem 4.2 (b): for a start uniform on the sphere the probability is at most
+    1.648 sqrt(n) exp(-(2 steps - 1) sqrt(epsilon)).
+
+    Args:
+        n: dimension. steps: products from a random start, counted before the first restart. p: probability.
+
+    >>> round(1 / (1 - relative_gap_excluded(100_000, 8, 0.01)), 1)
+    2.1
+    >>> round(1 / (1 - relative_gap_excluded(100_000, 40, 0.01)), 2)
+    1.02
+    """
+    if steps < 1:
+        return 1.0
+    if steps >= n:
+        return 0.0
+    return min(1.0, (math.log(1.648 * math.sqrt(n) / p) / (2 * steps - 1)) ** 2)
+
+
+def missed(search: Search, p: float) -> tuple[float, float]:
+    """Eigenvalues above the first or below the second number were missed with probability at most p each way.
+
+    The operator is not semidefinite, so the theorem speaks about the spread lambda_1 - lambda_n. With both ends at
+    p/2, spread <= (theta_1 - theta_n) / (1 - 2 epsilon). p is further divided by the number of stopping checks (union
+    bound), since the search stopped at a step that the data chose.
+
+    Returns:
+        (above, below): inf and -inf when nothing is excluded.
+    """
+    epsilon = relative_gap_excluded(search.n, search.steps, p / (2.0 * max(1, search.checks)))
+    if epsilon >= 0.5:
+        return math.inf, -math.inf
+    margin = epsilon * (search.largest - search.smallest) / (1.0 - 2.0 * epsilon)
+    return search.largest + margin, search.smallest - margin
+
+
+def missed_factor(above: float, top: float) -> float:
+    """``above`` as a factor of the largest eigenvalue; NaN if that is not positive."""
+    return above / top if top > 0.0 else math.nan
+
+
+def zero_level(eps: float, full_norm: float) -> float:
+    """Below this norm of a random unit product a block counts as zero; the eigenvalue's bound is then this level."""
+    return ZERO_LEVEL * eps * full_norm
+
+
+def arithmetic(norm: float) -> float:
+    """Error of the small dense eigenproblem and of float64 inner products, for an operator of this norm."""
+    return 16.0 * float(np.finfo(np.float64).eps) * norm

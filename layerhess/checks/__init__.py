@@ -1,0 +1,5 @@
+"""Is this operator to be trusted at all? Cheap tests on a small sample, before every analysis."""
+
+from layerhess.checks.selfcheck import SelfCheck, self_check
+
+__all__ = ["SelfCheck", "self_check"]

@@ -1,0 +1,295 @@
+"""An analysis as strict JSON and named tensors, and back, exactly.
+
+The document's keys are the attribute names of :mod:`layerhess.results`, nested in the same way. Three rules:
+
+1. A float that JSON cannot write is ``null`` for NaN and the strings ``"inf"`` and ``"-inf"`` for the infinities. All
+   others are written with the shortest digits that give the same float64 back.
+2. ``eigenvectors`` is a list with one object per pair, parameter name -> name of a tensor in vectors.safetensors:
+   ``full.eigenvectors[0].fc.weight``, or ``blocks[3].eigenvectors[0].fc.weight`` for the fourth block in order.
+3. Extra keys that are derived from the others (``converged`` of the whole, ``ok`` of a spectrum) are for readers in
+   other languages; they are not read back. ``schema`` is the version of this layout.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerhess.results import Analysis, Floats, Spectrum
+
+FORMAT = "layerhess analysis"
+SCHEMA = 1
+
+
+class NewerSchemaError(ValueError):
+    """The document was written by a later version."""
+
+
+def encode(analysis: Analysis) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The document (JSON types only, see the module) and its tensors, each contiguous and on the CPU."""
+    tensors: dict[str, Tensor] = {}
+    document: dict[str, Any] = {"format": FORMAT, "schema": SCHEMA, "converged": analysis.converged}
+    for item in fields(Analysis):
+        value = getattr(analysis, item.name)
+        if item.name == "blocks":
+            document["blocks"] = {
+                name: _spectrum(spectrum, f"blocks[{index}]", tensors)
+                for index, (name, spectrum) in enumerate(value.items())
+            }
+        elif item.name == "full":
+            document["full"] = None if value is None else _spectrum(value, "full", tensors)
+        else:
+            document[item.name] = _plain(value)
+    return document, tensors
+
+
+def dumps(document: dict[str, Any]) -> str:
+    """Strict ASCII JSON, indented, a list of scalars on one line; ends with a newline."""
+    return _pretty(document, 0) + "\n"
+
+
+def loads(content: bytes) -> dict[str, Any]:
+    """The document, as it was written.
+
+    Raises:
+        ValueError: not strict JSON, or not an object.
+    """
+    document = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
+    if not isinstance(document, dict):
+        raise ValueError(f"it holds {_kind(document)}, not an object")
+    return document
+
+
+def is_ours(document: dict[str, Any]) -> bool:
+    """True for a document of this format, of whatever version."""
+    return document.get("format") == FORMAT
+
+
+def check_schema(document: dict[str, Any]) -> None:
+    """Refuse a document of another format or of a later version.
+
+    Raises:
+        NewerSchemaError: written by a later version.
+        ValueError: no document of ours.
+    """
+    if not is_ours(document):
+        raise ValueError(f"it is not marked as a {FORMAT}")
+    schema = document.get("schema")
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise ValueError(f"its schema version is {schema!r}")
+    if schema > SCHEMA:
+        raise NewerSchemaError(f"its schema is version {schema}, and this layerhess reads up to version {SCHEMA}")
+
+
+def vectors_digest(document: dict[str, Any]) -> str:
+    """SHA-256 of the vectors file that belongs to the document.
+
+    Raises:
+        ValueError: the entry is missing.
+    """
+    entry = document.get("vectors")
+    digest = entry.get("sha256") if isinstance(entry, dict) else None
+    if not isinstance(digest, str):
+        raise ValueError("vectors.sha256 is missing")
+    return digest
+
+
+def decode(document: dict[str, Any], tensors: Mapping[str, Tensor]) -> Analysis:
+    """The analysis of a document.
+
+    Raises:
+        ValueError: a key is missing, or a value has the wrong type or length; the sentence says which.
+    """
+    made = _decode(Analysis, document, "", tensors)
+    assert isinstance(made, Analysis)
+    for name, spectrum in made.blocks.items():
+        _consistent(spectrum, f"blocks.{name}")
+        if spectrum.name != name:
+            raise ValueError(f"blocks.{name}.name is {spectrum.name!r}")
+    if made.full is not None:
+        _consistent(made.full, "full")
+    return made
+
+
+# -- to JSON ----------------------------------------------------------------------------------------------------------
+
+
+def _spectrum(spectrum: Spectrum, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for item in fields(Spectrum):
+        value = getattr(spectrum, item.name)
+        if item.name == "eigenvectors":
+            made[item.name] = [
+                {name: _keep(tensor, f"{prefix}.eigenvectors[{pair}].{name}", tensors) for name, tensor in one.items()}
+                for pair, one in enumerate(value)
+            ]
+        else:
+            made[item.name] = _plain(value)
+    made["ok"] = spectrum.ok
+    return made
+
+
+def _keep(tensor: Tensor, name: str, tensors: dict[str, Tensor]) -> str:
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size():
+        tensor = tensor.clone()  # a view of something larger, or of what another name has too
+    tensors[name] = tensor
+    return name
+
+
+def _plain(value: Any) -> Any:
+    """Any value of a result in JSON types; what JSON has no type for becomes its text."""
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, np.ndarray):
+        return [_plain(item) for item in value.tolist()]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return _float(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    if isinstance(value, PurePath | torch.dtype | torch.device):
+        return str(value)
+    return getattr(value, "__qualname__", None) or repr(value)
+
+
+def _float(value: float) -> float | str | None:
+    if math.isnan(value):
+        return None
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    return float(value)
+
+
+def _pretty(value: Any, depth: int) -> str:
+    items: list[str]
+    if isinstance(value, dict) and value:
+        items = [f"{json.dumps(key)}: {_pretty(item, depth + 1)}" for key, item in value.items()]
+        opening, closing = "{", "}"
+    elif isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        items = [_pretty(item, depth + 1) for item in value]
+        opening, closing = "[", "]"
+    else:
+        return json.dumps(value, allow_nan=False)
+    indent = "\n" + "  " * (depth + 1)
+    return opening + indent + f",{indent}".join(items) + "\n" + "  " * depth + closing
+
+
+# -- from JSON --------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _decode(kind: Any, value: Any, where: str, tensors: Mapping[str, Tensor]) -> Any:
+    """``value`` as the type ``kind`` of a field of the results; ``where`` is its path, for the refusals."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if kind is float:
+        return _to_float(value, where)
+    if kind in (str, bool, int):
+        return _exactly(kind, value, where)
+    if kind is Tensor:
+        name = _exactly(str, value, where)
+        if name not in tensors:
+            raise ValueError(f"{where}: the vectors file has no tensor named {name!r}")
+        return tensors[name]
+    if origin is np.ndarray:
+        return _to_array(kind, value, where)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _decode(arguments[0], value, where, tensors)
+    if origin is tuple:
+        return tuple(_decode(arguments[0], v, f"{where}[{i}]", tensors) for i, v in _items(list, value, where))
+    if origin is list:
+        return [_decode(arguments[0], v, f"{where}[{i}]", tensors) for i, v in _items(list, value, where)]
+    if origin is not None and issubclass(origin, Mapping):
+        return {k: _decode(arguments[1], v, f"{where}.{k}", tensors) for k, v in _items(dict, value, where)}
+    return _to_dataclass(kind, value, where, tensors)
+
+
+def _to_dataclass(kind: Any, value: Any, where: str, tensors: Mapping[str, Tensor]) -> Any:
+    entries = dict(_items(dict, value, where))
+    arguments = {}
+    for item in fields(kind):
+        path = f"{where}.{item.name}".lstrip(".")
+        if item.name not in entries:
+            raise ValueError(f"{path} is missing")
+        arguments[item.name] = _decode(_hints(kind)[item.name], entries[item.name], path, tensors)
+    return kind(**arguments)
+
+
+def _to_float(value: Any, where: str) -> float:
+    if value is None:
+        return math.nan
+    if value in ("inf", "-inf"):
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{where} is {_kind(value)}, not a number")
+    return float(value)
+
+
+def _to_array(kind: Any, value: Any, where: str) -> Any:
+    if kind == Floats:
+        numbers = [_to_float(v, f"{where}[{i}]") for i, v in _items(list, value, where)]
+        return np.array(numbers, dtype=np.float64)
+    return np.array([_exactly(bool, v, f"{where}[{i}]") for i, v in _items(list, value, where)], dtype=np.bool_)
+
+
+def _exactly(kind: type, value: Any, where: str) -> Any:
+    if type(value) is not kind:
+        raise ValueError(f"{where} is {_kind(value)}, not {_WORDS[kind]}")
+    return value
+
+
+def _items(kind: type, value: Any, where: str) -> list[tuple[Any, Any]]:
+    if type(value) is not kind:
+        raise ValueError(f"{where or 'the document'} is {_kind(value)}, not {_WORDS[kind]}")
+    return list(value.items()) if kind is dict else list(enumerate(value))
+
+
+def _consistent(spectrum: Spectrum, where: str) -> None:
+    pairs = len(spectrum.eigenvalues)
+    for name in ("error_bounds", "conditional_bounds", "converged", "end"):
+        if len(getattr(spectrum, name)) != pairs:
+            raise ValueError(f"{where}.{name} has {len(getattr(spectrum, name))} entries for {pairs} eigenvalues")
+    if spectrum.eigenvectors and len(spectrum.eigenvectors) != pairs:
+        raise ValueError(f"{where} has {len(spectrum.eigenvectors)} eigenvectors for {pairs} eigenvalues")
+
+
+_WORDS: dict[type, str] = {
+    str: "a string",
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+}
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else _WORDS.get(type(value), type(value).__name__)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not valid JSON")

@@ -1,0 +1,247 @@
+"""Criteria on (output, target) as exact pairs (sum, count), so that batches of any size add up."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layerhess.errors import InputError
+
+Pair = tuple[Tensor, float]
+
+_ELEMENTWISE: tuple[type[nn.Module], ...] = (
+    nn.MSELoss,
+    nn.L1Loss,
+    nn.SmoothL1Loss,
+    nn.HuberLoss,
+    nn.BCELoss,
+    nn.BCEWithLogitsLoss,
+    nn.PoissonNLLLoss,
+    nn.SoftMarginLoss,
+    nn.HingeEmbeddingLoss,
+    nn.KLDivLoss,
+    nn.MultiLabelMarginLoss,
+    nn.MultiLabelSoftMarginLoss,
+    nn.MultiMarginLoss,
+)
+_CLASSES: tuple[type[nn.Module], ...] = (nn.CrossEntropyLoss, nn.NLLLoss)
+_SAME_SHAPE: tuple[type[nn.Module], ...] = (*_ELEMENTWISE[:9], nn.KLDivLoss)
+_FUNCTIONS: dict[Callable[..., Any], type[nn.Module]] = {
+    F.cross_entropy: nn.CrossEntropyLoss,
+    F.nll_loss: nn.NLLLoss,
+    F.mse_loss: nn.MSELoss,
+    F.l1_loss: nn.L1Loss,
+    F.smooth_l1_loss: nn.SmoothL1Loss,
+    F.huber_loss: nn.HuberLoss,
+    F.binary_cross_entropy: nn.BCELoss,
+    F.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss,
+    F.poisson_nll_loss: nn.PoissonNLLLoss,
+    F.soft_margin_loss: nn.SoftMarginLoss,
+    F.kl_div: nn.KLDivLoss,
+}
+
+
+class Criterion:
+    """One loss on (output, target), made to return (sum over items, number of items).
+
+    The known criteria of ``torch.nn`` are summed and counted exactly: the denominator of the mean that torch itself
+    would take (the sum of the class weights of unignored targets for a weighted cross entropy, the number of elements
+    for MSE, the batch size for ``batchmean``). ``reduction="sum"`` has the denominator 1. Any other callable is taken
+    as a mean over the first dimension; :mod:`layerhess.checks` tests that claim.
+
+    Attributes:
+        known: the count is exact by construction.
+        is_sum: the denominator of the whole loss is 1.
+
+    Raises:
+        InputError: for ``reduction="none"``, and for something that cannot be called.
+    """
+
+    def __init__(self, loss: Callable[..., Any]) -> None:
+        module = _as_module(loss)
+        self.loss = loss if module is None else module
+        self.known = module is not None
+        self.is_sum = False
+        self._classes = isinstance(module, _CLASSES)
+        if module is None:
+            return
+        reduction = getattr(module, "reduction", "mean")
+        if reduction == "none":
+            raise InputError(
+                f"{type(module).__name__} has reduction='none', so its result is no scalar",
+                where="loss",
+                what_to_do="use reduction='mean' or 'sum'",
+            )
+        self.is_sum = reduction == "sum"
+        self._batch_mean = reduction == "batchmean"
+        self._summed = copy.copy(module)
+        self._summed.__dict__["reduction"] = "sum" if self._classes else "none"
+
+    @property
+    def name(self) -> str:
+        """Short name for settings and messages."""
+        return str(getattr(self.loss, "__name__", type(self.loss).__name__))
+
+    def __call__(self, output: Tensor, target: Any) -> Pair:
+        """Sum of losses (0-d tensor with graph) and its count."""
+        if not self.known:
+            value = self.loss(output, target)
+            check_scalar(value)
+            count = _first_dimension(target) or _first_dimension(output) or 1
+            return value.reshape(()) * count, float(count)
+        if isinstance(self.loss, _SAME_SHAPE) and isinstance(target, Tensor):
+            refuse_enlarging_broadcast(output, target, type(self.loss).__name__)
+        if self._classes:
+            return self._summed(output, target), self._class_count(output, target)
+        with warnings.catch_warnings():
+            # torch warns of any broadcast; those that enlarge were refused above, the others change nothing.
+            warnings.filterwarnings("ignore", message="Using a target size")
+            losses = self._summed(output, target)
+        count = output.shape[0] if self._batch_mean else losses.numel()
+        return losses.sum(), float(count)
+
+    def validate(self, output: Any, target: Any, where: str) -> None:
+        """Look at one batch's shapes and class indices before any work; reads values, so called once per batch.
+
+        Raises:
+            InputError: class index out of range, or a broadcast hidden in an unknown callable.
+        """
+        if not isinstance(output, Tensor):
+            raise InputError(
+                f"the model returned {type(output).__name__}, and a criterion needs a tensor",
+                where=where,
+                what_to_do="use lh.batch_loss(fn) with fn(model, batch) -> (loss_sum, count)",
+            )
+        if self.known and not isinstance(target, Tensor):
+            raise InputError(
+                f"the target is {type(target).__name__}, and {self.name} needs a tensor",
+                where=where,
+                what_to_do="make each batch (inputs, target), or use lh.batch_loss(fn)",
+            )
+        if self._classes and isinstance(target, Tensor) and not target.is_floating_point():
+            classes = output.shape[1 if output.ndim > 1 else 0]
+            kept = target[target != self.loss.ignore_index]  # type: ignore[attr-defined]
+            if kept.numel() and (int(kept.min()) < 0 or int(kept.max()) >= classes):
+                wrong = int(kept.min()) if int(kept.min()) < 0 else int(kept.max())
+                raise InputError(
+                    f"class index {wrong} is out of range for an output of {classes} classes",
+                    where=where,
+                    what_to_do=f"use targets from 0 to {classes - 1}, or ignore_index for those to leave out",
+                )
+        if not self.known and isinstance(target, Tensor):
+            self._refuse_hidden_broadcast(output, target, where)
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> Criterion:
+        """The same criterion with its own tensors (class weights) in ``dtype`` on ``device``."""
+        if not isinstance(self.loss, nn.Module):
+            return self
+        return Criterion(copy.deepcopy(self.loss).to(device=device, dtype=dtype))
+
+    def _class_count(self, output: Tensor, target: Tensor) -> float:
+        if target.is_floating_point():  # class probabilities: torch divides by the number of distributions
+            return float(output.numel() // output.shape[1 if output.ndim > 1 else 0])
+        kept = target != self.loss.ignore_index  # type: ignore[attr-defined]
+        weight = getattr(self.loss, "weight", None)
+        if weight is None:
+            return float(kept.sum())
+        return float(weight.detach().double()[target[kept]].sum())
+
+    def _refuse_hidden_broadcast(self, output: Tensor, target: Tensor, where: str) -> None:
+        # An experiment instead of reading the callable: if giving the target the output's shape changes the value,
+        # the callable broadcasts them against each other.
+        if target.shape == output.shape or not target.is_floating_point() or target.numel() != output.numel():
+            return
+        if not _broadcast_enlarges(output, target):
+            return
+        with torch.no_grad():
+            try:
+                before = float(self.loss(output, target))
+                after = float(self.loss(output, target.reshape(output.shape)))
+            except Exception:
+                return
+        if abs(before - after) > 1e-4 * (abs(before) + abs(after)):
+            _refuse_broadcast(output, target, self.name, where)
+
+
+def check_scalar(value: Any) -> None:
+    """Refuse a loss that is not a one-element tensor.
+
+    Raises:
+        InputError: naming what came instead.
+    """
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(
+            f"the loss is {what}, not a scalar",
+            where="loss",
+            what_to_do="return the mean over the batch, or use lh.batch_loss(fn) with (loss_sum, count)",
+        )
+
+
+def refuse_enlarging_broadcast(output: Tensor, target: Tensor, name: str) -> None:
+    """Refuse shapes such as (N, 1) against (N,), whose N x N broadcast is almost never meant.
+
+    Raises:
+        InputError: if the broadcast is larger than both.
+    """
+    if output.shape != target.shape and _broadcast_enlarges(output, target):
+        _refuse_broadcast(output, target, name, "loss")
+
+
+def _broadcast_enlarges(output: Tensor, target: Tensor) -> bool:
+    try:
+        shape = np.broadcast_shapes(tuple(output.shape), tuple(target.shape))
+    except ValueError:
+        return False
+    return math.prod(shape) > max(output.numel(), target.numel())
+
+
+def _refuse_broadcast(output: Tensor, target: Tensor, name: str, where: str) -> None:
+    result = np.broadcast_shapes(tuple(output.shape), tuple(target.shape))
+    raise InputError(
+        f"{name} broadcasts the output {tuple(output.shape)} against the target {tuple(target.shape)} to {result}, "
+        "larger than both",
+        where=where,
+        what_to_do="give both the same shape, for example target.unsqueeze(-1) or output.squeeze(-1)",
+    )
+
+
+def _first_dimension(value: Any) -> int | None:
+    return int(value.shape[0]) if isinstance(value, Tensor) and value.ndim else None
+
+
+def _as_module(loss: Any) -> nn.Module | None:
+    """The torch.nn criterion that ``loss`` is or stands for, or None for an unknown callable."""
+    if not callable(loss):
+        raise InputError(
+            f"the loss is {type(loss).__name__}, which cannot be called",
+            where="loss",
+            what_to_do="pass a criterion such as torch.nn.CrossEntropyLoss(), a callable, or lh.batch_loss(fn)",
+        )
+    if isinstance(loss, type):
+        raise InputError(
+            f"the loss is the class {loss.__name__}, not an instance",
+            where="loss",
+            what_to_do=f"write {loss.__name__}() with parentheses",
+        )
+    if type(loss) in (*_ELEMENTWISE, *_CLASSES):
+        return loss  # type: ignore[no-any-return]
+    function, options = loss, {}
+    if isinstance(loss, functools.partial) and not loss.args:
+        function, options = loss.func, loss.keywords
+    made = _FUNCTIONS.get(function)
+    if made is None:
+        return None
+    try:
+        return made(**options)
+    except TypeError:  # an option the module form does not know: treat it as an unknown callable
+        return None

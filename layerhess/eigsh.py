@@ -1,0 +1,178 @@
+"""Certified eigenpairs of a single operator: the few-line driver of one ask/tell process."""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerhess.bounds import arithmetic, certify
+from layerhess.errors import InputError
+from layerhess.ledger import Ledger
+from layerhess.operators.hessian import BlockOperator, Hessian
+from layerhess.paths.exact import goes_dense
+from layerhess.rounding import RoundingMeter
+from layerhess.solvers.dense import Dense
+from layerhess.solvers.lanczos import Lanczos
+from layerhess.solvers.process import Process, Wanted
+from layerhess.survey import survey
+from layerhess.sweep import FULL
+from layerhess.trace import trace
+from layerhess.vectors import oriented, random_unit, solver_device
+
+ENDS = ("LA", "SA", "LM", "BE")
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """Eigenpairs, best first by the key asked for.
+
+    Attributes:
+        values: (k,) float64. vectors: (k, n) float64 tensor, unit rows, largest component positive.
+        error_bounds: (k,) absolute: residual plus rounding. converged: (k,) bool.
+        complete: the whole spectrum was computed. products: operator products spent.
+    """
+
+    values: np.ndarray[Any, np.dtype[np.float64]]
+    vectors: Tensor
+    error_bounds: np.ndarray[Any, np.dtype[np.float64]]
+    converged: np.ndarray[Any, np.dtype[np.bool_]]
+    complete: bool
+    products: int
+
+
+def eigsh(
+    op: Any, k: int = 1, which: str = "LA", tol: float = 1e-3, max_passes: int = 500, seed: int = 0
+) -> Eigenpairs:
+    """k eigenpairs of a symmetric operator.
+
+    Args:
+        op: :class:`layerhess.Hessian`, one of its blocks, or anything with ``shape`` and ``matvec`` (a SciPy
+            LinearOperator; a NumPy array works too).
+        k: how many. which: "LA" largest, "SA" smallest algebraic, "LM" largest modulus, "BE" both ends (one more at
+            the top for odd k; top first, then the smallest).
+        tol: see :func:`layerhess.analyze`. max_passes: products with one (block of) vector(s) at most. seed: start.
+
+    Returns:
+        :class:`Eigenpairs`; ``converged`` is False where max_passes ended the search.
+
+    Raises:
+        InputError: bad k, which, tol or operator.
+
+    >>> import numpy as np, layerhess as lh
+    >>> pairs = lh.eigsh(np.diag([1.0, 5.0, -7.0]), k=2, which="LM")
+    >>> [round(float(value), 9) for value in pairs.values]
+    [-7.0, 5.0]
+    """
+    n = _check(op, k, which, tol, max_passes)
+    wanted = {
+        "LA": Wanted(top=k),
+        "SA": Wanted(bottom=k),
+        "LM": Wanted(magnitude=k),
+        "BE": Wanted(top=k - k // 2, bottom=k // 2),
+    }[which]
+    with ExitStack() as stack:
+        single = _Single(op, n, seed, stack)
+        process: Process = (
+            Dense(n, wanted, single.device)
+            if goes_dense(n, wanted)
+            else Lanczos(n, wanted, tol, single.draw, device=single.device)
+        )
+        rounding: float | None = None
+        for _ in range(max_passes):
+            process.tell(single.apply(process.ask()))
+            noisy = getattr(process, "relative_residual", 1.0) <= 2000.0 * single.eps
+            if rounding is None and (process.proposes or noisy):
+                rounding = process.rounding = single.rounding(process)
+            if process.proposes:
+                break
+        candidates = process.candidates()
+        rounding = single.rounding(process) if rounding is None else rounding
+        certificate = certify(candidates, tol=tol, rounding=rounding)
+    order = _order(candidates.values, which, wanted)
+    return Eigenpairs(
+        values=candidates.values[order],
+        vectors=torch.stack([oriented(candidates.vectors[i]) for i in order]),
+        error_bounds=certificate.error_bounds[order],
+        converged=certificate.converged[order] & process.proposes,
+        complete=candidates.spectrum is not None,
+        products=candidates.steps,
+    )
+
+
+class _Single:
+    """One operator seen as rows in, rows out, with its rounding error."""
+
+    def __init__(self, op: Any, n: int, seed: int, stack: ExitStack) -> None:
+        self._op = op.block(FULL) if isinstance(op, Hessian) else op
+        self._meter: RoundingMeter | None = None
+        self.eps = float(np.finfo(np.float64).eps)
+        self.device = torch.device("cpu")
+        if isinstance(self._op, BlockOperator):
+            objective = self._op.parent.objective
+            self.device = solver_device(objective.device)
+            stack.enter_context(self._op.parent.session())
+            ledger = Ledger()
+            surveyed = survey(objective, ledger)
+            coarsest = trace(objective, surveyed.sample).coarsest
+            self.eps = torch.finfo(coarsest).eps
+            self._meter = stack.enter_context(RoundingMeter(objective, surveyed.sample, coarsest, ledger))
+        elif getattr(op, "dtype", None) in (np.dtype(np.float32), torch.float32):
+            self.eps = float(np.finfo(np.float32).eps)
+        name = getattr(self._op, "name", "operator")
+        self.draw = lambda number: random_unit(n, seed, name, number, self.device)
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """(s, n) products."""
+        if isinstance(self._op, BlockOperator):
+            return self._op.rows(rows)
+        if isinstance(self._op, np.ndarray):
+            return torch.from_numpy(np.asarray((self._op @ rows.numpy().T).T, dtype=np.float64))
+        return torch.stack([torch.as_tensor(np.asarray(self._op.matvec(row.numpy()))).double() for row in rows])
+
+    def rounding(self, process: Process) -> float:
+        """Absolute error of a product at the candidates: measured for a network, a few eps ||A|| for a matrix."""
+        candidates = process.candidates()
+        floor = arithmetic(candidates.norm)
+        if self._meter is None or not isinstance(self._op, BlockOperator):
+            return floor + 4.0 * self.eps * math.sqrt(candidates.vectors.shape[1]) * candidates.norm
+        asked = {self._op.name: (self._op.spec, candidates.vectors, candidates.norm)}
+        return floor + self._meter.measure(asked)[self._op.name][0]
+
+
+def _check(op: Any, k: int, which: str, tol: float, max_passes: int) -> int:
+    shape = getattr(op, "shape", None)
+    applies = isinstance(op, np.ndarray) or hasattr(op, "matvec")
+    if shape is None or len(shape) != 2 or shape[0] != shape[1] or not applies:
+        raise InputError(
+            f"the operator is {type(op).__name__}, without a square shape and matvec",
+            where="op",
+            what_to_do="pass lh.Hessian(objective), hessian.block(name), or an object with shape and matvec",
+        )
+    n = int(shape[0])
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= n:
+        raise InputError(f"k is {k!r} for an operator of dimension {n}", where="k", what_to_do=f"use 1 <= k <= {n}")
+    if which not in ENDS:
+        raise InputError(f"unknown which {which!r}", where="which", what_to_do="use 'LA', 'SA', 'LM' or 'BE'")
+    if not (isinstance(tol, (int, float)) and 0.0 < tol < 1.0):
+        raise InputError(f"tol is {tol!r}", where="tol", what_to_do="use a number between 0 and 1, such as 1e-3")
+    if not isinstance(max_passes, int) or max_passes < 1:
+        raise InputError(f"max_passes is {max_passes!r}", where="max_passes", what_to_do="use an integer >= 1")
+    return n
+
+
+def _order(values: Any, which: str, wanted: Wanted) -> list[int]:
+    indices = list(range(len(values)))
+    if which == "SA":
+        return indices[::-1]
+    if which == "LM":
+        return sorted(indices, key=lambda i: -abs(values[i]))
+    if which == "BE":
+        top = indices[: wanted.top]
+        return top + indices[wanted.top :][::-1]
+    return indices

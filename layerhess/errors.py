@@ -1,0 +1,43 @@
+"""What went wrong, where, and what to do: the two exceptions layerhess raises on purpose."""
+
+from __future__ import annotations
+
+
+class LayerhessError(Exception):
+    """Common parent of the refusals; carries ``where`` and ``what_to_do`` beside the message.
+
+    Args:
+        message: one sentence saying what is wrong.
+        where: the batch, block, module or argument concerned (may be empty).
+        what_to_do: one sentence saying how to go on (may be empty).
+    """
+
+    def __init__(self, message: str, *, where: str = "", what_to_do: str = "") -> None:
+        self.message = message
+        self.where = where
+        self.what_to_do = what_to_do
+        parts = [message.rstrip(".") + "."]
+        if where:
+            parts.append(f"Where: {where.rstrip('.')}.")
+        if what_to_do:
+            parts.append(f"What to do: {what_to_do.rstrip('.')}.")
+        super().__init__(" ".join(parts))
+
+
+class InputError(LayerhessError, ValueError):
+    """The input cannot be used: nothing was computed and nothing was changed.
+
+    >>> try:
+    ...     raise InputError("tol must be positive", where="tol=-1", what_to_do="use for example tol=1e-3")
+    ... except ValueError as error:
+    ...     print(error)
+    tol must be positive. Where: tol=-1. What to do: use for example tol=1e-3.
+    """
+
+
+class CheckError(LayerhessError, RuntimeError):
+    """A self-check failed: the number asked for would have been wrong, so none is given."""
+
+
+class LayerhessWarning(UserWarning):
+    """Something the reader of the numbers should know, and that did not stop the analysis."""

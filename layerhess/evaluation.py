@@ -1,0 +1,241 @@
+"""How a model and a batch become a pair (sum of losses, count): three kinds of loss, one interface."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from layerhess import batches
+from layerhess.criteria import Criterion, Pair, check_scalar
+from layerhess.errors import InputError
+
+HF_IGNORE_INDEX = -100
+
+
+class Evaluation(Protocol):
+    """Loss of one batch as (sum, count)."""
+
+    is_sum: bool
+    count_is_exact: bool
+    name: str
+
+    def __call__(self, model: nn.Module, batch: Any) -> Pair:
+        """(0-d loss sum with graph, count)."""
+
+    def surveyed(self, model: nn.Module, batch: Any, where: str) -> Pair:
+        """The pair, after a look at what could be wrong with the batch; raises InputError naming ``where``."""
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> Evaluation:
+        """The same evaluation with its own tensors in ``dtype``."""
+
+
+class batch_loss:
+    """Wrap ``fn(model, batch) -> (loss_sum, count)`` as the loss of an :class:`layerhess.Objective`.
+
+    Args:
+        fn: returns the *sum* of the losses in the batch (one-element tensor with graph) and their count, a number
+            >= 0. The loss of the data set is the sum of the sums over the sum of the counts.
+
+    >>> import torch, layerhess as lh
+    >>> model = torch.nn.Linear(2, 1, bias=False).double()
+    >>> def squared(model, batch):
+    ...     x, y = batch
+    ...     return ((model(x) - y) ** 2).sum(), y.numel()
+    >>> data = (torch.eye(2).double(), torch.ones(2, 1).double())
+    >>> lh.Hessian(lh.Objective(model, data, lh.batch_loss(squared))).to_dense()
+    tensor([[1., 0.],
+            [0., 1.]], dtype=torch.float64)
+    """
+
+    is_sum = False
+    count_is_exact = True
+
+    def __init__(self, fn: Callable[[nn.Module, Any], Any]) -> None:
+        if not callable(fn):
+            raise InputError(
+                f"batch_loss was given {type(fn).__name__}, which cannot be called",
+                where="loss",
+                what_to_do="pass fn(model, batch) -> (loss_sum, count)",
+            )
+        self.fn = fn
+        self.name = f"batch_loss({getattr(fn, '__name__', type(fn).__name__)})"
+
+    def __call__(self, model: nn.Module, batch: Any) -> Pair:
+        """(loss_sum, count) of one batch."""
+        result = self.fn(model, batch)
+        if not isinstance(result, (tuple, list)) or len(result) != 2:
+            raise InputError(
+                f"the function of batch_loss returned {type(result).__name__}, not a pair",
+                where="loss",
+                what_to_do="return (loss_sum, count): the sum of the losses in the batch and how many there are",
+            )
+        total, count = result
+        check_scalar(total)
+        count = float(count)
+        if not 0.0 <= count < float("inf"):
+            raise InputError(
+                f"the function of batch_loss returned the count {count}",
+                where="loss",
+                what_to_do="return how many losses were summed, a finite number >= 0",
+            )
+        return total.reshape(()), count
+
+    def surveyed(self, model: nn.Module, batch: Any, where: str) -> Pair:
+        """The pair: there is nothing to look at beforehand, the function alone knows its batches."""
+        return self(model, batch)
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> batch_loss:
+        """Itself: tensors the function closes over are its own."""
+        return self
+
+
+class CriterionLoss:
+    """A criterion on (output, target): ``model(*inputs)`` or ``model(**batch).logits`` against the target."""
+
+    def __init__(self, criterion: Criterion) -> None:
+        self.criterion = criterion
+        self.is_sum = criterion.is_sum
+        self.count_is_exact = criterion.known
+        self.name = criterion.name
+
+    def __call__(self, model: nn.Module, batch: Any) -> Pair:
+        """(loss_sum, count) of one batch."""
+        return self.criterion(*self.output_and_target(model, batch))
+
+    def output_and_target(self, model: nn.Module, batch: Any) -> tuple[Tensor, Any]:
+        """The model's output and the target it is held against.
+
+        Raises:
+            InputError: if the batch is neither a pair (inputs, target) nor a mapping with "labels".
+        """
+        if batches.is_mapping(batch):
+            if "labels" not in batch:
+                raise InputError(
+                    "a mapping batch has no 'labels' for the criterion",
+                    where=f"keys {sorted(map(str, batch))}",
+                    what_to_do="add 'labels', or use lh.batch_loss(fn) with fn(model, batch) -> (loss_sum, count)",
+                )
+            output = model(**_accepted(model, batch))
+            return _flatten_classes(getattr(output, "logits", output), batch["labels"])
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+            raise InputError(
+                f"a batch is a {type(batch).__name__}{size}, not a pair (inputs, target)",
+                where="data",
+                what_to_do="make it (inputs, target), with a tuple of inputs for several, or use lh.batch_loss(fn)",
+            )
+        inputs, target = batch
+        output = model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+        return getattr(output, "logits", output), target
+
+    def surveyed(self, model: nn.Module, batch: Any, where: str) -> Pair:
+        """The pair, after shapes and class indices were looked at, before torch meets them."""
+        output, target = self.output_and_target(model, batch)
+        self.criterion.validate(output, target, where)
+        return self.criterion(output, target)
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> CriterionLoss:
+        """The same with the criterion's tensors in ``dtype``."""
+        return CriterionLoss(self.criterion.to(dtype, device))
+
+
+class ModelLoss:
+    """The ``.loss`` of a Hugging Face model: a mean over the labels that took part, so their number is its count."""
+
+    is_sum = False
+    count_is_exact = False
+    name = "the model's own .loss"
+
+    def __init__(self) -> None:
+        self._shifted: bool | None = None
+
+    def __call__(self, model: nn.Module, batch: Any) -> Pair:
+        """(loss_sum, count) of one batch."""
+        loss = self._loss(model, batch)
+        count = self._count(model, batch)
+        if count == 0.0:  # the mean over no labels is NaN; such a batch adds nothing
+            return torch.zeros_like(loss), 0.0
+        return loss * count, count
+
+    def surveyed(self, model: nn.Module, batch: Any, where: str) -> Pair:
+        """The pair, if the batch is a mapping and the model returns a scalar ``.loss``."""
+        if not batches.is_mapping(batch):
+            raise InputError(
+                "no loss was given, and a batch is no mapping whose model output would carry a .loss",
+                where=where,
+                what_to_do="pass a criterion as the third argument of lh.Objective, for example "
+                "torch.nn.CrossEntropyLoss()",
+            )
+        return self(model, batch)
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> ModelLoss:
+        """Itself: it has no tensors."""
+        return self
+
+    def _loss(self, model: nn.Module, batch: Any) -> Tensor:
+        output = model(**batch)
+        loss = output.get("loss") if batches.is_mapping(output) else getattr(output, "loss", None)
+        if loss is None:
+            raise InputError(
+                "the model returned no .loss",
+                where=type(model).__name__,
+                what_to_do="put 'labels' into the batch, or pass a criterion as the third argument of lh.Objective",
+            )
+        check_scalar(loss)
+        return loss.reshape(())  # type: ignore[no-any-return]
+
+    def _count(self, model: nn.Module, batch: Any) -> float:
+        labels = batch.get("labels")
+        if not isinstance(labels, Tensor):
+            return float(batches.leading_size(batch) or 1)
+        if labels.is_floating_point():
+            return float(labels.numel())
+        if labels.ndim < 2:
+            return float((labels != HF_IGNORE_INDEX).sum())
+        if self._shifted is None:
+            self._shifted = self._shifts_labels(model, batch, labels)
+        return float((labels[..., 1:] if self._shifted else labels).ne(HF_IGNORE_INDEX).sum())
+
+    def _shifts_labels(self, model: nn.Module, batch: Any, labels: Tensor) -> bool:
+        # A causal language model never looks at the first label of a sequence: masking it changes nothing. An
+        # experiment is safer than a list of class names.
+        masked = labels.clone()
+        masked[..., 0] = HF_IGNORE_INDEX
+        if torch.equal(masked, labels) or bool((masked == HF_IGNORE_INDEX).all()):
+            return labels.shape[-1] > 1 and "Causal" in str(getattr(model, "loss_type", ""))
+        with torch.no_grad():
+            return bool(self._loss(model, batch) == self._loss(model, {**batch, "labels": masked}))
+
+
+def evaluation_of(loss: Any) -> Evaluation:
+    """The evaluation for whatever the user gave as ``loss``."""
+    if loss is None:
+        return ModelLoss()
+    if isinstance(loss, batch_loss):
+        return loss
+    return CriterionLoss(Criterion(loss))
+
+
+def _accepted(model: nn.Module, batch: Any) -> dict[str, Any]:
+    """The batch as keyword arguments, without "labels" if the model's forward does not know them."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    names = {p.name for p in parameters}
+    return {key: batch[key] for key in batch if key != "labels" or open_ended or key in names}
+
+
+def _flatten_classes(logits: Any, labels: Any) -> tuple[Any, Any]:
+    """Hugging Face logits (..., C) against labels (...): flattened to (N, C) and (N,) where torch would want that."""
+    if (
+        isinstance(logits, Tensor)
+        and isinstance(labels, Tensor)
+        and not labels.is_floating_point()
+        and labels.ndim >= 2
+        and logits.shape[:-1] == labels.shape
+    ):
+        return logits.flatten(0, -2), labels.flatten()
+    return logits, labels

@@ -1,0 +1,140 @@
+"""Folders that are replaced as a whole or not at all; knows nothing of what is in them.
+
+How: the successor is written into a hidden sibling folder and fsynced; then the old folder is renamed to a fixed hidden
+name (``.NAME.old``), the new one is renamed to the real name, and the old one is deleted. Whatever happens in between,
+one complete folder stays under one of the two names. Files that are not ours and were put into the old folder move into
+the new one; they are never deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+_STALE_SECONDS = 3600.0  # an unfinished folder of this age was left by a process that died
+
+
+@contextlib.contextmanager
+def replacing(folder: Path, ours: tuple[str, ...]) -> Iterator[Path]:
+    """Give an empty staging folder; when the body ends well, it becomes ``folder``. Otherwise nothing has changed.
+
+    Args:
+        folder: absolute path; missing parents are made.
+        ours: the file names that the body may write, and that are deleted with an old folder.
+
+    Raises:
+        OSError: writing failed; ``folder`` is as it was.
+    """
+    staging = folder.parent / f".{folder.name}.writing-{uuid.uuid4().hex[:12]}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep_stale(folder, ours)
+        staging.mkdir()
+        yield staging
+        fsync_folder(staging)
+        _swap(staging, folder, ours)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def probing(folder: Path) -> Iterator[Path]:
+    """Give a folder beside where ``folder`` would be made, to try writing in; it is removed afterwards.
+
+    Raises:
+        OSError: none can be made there.
+    """
+    parent = folder.parent
+    while not parent.exists():
+        parent = parent.parent
+    probe = parent / f".{folder.name}.probe-{uuid.uuid4().hex[:12]}"
+    try:
+        probe.mkdir()
+        yield probe
+    finally:
+        shutil.rmtree(probe, ignore_errors=True)
+
+
+def old_name(folder: Path) -> Path:
+    """The other name under which a folder may be found after a crash in mid-replacement."""
+    return folder.parent / f".{folder.name}.old"
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file and have it on the disk on return."""
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def rewrite(path: Path, content: bytes) -> None:
+    """Replace one file atomically."""
+    fresh = path.with_name(f".{path.name}.writing-{uuid.uuid4().hex[:12]}")
+    try:
+        write(fresh, content)
+        os.replace(fresh, path)
+        fsync_folder(path.parent)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Have the folder's entries on the disk on return (where the system can open folders)."""
+    if os.name == "nt":  # pragma: no cover
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _swap(staging: Path, folder: Path, ours: tuple[str, ...]) -> None:
+    """Put ``staging`` where ``folder`` is; on any failure the old folder is back under its name."""
+    old = old_name(folder)
+    if folder.exists():
+        if old.exists():  # left by a crash after the second rename: folder is the newer of the two
+            _discard(old, folder, ours)
+        if any(folder.iterdir()):
+            os.rename(folder, old)
+        else:
+            folder.rmdir()
+    try:
+        os.rename(staging, folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)
+        raise
+    fsync_folder(folder.parent)
+    if old.exists():
+        with contextlib.suppress(OSError):  # the new one is in place; the next replacement tries again
+            _discard(old, folder, ours)
+
+
+def _discard(old: Path, into: Path, ours: tuple[str, ...]) -> None:
+    """Delete our files of an old folder; move everything that is not ours into the new one."""
+    for entry in list(old.iterdir()):
+        if entry.name in ours:
+            entry.unlink()
+            continue
+        target = into / entry.name
+        while target.exists():
+            target = target.with_name(target.name + ".old")
+        os.rename(entry, target)
+    old.rmdir()
+
+
+def _sweep_stale(folder: Path, ours: tuple[str, ...]) -> None:
+    """Remove what a process that died while writing left beside ``folder``, if it has only our files in it."""
+    escaped = "".join(f"[{c}]" if c in "*?[" else c for c in folder.name)
+    for entry in folder.parent.glob(f".{escaped}.writing-*"):
+        with contextlib.suppress(OSError):
+            stale = time.time() - entry.stat().st_mtime > _STALE_SECONDS
+            if stale and all(inner.name in ours for inner in entry.iterdir()):
+                shutil.rmtree(entry)

@@ -1,0 +1,96 @@
+"""Counts of the work done, by phase, and how much memory kept graphs may take."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from layerhess.results import Counts
+
+KEPT_SHARE = 0.5  # of the memory that is free when the first graph is made
+
+
+class Ledger:
+    """Counts forwards, first backwards and Hessian-vector products of one batch each, by phase."""
+
+    def __init__(self) -> None:
+        self.phase = "solve"
+        self.passes = 0
+        self.full_products = 0
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._by_phase: dict[str, dict[str, int]] = {}
+
+    @contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        """Count and time the body under ``phase``; nested phases are timed in their own."""
+        before, start = self.phase, time.perf_counter()
+        self.phase = phase
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds[phase] += spent
+            self.phase = before
+            if before in self.seconds and before != phase:
+                self.seconds[before] -= spent
+
+    def count(self, kind: str, number: int = 1) -> None:
+        """Add to "forwards", "backwards" or "products"."""
+        phase = self._by_phase.setdefault(self.phase, {"forwards": 0, "backwards": 0, "products": 0})
+        phase[kind] += number
+
+    def total(self, kind: str) -> int:
+        """Sum over all phases."""
+        return sum(phase[kind] for phase in self._by_phase.values())
+
+    def counts(self) -> Counts:
+        """An immutable copy for the result."""
+        return Counts(
+            passes=self.passes,
+            forwards=self.total("forwards"),
+            backwards=self.total("backwards"),
+            products=self.total("products"),
+            full_products=self.full_products,
+            by_phase={name: dict(phase) for name, phase in self._by_phase.items()},
+        )
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be had on ``device``; a cautious 2 GiB where the system does not say."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + reusable
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    free = 2 << 30
+    info = Path("/proc/meminfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) * 1024
+    if limit != resource.RLIM_INFINITY:
+        free = min(free, max(0, limit - _address_space()))
+    return free
+
+
+def used_bytes(device: torch.device) -> int:
+    """Memory this process holds on ``device`` now (resident set on the CPU)."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * resource.getpagesize()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _address_space() -> int:
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 0

@@ -1,0 +1,358 @@
+"""The function whose curvature is asked for: model + data + loss -> L(theta) = (sum of losses) / (sum of counts)."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from layerhess import batches
+from layerhess.errors import InputError, LayerhessWarning
+from layerhess.evaluation import Evaluation, evaluation_of
+from layerhess.restore import restored
+
+MODES = ("as-is", "eval")
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+class Objective:
+    """A model's loss over a whole data set, as sums and counts of its batches.
+
+    Args:
+        model: any ``torch.nn.Module``; ``torch.compile``d, DataParallel and DistributedDataParallel wrappers are
+            taken off. It is never changed: whatever an analysis touches is put back bit by bit.
+        data: one batch (a tuple or a mapping), or a re-iterable of batches (a list, a DataLoader, ...). A batch is
+            (inputs, target), with a tuple of inputs for several; a mapping; or whatever ``batch_loss`` understands.
+        loss: a criterion on (output, target); ``lh.batch_loss(fn)``; or None for a Hugging Face model's own ``.loss``.
+        batch_size: split larger batches along dimension 0; the result is the same, the memory is not.
+        mode: "as-is", or "eval" to put the model into eval mode during the analysis.
+
+    Attributes:
+        model: the unwrapped model. parameters: trainable floating point parameters by first name, in
+            ``named_parameters()`` order, tied ones once. frozen: names left out. device: the model's.
+
+    Raises:
+        InputError: unusable model, data or loss.
+
+    >>> import torch, layerhess as lh
+    >>> x, y = torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [0.0]])
+    >>> objective = lh.Objective(torch.nn.Linear(1, 1, bias=False), (x, y), torch.nn.MSELoss())
+    >>> lh.Hessian(objective).to_dense()      # 2 * mean(x^2)
+    tensor([[5.]])
+    """
+
+    def __init__(
+        self, model: nn.Module, data: Any, loss: Any = None, *, batch_size: int | None = None, mode: str = "as-is"
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise InputError(
+                f"the model is {type(model).__name__}, not a torch.nn.Module",
+                where="model",
+                what_to_do="pass the module itself",
+            )
+        if mode not in MODES:
+            raise InputError(f"unknown mode {mode!r}", where="mode", what_to_do="use 'as-is' or 'eval'")
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise InputError(f"batch_size is {batch_size!r}", where="batch_size", what_to_do="use an integer >= 1")
+        self.notes: list[str] = []
+        self.model = self._unwrap(model)
+        self.data = data
+        self.loss = loss
+        self.batch_size = batch_size
+        self.mode = mode
+        self.evaluation: Evaluation = evaluation_of(loss)
+        batches.check_data(data, any_batch=not hasattr(self.evaluation, "criterion"))
+        self.parameters, self.frozen = _trainable(self.model)
+        self.device = next(iter(self.parameters.values())).device
+        self.dtype = _coarsest([p.dtype for p in self.parameters.values()])
+        self._refuse_shuffled_batch_norm()
+        self._warn_half_precision()
+        self._depth = 0
+
+    # -- reading the data ---------------------------------------------------------------------------------------
+
+    def batches(self) -> Iterator[Any]:
+        """The prepared batches (on the model's device, split by ``batch_size``), in the data's own order.
+
+        Raises:
+            InputError: if the data raises while being read.
+        """
+        for raw in batches.iterate(self.data):
+            yield from batches.pieces(batches.prepare(raw, self.device), self.batch_size)
+
+    def terms(self, batch: Any) -> tuple[Tensor, float]:
+        """(loss sum with graph, 0-d; count) of one prepared batch. Call within :meth:`session`."""
+        return self.evaluation(self.model, batch)
+
+    @property
+    def batch_dependent_norm(self) -> list[str]:
+        """Names of BatchNorm modules that will run in train mode: the split into batches is then part of the loss."""
+        if self.mode == "eval":
+            return []
+        return [
+            name
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)
+        ]
+
+    @property
+    def random_modules(self) -> list[str]:
+        """Names of dropout modules that will be active."""
+        if self.mode == "eval":
+            return []
+        return [
+            name
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0
+        ]
+
+    @property
+    def numel(self) -> int:
+        """P, the number of trainable scalar parameters."""
+        return sum(p.numel() for p in self.parameters.values())
+
+    # -- variants -----------------------------------------------------------------------------------------------
+
+    def with_mode(self, mode: str) -> Objective:
+        """The same objective in another mode."""
+        return Objective(self.model, self.data, self.loss, batch_size=self.batch_size, mode=mode)
+
+    def with_batch_size(self, batch_size: int | None) -> Objective:
+        """The same objective, split into other pieces."""
+        return Objective(self.model, self.data, self.loss, batch_size=batch_size, mode=self.mode)
+
+    def to(self, device: str | torch.device) -> Objective:
+        """The same objective on a copy of the model on ``device``.
+
+        Raises:
+            InputError: unknown or unavailable device.
+        """
+        try:
+            target = torch.device(device)
+            torch.zeros((), device=target)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(
+                f"the device {device!r} cannot be used ({str(error).splitlines()[0]})",
+                where="device",
+                what_to_do="use 'cpu', or a device that torch sees, such as 'cuda:0'",
+            ) from None
+        if target == self.device:
+            return self
+        model = copy.deepcopy(self.model).to(target)
+        moved = Objective(model, self.data, self.loss, batch_size=self.batch_size, mode=self.mode)
+        moved.evaluation = self.evaluation.to(self.dtype, target)
+        return moved
+
+    def cast(self, dtype: torch.dtype, data: list[Any]) -> Objective:
+        """The same loss on a copy of the model and on ``data``, all in ``dtype``.
+
+        Raises:
+            Exception: whatever ``copy.deepcopy`` raises for a model that cannot be copied.
+        """
+        model = copy.deepcopy(self.model).to(dtype)
+        made = Objective.__new__(Objective)
+        made.__dict__.update(self.__dict__)
+        made.model, made.data, made.dtype, made._depth = model, [batches.cast(b, dtype) for b in data], dtype, 0
+        made.batch_size = None
+        made.evaluation = self.evaluation.to(dtype, self.device)
+        made.parameters, made.frozen = _trainable(model)
+        return made
+
+    def narrowed(self, data: list[Any]) -> Objective:
+        """The same model and loss on other, already prepared batches; shares the model."""
+        made = copy.copy(self)
+        made.data, made.batch_size = data, None
+        return made
+
+    def subset(self, examples: int, seed: int = 0) -> Objective:
+        """The same objective on a fixed random subset of the examples (drawn without replacement by ``seed``).
+
+        Args:
+            examples: how many to keep; all are kept if there are fewer.
+            seed: the same seed gives the same subset of the same data.
+
+        Raises:
+            InputError: if ``examples`` < 1, or the batches cannot be split along dimension 0.
+        """
+        if examples < 1:
+            raise InputError(f"examples is {examples}", where="examples", what_to_do="use an integer >= 1")
+        kept = [batch for batch in batches.iterate(self.data)]
+        sizes = [batches.leading_size(batch) for batch in kept]
+        if any(size is None for size in sizes):
+            raise InputError(
+                "the examples of a batch cannot be told apart: its tensors have no common first dimension",
+                where=f"batch {sizes.index(None)}",
+                what_to_do="drop examples, or put the examples along dimension 0 of every tensor",
+            )
+        starts = np.cumsum([0, *[size or 0 for size in sizes]])
+        total = int(starts[-1])
+        if total <= examples:
+            return self
+        chosen = np.sort(np.random.default_rng(seed).choice(total, size=examples, replace=False))
+        data = []
+        for batch, start, end in zip(kept, starts[:-1], starts[1:], strict=True):
+            index = chosen[(chosen >= start) & (chosen < end)] - start
+            if len(index):
+                data.append(batches.take(batch, torch.from_numpy(index)))
+        made = Objective(self.model, data, self.loss, batch_size=self.batch_size, mode=self.mode)
+        made.notes.append(
+            f"a random subset of {examples} of {total} examples (seed {seed}): the numbers are exact for the subset"
+        )
+        return made
+
+    # -- the state the model is in while being analysed -----------------------------------------------------------
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Everything an evaluation needs, and the promise that it is put back: see :mod:`layerhess.restore`.
+
+        Gradients on, inference mode off, MATH attention kernels (the fused ones have no second derivative), compiled
+        code run eagerly, no TF32, the requested mode. Re-entrant: inner sessions cost nothing.
+        """
+        if self._depth:
+            yield
+            return
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(restored(self.model))
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            stack.enter_context(_eager())
+            stack.enter_context(_same_kernels())
+            stack.enter_context(_full_precision(self.device, self.model))
+            if self.mode == "eval":
+                self.model.eval()
+            self._depth = 1
+            try:
+                yield
+            finally:
+                self._depth = 0
+
+    # -- refusals ---------------------------------------------------------------------------------------------
+
+    def _unwrap(self, model: nn.Module) -> nn.Module:
+        while True:
+            inner = getattr(model, "_orig_mod", None)
+            if isinstance(inner, nn.Module):
+                self.notes.append("the model was compiled: the module inside torch.compile is analysed, eagerly")
+                model = inner
+            elif isinstance(model, _WRAPPERS):
+                self.notes.append(f"the model was wrapped in {type(model).__name__}: its .module is analysed")
+                model = model.module
+            else:
+                return model
+
+    def _refuse_shuffled_batch_norm(self) -> None:
+        names = self.batch_dependent_norm
+        if not names:
+            return
+        if batches.is_shuffling(self.data):
+            raise InputError(
+                "BatchNorm runs in train mode, where the split into batches is part of the loss, and the loader "
+                "shuffles: every pass would have another loss",
+                where=", ".join(names[:3]),
+                what_to_do="use mode='eval', or shuffle=False",
+            )
+        self.notes.append(
+            f"BatchNorm runs in train mode ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): "
+            "the split into batches is part of the loss"
+        )
+
+    def _warn_half_precision(self) -> None:
+        if self.dtype not in (torch.float16, torch.bfloat16):
+            return
+        eps = torch.finfo(self.dtype).eps
+        sentence = (
+            f"the weights are {str(self.dtype).removeprefix('torch.')}: expect eigenvalues good to about "
+            f"{100 * eps:.0%} of the largest; for better ones analyse model.float()"
+        )
+        warnings.warn(sentence, LayerhessWarning, stacklevel=3)
+        self.notes.append(sentence)
+
+
+def _trainable(model: nn.Module) -> tuple[dict[str, nn.Parameter], tuple[str, ...]]:
+    parameters: dict[str, nn.Parameter] = {}
+    frozen = []
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise InputError(
+                f"the parameter {name!r} of a lazy module has no shape yet",
+                where=name,
+                what_to_do="run one batch through the model first",
+            )
+        if not parameter.requires_grad:
+            frozen.append(name)
+        elif parameter.is_complex():
+            raise InputError(
+                f"the trainable parameter {name!r} is complex; its Hessian is not defined here",
+                where=name,
+                what_to_do="freeze it with requires_grad_(False), or store real and imaginary parts",
+            )
+        elif parameter.is_inference():
+            raise InputError(
+                "the model was made inside torch.inference_mode, so autograd cannot use its parameters",
+                where=name,
+                what_to_do="build or load the model outside inference_mode",
+            )
+        elif parameter.device.type == "meta":
+            raise InputError(f"the parameter {name!r} is on the meta device", where=name, what_to_do="load its values")
+        elif parameter.is_floating_point():
+            parameters[name] = parameter
+        else:
+            frozen.append(name)
+    if not parameters:
+        raise InputError(
+            "the model has no trainable parameters" + (f" ({len(frozen)} are frozen)" if frozen else ""),
+            where=type(model).__name__,
+            what_to_do="call requires_grad_(True) on those to analyse",
+        )
+    return parameters, tuple(frozen)
+
+
+def _coarsest(dtypes: list[torch.dtype]) -> torch.dtype:
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Run compiled code eagerly: compiled backwards have no second derivative."""
+    stance = getattr(torch.compiler, "set_stance", None)
+    if stance is None or "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with stance("force_eager"):
+        yield
+
+
+@contextmanager
+def _same_kernels() -> Iterator[None]:
+    """No inference-only fast path of torch's transformer layers: with and without gradients, one function."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def _full_precision(device: torch.device, model: nn.Module) -> Iterator[None]:
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.enabled
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        torch.backends.cudnn.enabled = False  # cuDNN's recurrent kernels have no second derivative
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.enabled = before

@@ -1,0 +1,1 @@
+"""The matrices whose spectra are asked for."""

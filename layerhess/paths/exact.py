@@ -1,0 +1,67 @@
+"""The exact path: Lanczos, or the whole matrix of a small block, on exact products over all data."""
+
+from __future__ import annotations
+
+import torch
+
+from layerhess.blocks import Block
+from layerhess.errors import InputError
+from layerhess.ledger import free_bytes
+from layerhess.solvers.dense import Dense
+from layerhess.solvers.lanczos import Lanczos
+from layerhess.solvers.power import Power
+from layerhess.solvers.process import Process, Source, Wanted
+from layerhess.vectors import random_unit, solver_device
+
+DENSE_LIMIT = 32  # parameters up to which the whole spectrum costs about as much as a few eigenvalues
+BASIS_SHARE = 0.25  # of the free memory, for the bases of all solvers together
+METHODS = ("lanczos", "power")
+
+
+def source(block: Block, seed: int, device: torch.device) -> Source:
+    """Random unit vectors of the block: draw number -> (P_b,) float64."""
+    return lambda number: random_unit(block.numel, seed, block.name, number, device)
+
+
+def make_process(
+    block: Block, wanted: Wanted, *, tol: float, seed: int, method: str, device: torch.device, basis_limit: int
+) -> Process:
+    """The solver for one block: LAPACK for a small one, thick-restart Lanczos otherwise, or power iteration."""
+    device = solver_device(device)
+    draw = source(block, seed, device)
+    if method == "power":
+        return Power(block.numel, tol, draw, device=device)
+    if goes_dense(block.numel, wanted):
+        return Dense(block.numel, wanted, device)
+    return Lanczos(block.numel, wanted, tol, draw, basis_limit=basis_limit, device=device)
+
+
+def goes_dense(numel: int, wanted: Wanted) -> bool:
+    """Whether the whole spectrum of a block of this size is computed."""
+    return numel <= max(DENSE_LIMIT, 2 * wanted.total)
+
+
+def expected_products(numel: int, wanted: Wanted) -> int:
+    """Rough number of products a block will need, for the forecast."""
+    if goes_dense(numel, wanted):
+        return numel
+    copies = max(wanted.top, wanted.bottom) >= 2
+    return 6 + 5 * wanted.total + (12 if copies else 0)
+
+
+def basis_limit(total_numel: int, wanted: Wanted, device: torch.device) -> int:
+    """Rows per Lanczos basis, so that all bases (each row with its product) fit a share of the free memory.
+
+    Raises:
+        InputError: if not even the smallest useful basis fits.
+    """
+    comfortable = max(2 * wanted.total + 24, 48)
+    fits = int(BASIS_SHARE * free_bytes(solver_device(device)) // (16 * max(1, total_numel)))
+    if fits < wanted.total + 6:
+        raise InputError(
+            f"the solvers' vectors do not fit into memory ({total_numel:,} parameters in all blocks and the full "
+            f"model, room for {fits} vectors each)",
+            where="memory",
+            what_to_do="use full=False, fewer eigenvalues, or blocks that cover less of the model",
+        )
+    return min(comfortable, fits)

@@ -1,0 +1,1 @@
+"""How one batch contributes to a product with the curvature operator."""

@@ -1,0 +1,235 @@
+"""Typed results: what an analysis found, how far each number can be trusted, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from layerhess.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+FULL_NAME = "(full)"
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigenpairs of one operator: a diagonal block ``H_bb``, or the full Hessian.
+
+    Attributes:
+        name: block name; ``"(full)"`` for the whole model.
+        operator: the matrix whose eigenvalues these are, for example ``"hessian"``.
+        parameters: names of the parameter tensors in the block, in model order.
+        numel: number of scalar parameters P_b.
+        eigenvalues: (k,) float64, descending: the ``top`` largest, then the ``bottom`` smallest. Units: loss per
+            squared parameter, for the mean loss over the whole data set.
+        error_bounds: (k,) float64, absolute: ||A v - theta v|| plus rounding. The i-th eigenvalue lies within it,
+            unless one was missed.
+        conditional_bounds: (k,) float64: r^2/gap plus rounding (Parlett 1998, th. 11.7.1); holds only if nothing was
+            missed between the computed eigenvalues and the rest of the spectrum; NaN where no gap is known.
+        converged: (k,) bool.
+        end: (k,) "top" or "bottom": which end of the spectrum each eigenvalue was asked for.
+        status: "converged" | "converged, limited by dtype" | "complete" | "zero" | "not converged" | "refused",
+            followed by ": " and a sentence where there is more to say.
+        complete: the whole spectrum was computed (dense): nothing can have been missed.
+        spectrum: (P_b,) float64 descending when complete, else None.
+        eigenvectors: one dict per pair, parameter name -> tensor of the parameter's shape and dtype, on the CPU;
+            unit norm over the block, largest component positive.
+        rounding: the rounding part of ``error_bounds``, absolute.
+        rounding_source: how that was obtained: "measured", "assumed" or "not measured".
+        missed_factor: with probability at least ``1 - missed_probability`` no eigenvalue beyond
+            ``missed_factor * eigenvalues[0]`` was missed at the top; 1.0 when complete, inf when nothing is excluded,
+            NaN when no top eigenvalue was asked for or it is not positive.
+        missed_above: the same as an absolute eigenvalue (a top eigenvalue above it is excluded).
+        missed_below: the same at the bottom end (an eigenvalue below it is excluded).
+        missed_probability: the probability p of that statement; 0.0 when complete.
+        steps: operator products spent on this block by the solver.
+        path: how the candidates were made: "dense", "lanczos", "power", "zero test".
+        weight_norm_squared: ||theta_b||^2 of the block's parameters (float64), for lambda_max ||W||^2.
+    """
+
+    name: str
+    operator: str
+    parameters: tuple[str, ...]
+    numel: int
+    eigenvalues: Floats
+    error_bounds: Floats
+    conditional_bounds: Floats
+    converged: Bools
+    end: tuple[str, ...]
+    status: str
+    complete: bool = False
+    spectrum: Floats | None = None
+    eigenvectors: list[dict[str, Tensor]] = field(default_factory=list)
+    rounding: float = 0.0
+    rounding_source: str = "not measured"
+    missed_factor: float = float("nan")
+    missed_above: float = float("inf")
+    missed_below: float = float("-inf")
+    missed_probability: float = float("nan")
+    steps: int = 0
+    path: str = ""
+    weight_norm_squared: float = float("nan")
+
+    @property
+    def ok(self) -> bool:
+        """True when every eigenvalue asked for has converged (a refused block is not ok)."""
+        return not self.status.startswith(("refused", "not converged")) and bool(np.all(self.converged))
+
+    @property
+    def top(self) -> tuple[float, float] | None:
+        """Largest eigenvalue computed and its error bound; None when no top eigenvalue was asked for."""
+        return self._at("top", first=True)
+
+    @property
+    def bottom(self) -> tuple[float, float] | None:
+        """Smallest eigenvalue computed and its error bound; None when no bottom eigenvalue was asked for."""
+        return self._at("bottom", first=False)
+
+    def _at(self, end: str, *, first: bool) -> tuple[float, float] | None:
+        if self.complete and len(self.eigenvalues):
+            index = 0 if first else len(self.eigenvalues) - 1
+            return float(self.eigenvalues[index]), float(self.error_bounds[index])
+        indices = [i for i, e in enumerate(self.end) if e == end]
+        if not indices:
+            return None
+        index = indices[0] if first else indices[-1]
+        return float(self.eigenvalues[index]), float(self.error_bounds[index])
+
+
+@dataclass(frozen=True)
+class Check:
+    """One self-check: its name, whether it passed, and a sentence with the measured figure."""
+
+    name: str
+    passed: bool
+    detail: str
+    block: str = ""
+    module: str = ""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the analysis cost.
+
+    Attributes:
+        passes: sweeps over the data (kept graphs count as a pass too).
+        forwards: forward evaluations of one batch.
+        backwards: first backward passes of one batch (gradients).
+        products: Hessian-vector products of one batch, per block or full.
+        full_products: of these, products with the full Hessian.
+        by_phase: phase -> {"forwards": .., "backwards": .., "products": ..} for "survey", "checks", "rounding", "solve".
+    """
+
+    passes: int
+    forwards: int
+    backwards: int
+    products: int
+    full_products: int
+    by_phase: dict[str, dict[str, int]]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything one call of :func:`layerhess.analyze` found.
+
+    Attributes:
+        blocks: block name -> :class:`Spectrum`, in model order.
+        full: the :class:`Spectrum` of the full Hessian, or None when it was not asked for.
+        full_mass: for each full-model eigenvector, parameter block -> share of its squared norm (sums to 1 with
+            "(not in any block)"), in the order of ``full.eigenvalues``.
+        frozen: names of parameters left out because they are frozen (``requires_grad=False``) or not floating point.
+        uncovered: names of trainable parameters that no block covers (the full Hessian has them).
+        loss: the loss L(theta) over the whole data set; ``loss_count`` its denominator; ``examples`` the number of
+            examples where it is known (first dimension summed over batches), else 0; ``batches`` their number.
+        gradient_norm: ||grad L||, NaN if not measured.
+        settings: the arguments of the call (JSON types only). checks: the self-checks. notes: plain sentences.
+        counts: the cost. seconds: phase -> wall-clock seconds. versions: package -> version.
+        partial: empty when the analysis ran to its end, otherwise why it stopped early.
+    """
+
+    blocks: Mapping[str, Spectrum]
+    full: Spectrum | None
+    full_mass: list[dict[str, float]]
+    frozen: tuple[str, ...]
+    uncovered: tuple[str, ...]
+    loss: float
+    loss_count: float
+    examples: int
+    batches: int
+    gradient_norm: float
+    settings: dict[str, Any]
+    checks: tuple[Check, ...]
+    notes: tuple[str, ...]
+    counts: Counts
+    seconds: dict[str, float]
+    versions: dict[str, str]
+    model: str = ""
+    total_numel: int = 0
+    created: str = ""
+    partial: str = ""
+
+    @property
+    def converged(self) -> bool:
+        """True when every eigenvalue of every block and of the full model has converged and nothing was refused."""
+        return not self.partial and all(s.ok for s in self.spectra())
+
+    def spectra(self) -> list[Spectrum]:
+        """All blocks in model order, then the full model where there is one."""
+        return [*self.blocks.values(), *([self.full] if self.full is not None else [])]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per eigenvalue: block, operator, index, end, eigenvalue, bounds, status. Needs pandas."""
+        from layerhess.show.frame import to_frame
+
+        return to_frame(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write analysis.json, vectors.safetensors and report.html into the folder ``path``, atomically as a whole."""
+        from layerhess.store import save
+
+        return save(self, path)
+
+    def plot(self) -> Figure:
+        """Eigenvalue per block with error bars, both ends, the full model beside them (a matplotlib figure)."""
+        from layerhess.show.figures import overview
+
+        return overview(self)
+
+    def __str__(self) -> str:
+        from layerhess.show.table import as_text
+
+        return as_text(self)
+
+    def __repr__(self) -> str:
+        done = sum(s.ok for s in self.spectra())
+        total = len(self.spectra())
+        return f"Analysis({self.model or 'model'}, {len(self.blocks)} blocks, {done} of {total} spectra converged)"
+
+    def _repr_html_(self) -> str:
+        from layerhess.show.notebook import as_html
+
+        return as_html(self)
+
+    def __getitem__(self, name: str) -> Spectrum:
+        if name == FULL_NAME and self.full is not None:
+            return self.full
+        try:
+            return self.blocks[name]
+        except KeyError:
+            raise InputError(
+                f"there is no block named {name!r}",
+                where="analysis[...]",
+                what_to_do="choose one of: " + ", ".join(list(self.blocks)[:8]),
+            ) from None

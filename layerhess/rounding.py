@@ -1,0 +1,126 @@
+"""How large is the rounding error of a product? One product in two precisions, at the vector that matters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerhess.blocks import Block
+from layerhess.bounds import ASSUMED_ROUNDING, FLOAT64_OF_FLOAT32, ROUNDING_SAFETY
+from layerhess.ledger import Ledger
+from layerhess.objective import Objective
+from layerhess.sweep import Request, Sweep
+
+VECTORS = 3  # of a block's candidates: the outermost ones
+
+
+class RoundingMeter:
+    """Measures ||(A~ - A) v|| on a sample of the data, A~ being the product in the model's precision, A in another.
+
+    A float32 (or half precision) model is held against a float64 copy. A float64 model is held against a float32 copy
+    and the figure scaled by 2^-29, the ratio of the unit roundoffs, unless its graph itself passes through a coarser
+    dtype. The larger of the absolute error on the sample and of the relative error there times the eigenvalue, times 3,
+    is the rounding part of a bound. Where no copy of the model can be made, 1e-5 |theta| is assumed (in float32).
+
+    Args:
+        objective: in session. sample: a prepared batch, a few dozen examples.
+        coarsest: the coarsest dtype in the objective's graph. ledger: counts under "rounding".
+    """
+
+    def __init__(self, objective: Objective, sample: Any, coarsest: torch.dtype, ledger: Ledger) -> None:
+        self._objective = objective
+        self._sample = sample
+        self._ledger = ledger
+        self._coarsest = coarsest
+        self._stack = ExitStack()
+        self._sweeps: tuple[Sweep, Sweep] | None = None
+        self.failure = ""
+
+    def __enter__(self) -> RoundingMeter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._sweeps is not None:
+            for sweep in self._sweeps:
+                sweep.release()
+        self._stack.close()
+
+    def measure(self, blocks: Mapping[str, tuple[Block, Tensor, float]]) -> dict[str, tuple[float, str]]:
+        """For each key, the absolute rounding error of a product and how it was obtained.
+
+        Args:
+            blocks: key -> (block, (k, P_b) unit candidates, largest |eigenvalue| among them).
+
+        Returns:
+            key -> (bound, "measured" | "assumed").
+        """
+        requests = {key: Request(block, _outermost(vectors)) for key, (block, vectors, _) in blocks.items()}
+        errors: dict[str, float] = {}
+        with self._ledger.during("rounding"):
+            sweeps = self._open()
+            if sweeps is not None:
+                try:
+                    errors = self._compare(sweeps, requests, {key: norm for key, (_, _, norm) in blocks.items()})
+                except Exception as error:  # user code meets another dtype here; whatever it raises, we fall back
+                    self._give_up(error)
+        scale = self._scale()
+        answer = {}
+        for key, (_, _, norm) in blocks.items():
+            figure = errors.get(key, np.inf)
+            if np.isfinite(figure):
+                answer[key] = (ROUNDING_SAFETY * figure * scale, "measured")
+            else:
+                answer[key] = (ASSUMED_ROUNDING * norm * self._assumed_scale(), "assumed")
+        return answer
+
+    def _compare(
+        self, sweeps: tuple[Sweep, Sweep], requests: Mapping[str, Request], norms: Mapping[str, float]
+    ) -> dict[str, float]:
+        ours, other = (sweep.run(requests) for sweep in sweeps)
+        errors = {}
+        for key, rows in ours.items():
+            difference = torch.linalg.vector_norm(rows - other[key], dim=1)
+            # The relative error there, for the whole data: a sample may have less curvature than all of it.
+            size = max(float(torch.linalg.vector_norm(other[key], dim=1).max()), 0.01 * norms[key])
+            worst = float(difference.max())
+            errors[key] = worst * max(1.0, norms[key] / size) if size > 0.0 else worst
+        return errors
+
+    def _open(self) -> tuple[Sweep, Sweep] | None:
+        if self._sweeps is None and not self.failure:
+            dtype = torch.float32 if self._objective.dtype == torch.float64 else torch.float64
+            try:
+                copied = self._objective.cast(dtype, [self._sample])
+                self._stack.enter_context(copied.session())
+            except Exception as error:  # deepcopy of user modules can raise anything
+                self._give_up(error)
+                return None
+            own = self._objective.narrowed([self._sample])
+            names = list(self._objective.parameters)
+            self._sweeps = (
+                Sweep(own, names, self._ledger, keep=0.1),
+                Sweep(copied, names, self._ledger, keep=0.1),
+            )
+        return self._sweeps
+
+    def _give_up(self, error: Exception) -> None:
+        self.failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        self._sweeps = None
+
+    def _scale(self) -> float:
+        exact = self._objective.dtype == torch.float64 and self._coarsest == torch.float64
+        return FLOAT64_OF_FLOAT32 if exact else 1.0
+
+    def _assumed_scale(self) -> float:
+        return torch.finfo(self._coarsest).eps / torch.finfo(torch.float32).eps
+
+
+def _outermost(vectors: Tensor) -> Tensor:
+    if len(vectors) <= VECTORS:
+        return vectors
+    return vectors[[0, len(vectors) // 2, len(vectors) - 1]]

@@ -1,0 +1,196 @@
+"""Merges the requests of all solvers into sweeps, until everybody is done: one pass serves every block."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from layerhess.blocks import Block
+from layerhess.bounds import Certificate, arithmetic, certify, zero_level
+from layerhess.errors import InputError
+from layerhess.progress import Progress, Snapshot
+from layerhess.rounding import RoundingMeter
+from layerhess.solvers.process import Candidates, Process
+from layerhess.solvers.zero import ZeroTest
+from layerhess.sweep import Request, Sweep
+
+NOISE = 2000.0  # times eps: a relative residual this small may be rounding, so rounding is measured
+
+
+@dataclass
+class Task:
+    """One operator's way through the solver, from the first product to the certificate."""
+
+    name: str
+    block: Block
+    process: Process
+    zero_test: ZeroTest | None = None
+    rounding: float | None = None
+    rounding_source: str = "not measured"
+    zero_bound: float | None = None
+    candidates: Candidates | None = None
+    certificate: Certificate | None = None
+    done: bool = False
+    told: bool = False
+
+    def ask(self) -> torch.Tensor:
+        """The vectors it needs next."""
+        return self.zero_test.ask() if self.zero_test is not None else self.process.ask()
+
+    def judge(self, tol: float) -> None:
+        """Make the certificate of what there is now."""
+        self.candidates = self.process.candidates()
+        rounding = (self.rounding or 0.0) + arithmetic(self.candidates.norm)
+        self.certificate = certify(self.candidates, tol=tol, rounding=rounding)
+
+    def distance(self, tol: float) -> float:
+        """How far the worst pair is from its tolerance (1 = there)."""
+        relative = getattr(self.process, "relative_residual", math.nan)
+        return relative / tol if self.told else math.inf
+
+
+@dataclass
+class Schedule:
+    """Runs tasks in lockstep.
+
+    Attributes:
+        sweep: over the whole data. meter: for rounding. tol: relative. eps: of the coarsest dtype in the graph.
+        full_block: the block of all parameters, for the norm that zero blocks are held against.
+        probe: a random unit vector (1, P) for that norm. max_passes, time_limit: after which it stops.
+        finished: called for each task that is done (for notes and tests).
+    """
+
+    sweep: Sweep
+    meter: RoundingMeter
+    tasks: list[Task]
+    tol: float
+    eps: float
+    full_block: Block
+    probe: Callable[[], torch.Tensor]
+    max_passes: int
+    time_limit: float | None
+    progress: Progress | None = None
+    started: float = field(default_factory=time.perf_counter)
+    stopped: str = ""
+
+    def run(self) -> None:
+        """Until every task is done, or a limit is reached (then :attr:`stopped` says which)."""
+        passes = 0
+        begin = time.perf_counter()
+        while open_tasks := [task for task in self.tasks if not task.done]:
+            if passes >= self.max_passes:
+                self.stopped = f"max_passes={self.max_passes} was reached"
+                break
+            if self.time_limit is not None and time.perf_counter() - self.started > self.time_limit:
+                self.stopped = f"time_limit={self.time_limit:g} s was reached"
+                break
+            self._step(open_tasks)
+            passes += 1
+            self._report(passes, (time.perf_counter() - begin) / passes)
+        for task in self.tasks:
+            if not task.done and task.told:
+                self._give_best(task)
+
+    def judge_unfinished(self) -> None:
+        """Certificates of what an interrupted run has so far, without another product."""
+        for task in self.tasks:
+            if not task.done and task.told:
+                task.judge(self.tol)
+
+    def _step(self, tasks: list[Task]) -> None:
+        requests = {task.name: Request(task.block, task.ask()) for task in tasks}
+        testing = [task for task in tasks if task.zero_test is not None]
+        if testing and "probe" not in requests:
+            requests["probe"] = Request(self.full_block, self.probe())
+        products = self.sweep.run(requests)
+        for task in tasks:
+            rows = products[task.name]
+            if not bool(torch.isfinite(rows).all()):
+                raise InputError(
+                    f"a Hessian-vector product of block {task.name!r} is NaN or infinite, though the loss is finite",
+                    where=", ".join(task.block.parameters[:3]),
+                    what_to_do="look for sqrt, norm, log or division at 0 in that module (their second derivatives are "
+                    "infinite), or use float64",
+                )
+            if task.zero_test is None:
+                task.process.tell(rows)
+                task.told = True
+            else:
+                task.zero_test.tell(rows)
+        if testing:
+            self._settle_zero_tests(testing, float(torch.linalg.vector_norm(products["probe"])))
+        self._settle([task for task in tasks if not task.done and task.zero_test is None and task.told])
+
+    def _settle_zero_tests(self, testing: list[Task], full_norm: float) -> None:
+        level = zero_level(self.eps, full_norm)
+        for task in testing:
+            assert task.zero_test is not None
+            if task.block.name not in self.sweep.touched:
+                task.zero_bound, task.done = 0.0, True
+            elif task.zero_test.norm <= level:
+                task.zero_bound, task.done = level, True
+            task.zero_test = None
+
+    def _settle(self, tasks: list[Task]) -> None:
+        unmeasured = [task for task in tasks if task.rounding is None and (task.process.proposes or self._noisy(task))]
+        self._measure(unmeasured)
+        for task in tasks:
+            if task.rounding is not None and task.process.proposes:
+                task.judge(self.tol)
+                task.done = True
+
+    def _noisy(self, task: Task) -> bool:
+        return bool(getattr(task.process, "relative_residual", math.inf) <= NOISE * self.eps)
+
+    def _measure(self, tasks: list[Task]) -> None:
+        if not tasks:
+            return
+        asked = {}
+        for task in tasks:
+            candidates = task.process.candidates()
+            asked[task.name] = (task.block, candidates.vectors, float(np.abs(candidates.values).max()))
+        for task in tasks:
+            norm = task.process.candidates().norm if task.process.path == "dense" else asked[task.name][2]
+            asked[task.name] = (asked[task.name][0], asked[task.name][1], norm)
+        for name, (bound, how) in self.meter.measure(asked).items():
+            task = next(task for task in tasks if task.name == name)
+            task.rounding, task.rounding_source = bound, how
+            task.process.rounding = bound + arithmetic(task.process.candidates().norm)
+
+    def _give_best(self, task: Task) -> None:
+        if task.rounding is None and self.time_limit is None:
+            self._measure([task])
+        task.judge(self.tol)
+
+    def _report(self, passes: int, seconds_per_pass: float) -> None:
+        if self.progress is None:
+            return
+        waiting = [task for task in self.tasks if not task.done]
+        distances = {task.name: task.distance(self.tol) for task in waiting if task.told}
+        worst = max(distances, key=lambda name: distances[name], default="")
+        self.progress.update(
+            Snapshot(
+                passes=passes,
+                products=self.sweep.ledger.total("products"),
+                converged=len(self.tasks) - len(waiting),
+                total=len(self.tasks),
+                worst_block=worst,
+                worst_bound=distances.get(worst, math.nan),
+                elapsed=time.perf_counter() - self.started,
+                remaining=self._remaining(distances.get(worst, math.nan), passes, seconds_per_pass) if waiting else 0.0,
+            )
+        )
+
+    @staticmethod
+    def _remaining(worst: float, passes: int, seconds_per_pass: float) -> float:
+        """Residuals fall roughly by a constant factor a pass; where that is not seen yet, nothing is said."""
+        if not math.isfinite(worst) or passes < 4:
+            return math.nan
+        start = 300.0  # a typical first residual over its tolerance
+        rate = max(0.15, math.log(start / max(min(worst, start * 0.99), 1.0)) / passes)
+        return seconds_per_pass * max(1.0, math.log(max(worst, 1.0)) / rate)

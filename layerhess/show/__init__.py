@@ -1,0 +1,1 @@
+"""Displays of results: tables, frames, figures, notebooks and the report. They read an Analysis and change nothing."""

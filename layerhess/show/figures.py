@@ -1,0 +1,274 @@
+"""Pictures of an analysis: eigenvalues per layer with their bounds, and where the full model's eigenvectors sit.
+
+Figures are plain ``Figure`` objects; nothing touches pyplot's global state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from layerhess.results import Analysis, Spectrum
+from layerhess.show.formatting import number, share
+from layerhess.show.palette import BOTTOM, INK, MUTED, PAPER, RULE, TOP, WRONG, Picture
+from layerhess.show.summary import operator_names, operator_of
+
+WIDTH = 9.0  # inches
+MOST_ROWS = 300
+DECADES = 6.0  # of a symmetric logarithmic axis; smaller values are drawn near zero
+FEW_VECTORS = 5  # up to here the mass of each eigenvector is a panel of bars, beyond a heat map
+
+
+def overview(analysis: Analysis) -> Picture:
+    """Each block's eigenvalues with their error bars, both ends; the full model in the first row, its ends as lines.
+
+    Hollow red marks have not converged. With more than 300 blocks, those with the largest absolute eigenvalues.
+    """
+    blocks, title = _shown(analysis)
+    rows = [*([analysis.full] if analysis.full is not None else []), *blocks]
+    figure, axes = _canvas(len(rows), "eigenvalue")
+    names = operator_names(operator_of(analysis))
+    labels = [f"full model ({names.full})" if s is analysis.full else s.name for s in rows]
+    for row, spectrum in enumerate(rows):
+        _draw_spectrum(axes, row, spectrum)
+    if analysis.full is not None:
+        axes.axhspan(-0.5, 0.5, color=RULE, alpha=0.45, zorder=0, linewidth=0)
+        for pair, colour in ((analysis.full.top, TOP), (analysis.full.bottom, BOTTOM)):
+            if pair is not None:
+                axes.axvline(pair[0], color=colour, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
+    _name_rows(axes, labels, bold=analysis.full is not None)
+    _scale(axes, rows)
+    axes.set_xlabel(
+        f"eigenvalue of {names.block}, each block's own {names.words}"
+        + (f"; dashed: the ends of the full {names.full}" if analysis.full is not None else ""),
+        color=MUTED,
+        fontsize=9,
+    )
+    _legend(axes, rows)
+    if title:
+        axes.set_title(title, fontsize=9, color=MUTED, loc="left", pad=26)
+    figure.tight_layout()
+    return figure
+
+
+def mass(analysis: Analysis) -> Picture:
+    """Where each eigenvector of the full model has its squared norm, block by block: bars, or a heat map for many.
+
+    Blocks that hold less than 0.5 % of every eigenvector are left out when there are more than 40.
+    """
+    columns = analysis.full_mass
+    names = [] if not columns else [n for n in columns[0] if any(column.get(n, 0.0) > 0 for column in columns)]
+    left_out = 0
+    if len(names) > 40:
+        kept = [n for n in names if max(column.get(n, 0.0) for column in columns) >= 0.005]
+        left_out, names = len(names) - len(kept), kept
+    titles = _vector_titles(analysis)
+    values = np.array([[column.get(name, 0.0) for column in columns] for name in names]).reshape(len(names), -1)
+    figure = _bars(names, titles, values) if len(columns) <= FEW_VECTORS else _heat(names, titles, values)
+    if left_out:
+        note = f"{left_out} blocks with less than 0.5 % of every eigenvector are not shown"
+        figure.text(0.01, 0.002, note, fontsize=8, color=MUTED)
+    return figure
+
+
+def _shown(analysis: Analysis) -> tuple[list[Spectrum], str]:
+    blocks = list(analysis.blocks.values())
+    if len(blocks) <= MOST_ROWS:
+        return blocks, ""
+    size = {s.name: float(np.max(np.abs(s.eigenvalues), initial=0.0)) for s in blocks}
+    kept = {s.name for s in sorted(blocks, key=lambda s: -size[s.name])[:MOST_ROWS]}
+    title = f"the {MOST_ROWS} of {len(blocks)} blocks with the largest absolute eigenvalues"
+    return [s for s in blocks if s.name in kept], title
+
+
+def _canvas(rows: int, kind: str, panels: int = 1) -> tuple[Picture, Axes]:
+    height = max(2.2, 1.15 + rows * _row_height(rows))
+    figure = Picture(figsize=(WIDTH, height), facecolor=PAPER)
+    axes = figure.add_subplot(1, panels, 1)
+    _style(axes)
+    return figure, axes
+
+
+def _row_height(rows: int) -> float:
+    return 0.27 if rows <= 45 else 0.19
+
+
+def _style(axes: Axes) -> None:
+    axes.set_facecolor("none")
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(MUTED)
+    axes.tick_params(axis="both", colors=MUTED, labelsize=9, length=0)
+    axes.tick_params(axis="x", length=3)
+    axes.grid(axis="x", color=RULE, linewidth=0.7)
+    axes.set_axisbelow(True)
+
+
+def _name_rows(axes: Axes, labels: Sequence[str], *, bold: bool = False) -> None:
+    size = 9.0 if len(labels) <= 45 else 7.0
+    axes.set_yticks(range(len(labels)), [_shortened(label) for label in labels], fontsize=size, color=INK)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    if bold and labels:
+        axes.get_yticklabels()[0].set_fontweight("bold")
+
+
+def _shortened(label: str, most: int = 44) -> str:
+    """A long name without its middle, and nothing that matplotlib takes for mathematics."""
+    short = label if len(label) <= most else f"{label[: most // 3]}…{label[-(2 * most // 3) :]}"
+    return short.replace("$", r"\$")
+
+
+def _draw_spectrum(axes: Axes, row: int, spectrum: Spectrum) -> None:
+    if not len(spectrum.eigenvalues):
+        word = spectrum.status.split(":")[0]
+        axes.text(0.5, row, word, transform=axes.get_yaxis_transform(), color=WRONG, fontsize=8, va="center")
+        return
+    if spectrum.status.startswith("zero"):
+        axes.errorbar(0.0, row, xerr=float(np.max(spectrum.error_bounds)), fmt="D", markersize=5.0, color=MUTED, zorder=3)
+        return
+    for index, value in enumerate(spectrum.eigenvalues):
+        bottom = spectrum.end[index] == "bottom"
+        done = bool(spectrum.converged[index])
+        colour = (BOTTOM if bottom else TOP) if done else WRONG
+        extreme = index == (len(spectrum.eigenvalues) - 1 if bottom else 0)
+        bound = float(spectrum.error_bounds[index])
+        axes.errorbar(
+            value,
+            row,
+            xerr=bound if math.isfinite(bound) else None,
+            fmt="s" if bottom else "o",
+            markersize=(6.0 if extreme else 3.5) if len(spectrum.eigenvalues) < 30 else 3.0,
+            color=colour,
+            markerfacecolor=colour if done else PAPER,
+            alpha=1.0 if extreme else 0.55,
+            elinewidth=1.4,
+            capsize=3.0 if extreme else 0.0,
+            zorder=3,
+        )
+
+
+def _scale(axes: Axes, rows: Iterable[Spectrum]) -> None:
+    """Logarithmic where everything is positive, bounds included; otherwise symmetric logarithmic, with few ticks."""
+    values = np.concatenate([s.eigenvalues for s in rows] or [np.empty(0)])
+    bounds = np.concatenate([s.error_bounds for s in rows] or [np.empty(0)])
+    known = np.isfinite(values)
+    values, bounds = values[known], np.nan_to_num(bounds[known], posinf=0.0)
+    if not len(values) or not np.any(values):
+        axes.set_xlim(-1.0, 1.0)
+        return
+    sizes = np.abs(values[values != 0])
+    high = float(sizes.max())
+    if np.all(values - bounds > 0):
+        axes.set_xscale("log")
+        low, high = float((values - bounds).min()), float((values + bounds).max())
+        if high / low < 30:
+            low, high = low / 3, high * 3
+        _ticks(axes, [10.0**k for k in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)])
+        axes.set_xlim(low / 1.5, high * 1.5)
+        return
+    clear = np.abs(values) > bounds
+    least = float(np.abs(values[clear]).min()) if np.any(clear) else high
+    threshold = 10.0 ** math.floor(math.log10(max(least, high * 10**-DECADES)))
+    axes.set_xscale("symlog", linthresh=threshold, linscale=0.6)
+    low_end, high_end = float((values - bounds).min()), float((values + bounds).max())
+    powers = [10.0**k for k in range(round(math.log10(threshold)), math.floor(math.log10(high * 1.01)) + 1)]
+    step = max(1, math.ceil(len(powers) / 5))
+    marks = powers[::-1][::step][::-1]
+    _ticks(axes, [-m for m in reversed(marks) if -m >= low_end * 1.5] + [0.0] + [m for m in marks if m <= high_end * 2])
+    left = low_end * 1.6 if low_end < 0 else -threshold * 0.4
+    right = high_end * 1.6 if high_end > 0 else threshold * 0.4
+    axes.set_xlim(min(left, -threshold * 0.4), max(right, threshold * 0.4))
+
+
+def _ticks(axes: Axes, marks: list[float]) -> None:
+    if len(marks) > 11:
+        marks = marks[:: math.ceil(len(marks) / 11)]
+    axes.set_xticks(marks, [_tick(mark) for mark in marks])
+    axes.minorticks_off()
+
+
+def _tick(mark: float) -> str:
+    text = f"{mark:.0e}".replace("e-0", "e-").replace("e+0", "e") if 0 < abs(mark) < 1e-3 or abs(mark) >= 1e4 else ""
+    return (text or f"{mark:g}").replace("-", "−")
+
+
+def _legend(axes: Axes, rows: Iterable[Spectrum]) -> None:
+    def mark(shape: str, colour: str, label: str, face: str | None = None) -> Line2D:
+        return Line2D([], [], marker=shape, color=colour, markerfacecolor=face or colour, linestyle="", label=label)
+
+    spectra = list(rows)
+    handles = []
+    if any("top" in s.end for s in spectra):
+        handles.append(mark("o", TOP, "largest, with its error bound"))
+    if any("bottom" in s.end for s in spectra):
+        handles.append(mark("s", BOTTOM, "smallest, with its error bound"))
+    if any(s.status.startswith("zero") for s in spectra):
+        handles.append(mark("D", MUTED, "zero"))
+    if not all(s.ok for s in spectra):
+        handles.append(mark("o", WRONG, "not converged", PAPER))
+    if handles:
+        axes.legend(
+            handles=handles,
+            loc="lower left",
+            bbox_to_anchor=(0.0, 1.0),
+            ncols=4,
+            frameon=False,
+            fontsize=9,
+            labelcolor=INK,
+            borderaxespad=0.3,
+            handletextpad=0.3,
+        )
+
+
+def _vector_titles(analysis: Analysis) -> list[str]:
+    full = analysis.full
+    if full is None or len(full.eigenvalues) != len(analysis.full_mass):
+        return [f"eigenvector {index + 1}" for index in range(len(analysis.full_mass))]
+    return [f"eigenvalue {number(float(value), 3)}" for value in full.eigenvalues]
+
+
+def _bars(names: Sequence[str], titles: Sequence[str], values: np.ndarray) -> Picture:
+    figure, first = _canvas(len(names), "mass", max(1, len(titles)))
+    panels = [first, *(figure.add_subplot(1, len(titles), i + 1, sharey=first) for i in range(1, len(titles)))]
+    for column, (axes, title) in enumerate(zip(panels, titles, strict=False)):
+        _style(axes)
+        colour = BOTTOM if "-" in title.split()[-1].split("e")[0] else TOP
+        axes.barh(range(len(names)), values[:, column], height=0.62, color=colour, zorder=2)
+        axes.set_xlim(0, 1.18)
+        axes.set_xticks([0, 0.5, 1], ["0", "50 %", "100 %"])
+        axes.set_title(title.replace("-", "−"), fontsize=9.5, color=INK, loc="left", fontweight="bold")
+        for row, value in enumerate(values[:, column]):
+            if value >= 0.005:
+                axes.text(value + 0.02, row, share(value), va="center", fontsize=7.5, color=MUTED)
+        if column:
+            axes.tick_params(labelleft=False)
+    _name_rows(first, names)
+    figure.tight_layout(w_pad=1.0)
+    return figure
+
+
+def _heat(names: Sequence[str], titles: Sequence[str], values: np.ndarray) -> Picture:
+    figure, axes = _canvas(len(names) + 3, "mass")
+    axes.grid(False)
+    for row in range(len(names)):
+        for column in range(len(titles)):
+            value = float(values[row, column])
+            cell = Rectangle((column - 0.48, row - 0.44), 0.96, 0.88, facecolor=TOP, alpha=0.04 + 0.96 * value)
+            axes.add_patch(cell)
+            if value >= 0.045 and len(titles) <= 14:
+                axes.text(column, row, f"{100 * value:.0f} %", ha="center", va="center", fontsize=7.5, color=INK)
+    axes.set_xlim(-0.5, len(titles) - 0.5)
+    _name_rows(axes, names)
+    words = [title.replace("eigenvalue ", "").replace("-", "−") for title in titles]
+    axes.set_xticks(range(len(titles)), words, rotation=40, ha="left", rotation_mode="anchor", fontsize=8)
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.set_xlabel("one column per eigenvector of the full model, by its eigenvalue", color=MUTED, fontsize=9)
+    axes.spines["bottom"].set_visible(False)
+    figure.tight_layout()
+    return figure

@@ -1,0 +1,124 @@
+"""Numbers as people read them: a value with its bound, a count, a share, a duration."""
+
+from __future__ import annotations
+
+import math
+
+SIGNIFICANT = 9  # digits of a value shown at most, however small its bound
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A plain number with ``digits`` significant digits; "-" for NaN.
+
+    >>> number(0.0123456), number(1234567.0), number(float("nan"))
+    ('0.01235', '1.235e+06', '-')
+    """
+    if math.isnan(value):
+        return "-"
+    if math.isinf(value):
+        return "infinite" if value > 0 else "-infinite"
+    return f"{value:.{digits}g}"
+
+
+def with_bound(value: float, bound: float) -> str:
+    """A value and its absolute bound, "11.540 ± 0.012".
+
+    The bound has two digits and is rounded up so that the interval shown contains ``[value - bound, value + bound]``.
+    A bound below the ninth digit of the value is written out by itself, beside the nine digits.
+
+    >>> with_bound(11.5399, 0.0113), with_bound(-2.5e-7, 1.3e-9), with_bound(3.0, float("inf"))
+    ('11.540 ± 0.012', '(-2.500 ± 0.013)e-07', '3 ± unknown')
+    """
+    if math.isnan(value):
+        return "-"
+    if math.isnan(bound) or math.isinf(bound):
+        return f"{number(value)} ± unknown"
+    if bound == 0.0 or value == 0.0:
+        return f"{value:.{SIGNIFICANT}g} ± {rounded_up(bound)}"
+    size = max(abs(value), bound)
+    exponent = math.floor(math.log10(size))
+    shift = exponent if exponent < -3 or exponent > 5 else 0
+    scaled, radius = value / 10.0**shift, bound / 10.0**shift
+    if not (math.isfinite(scaled) and math.isfinite(radius)):  # subnormal numbers
+        return f"{value:.3g} ± {rounded_up(bound)}"
+    decimals = 1 - math.floor(math.log10(radius))
+    most = SIGNIFICANT - 1 - (exponent - shift)
+    if decimals > most:
+        return f"{_fixed(value, most, shift)} ± {rounded_up(bound)}"
+    decimals = max(decimals, 0)
+    unit = 10.0**-decimals
+    shown = round(scaled, decimals)
+    outer = math.ceil((radius + abs(scaled - shown)) / unit * (1 - 1e-12)) * unit
+    text = f"{shown:.{decimals}f} ± {outer:.{decimals}f}"
+    return f"({text})e{shift:+03d}" if shift else text
+
+
+def rounded_up(bound: float) -> str:
+    """A bound in scientific notation with two digits, never smaller than it is.
+
+    >>> rounded_up(1.01e-13), rounded_up(0.0)
+    ('1.1e-13', '0')
+    """
+    if bound == 0.0 or not math.isfinite(bound):
+        return number(bound)
+    text = f"{bound:.1e}"
+    return text if float(text) >= bound else f"{bound + 0.05 * 10.0 ** math.floor(math.log10(bound)):.1e}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit a person would use.
+
+    >>> duration(0.0421), duration(3.14), duration(95), duration(5400)
+    ('0.042 s', '3.1 s', '1.6 min', '1.5 h')
+    """
+    if math.isnan(seconds):
+        return "unknown"
+    if seconds < 1:
+        return f"{seconds:.2g} s"
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.2g} min" if seconds < 600 else f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.2g} h" if seconds < 36000 else f"{seconds / 3600:.0f} h"
+
+
+def span(low: float, high: float) -> str:
+    """A range of seconds in one unit.
+
+    >>> span(480, 840), span(2, 2.04), span(30, 200)
+    ('8 to 14 min', '2.0 s', '30 s to 3.3 min')
+    """
+    first, last = duration(low), duration(high)
+    if first == last:
+        return first
+    if first.split()[1] == last.split()[1]:
+        return f"{first.split()[0]} to {last}"
+    return f"{first} to {last}"
+
+
+def share(part: float) -> str:
+    """A share of one as a percentage.
+
+    >>> share(0.5), share(0.0312), share(0.00004), share(0.0)
+    ('50 %', '3.1 %', '< 0.1 %', '0 %')
+    """
+    if math.isnan(part):
+        return "-"
+    if 0 < part < 0.001:
+        return "< 0.1 %"
+    return f"{100 * part:.2g} %" if part < 0.0995 else f"{100 * part:.0f} %"
+
+
+def count(value: int | float) -> str:
+    """A count with thousands separated; whole floats as integers.
+
+    >>> count(1234567), count(1437.0)
+    ('1,234,567', '1,437')
+    """
+    return f"{int(value):,}" if float(value).is_integer() else f"{value:,.6g}"
+
+
+def _fixed(value: float, decimals: int, shift: int) -> str:
+    if shift:
+        return f"{value:.{SIGNIFICANT - 1}e}"
+    return f"{value:.{max(decimals, 0)}f}"

@@ -1,0 +1,251 @@
+"""The report: one HTML page that needs nothing else, no network, no other file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup, escape
+
+from layerhess.results import Analysis, Spectrum
+from layerhess.show import figures, formatting, summary
+from layerhess.show.palette import inline_svg
+from layerhess.show.table import short_status
+
+_MOST_PAIRS = 400  # eigenvalues listed one by one; beyond, analysis.json has them
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table that sorts: texts to show and numbers to sort by (None sorts last).
+
+    Attributes:
+        name, numel, share, top, bottom, norm, sensitivity, missed, status: texts.
+        ok: False when something in the line has not converged.
+        keys: column -> number.
+        bar: lambda_max over the largest one of all lines, 0 to 1, for the bar behind the number.
+    """
+
+    name: str
+    numel: str
+    share: str
+    top: str
+    bottom: str
+    norm: str
+    sensitivity: str
+    missed: str
+    status: str
+    ok: bool
+    keys: dict[str, float | None]
+    bar: float
+
+
+def as_html(analysis: Analysis) -> str:
+    """The report of an analysis as one self-contained HTML document, readable in light and in dark.
+
+    Args:
+        analysis: complete or partial; names and sentences in it may contain anything, they are escaped.
+    """
+    operator = summary.operator_of(analysis)
+    return _template().render(
+        analysis=analysis,
+        operator=operator,
+        names=summary.operator_names(operator),
+        verdict=summary.verdict(analysis),
+        step=summary.stable_step(analysis),
+        negative=summary.most_negative(analysis),
+        examples=summary.examples(analysis),
+        interlacing=summary.interlacing(analysis),
+        missed=summary.missed_overall(analysis),
+        ranking=_ranking(analysis),
+        rows=_rows(analysis),
+        pairs=_pairs(analysis),
+        left_out=max(0, sum(len(s.eigenvalues) for s in analysis.spectra()) - _MOST_PAIRS),
+        overview=_overview(analysis),
+        mass=_mass(analysis),
+        mass_sentences=_mass_sentences(analysis),
+        settings={key: _setting(value) for key, value in analysis.settings.items()},
+        number=formatting.number,
+        count=formatting.count,
+        duration=formatting.duration,
+        total_seconds=sum(analysis.seconds.values()),
+    )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("layerhess", "show"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["mathematics"] = _mathematics
+    return environment.get_template("report.html.j2")
+
+
+_SYMBOLS = {
+    "lambda_max": "λ<sub>max</sub>",
+    "lambda_min": "λ<sub>min</sub>",
+    " * ||W||^2": "‖W‖²",
+    "H_bb": "H<sub>bb</sub>",
+    "G_bb": "G<sub>bb</sub>",
+    "F_bb": "F<sub>bb</sub>",
+}
+
+
+def _mathematics(sentence: str) -> Markup:
+    """One of our sentences, escaped, with its formulas set as formulas."""
+    text = str(escape(sentence))
+    for plain, typeset in _SYMBOLS.items():
+        text = text.replace(plain, typeset)
+    return Markup(text)
+
+
+def _rows(analysis: Analysis) -> list[Row]:
+    sizes = [s.top[0] for s in analysis.blocks.values() if s.top is not None]
+    largest = max(sizes, default=0.0)
+    return [_row(spectrum, analysis.total_numel, largest) for spectrum in analysis.blocks.values()]
+
+
+def _row(spectrum: Spectrum, total: int, largest: float) -> Row:
+    part = spectrum.numel / total if total else math.nan
+    top, bottom = spectrum.top, spectrum.bottom
+    norm = spectrum.weight_norm_squared
+    sensitivity = top[0] * norm if top is not None else math.nan
+    excluded = "all computed" if spectrum.complete else ""
+    if not spectrum.complete and math.isfinite(spectrum.missed_factor):
+        excluded = f"> {formatting.number(spectrum.missed_factor, 3)} × (p ≤ {_chance(spectrum)})"
+    return Row(
+        name=spectrum.name,
+        numel=formatting.count(spectrum.numel),
+        share=formatting.share(part),
+        top="-" if top is None else formatting.with_bound(*top),
+        bottom="-" if bottom is None else formatting.with_bound(*bottom),
+        norm=formatting.number(norm),
+        sensitivity=formatting.number(sensitivity),
+        missed=excluded,
+        status=short_status(spectrum),
+        ok=spectrum.ok,
+        keys={
+            "numel": _key(part),
+            "top": _key(top[0] if top else math.nan),
+            "bottom": _key(bottom[0] if bottom else math.nan),
+            "norm": _key(norm),
+            "sensitivity": _key(sensitivity),
+        },
+        bar=top[0] / largest if top is not None and largest > 0 and top[0] > 0 else 0.0,
+    )
+
+
+def _key(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _chance(spectrum: Spectrum) -> str:
+    return formatting.share(spectrum.missed_probability)
+
+
+def _pairs(analysis: Analysis) -> list[dict[str, str]]:
+    """Every eigenvalue with all its digits, up to a limit."""
+    pairs: list[dict[str, str]] = []
+    for spectrum in [*([analysis.full] if analysis.full is not None else []), *analysis.blocks.values()]:
+        for index, value in enumerate(spectrum.eigenvalues):
+            conditional = float(spectrum.conditional_bounds[index])
+            pairs.append(
+                {
+                    "name": spectrum.name,
+                    "operator": spectrum.operator,
+                    "end": spectrum.end[index],
+                    "value": repr(float(value)),
+                    "bound": formatting.rounded_up(float(spectrum.error_bounds[index])),
+                    "conditional": "-" if math.isnan(conditional) else formatting.rounded_up(conditional),
+                    "converged": "yes" if spectrum.converged[index] else "NO",
+                    "path": spectrum.path,
+                    "steps": formatting.count(spectrum.steps),
+                }
+            )
+    return pairs[:_MOST_PAIRS]
+
+
+def _ranking(analysis: Analysis) -> list[str]:
+    """Sentences on which blocks stand out; each names its operator."""
+    tops = {s.name: s.top[0] for s in analysis.blocks.values() if s.top is not None and s.top[0] > 0}
+    if not tops:
+        return []
+    names = summary.operator_names(summary.operator_of(analysis))
+    order = sorted(tops, key=lambda name: -tops[name])
+    first, last = order[0], order[-1]
+    sentences = []
+    if len(order) > 1:
+        ratio = formatting.number(tops[first] / tops[last], 2)
+        sentences.append(
+            f"The sharpest block is {first} (lambda_max of its {names.block} is {formatting.number(tops[first])}); the "
+            f"flattest with positive curvature is {last} ({formatting.number(tops[last])}), {ratio} times less."
+        )
+    weighed = {n: tops[n] * analysis.blocks[n].weight_norm_squared for n in order}
+    weighed = {n: value for n, value in weighed.items() if math.isfinite(value)}
+    if weighed:
+        best = max(weighed, key=lambda name: weighed[name])
+        sentences.append(
+            f"Measured against its weights, lambda_max * ||W||^2, {best} is the most sensitive "
+            f"({formatting.number(weighed[best])}): a relative change of its weights along the worst direction "
+            "costs the most loss."
+        )
+    zero = [s.name for s in analysis.blocks.values() if s.status.startswith("zero")]
+    if zero:
+        shown = ", ".join(zero[:5]) + (f" and {len(zero) - 5} more" if len(zero) > 5 else "")
+        sentences.append(f"The loss has no measurable curvature in {shown}.")
+    return sentences
+
+
+def _overview(analysis: Analysis) -> Markup:
+    if not analysis.spectra():
+        return Markup()
+    return Markup(inline_svg(figures.overview(analysis), "Eigenvalues per block with error bars"))
+
+
+def _mass(analysis: Analysis) -> Markup:
+    if not analysis.full_mass:
+        return Markup()
+    return Markup(inline_svg(figures.mass(analysis), "Share of each full-model eigenvector per block"))
+
+
+def _mass_sentences(analysis: Analysis) -> list[str]:
+    full = analysis.full
+    if full is None or len(full.eigenvalues) != len(analysis.full_mass) or not analysis.full_mass:
+        return []
+    wanted = {0: "The steepest direction of the whole model"}
+    if "bottom" in full.end and len(full.eigenvalues) > 1:
+        last = len(full.eigenvalues) - 1
+        wanted[last] = "Its most negative direction" if full.eigenvalues[last] < 0 else "Its flattest computed direction"
+    sentences = []
+    for index, subject in wanted.items():
+        row = analysis.full_mass[index]
+        order = sorted(row, key=lambda name: -row[name])[:3]
+        parts = [f"{formatting.share(row[name])} in {name}" for name in order if row[name] >= 0.005]
+        if parts:
+            value = formatting.number(float(full.eigenvalues[index]))
+            sentences.append(f"{subject} (eigenvalue {value}) has {_and(parts)} of its squared norm.")
+    return sentences
+
+
+def _and(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def _setting(value: Any) -> str:
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {_setting(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_setting(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,220 @@
+"""The facts every display tells first: the verdict, the largest stable step, the most negative eigenvalue.
+
+One place for the sentences, so that the terminal, the notebook and the report say the same thing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from layerhess.results import Analysis, Spectrum
+from layerhess.show.formatting import count, number, share, with_bound
+
+
+@dataclass(frozen=True)
+class Names:
+    """What an operator is called: ``full`` and ``block`` are symbols, ``words`` a noun."""
+
+    full: str
+    block: str
+    words: str
+
+
+_NAMES = {
+    "hessian": Names("H", "H_bb", "Hessian"),
+    "gauss_newton": Names("G", "G_bb", "generalised Gauss-Newton matrix"),
+    "empirical_fisher": Names("F", "F_bb", "empirical Fisher matrix"),
+}
+
+
+def operator_names(operator: str) -> Names:
+    """Symbols and words of an operator; an unknown one is called by its own name."""
+    return _NAMES.get(operator, Names(operator, f"{operator}_bb", operator))
+
+
+def operator_of(analysis: Analysis) -> str:
+    """The operator whose eigenvalues an analysis holds."""
+    return next((s.operator for s in analysis.spectra()), str(analysis.settings.get("operator", "hessian")))
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One headline number.
+
+    Attributes:
+        value: the number as text, for example "0.164"; "none" or "unknown" where there is none.
+        sentence: what it is, which matrix it belongs to and how far to trust it.
+    """
+
+    value: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Did everything converge?
+
+    Attributes:
+        good: True when it did and nothing was refused or cut short.
+        headline: a few words.
+        details: one sentence for each spectrum that is not done, and for an early stop.
+    """
+
+    good: bool
+    headline: str
+    details: tuple[str, ...]
+
+
+def verdict(analysis: Analysis) -> Verdict:
+    """Whether every number asked for has converged, and if not, which ones have not."""
+    spectra = analysis.spectra()
+    open_ones = [s for s in spectra if not s.ok]
+    details = [f"The analysis stopped early: {analysis.partial.rstrip('.')}."] if analysis.partial else []
+    details += [f"{s.name}: {s.status.rstrip('.')}." for s in open_ones]
+    done = f"{len(spectra) - len(open_ones)} of {len(spectra)} spectra"
+    if not details:
+        everything = "Everything converged" if analysis.converged else "Nothing is known to be wrong"
+        return Verdict(analysis.converged, f"{everything}: {done}", ())
+    refused = sum(s.status.startswith("refused") for s in open_ones)
+    missing = len(open_ones) - refused
+    parts = [f"{missing} of {len(spectra)} spectra NOT CONVERGED"] if missing else []
+    parts += [f"{refused} of {len(spectra)} REFUSED"] if refused else []
+    return Verdict(False, ", ".join(parts) or "STOPPED EARLY", tuple(details))
+
+
+def largest(analysis: Analysis) -> Spectrum | None:
+    """The spectrum with the largest eigenvalue to speak of: the full model's, else the largest block's."""
+    if analysis.full is not None and analysis.full.top is not None:
+        return analysis.full
+    candidates = [s for s in analysis.blocks.values() if s.top is not None]
+    return max(candidates, key=lambda s: s.top[0] if s.top else -math.inf) if candidates else None
+
+
+def lowest(analysis: Analysis) -> Spectrum | None:
+    """The spectrum with the most negative eigenvalue: the full model's, else the lowest block's."""
+    if analysis.full is not None and analysis.full.bottom is not None:
+        return analysis.full
+    candidates = [s for s in analysis.blocks.values() if s.bottom is not None]
+    return min(candidates, key=lambda s: s.bottom[0] if s.bottom else math.inf) if candidates else None
+
+
+def stable_step(analysis: Analysis) -> Fact:
+    """2/lambda_max: the largest stable step of plain gradient descent on this loss, near these weights."""
+    spectrum = largest(analysis)
+    if spectrum is None or spectrum.top is None:
+        return Fact("unknown", "No largest eigenvalue was asked for; ask for top=1.")
+    value, bound = spectrum.top
+    names = operator_names(spectrum.operator)
+    if value <= 0:
+        return Fact("no limit", f"No positive curvature was found: lambda_max is {with_bound(value, bound)}.")
+    shown = with_bound(value, bound)
+    unsure = "" if spectrum.ok else " It has not converged, so the true step is smaller or equal."
+    if spectrum is analysis.full:
+        return Fact(
+            number(2 / value),
+            f"The largest stable step of plain gradient descent: 2/lambda_max({names.full}), with lambda_max of the "
+            f"full {names.words} = {shown}.{unsure}",
+        )
+    return Fact(
+        f"≤ {number(2 / value)}",
+        f"The largest stable step of plain gradient descent is at most this: 2/lambda_max({names.block}) of the block "
+        f"{spectrum.name} = 2 / ({shown}). The full {names.words} was not analysed, and its largest eigenvalue is at "
+        f"least as large.{unsure}",
+    )
+
+
+def most_negative(analysis: Analysis) -> Fact:
+    """The smallest eigenvalue, if it is negative; it says whether these weights are at a minimum."""
+    spectrum = lowest(analysis)
+    if spectrum is None or spectrum.bottom is None:
+        return Fact("not asked for", "No smallest eigenvalue was asked for; ask for bottom=1.")
+    value, bound = spectrum.bottom
+    names = operator_names(spectrum.operator)
+    full = spectrum is analysis.full
+    of = f"the full {names.words} {names.full}" if full else f"{names.block} of the block {spectrum.name}"
+    unsure = "" if spectrum.ok else " It has not converged: the true one is at most this plus its bound."
+    if value >= 0 or value + bound > 0:
+        return Fact("none found", f"The smallest eigenvalue of {of} is {with_bound(value, bound)}.{unsure}")
+    tail = "" if full else f" The full {names.words}'s smallest eigenvalue is at most this."
+    return Fact(number(value), f"The smallest eigenvalue of {of} is {with_bound(value, bound)}.{tail}{unsure}")
+
+
+def examples(analysis: Analysis) -> str:
+    """How much data the loss was taken over, in words."""
+    batches = f"{count(analysis.batches)} batch{'es' if analysis.batches != 1 else ''}"
+    if not analysis.examples:
+        return f"{batches}, {count(analysis.loss_count)} terms"
+    text = f"{count(analysis.examples)} example{'s' if analysis.examples != 1 else ''} in {batches}"
+    return text if analysis.loss_count in (0, analysis.examples) else f"{text}, {count(analysis.loss_count)} terms"
+
+
+def missed(spectrum: Spectrum) -> str:
+    """What is known about eigenvalues that might have been missed, in words; empty where nothing is claimed."""
+    if spectrum.status.startswith("refused"):
+        return ""
+    if spectrum.complete:
+        return "complete: every eigenvalue was computed"
+    if spectrum.status.startswith("zero"):
+        return ""
+    sentences = []
+    symbol = operator_names(spectrum.operator)
+    matrix = symbol.block if spectrum.name in spectrum.parameters or spectrum.name != "(full)" else symbol.full
+    chance = share(spectrum.missed_probability)
+    if math.isfinite(spectrum.missed_above):
+        factor = f" ({number(spectrum.missed_factor, 3)} lambda_max)" if math.isfinite(spectrum.missed_factor) else ""
+        sentences.append(f"none above {number(spectrum.missed_above)}{factor}")
+    if math.isfinite(spectrum.missed_below):
+        sentences.append(f"none below {number(spectrum.missed_below)}")
+    if not sentences:
+        return ""
+    return f"{matrix} has " + " and ".join(sentences) + f", but for a chance of at most {chance}"
+
+
+def missed_overall(analysis: Analysis) -> str:
+    """One sentence on the chance that a larger eigenvalue was missed anywhere; empty where nothing is claimed."""
+    spectra = [s for s in analysis.spectra() if not s.complete and math.isfinite(s.missed_factor)]
+    if not spectra:
+        return ""
+    worst = max(spectra, key=lambda s: s.missed_factor)
+    chance = share(max(s.missed_probability for s in spectra))
+    where = "each spectrum" if len(spectra) == len(analysis.spectra()) else f"{len(spectra)} spectra"
+    complete = sum(s.complete for s in analysis.spectra())
+    rest = f" {complete} more are complete: nothing can have been missed there." if complete else ""
+    return (
+        f"Could a larger eigenvalue have been missed? In {where} one beyond {number(worst.missed_factor, 3)} "
+        f"times lambda_max is excluded, except with a probability of at most {chance} (worst: {worst.name}).{rest}"
+    )
+
+
+def interlacing(analysis: Analysis) -> str:
+    """The full model beside the blocks: Cauchy interlacing in words, with this model's numbers."""
+    if analysis.full is None:
+        return ""
+    names = operator_names(analysis.full.operator)
+    parts = []
+    tops = {name: s.top for name, s in analysis.blocks.items() if s.top is not None}
+    bottoms = {name: s.bottom for name, s in analysis.blocks.items() if s.bottom is not None}
+    if tops and analysis.full.top is not None:
+        name = max(tops, key=lambda key: tops[key][0])
+        value, bound = tops[name]
+        ratio = analysis.full.top[0] / value if value > 0 else math.nan
+        times = f", {number(ratio, 3)} times that" if math.isfinite(ratio) else ""
+        parts.append(
+            f"The largest block eigenvalue is {with_bound(value, bound)} ({names.block} of {name}); the full "
+            f"{names.words} {names.full} reaches {with_bound(*analysis.full.top)}{times}."
+        )
+    if bottoms and analysis.full.bottom is not None:
+        name = min(bottoms, key=lambda key: bottoms[key][0])
+        parts.append(
+            f"The smallest block eigenvalue is {with_bound(*bottoms[name])} ({names.block} of {name}); "
+            f"{names.full} goes down to {with_bound(*analysis.full.bottom)}."
+        )
+    if not parts:
+        return ""
+    rule = (
+        f"Each {names.block} is a diagonal block of {names.full}, so none of its eigenvalues can lie outside the range "
+        f"of {names.full}'s (Cauchy interlacing); what {names.full} has beyond the blocks comes from the coupling "
+        "between layers."
+    )
+    return " ".join([rule, *parts])

@@ -1,0 +1,1 @@
+"""Eigensolvers that know vectors and nothing about networks: each asks for products and is told them."""

@@ -1,0 +1,281 @@
+"""Thick-restart Lanczos with full reorthogonalisation, both ends, and multiplicities that are right."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerhess.solvers.basis import Basis
+from layerhess.solvers.process import Candidates, Floats, Search, Source, Wanted, nearest_gaps, tolerated
+
+LARGEST_BLOCK = 4  # vectors at a time once copies of an eigenvalue were found
+
+
+class Lanczos:
+    """Lanczos (1950) in its thick-restart form (Wu & Simon 2000), asking for products instead of making them.
+
+    Departures from the textbook:
+
+    1. W = A Q is kept beside Q, so that residuals are computed, not read off the recurrence; see :class:`Basis`.
+    2. A Krylov space from one vector sees one copy of each eigenvalue. Where two or more are wanted at one end, the
+       converged pairs are locked and a random vector orthogonal to them starts again, until the deflated operator's
+       own extreme pair has converged and lies beyond the last one wanted. What is found on the way is locked too, and
+       the block grows to 2, then 4 vectors.
+    3. The allowed residual takes off the rounding of the products, once that is measured (:attr:`rounding`): below
+       it a residual says nothing.
+
+    Cost: one product a step while searching; memory 2 * basis_limit * n float64 at most.
+
+    Args:
+        n: dimension. wanted: which pairs. tol: relative, see :func:`layerhess.bounds.certify`.
+        draw: number -> random unit vector (n,). basis_limit: rows before a restart. device: of the vectors.
+    """
+
+    path = "lanczos"
+
+    def __init__(
+        self,
+        n: int,
+        wanted: Wanted,
+        tol: float,
+        draw: Source,
+        *,
+        basis_limit: int | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.n = n
+        self.wanted = wanted
+        self.tol = tol
+        self._draw = draw
+        self._device = device or torch.device("cpu")
+        self._limit = min(n, max(basis_limit or max(2 * wanted.total + 24, 48), wanted.total + 6))
+        self._basis = Basis(n, self._device)
+        self._frontier = draw(0).to(self._device)[None]
+        self._draws = 1
+        self._rounding = 0.0
+        self._phase = "search"
+        self._locked = 0
+        self._steps = 0
+        self._degree = 0  # Krylov steps since the last random start, until the first restart
+        self._checks = 0
+        self._restarted = False
+        self._width = 1
+        self._searches: dict[str, Search] = {}
+        self._done = False
+        self._estimate = np.inf
+        self._norm = 0.0
+
+    # -- the three verbs ------------------------------------------------------------------------------------------
+
+    def ask(self) -> Tensor:
+        """The next (s, n) orthonormal vectors."""
+        return self._frontier
+
+    def tell(self, products: Tensor) -> None:
+        """Take the products, do Rayleigh-Ritz, decide what comes next."""
+        rest = self._basis.append(self._frontier, products)
+        self._steps += len(products)
+        self._checks += 1
+        self._degree += not self._restarted
+        self._decide(rest)
+
+    def candidates(self) -> Candidates:
+        """The wanted Ritz pairs of the present basis, whatever their residuals."""
+        values, coefficients = self._basis.ritz()
+        keep = self.wanted.indices(values)
+        theta = values[keep]
+        chosen = coefficients[:, keep]
+        residuals = torch.linalg.vector_norm(self._basis.residuals(theta, chosen), dim=1).cpu().numpy()
+        return Candidates(
+            values=theta,
+            vectors=self._basis.vectors(chosen),
+            residuals=residuals,
+            gaps=nearest_gaps(theta, values, residuals),
+            ends=self.wanted.ends(len(keep)),
+            norm=float(np.abs(values).max()),
+            spectrum=values[::-1].copy() if self._basis.size == self.n else None,
+            searches=dict(self._searches) if self._done else {},
+            steps=self._steps,
+        )
+
+    @property
+    def proposes(self) -> bool:
+        """True when every wanted pair is within tolerance and no copy is left to be looked for."""
+        return self._done
+
+    @property
+    def rounding(self) -> float:
+        """Absolute rounding error of a product near the candidates; 0 until measured."""
+        return self._rounding
+
+    @rounding.setter
+    def rounding(self, value: float) -> None:
+        self._rounding = value
+        if self._done and not self._within():
+            self._done = False
+            if self._phase == "polish" or self._phase == "verify":
+                self._polish()
+
+    @property
+    def relative_residual(self) -> float:
+        """Largest residual of a wanted pair (estimated) over the norm; for deciding when rounding matters."""
+        return self._estimate / self._norm if self._norm else 0.0
+
+    # -- decisions ----------------------------------------------------------------------------------------------
+
+    def _allowed(self, values: Floats) -> Floats:
+        return np.maximum(tolerated(values, self._norm, self.tol) - self._rounding, self._rounding)
+
+    def _decide(self, rest: Tensor) -> None:
+        values, coefficients = self._basis.ritz()
+        self._norm = max(self._norm, float(np.abs(values).max()))
+        if self._basis.size == self.n:
+            self._done, self._estimate = True, 0.0
+            return
+        if self._phase == "polish":
+            self._polish()
+        elif self._phase == "verify":
+            self._verify(rest)
+        else:
+            self._search(rest, values, coefficients)
+
+    def _search(self, rest: Tensor, values: Floats, coefficients: Tensor) -> None:
+        keep = self.wanted.indices(values)
+        lengths = _row_norms(coefficients[-len(rest) :, keep].T.to(rest.device) @ rest)
+        self._estimate = float(lengths.max())
+        enough = len(keep) == self.wanted.total
+        if enough and bool(np.all(lengths <= 1.1 * self._allowed(values[keep]))) and self._within():
+            search = Search(self.n, self._degree, self._checks, float(values[-1]), float(values[0]))
+            self._searches = {"top": search, "bottom": search}
+            if self._copies_possible():
+                self._lock(coefficients[:, keep])
+                return
+            self._done = True
+        # The next vector is made even when done: a rounding measured later may ask for more.
+        self._frontier = self._next(rest)
+        if self._basis.size + len(self._frontier) > self._limit:
+            self._restart(values, coefficients, start=0)
+
+    def _within(self) -> bool:
+        values, coefficients = self._basis.ritz()
+        keep = self.wanted.indices(values)
+        lengths = _row_norms(self._basis.residuals(values[keep], coefficients[:, keep]))
+        self._estimate = float(lengths.max())
+        return bool(np.all(lengths <= self._allowed(values[keep])))
+
+    def _copies_possible(self) -> bool:
+        return max(self.wanted.top, self.wanted.bottom, self.wanted.magnitude) >= 2
+
+    # -- locking ------------------------------------------------------------------------------------------------
+
+    def _lock(self, coefficients: Tensor) -> None:
+        """Keep these pairs only, and start from a random vector orthogonal to them."""
+        self._basis.replace(coefficients)
+        self._locked = self._basis.size
+        self._phase = "verify"
+        self._degree = self._checks = 0
+        self._restarted = False
+        draws = [self._random() for _ in range(min(self._width, self.n - self._locked))]
+        self._frontier = self._next(torch.stack(draws))
+
+    def _verify(self, rest: Tensor) -> None:
+        """Has the deflated operator's extreme pair converged, and does it lie beyond the last one wanted?"""
+        values, coefficients = self._basis.ritz(self._locked)
+        lengths = _row_norms(coefficients[-len(rest) :].T.to(rest.device) @ rest)
+        settled = lengths <= self._allowed(values)
+        ends = self._ends_to_verify(values)
+        if not all(settled[end] for end in ends):
+            self._estimate = float(max(lengths[end] for end in ends))
+            self._frontier = self._next(rest)
+            if self._basis.size + len(self._frontier) > max(self._limit, self._locked + 12):
+                self._restart(values, coefficients, start=self._locked)
+            return
+        found = [i for i in self._belonging(values) if settled[i]]
+        embedded = torch.zeros((self._basis.size, self._locked + len(found)), dtype=torch.float64)
+        embedded[: self._locked, : self._locked] = torch.eye(self._locked, dtype=torch.float64)
+        embedded[self._locked :, self._locked :] = coefficients[:, found]
+        if found:
+            self._width = min(2 * self._width, LARGEST_BLOCK)
+            self._lock(embedded)
+            return
+        search = Search(self.n - self._locked, self._degree, self._checks, float(values[-1]), float(values[0]))
+        if self.wanted.top >= 2 or self.wanted.magnitude:
+            self._searches["top"] = search
+        if self.wanted.bottom >= 2 or self.wanted.magnitude:
+            self._searches["bottom"] = search
+        self._polish()
+
+    def _ends_to_verify(self, values: Floats) -> list[int]:
+        if self.wanted.magnitude:
+            return [int(np.abs(values).argmax())]
+        ends = [len(values) - 1] if self.wanted.top >= 2 else []
+        return ends + ([0] if self.wanted.bottom >= 2 else [])
+
+    def _belonging(self, values: Floats) -> list[int]:
+        """Which Ritz values of the deflated operator belong among the wanted ones."""
+        locked, coefficients = self._basis.ritz(stop=self._locked)
+        keep = self.wanted.indices(locked)
+        lengths = _row_norms(self._basis.residuals(locked[keep], coefficients[:, keep]))
+        slack = 0.5 * float(lengths.max()) + self._rounding
+        belongs = np.zeros(len(values), dtype=bool)
+        if self.wanted.magnitude:
+            belongs |= np.abs(values) > np.abs(locked[keep]).min() + slack
+        if self.wanted.top >= 2:
+            belongs |= values > locked[keep[self.wanted.top - 1]] + slack
+        if self.wanted.bottom >= 2:
+            belongs |= values < locked[keep[self.wanted.top]] - slack
+        return [int(i) for i in np.flatnonzero(belongs)]
+
+    def _polish(self) -> None:
+        """Expand by the residual of the worst wanted pair until all are within tolerance."""
+        self._phase = "polish"
+        if self._within():
+            self._done = True
+            return
+        values, coefficients = self._basis.ritz()
+        if self._basis.size + 1 > max(self._limit, self._locked + 12):
+            keep = self._kept(values, len(self.wanted.indices(values)) + self._locked)
+            self._basis.replace(coefficients[:, keep])
+            values, coefficients = self._basis.ritz()
+        keep = self.wanted.indices(values)
+        residuals = self._basis.residuals(values[keep], coefficients[:, keep])
+        excess = _row_norms(residuals) / self._allowed(values[keep])
+        self._frontier = self._next(residuals[int(excess.argmax())][None])
+
+    # -- moves ----------------------------------------------------------------------------------------------------
+
+    def _restart(self, values: Floats, coefficients: Tensor, start: int) -> None:
+        """Thick restart: go on from the Ritz vectors nearest to the wanted ends; the locked rows stay."""
+        room = max(self._limit, start + 12) - start
+        keep = self._kept(values, min(self.wanted.total + room // 3, room - 2 * len(self._frontier)))
+        if start == 0:
+            self._basis.replace(coefficients[:, keep])
+        else:
+            embedded = torch.zeros((self._basis.size, start + len(keep)), dtype=torch.float64)
+            embedded[:start, :start] = torch.eye(start, dtype=torch.float64)
+            embedded[start:, start:] = coefficients[:, keep]
+            self._basis.replace(embedded)
+        self._restarted = True
+
+    def _kept(self, values: Floats, count: int) -> list[int]:
+        count = min(count, len(values) - 1)
+        if self.wanted.magnitude:
+            return Wanted(magnitude=count).indices(values)
+        if not self.wanted.bottom:
+            return Wanted(top=count).indices(values)
+        if not self.wanted.top:
+            return Wanted(bottom=count).indices(values)
+        return Wanted(top=count - count // 2, bottom=count // 2).indices(values)
+
+    def _next(self, rows: Tensor) -> Tensor:
+        self._draws += 1
+        return self._basis.outside(rows, self._norm, self._draw, 100_000 * self._draws)
+
+    def _random(self) -> Tensor:
+        self._draws += 1
+        return self._draw(self._draws).to(self._device)
+
+
+def _row_norms(rows: Tensor) -> Floats:
+    return np.asarray(torch.linalg.vector_norm(rows, dim=1).cpu().numpy(), dtype=np.float64)

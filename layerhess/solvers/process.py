@@ -1,0 +1,129 @@
+"""What every solver has in common: the three verbs ask, tell, result, and what it proposes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Floats = NDArray[np.float64]
+Source = Callable[[int], Tensor]  # draw number -> a random unit vector (n,) float64
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which eigenpairs: ``top`` largest and ``bottom`` smallest algebraic, or ``magnitude`` largest in modulus."""
+
+    top: int = 0
+    bottom: int = 0
+    magnitude: int = 0
+
+    @property
+    def total(self) -> int:
+        """How many in all."""
+        return self.top + self.bottom + self.magnitude
+
+    def indices(self, ascending: Floats) -> list[int]:
+        """Positions of the wanted values in an ascending array, ordered from the largest value down."""
+        m = len(ascending)
+        if self.magnitude:
+            best = np.argsort(-np.abs(ascending), kind="stable")[: self.magnitude]
+            return sorted((int(i) for i in best), reverse=True)
+        top = list(range(m - 1, max(m - 1 - self.top, -1), -1))
+        bottom = [i for i in range(min(self.bottom, m) - 1, -1, -1) if i not in top]
+        return top + bottom
+
+    def ends(self, count: int) -> tuple[str, ...]:
+        """ "top" or "bottom" for each of ``count`` wanted values in that order."""
+        if self.magnitude:
+            return ("magnitude",) * count
+        return tuple("top" if i < self.top else "bottom" for i in range(count))
+
+
+@dataclass(frozen=True)
+class Search:
+    """The random search behind the statement that nothing larger was missed; see :func:`layerhess.bounds.missed`.
+
+    Attributes:
+        n: dimension searched. steps: Lanczos steps from a random start, before the first restart.
+        checks: how often the search could have stopped. largest, smallest: its extreme Ritz values.
+    """
+
+    n: int
+    steps: int
+    checks: int
+    largest: float
+    smallest: float
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Eigenpairs that a solver proposes; only :mod:`layerhess.bounds` judges them.
+
+    Attributes:
+        values: (k,) descending. vectors: (k, n) orthonormal rows. residuals: (k,) ||A v - theta v||.
+        gaps: (k,) distance to the nearest other Ritz value outside the pair's own cluster, NaN where unknown.
+        ends: "top" or "bottom" each. norm: lower estimate of ||A||_2 (largest |Ritz value|).
+        spectrum: all eigenvalues, descending, if the whole matrix was read; else None.
+        searches: "top"/"bottom" -> the random search at that end. steps: products spent.
+    """
+
+    values: Floats
+    vectors: Tensor
+    residuals: Floats
+    gaps: Floats
+    ends: tuple[str, ...]
+    norm: float
+    spectrum: Floats | None
+    searches: dict[str, Search]
+    steps: int
+
+
+class Process(Protocol):
+    """A solver in ask/tell form: it never runs a pass itself, so one pass can serve many of them."""
+
+    n: int
+    rounding: float
+    path: str
+
+    def ask(self) -> Tensor:
+        """The (s, n) float64 vectors whose products are needed next."""
+
+    def tell(self, products: Tensor) -> None:
+        """Receive the (s, n) products of the vectors last asked for."""
+
+    @property
+    def proposes(self) -> bool:
+        """True when the candidates meet the tolerance, given the rounding known so far."""
+
+    def candidates(self) -> Candidates:
+        """What there is now; valid after the first ``tell``."""
+
+
+def tolerated(values: Floats, norm: float, tol: float) -> Floats:
+    """The error bound at which a pair counts as converged: tol * max(|theta|, 0.1 ||A||)."""
+    return np.asarray(tol * np.maximum(np.abs(values), 0.1 * norm))
+
+
+def dense_eigh(matrix: Tensor) -> tuple[Floats, Tensor]:
+    """LAPACK's symmetric eigendecomposition of a small float64 matrix: ascending values, columns of vectors."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return values.cpu().numpy().astype(np.float64), vectors
+
+
+def nearest_gaps(values: Floats, others: Floats, residuals: Floats) -> Floats:
+    """For each value the distance to the nearest of ``others`` (all Ritz values) that is not the value itself.
+
+    Values closer than the residual are one cluster: no gap is known (NaN).
+    """
+    gaps = np.full(len(values), np.nan)
+    for i, (value, residual) in enumerate(zip(values, residuals, strict=True)):
+        distances = np.sort(np.abs(others - value))[1:]
+        if len(distances) and distances[0] > residual:
+            gaps[i] = distances[0]
+    return gaps

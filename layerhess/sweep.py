@@ -1,0 +1,262 @@
+"""One pass over the data: any set of requests in, sums out. Graphs are kept between passes while they fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layerhess.batches import is_stable
+from layerhess.blocks import Block
+from layerhess.errors import CheckError, InputError
+from layerhess.ledger import KEPT_SHARE, Ledger, free_bytes, used_bytes
+from layerhess.objective import Objective
+from layerhess.products.reverse import BatchGraph
+from layerhess.vectors import solver_device
+
+FULL = "(full)"
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
+
+
+@dataclass(frozen=True)
+class Request:
+    """Products of one block with some vectors.
+
+    Attributes:
+        block: which diagonal block (the full model is the block of all parameters).
+        vectors: (s, P_b) float64, one vector a row.
+    """
+
+    block: Block
+    vectors: Tensor
+
+
+class Sweep:
+    """Runs passes over an objective's data for a fixed set of parameters.
+
+    Args:
+        objective: in session for as long as the sweep is used.
+        names: the parameters any request may need.
+        ledger: counts the work.
+        keep: share of the free memory that kept graphs may take; 0 keeps none.
+        checkpoint: called between batches; raises to stop (an interrupt that waited).
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        names: list[str],
+        ledger: Ledger,
+        *,
+        keep: float = KEPT_SHARE,
+        checkpoint: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.objective = objective
+        self.ledger = ledger
+        self._names = names
+        self._checkpoint = checkpoint
+        self._kept: list[BatchGraph] = []
+        self._kept_all = False
+        self._stable = is_stable(objective.data)
+        self._budget = keep * free_bytes(objective.device) if keep else 0.0
+        self._used = 0.0
+        self.loss_sum = math.nan
+        self.count = math.nan
+        self.expected: tuple[float, float] | None = None
+        self.gradient_norm = math.nan
+        self.touched: set[str] = set()  # blocks whose gradient autograd found to depend on them, in some batch
+
+    def run(self, requests: Mapping[str, Request]) -> dict[str, Tensor]:
+        """Sum the products of every batch, divided by the total count.
+
+        Returns:
+            For each key the (s, P_b) float64 products with the Hessian of the mean loss.
+
+        Raises:
+            InputError: the data changed or ran out between passes; out of memory (the message names a size that fits).
+            CheckError: the loss of the whole data changed between passes.
+        """
+        try:
+            return self._run(requests)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        self.release()
+        self._budget = 0.0
+        try:
+            return self._run(requests)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        raise self._too_large(requests)
+
+    def release(self) -> None:
+        """Drop all kept graphs."""
+        self._kept.clear()
+        self._kept_all = False
+        self._used = 0.0
+
+    @property
+    def kept(self) -> int:
+        """How many batches' graphs are held."""
+        return len(self._kept)
+
+    def _run(self, requests: Mapping[str, Request]) -> dict[str, Tensor]:
+        device = solver_device(self.objective.device)
+        sums = {
+            key: torch.zeros(request.vectors.shape, dtype=torch.float64, device=device)
+            for key, request in requests.items()
+        }
+        fresh = not self._kept_all
+        loss_sum = count = 0.0
+        gradient: dict[str, Tensor] = {}
+        for graph in self._graphs():
+            self._checkpoint()
+            loss_sum += graph.loss_sum
+            count += graph.count
+            if fresh and math.isnan(self.gradient_norm):
+                _accumulate(gradient, graph.gradient)
+            for key, request in requests.items():
+                self._add(graph, request, sums[key])
+        self._check_totals(loss_sum, count, fresh)
+        if gradient:
+            self.gradient_norm = math.sqrt(sum(float(g.square().sum()) for g in gradient.values())) / self.denominator
+        for total in sums.values():
+            total /= self.denominator
+        if self.ledger.phase == "solve":
+            self.ledger.passes += 1
+            self.ledger.full_products += sum(len(r.vectors) for r in requests.values() if r.block.name == FULL)
+        return sums
+
+    @property
+    def denominator(self) -> float:
+        """What the sums are divided by: the total count, or 1 for reduction='sum'."""
+        return 1.0 if self.objective.evaluation.is_sum else self.count
+
+    def _add(self, graph: BatchGraph, request: Request, total: Tensor) -> None:
+        block = request.block
+        parameters = self.objective.parameters
+        for row, vector in enumerate(request.vectors):
+            parts = {
+                name: part.to(dtype=parameters[name].dtype, device=parameters[name].device)
+                for name, part in block.split(vector).items()
+            }
+            offset = 0
+            for part, shape in zip(graph.product(block.parameters, parts), block.shapes, strict=True):
+                size = shape.numel()
+                if part is not None:
+                    self.touched.add(block.name)
+                    total[row, offset : offset + size] += part.reshape(-1).to(total.device)
+                offset += size
+
+    def _graphs(self) -> Iterator[BatchGraph]:
+        """Kept graphs first, then fresh ones, keeping those that fit.
+
+        Batches that may come in another order at the next pass are kept all or not at all.
+        """
+        yield from list(self._kept)
+        if self._kept_all:
+            return
+        skip = len(self._kept)
+        number = 0
+        all_kept = True
+        for number, batch in enumerate(self.objective.batches(), 1):
+            if number <= skip:
+                continue
+            before = used_bytes(self.objective.device)
+            graph = BatchGraph(self.objective, batch, self._names, self.ledger)
+            yield graph
+            # Measured after the products: what double backward holds on to belongs to the graph.
+            self._used += max(0.0, used_bytes(self.objective.device) - before)
+            if self._budget and all_kept and self._used < self._budget:
+                self._kept.append(graph)
+            else:
+                all_kept = False
+                if not self._stable:
+                    self._kept.clear()
+            del graph
+        if number < skip:
+            raise self._changed("it has fewer batches than at the first")
+        self._kept_all = all_kept and number > 0
+        if not all_kept:
+            self._budget = 0.0  # decided once: later passes keep exactly these
+
+    def _check_totals(self, loss_sum: float, count: float, fresh: bool) -> None:
+        if count == 0.0 and not self.objective.evaluation.is_sum:
+            raise (
+                self._changed("it is empty")
+                if self.expected
+                else InputError("the data is empty", where="data", what_to_do="give at least one example that counts")
+            )
+        self.loss_sum, self.count = loss_sum, count
+        if self.expected is None or not fresh:
+            self.expected = self.expected or (loss_sum, count)
+            return
+        tolerance = loss_tolerance(self.objective.dtype)
+        if abs(count - self.expected[1]) > 1e-9 * abs(count):
+            raise self._changed(f"its count is {count:g} where it was {self.expected[1]:g}")
+        if not abs(loss_sum - self.expected[0]) <= tolerance * max(abs(loss_sum), abs(self.expected[0])):
+            modules = ", ".join(self.objective.random_modules[:4])
+            raise CheckError(
+                f"the loss over the whole data changes from pass to pass ({self.expected[0] / count:.9g}, then "
+                f"{loss_sum / count:.9g})",
+                where=f"active randomness in {modules}" if modules else "the loss, the model or the data",
+                what_to_do="use mode='eval' to switch dropout off; remove random augmentation and noise"
+                if modules
+                else "use mode='eval', drop_last=False, and data and a loss without randomness",
+            )
+
+    @staticmethod
+    def _changed(how: str) -> InputError:
+        return InputError(
+            f"the data changed between two passes: {how}",
+            where="data",
+            what_to_do="pass a list of batches or a DataLoader that yields the same examples at every pass",
+        )
+
+    def _too_large(self, requests: Mapping[str, Request]) -> InputError:
+        """Find, by trying, a batch size that fits; say it."""
+        from layerhess.batches import leading_size, take
+
+        key = max(requests, key=lambda k: requests[k].block.numel)
+        request = Request(requests[key].block, requests[key].vectors[:1])
+        batch: Any = max(self.objective.batches(), key=lambda b: leading_size(b) or 0)
+        size = (leading_size(batch) or 1) // 2
+        while size >= 1:
+            try:
+                graph = BatchGraph(self.objective, take(batch, slice(0, size)), self._names, self.ledger)
+                self._add(graph, request, torch.zeros_like(request.vectors))
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                size //= 2
+        return InputError(
+            "out of memory while making Hessian-vector products",
+            where=f"a batch of {leading_size(batch) or 'unknown size'} examples on {self.objective.device}",
+            what_to_do=f"use batch_size={size}, which fits"
+            if size
+            else "not even one example fits: use a smaller model or another device",
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for torch's and the system's out-of-memory errors, on any device."""
+    text = str(error).lower()
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in text for sign in OUT_OF_MEMORY)
+
+
+def loss_tolerance(dtype: torch.dtype) -> float:
+    """Relative change of a loss total that summation order alone may cause."""
+    return max(1e-6, 100.0 * torch.finfo(dtype).eps) if dtype != torch.float64 else 1e-6
+
+
+def _accumulate(total: dict[str, Tensor], gradient: Mapping[str, Tensor | None]) -> None:
+    for name, part in gradient.items():
+        if part is not None:
+            part = part.detach().double()
+            total[name] = total[name] + part if name in total else part

@@ -1,0 +1,186 @@
+"""Whole-data dense Hessians in float64, row by row, from losses written out by hand.
+
+Nothing here touches the library: a total loss (sum of sums over sum of counts) is built over one flat float64 vector
+of the trainable parameters, and each row of the Hessian is one call of ``torch.autograd.grad``. ``by_differences``
+gives the same matrix from central differences of gradients taken on the model itself, as a check on the first.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import zoo
+
+Matrix = NDArray[np.float64]
+Groups = dict[str, list[str]]
+SCHEMES = ("parameter", "weight", "module", "depth:1", "dict", "callable")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The Hessian of the whole loss, (P, P) symmetric, the place of each parameter in it, and its own uncertainty.
+
+    ``uncertainty`` bounds the error of the matrix's eigenvalues: its measured asymmetry plus the backward error of
+    LAPACK's symmetric eigensolver, n eps ||H||.
+    """
+
+    matrix: Matrix
+    places: dict[str, NDArray[np.int64]]
+    uncertainty: float
+
+    def index(self, names: Sequence[str]) -> NDArray[np.int64]:
+        """The rows of the named parameters, in the order of the model."""
+        wanted = set(names)
+        return np.concatenate([place for name, place in self.places.items() if name in wanted])
+
+    def block(self, names: Sequence[str]) -> Matrix:
+        """The diagonal block of the named parameters."""
+        rows = self.index(names)
+        return self.matrix[np.ix_(rows, rows)]
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Trainable parameters by their first name, in the order of the model; tied ones once."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def loss_of(model: nn.Module, batches: Sequence[Any], totals: zoo.Totals, flat: Tensor) -> Tensor:
+    """The whole loss as a function of the flat vector of trainable parameters, buffers untouched."""
+    replaced: dict[str, Tensor] = {}
+    start = 0
+    for name, parameter in trainable(model).items():
+        replaced[name] = flat[start : start + parameter.numel()].view(parameter.shape)
+        start += parameter.numel()
+    total: Tensor = flat.new_zeros(())
+    count = 0.0
+    for batch in batches:
+        state = replaced | {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+        def call(*args: Any, state: dict[str, Tensor] = state, **kwargs: Any) -> Any:
+            return torch.func.functional_call(model, state, args, kwargs)
+
+        part, number = totals(call, batch)
+        total, count = total + part, count + float(number)
+    return total / count
+
+
+def flat_parameters(model: nn.Module) -> Tensor:
+    """A detached copy of the trainable parameters as one vector (P,)."""
+    return torch.cat([p.detach().reshape(-1) for p in trainable(model).values()])
+
+
+def rows_of_hessian(loss: Callable[[Tensor], Tensor], at: Tensor) -> Matrix:
+    """The matrix of second derivatives of ``loss`` at ``at``, one row per backward pass, not symmetrised."""
+    point = at.detach().clone().requires_grad_(True)
+    with sdpa_kernel(SDPBackend.MATH):
+        (gradient,) = torch.autograd.grad(loss(point), point, create_graph=True)
+        rows = []
+        for unit in torch.eye(len(point), dtype=point.dtype):
+            rows.append(torch.autograd.grad(gradient, point, unit, retain_graph=True)[0])
+    return torch.stack(rows).numpy()
+
+
+def reference_for(model: nn.Module, batches: Sequence[Any], totals: zoo.Totals) -> Reference:
+    """The dense reference of a float64 model on all its batches."""
+    raw = rows_of_hessian(lambda flat: loss_of(model, batches, totals, flat), flat_parameters(model))
+    matrix = (raw + raw.T) / 2
+    norm = float(np.linalg.norm(matrix, 2))
+    asymmetry = float(np.linalg.norm(raw - raw.T, 2))
+    if asymmetry > 1e-12 * norm:
+        raise AssertionError(f"the reference itself is asymmetric: {asymmetry:.1e} against a norm of {norm:.1e}")
+    places, start = {}, 0
+    for name, parameter in trainable(model).items():
+        places[name] = np.arange(start, start + parameter.numel())
+        start += parameter.numel()
+    return Reference(matrix, places, asymmetry + len(matrix) * np.finfo(float).eps * norm)
+
+
+@cache
+def of_case(name: str, seed: int = 0) -> Reference:
+    """The reference of a zoo case, computed once per process."""
+    case = zoo.BY_NAME[name]
+    built = case.build(torch.float64, seed)
+    if built.kwargs.get("mode") == "eval":
+        built.model.eval()
+    return reference_for(built.model, zoo.batches_of(built.data), case.totals)
+
+
+def by_differences(model: nn.Module, batches: Sequence[Any], totals: zoo.Totals, step: float = 1e-5) -> Matrix:
+    """The Hessian by central differences of first gradients, the parameters moved in place: good to about 1e-8."""
+    parameters = list(trainable(model).values())
+    home = [p.detach().clone() for p in parameters]
+
+    def gradient() -> Tensor:
+        total, count = torch.zeros((), dtype=torch.float64), 0.0
+        for batch in batches:
+            part, number = totals(model, batch)
+            total, count = total + part, count + float(number)
+        found = torch.autograd.grad(total / count, parameters, allow_unused=True)
+        return torch.cat(
+            [torch.zeros(p.numel()) if g is None else g.reshape(-1) for p, g in zip(parameters, found, strict=True)]
+        )
+
+    rows = []
+    for parameter, start in zip(parameters, home, strict=True):
+        for i in range(parameter.numel()):
+            sides = []
+            for sign in (1.0, -1.0):
+                moved = start.clone()
+                moved.view(-1)[i] += sign * step
+                with torch.no_grad():
+                    parameter.copy_(moved)
+                sides.append(gradient())
+            with torch.no_grad():
+                parameter.copy_(start)
+            rows.append((sides[0] - sides[1]) / (2 * step))
+    return torch.stack(rows).numpy()
+
+
+def groups_of(model: nn.Module, scheme: Any) -> Groups:
+    """Which parameters make which block, for each spelling of ``blocks=``, written independently of the library."""
+    names = trainable(model)
+    label = _label_of(names, scheme)
+    groups: Groups = {}
+    for name in names:
+        block = label(name)
+        if block is not None:
+            groups.setdefault(block, []).append(name)
+    return groups
+
+
+def _label_of(parameters: Mapping[str, nn.Parameter], scheme: Any) -> Callable[[str], str | None]:
+    if callable(scheme):
+        return lambda name: scheme(name, parameters[name])
+    if isinstance(scheme, Mapping):
+        patterns = {block: [p] if isinstance(p, str) else list(p) for block, p in scheme.items()}
+        return lambda name: next(
+            (block for block, globs in patterns.items() if any(fnmatch.fnmatchcase(name, g) for g in globs)), None
+        )
+    if scheme == "parameter":
+        return lambda name: name
+    if scheme == "weight":
+        return lambda name: name if parameters[name].dim() >= 2 else None
+    if scheme == "module":
+        return lambda name: name.rpartition(".")[0] or "(root)"
+    depth = int(scheme.removeprefix("depth:"))
+    return lambda name: ".".join(name.split(".")[:-1][:depth]) or "(root)"
+
+
+def scheme_for(model: nn.Module, scheme: str) -> Any:
+    """The value of ``blocks=`` under each name of ``SCHEMES``; "dict" leaves the last parameter out."""
+    names = list(trainable(model))
+    if scheme == "dict":
+        return {"front": names[:1], "middle": names[1:-1]}
+    if scheme == "callable":
+        return lambda name, parameter: "matrices" if parameter.dim() >= 2 else "biases" if "bias" in name else None
+    return scheme

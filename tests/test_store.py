@@ -1,0 +1,500 @@
+"""Saved analyses: exact, atomic, and never at the cost of what was there before."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import fabricated
+import numpy as np
+import pytest
+import torch
+
+from layerhess import codec, folders, store
+from layerhess.errors import InputError, LayerhessWarning
+from layerhess.results import Analysis, Spectrum
+
+FILES = {"analysis.json", "vectors.safetensors", "report.html"}
+AWKWARD = [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, 2.0**-1074, 1e22, np.nextafter(1.0, 2.0)]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equality down to the last bit; NaN equals NaN; mappings in the same order."""
+    if isinstance(a, (Analysis, Spectrum)):
+        return type(a) is type(b) and all(same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and a.equal(b)
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and a.tobytes() == b.tobytes()
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and (a == b or (a != a and b != b))
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    return store.save(fabricated.analysis(), tmp_path / "run")
+
+
+# -- round trips -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_everything_comes_back_as_it_was(tmp_path: Path, bad: bool) -> None:
+    made = fabricated.analysis(bad=bad)
+    folder = store.save(made, tmp_path / "deep" / "er" / "run")
+    assert {p.name for p in folder.iterdir()} == FILES
+    assert same(made, store.load(folder))
+    assert list(folder.parent.iterdir()) == [folder], "nothing else is left beside the result"
+
+
+def test_floats_come_back_to_the_last_bit(tmp_path: Path) -> None:
+    values = np.array([*AWKWARD, np.nan, np.inf, -np.inf])
+    size = len(values)
+    block = fabricated.spectrum(
+        eigenvalues=values,
+        error_bounds=values[::-1].copy(),
+        conditional_bounds=values,
+        converged=np.arange(size) % 2 == 0,
+        end=("top",) * size,
+        eigenvectors=[],
+        spectrum=values,
+    )
+    made = fabricated.analysis(blocks={block.name: block}, loss=float("nan"), gradient_norm=float("inf"))
+    text = (store.save(made, tmp_path / "run") / "analysis.json").read_text()
+    back = store.load(tmp_path / "run")
+    assert back.blocks[block.name].eigenvalues.tobytes() == values.tobytes()
+    assert back.blocks[block.name].spectrum.tobytes() == values.tobytes()
+    assert np.isnan(back.loss) and back.gradient_norm == np.inf
+    assert "NaN" not in text and "Infinity" not in text
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not strict JSON"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_eigenvectors_come_back_bit_by_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+    whole = torch.randn(40, dtype=torch.float64).to(dtype)
+    vectors = [
+        {"a.b": whole[:12].view(3, 4), "odd/name [0].x": whole[12:13].reshape(()), "t": whole[13:33].view(4, 5).T},
+        {"a.b": whole[:12].view(3, 4), "odd/name [0].x": whole[39], "t": torch.zeros(5, 4, dtype=dtype)},
+        {"a.b": torch.full((3, 4), float("nan"), dtype=dtype), "odd/name [0].x": whole[0], "t": whole[20:].view(5, 4)},
+    ]
+    made = fabricated.analysis(blocks={"fc": fabricated.spectrum("fc", eigenvectors=vectors)}, full=None)
+    back = store.load(store.save(made, tmp_path / "run")).blocks["fc"].eigenvectors
+    for before, after in zip(vectors, back, strict=True):
+        assert list(before) == list(after)
+        for name, tensor in before.items():
+            assert after[name].dtype == dtype and after[name].shape == tensor.shape
+            bits = [t.contiguous().reshape(-1).view(torch.uint8) for t in (tensor, after[name])]
+            assert bits[0].equal(bits[1])
+
+
+def test_keys_are_the_attribute_names(saved: Path) -> None:
+    document = json.loads((saved / "analysis.json").read_text())
+    assert {f.name for f in dataclasses.fields(Analysis)} <= set(document)
+    assert {f.name for f in dataclasses.fields(Spectrum)} <= set(document["full"])
+    assert list(document["blocks"]) == list(fabricated.analysis().blocks)
+    assert document["schema"] == codec.SCHEMA and document["converged"] is True
+    assert document["blocks"]["stem.weight"]["eigenvalues"] == list(
+        fabricated.analysis().blocks["stem.weight"].eigenvalues
+    )
+
+
+def test_settings_without_a_json_type_are_kept_as_text(tmp_path: Path) -> None:
+    settings = {"out": Path("x/y"), "dtype": torch.bfloat16, "n": np.int64(3), "groups": {"a": ("x.*", "y")}, "f": same}
+    back = store.load(store.save(fabricated.analysis(settings=settings), tmp_path / "run"))
+    expected = {"out": "x/y", "dtype": "torch.bfloat16", "n": 3, "groups": {"a": ["x.*", "y"]}, "f": "same"}
+    assert back.settings == expected
+
+
+def test_names_in_any_script_survive(tmp_path: Path) -> None:
+    name = 'слой "1"\n</script>\ud83d\ude00'.encode("utf-16", "surrogatepass").decode("utf-16")
+    made = fabricated.analysis(blocks={name: fabricated.spectrum(name)}, model="模型")
+    assert same(made, store.load(store.save(made, tmp_path / "run")))
+
+
+# -- replacing ---------------------------------------------------------------------------------------------------------
+
+
+def test_saving_again_replaces_the_whole_folder(saved: Path) -> None:
+    second = fabricated.analysis(bad=True)
+    store.save(second, saved)
+    assert same(second, store.load(saved))
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_a_file_put_into_an_old_result_is_kept(saved: Path) -> None:
+    (saved / "notes.txt").write_text("mine")
+    (saved / "plots").mkdir()
+    (saved / "plots" / "a.png").write_bytes(b"png")
+    store.save(fabricated.analysis(bad=True), saved)
+    assert (saved / "notes.txt").read_text() == "mine"
+    assert (saved / "plots" / "a.png").read_bytes() == b"png"
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_an_empty_folder_is_used(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert same(fabricated.analysis(), store.load(store.save(fabricated.analysis(), tmp_path / "run")))
+
+
+@pytest.mark.parametrize("full_at", ["tensors", "analysis.json", "report.html", "fsync", "swap"])
+def test_a_full_disk_leaves_the_old_result_as_it_was(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, full_at: str
+) -> None:
+    before = snapshot(saved)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    real_write, real_rename = folders.write, os.rename
+
+    def write(path: Path, content: bytes) -> None:
+        if path.name == full_at:
+            path.write_bytes(content[:10])
+            full()
+        real_write(path, content)
+
+    def rename(source: Path, target: Path) -> None:
+        if ".writing-" in str(source):
+            full()
+        real_rename(source, target)
+
+    if full_at == "tensors":
+        monkeypatch.setattr("safetensors.torch.save_file", full)
+    elif full_at == "fsync":
+        monkeypatch.setattr(folders, "fsync_folder", full)
+    elif full_at == "swap":
+        monkeypatch.setattr(os, "rename", rename)
+    else:
+        monkeypatch.setattr(folders, "write", write)
+    with pytest.raises(InputError, match="disk is full") as caught:
+        store.save(fabricated.analysis(bad=True), saved)
+    assert str(saved) in caught.value.where and caught.value.what_to_do
+    assert snapshot(saved) == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_a_file_size_limit_of_the_system_is_reported_and_harmless(saved: Path) -> None:
+    """The real thing: the kernel refuses to write more than 20 kB, in the middle of the vectors file."""
+    before = snapshot(saved)
+    program = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+import torch, fabricated
+from layerhess import store
+from layerhess.errors import InputError
+big = fabricated.spectrum("w", (100_000,))
+try:
+    store.save(fabricated.analysis(blocks={"w": big}, full=None), sys.argv[1])
+except InputError as error:
+    print(error)
+"""
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(saved)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        check=True,
+    )
+    assert "the disk is full" in done.stdout and str(saved) in done.stdout
+    assert snapshot(saved) == before and list(saved.parent.iterdir()) == [saved]
+
+
+def test_ctrl_c_while_saving_leaves_the_old_result(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = snapshot(saved)
+    real = os.rename
+
+    def rename(source: Path, target: Path) -> None:
+        if ".writing-" in str(source):
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(KeyboardInterrupt):
+        store.save(fabricated.analysis(bad=True), saved)
+    assert snapshot(saved) == before and list(saved.parent.iterdir()) == [saved]
+
+
+def test_after_a_crash_between_the_renames_the_old_result_is_loaded(saved: Path) -> None:
+    saved.rename(saved.parent / ".run.old")
+    assert same(fabricated.analysis(), store.load(saved))
+    second = fabricated.analysis(bad=True)
+    store.save(second, saved)
+    assert same(second, store.load(saved)) and list(saved.parent.iterdir()) == [saved]
+
+
+def test_after_a_crash_before_the_deletion_the_new_result_is_loaded(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    old = store.save(fabricated.analysis(bad=True), tmp_path / "other" / "run")
+    (old / "notes.txt").write_text("mine")
+    old.rename(saved.parent / ".run.old")
+    assert same(fabricated.analysis(), store.load(saved))
+    store.save(fabricated.analysis(), saved)
+    assert not (saved.parent / ".run.old").exists()
+    assert (saved / "notes.txt").read_text() == "mine"
+
+
+def test_what_a_dead_writer_left_is_swept_and_a_live_one_is_not(saved: Path) -> None:
+    stale, live, foreign = (saved.parent / f".run.writing-{name}" for name in ("dead", "live", "foreign"))
+    for folder in (stale, live, foreign):
+        folder.mkdir()
+        (folder / "analysis.json").write_text("{")
+    (foreign / "thesis.tex").write_text("mine")
+    for folder in (stale, foreign):
+        os.utime(folder, (1, 1))
+    store.save(fabricated.analysis(), saved)
+    assert not stale.exists() and live.exists() and (foreign / "thesis.tex").exists()
+
+
+def test_a_reader_never_mixes_two_results(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is replaced between the reading of its two files."""
+    second = fabricated.analysis(bad=True)
+    real, pending = Path.read_bytes, [True]
+
+    def read_bytes(path: Path) -> bytes:
+        content = real(path)
+        if path.name == "analysis.json" and pending:
+            pending.clear()
+            store.save(second, saved)
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(store, "_is_analysis", lambda folder: True)
+    assert same(second, store.load(saved))
+
+
+def test_a_fault_in_the_report_does_not_cost_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(analysis: Analysis) -> str:
+        raise ZeroDivisionError("<oops>")
+
+    monkeypatch.setattr("layerhess.show.report.as_html", fault)
+    with pytest.warns(LayerhessWarning, match="the report could not be made"):
+        folder = store.save(fabricated.analysis(), tmp_path / "run")
+    assert same(fabricated.analysis(), store.load(folder))
+    assert "&lt;oops&gt;" in (folder / "report.html").read_text()
+    monkeypatch.undo()
+    store.rewrite_report(folder)
+    assert "oops" not in (folder / "report.html").read_text()
+
+
+# -- refusals before work ----------------------------------------------------------------------------------------------
+
+
+def refusal(path: Path) -> InputError:
+    """Both doors refuse, with a sentence that says where and what to do."""
+    with pytest.raises(InputError) as early:
+        store.check_writable(path)
+    with pytest.raises(InputError) as late:
+        store.save(fabricated.analysis(), path)
+    assert str(early.value) == str(late.value)
+    assert early.value.where and early.value.what_to_do
+    return early.value
+
+
+def test_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    assert "is a file" in str(refusal(tmp_path / "run"))
+    assert "is a file" in str(refusal(tmp_path / "run" / "inner"))
+    assert (tmp_path / "run").read_text() == "a file"
+
+
+@pytest.mark.parametrize("content", [None, "{", "[1]", '{"format": "something else"}', "\udcff"])
+def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path, content: str | None) -> None:
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "chapter1.tex").write_text("years of work")
+    if content is not None:
+        (folder / "analysis.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    before = snapshot(folder)
+    assert "holds no analysis" in str(refusal(folder))
+    assert snapshot(folder) == before
+
+
+def test_the_current_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "current folder" in str(refusal(Path(".")))
+    assert "root" in str(refusal(Path("/")))
+
+
+def test_an_empty_name_is_refused() -> None:
+    with pytest.raises(InputError, match="has no name"):
+        store.check_writable("")
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "mkdir", denied)
+    assert "cannot be written" in str(refusal(tmp_path / "run"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_parent_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    try:
+        assert "cannot be written" in str(refusal(tmp_path / "run"))
+    finally:
+        tmp_path.chmod(0o755)
+
+
+def test_check_writable_accepts_and_leaves_nothing(tmp_path: Path, saved: Path) -> None:
+    before = snapshot(saved)
+    assert store.check_writable(tmp_path / "a" / "b") == (tmp_path / "a" / "b").resolve()
+    assert store.check_writable(saved) == saved
+    assert list(tmp_path.iterdir()) == [saved] and snapshot(saved) == before
+
+
+def test_a_result_larger_than_the_disk_is_refused_before_work(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="MB free"):
+        store.check_writable(tmp_path / "run", expected_bytes=1 << 60)
+
+
+# -- damaged results ---------------------------------------------------------------------------------------------------
+
+
+def damaged(folder: Path, file: str, match: str) -> None:
+    with pytest.raises(InputError, match=match) as caught:
+        store.load(folder)
+    assert file in caught.value.where and caught.value.what_to_do
+
+
+def edit(folder: Path, change: Any) -> None:
+    path = folder / "analysis.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"loss": NaN}', b"[" * 100_000, b"{}", b'{"format": 3}']
+)
+def test_text_that_is_no_analysis_is_refused(saved: Path, content: bytes) -> None:
+    (saved / "analysis.json").write_bytes(content)
+    damaged(saved, "analysis.json", "cannot be read")
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Analysis)] + ["vectors"])
+def test_a_missing_key_is_named(saved: Path, field: str) -> None:
+    edit(saved, lambda document: document.pop(field))
+    damaged(saved, "analysis.json", rf"{field}(\.sha256)? is missing")
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Spectrum)])
+def test_a_missing_key_of_a_block_is_named(saved: Path, field: str) -> None:
+    edit(saved, lambda document: document["blocks"]["head.weight"].pop(field))
+    damaged(saved, "analysis.json", rf"blocks\.head\.weight\.{field} is missing")
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "match"),
+    [
+        (("loss",), "12", "loss is a string, not a number"),
+        (("loss",), True, "loss is true or false, not a number"),
+        (("loss",), 10**400, "int too large"),
+        (("batches",), 1.5, "batches is a number, not an integer"),
+        (("batches",), True, "batches is true or false, not an integer"),
+        (("model",), None, "model is null, not a string"),
+        (("blocks",), [], "blocks is a list, not an object"),
+        (("full",), 3, "full is an integer, not an object"),
+        (("notes",), "x", "notes is a string, not a list"),
+        (("checks", 0, "passed"), 1, r"checks\[0\]\.passed is an integer"),
+        (("counts", "by_phase", "solve"), {"products": "x"}, r"counts\.by_phase\.solve\.products is a string"),
+        (("full", "eigenvalues"), [1, "x", 2], r"full\.eigenvalues\[1\] is a string"),
+        (("full", "eigenvalues"), [1.0], "3 entries for 1 eigenvalues|has 3 entries"),
+        (("full", "eigenvectors"), [{"w": "no such tensor"}] * 3, "no tensor named"),
+        (("full", "converged"), [1, 0, 1], r"full\.converged\[0\] is an integer"),
+        (("blocks", "head.weight", "name"), "other", "name is 'other'"),
+    ],
+)
+def test_a_wrong_value_is_named(saved: Path, where: tuple[Any, ...], value: Any, match: str) -> None:
+    def change(document: Any) -> None:
+        for key in where[:-1]:
+            document = document[key]
+        document[where[-1]] = value
+
+    edit(saved, change)
+    damaged(saved, "analysis.json", match)
+
+
+def test_a_newer_schema_is_refused_with_advice(saved: Path) -> None:
+    edit(saved, lambda document: document.update(schema=codec.SCHEMA + 1))
+    with pytest.raises(InputError, match="schema is version 2") as caught:
+        store.load(saved)
+    assert "update layerhess" in caught.value.what_to_do
+
+
+@pytest.mark.parametrize("schema", [0, -1, "1", True, None, 1.0])
+def test_a_senseless_schema_is_refused(saved: Path, schema: object) -> None:
+    edit(saved, lambda document: document.update(schema=schema))
+    damaged(saved, "analysis.json", "schema version")
+
+
+def test_a_flipped_bit_in_the_vectors_is_found(saved: Path) -> None:
+    content = bytearray((saved / "vectors.safetensors").read_bytes())
+    content[-5] ^= 4
+    (saved / "vectors.safetensors").write_bytes(content)
+    damaged(saved, "vectors.safetensors", "checksum")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 7, b"\xff" * 64, b"\x02\0\0\0\0\0\0\0{}x"])
+def test_vectors_that_are_no_safetensors_are_refused(saved: Path, content: bytes) -> None:
+    import hashlib
+
+    (saved / "vectors.safetensors").write_bytes(content)
+    edit(saved, lambda document: document["vectors"].update(sha256=hashlib.sha256(content).hexdigest()))
+    damaged(saved, "vectors.safetensors", "cannot be read")
+
+
+def test_missing_vectors_are_refused(saved: Path) -> None:
+    (saved / "vectors.safetensors").unlink()
+    with pytest.raises(InputError, match="cannot be read"):
+        store.load(saved)
+
+
+def test_no_analysis_there(tmp_path: Path, saved: Path) -> None:
+    for path, match in [
+        (tmp_path / "missing", "no such folder"),
+        (tmp_path, "no analysis.json"),
+        (saved / "analysis.json", "is a file"),
+    ]:
+        with pytest.raises(InputError, match=match) as caught:
+            store.load(path)
+        assert caught.value.what_to_do
+
+
+def test_loading_executes_nothing(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pickle
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, lambda *_, **__: pytest.fail("a pickle was opened"))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load was called"))
+    store.load(saved)
+
+
+# -- other files -------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_is_made_anew_and_nothing_else(saved: Path) -> None:
+    before = snapshot(saved)
+    (saved / "report.html").write_text("old layout")
+    assert store.rewrite_report(saved) == saved / "report.html"
+    assert snapshot(saved) == before
+
+
+def test_the_json_text_is_the_file(saved: Path) -> None:
+    assert store.json_text(saved) == (saved / "analysis.json").read_text()
+    assert store.json_text(saved).endswith("}\n")
