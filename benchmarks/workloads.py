@@ -48,6 +48,7 @@ class Workload:
 class Problem:
     """What a contestant gets: a model in eval mode, equal batches, and a mean loss."""
 
+    family: str
     model: nn.Module
     batches: list[Batch]
     loss: nn.CrossEntropyLoss
@@ -76,7 +77,7 @@ def load(name: str) -> Problem:
     size = x.shape[0] // 8
     batches = [(x[i * size : (i + 1) * size], y[i * size : (i + 1) * size]) for i in range(workload.batches)]
     loss = TokenCrossEntropy() if workload.family == "gpt" else nn.CrossEntropyLoss()
-    return Problem(model.eval(), batches, loss)
+    return Problem(workload.family, model.eval(), batches, loss)
 
 
 def prepare(name: str, say: Callable[[str], None] = print) -> None:

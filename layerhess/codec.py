@@ -262,10 +262,9 @@ def _exactly(kind: type, value: Any, where: str) -> Any:
     return value
 
 
-def _items(kind: type, value: Any, where: str) -> list[tuple[Any, Any]]:
-    if type(value) is not kind:
-        raise ValueError(f"{where or 'the document'} is {_kind(value)}, not {_WORDS[kind]}")
-    return list(value.items()) if kind is dict else list(enumerate(value))
+def _items(kind: type[Any], value: Any, where: str) -> list[tuple[Any, Any]]:
+    checked = _exactly(kind, value, where or "the document")
+    return list(checked.items()) if kind is dict else list(enumerate(checked))
 
 
 def _consistent(spectrum: Spectrum, where: str) -> None:

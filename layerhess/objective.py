@@ -184,7 +184,7 @@ class Objective:
         """
         if examples < 1:
             raise InputError(f"examples is {examples}", where="examples", what_to_do="use an integer >= 1")
-        kept = [batch for batch in batches.iterate(self.data)]
+        kept = list(batches.iterate(self.data))
         sizes = [batches.leading_size(batch) for batch in kept]
         if any(size is None for size in sizes):
             raise InputError(

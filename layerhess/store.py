@@ -30,6 +30,12 @@ OURS = (NUMBERS, VECTORS, REPORT)
 _TRIES = 3  # readings, when a writer replaces the folder meanwhile
 
 
+class SaveError(InputError):
+    """An analysis could not be written; it is still here, as ``analysis``."""
+
+    analysis: Analysis
+
+
 def save(analysis: Analysis, path: str | Path) -> Path:
     """Write an analysis into the folder ``path``, atomically as a whole; an analysis already there is replaced.
 
@@ -41,15 +47,20 @@ def save(analysis: Analysis, path: str | Path) -> Path:
         The folder's absolute path.
 
     Raises:
-        InputError: the folder cannot be written, the disk is full, or ``path`` is something that is not an analysis.
-            The previous result, if there was one, is untouched.
+        SaveError: an InputError; the folder cannot be written, the disk is full, or ``path`` is something that is not
+            an analysis. The previous result, if there was one, is untouched.
     """
-    folder = _usable(path)
     try:
-        with folders.replacing(folder, OURS) as staging:
-            _write_files(analysis, staging)
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
+        folder = _usable(path)
+        try:
+            with folders.replacing(folder, OURS) as staging:
+                _write_files(analysis, staging)
+        except OSError as error:
+            raise _cannot_write(folder, error) from error
+    except InputError as refusal:
+        lost = SaveError(refusal.message, where=refusal.where, what_to_do=refusal.what_to_do)
+        lost.analysis = analysis
+        raise lost from refusal
     return folder
 
 

@@ -80,7 +80,8 @@ def test_certified_deviations_follow_from_gauss_newton_and_not_from_the_hessian(
     """What the truths call standard errors is recomputed from first derivatives of the curve at the optimum."""
     truth = nist.load(dataset, "polished_optimum")
     values = [p.detach().clone().requires_grad_(True) for p in truth.curve.parameters()]
-    rows = [torch.autograd.grad(y, values) for y in nist.MODELS[dataset](values, truth.x)]
+    predicted = nist.MODELS[dataset](values, truth.x)
+    rows = [torch.autograd.grad(y, values, retain_graph=True) for y in predicted]
     jacobian = np.array([[float(g) for g in row] for row in rows])
     scale = np.linalg.norm(jacobian, axis=0)
     _, triangle = np.linalg.qr(jacobian / scale)

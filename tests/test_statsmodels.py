@@ -22,14 +22,14 @@ FITS = {
 
 
 class LinearPredictor(nn.Module):
-    """x beta without a bias (the design has its own constant); (N,) for one column, (N, C) for several."""
+    """x beta without a bias (the design has its own constant): (N,) for beta (d,), (N, C) for beta (C, d)."""
 
     def __init__(self, beta: Matrix) -> None:
         super().__init__()
-        self.beta = nn.Parameter(torch.as_tensor(beta))
+        self.beta = nn.Parameter(torch.tensor(beta))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x @ self.beta.T
+        return nn.functional.linear(x, self.beta)
 
 
 class AgainstBase(LinearPredictor):
@@ -46,7 +46,7 @@ def probit_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor,
 
 def in_batches(fit: published.Regression, kind: torch.dtype = torch.float64) -> list[tuple[Tensor, Tensor]]:
     """Three unequal batches."""
-    x, y = torch.as_tensor(fit.design), torch.as_tensor(fit.response).to(kind)
+    x, y = torch.tensor(fit.design), torch.tensor(fit.response).to(kind)
     third = len(x) // 3 + 1
     return [(x[i : i + third], y[i : i + third]) for i in range(0, len(x), third)]
 

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import fabricated
 import numpy as np
 import pytest
 import torch
 
+import fabricated
 from layerhess import codec, folders, store
 from layerhess.errors import InputError, LayerhessWarning
 from layerhess.results import Analysis, Spectrum

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,7 +74,7 @@ def self_check(
     _additivity(objective, surveyed, found)
     sweep = _second_derivative(objective, sample, full, found, ledger)
     with ExitStack() as stack:
-        copied = _float64_copy(objective, sample, stack)
+        copied = functools.cache(lambda: _float64_copy(objective, sample, stack))  # made only if a check needs it
         _symmetry(objective, sweep, copied, blocks, full, seed, found, ledger)
         _differences(objective, copied, blocks, full, seed, found, ledger)
     sweep.release()
@@ -198,7 +199,7 @@ def _float64_copy(objective: Objective, sample: Any, stack: ExitStack) -> Object
 def _symmetry(
     objective: Objective,
     sweep: Sweep,
-    copied: Objective | None,
+    make_copy: Callable[[], Objective | None],
     blocks: Mapping[str, Block],
     full: Block,
     seed: int,
@@ -215,7 +216,8 @@ def _symmetry(
     suspicious = SUSPICIOUS.get(coarsest, 1.0)
     doubtful = {key for key, m in live.items() if not m.asymmetry <= suspicious}
     limit = WRONG.get(coarsest, 0.3)
-    if doubtful and copied is not None and objective.dtype != torch.float64:
+    copied = make_copy() if doubtful and objective.dtype != torch.float64 else None
+    if copied is not None:
         again = Sweep(copied, list(full.parameters), ledger, keep=0.2)
         confirmed = symmetry(again, {key: blocks[key] for key in doubtful}, seed)
         again.release()
@@ -238,7 +240,7 @@ def _symmetry(
 
 def _differences(
     objective: Objective,
-    copied: Objective | None,
+    make_copy: Callable[[], Objective | None],
     blocks: Mapping[str, Block],
     full: Block,
     seed: int,
@@ -248,6 +250,7 @@ def _differences(
     if not found.trace.smooth:
         found.checks.append(Check("finite differences", True, "not applicable: the network has kinks (ReLU-like)"))
         return
+    copied = make_copy()
     if copied is None:
         found.checks.append(Check("finite differences", True, "not applicable: no float64 copy of the model"))
         return

@@ -20,7 +20,7 @@ from layerhess.show.summary import operator_names, operator_of
 
 WIDTH = 9.0  # inches
 MOST_ROWS = 300
-DECADES = 6.0  # of a symmetric logarithmic axis; smaller values are drawn near zero
+DECADES = 5.0  # of a symmetric logarithmic axis; smaller values are drawn near zero
 FEW_VECTORS = 5  # up to here the mass of each eigenvector is a panel of bars, beyond a heat map
 
 
@@ -129,7 +129,9 @@ def _draw_spectrum(axes: Axes, row: int, spectrum: Spectrum) -> None:
         axes.text(0.5, row, word, transform=axes.get_yaxis_transform(), color=WRONG, fontsize=8, va="center")
         return
     if spectrum.status.startswith("zero"):
-        axes.errorbar(0.0, row, xerr=float(np.max(spectrum.error_bounds)), fmt="D", markersize=5.0, color=MUTED, zorder=3)
+        axes.errorbar(
+            0.0, row, xerr=float(np.max(spectrum.error_bounds)), fmt="D", markersize=5.0, color=MUTED, zorder=3
+        )
         return
     for index, value in enumerate(spectrum.eigenvalues):
         bottom = spectrum.end[index] == "bottom"
@@ -235,12 +237,14 @@ def _vector_titles(analysis: Analysis) -> list[str]:
 def _bars(names: Sequence[str], titles: Sequence[str], values: np.ndarray) -> Picture:
     figure, first = _canvas(len(names), "mass", max(1, len(titles)))
     panels = [first, *(figure.add_subplot(1, len(titles), i + 1, sharey=first) for i in range(1, len(titles)))]
+    widest = max(0.2, float(values.max(initial=0.0)))
     for column, (axes, title) in enumerate(zip(panels, titles, strict=False)):
         _style(axes)
         colour = BOTTOM if "-" in title.split()[-1].split("e")[0] else TOP
         axes.barh(range(len(names)), values[:, column], height=0.62, color=colour, zorder=2)
-        axes.set_xlim(0, 1.18)
-        axes.set_xticks([0, 0.5, 1], ["0", "50 %", "100 %"])
+        axes.set_xlim(0, 1.2 * widest)
+        ticks = [t for t in (0.0, 0.1, 0.25, 0.5, 0.75, 1.0) if t <= widest and (t != 0.1 or widest < 0.5)]
+        axes.set_xticks(ticks, [f"{100 * t:.0f} %" for t in ticks])
         axes.set_title(title.replace("-", "−"), fontsize=9.5, color=INK, loc="left", fontweight="bold")
         for row, value in enumerate(values[:, column]):
             if value >= 0.005:

@@ -28,6 +28,8 @@ def with_bound(value: float, bound: float) -> str:
 
     >>> with_bound(11.5399, 0.0113), with_bound(-2.5e-7, 1.3e-9), with_bound(3.0, float("inf"))
     ('11.540 ± 0.012', '(-2.500 ± 0.013)e-07', '3 ± unknown')
+    >>> with_bound(0.12345678, 1.2e-7), with_bound(122.0322496817, 1e-12)
+    ('0.12345678 ± 1.2e-07', '122.032250 ± 1.0e-12')
     """
     if math.isnan(value):
         return "-"
@@ -45,6 +47,8 @@ def with_bound(value: float, bound: float) -> str:
     most = SIGNIFICANT - 1 - (exponent - shift)
     if decimals > most:
         return f"{_fixed(value, most, shift)} ± {rounded_up(bound)}"
+    if decimals > 6 and not shift:
+        return f"{value:.{decimals}f} ± {rounded_up(bound + abs(value - round(value, decimals)))}"
     decimals = max(decimals, 0)
     unit = 10.0**-decimals
     shown = round(scaled, decimals)
@@ -63,6 +67,15 @@ def rounded_up(bound: float) -> str:
         return number(bound)
     text = f"{bound:.1e}"
     return text if float(text) >= bound else f"{bound + 0.05 * 10.0 ** math.floor(math.log10(bound)):.1e}"
+
+
+def times(factor: float) -> str:
+    """A factor in two digits.
+
+    >>> times(2.6481), times(4711.3)
+    ('2.6', '4,700')
+    """
+    return f"{float(f'{factor:.2g}'):,g}" if factor < 1e6 else f"{factor:.1e}"
 
 
 def duration(seconds: float) -> str:

@@ -119,7 +119,9 @@ def _row(spectrum: Spectrum, total: int, largest: float) -> Row:
     norm = spectrum.weight_norm_squared
     sensitivity = top[0] * norm if top is not None else math.nan
     excluded = "all computed" if spectrum.complete else ""
-    if not spectrum.complete and math.isfinite(spectrum.missed_factor):
+    if spectrum.missed_factor == math.inf:
+        excluded = "none excluded"
+    elif not spectrum.complete and math.isfinite(spectrum.missed_factor):
         excluded = f"> {formatting.number(spectrum.missed_factor, 3)} × (p ≤ {_chance(spectrum)})"
     return Row(
         name=spectrum.name,
@@ -183,7 +185,7 @@ def _ranking(analysis: Analysis) -> list[str]:
     first, last = order[0], order[-1]
     sentences = []
     if len(order) > 1:
-        ratio = formatting.number(tops[first] / tops[last], 2)
+        ratio = formatting.times(tops[first] / tops[last])
         sentences.append(
             f"The sharpest block is {first} (lambda_max of its {names.block} is {formatting.number(tops[first])}); the "
             f"flattest with positive curvature is {last} ({formatting.number(tops[last])}), {ratio} times less."
@@ -223,7 +225,9 @@ def _mass_sentences(analysis: Analysis) -> list[str]:
     wanted = {0: "The steepest direction of the whole model"}
     if "bottom" in full.end and len(full.eigenvalues) > 1:
         last = len(full.eigenvalues) - 1
-        wanted[last] = "Its most negative direction" if full.eigenvalues[last] < 0 else "Its flattest computed direction"
+        wanted[last] = (
+            "Its most negative direction" if full.eigenvalues[last] < 0 else "Its flattest computed direction"
+        )
     sentences = []
     for index, subject in wanted.items():
         row = analysis.full_mass[index]

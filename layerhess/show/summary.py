@@ -149,28 +149,6 @@ def examples(analysis: Analysis) -> str:
     return text if analysis.loss_count in (0, analysis.examples) else f"{text}, {count(analysis.loss_count)} terms"
 
 
-def missed(spectrum: Spectrum) -> str:
-    """What is known about eigenvalues that might have been missed, in words; empty where nothing is claimed."""
-    if spectrum.status.startswith("refused"):
-        return ""
-    if spectrum.complete:
-        return "complete: every eigenvalue was computed"
-    if spectrum.status.startswith("zero"):
-        return ""
-    sentences = []
-    symbol = operator_names(spectrum.operator)
-    matrix = symbol.block if spectrum.name in spectrum.parameters or spectrum.name != "(full)" else symbol.full
-    chance = share(spectrum.missed_probability)
-    if math.isfinite(spectrum.missed_above):
-        factor = f" ({number(spectrum.missed_factor, 3)} lambda_max)" if math.isfinite(spectrum.missed_factor) else ""
-        sentences.append(f"none above {number(spectrum.missed_above)}{factor}")
-    if math.isfinite(spectrum.missed_below):
-        sentences.append(f"none below {number(spectrum.missed_below)}")
-    if not sentences:
-        return ""
-    return f"{matrix} has " + " and ".join(sentences) + f", but for a chance of at most {chance}"
-
-
 def missed_overall(analysis: Analysis) -> str:
     """One sentence on the chance that a larger eigenvalue was missed anywhere; empty where nothing is claimed."""
     spectra = [s for s in analysis.spectra() if not s.complete and math.isfinite(s.missed_factor)]
@@ -180,9 +158,11 @@ def missed_overall(analysis: Analysis) -> str:
     chance = share(max(s.missed_probability for s in spectra))
     where = "each spectrum" if len(spectra) == len(analysis.spectra()) else f"{len(spectra)} spectra"
     complete = sum(s.complete for s in analysis.spectra())
-    rest = f" {complete} more are complete: nothing can have been missed there." if complete else ""
+    rest = f" The whole spectrum was computed of {complete} more." if complete else ""
+    nothing = sum(s.missed_factor == math.inf for s in analysis.spectra())
+    rest += f" In {nothing} more nothing can be excluded." if nothing else ""
     return (
-        f"Could a larger eigenvalue have been missed? In {where} one beyond {number(worst.missed_factor, 3)} "
+        f"In {where} an eigenvalue beyond {number(worst.missed_factor, 3)} "
         f"times lambda_max is excluded, except with a probability of at most {chance} (worst: {worst.name}).{rest}"
     )
 

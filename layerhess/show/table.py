@@ -99,7 +99,8 @@ def _facts(analysis: Analysis) -> list[str]:
         lines.append(f"2/lambda_max: {step.value}. {step.sentence}")
     if summary.lowest(analysis) is not None:
         lines.append(f"Most negative eigenvalue: {negative.value}. {negative.sentence}")
-    lines.append(summary.missed_overall(analysis))
+    missed = summary.missed_overall(analysis)
+    lines.append(f"Could a larger one have been missed? {missed}" if missed else "")
     more = max((len(s.eigenvalues) for s in analysis.spectra()), default=0)
     if more > 2:
         lines.append(f"Up to {more} eigenvalues per spectrum: see .eigenvalues, to_frame() or the report.")

@@ -93,7 +93,7 @@ class Lanczos:
             residuals=residuals,
             gaps=nearest_gaps(theta, values, residuals),
             ends=self.wanted.ends(len(keep)),
-            norm=float(np.abs(values).max()),
+            norm=max(self._norm, float(np.abs(values).max())),  # restarts drop Ritz values, not what they taught
             spectrum=values[::-1].copy() if self._basis.size == self.n else None,
             searches=dict(self._searches) if self._done else {},
             steps=self._steps,

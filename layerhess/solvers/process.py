@@ -39,7 +39,7 @@ class Wanted:
         return top + bottom
 
     def ends(self, count: int) -> tuple[str, ...]:
-        """ "top" or "bottom" for each of ``count`` wanted values in that order."""
+        """Which end, "top" or "bottom", each of ``count`` wanted values is from, in that order."""
         if self.magnitude:
             return ("magnitude",) * count
         return tuple("top" if i < self.top else "bottom" for i in range(count))

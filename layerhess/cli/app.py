@@ -1,0 +1,244 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from layerhess.cli.outcome import DONE, UNFINISHED, ended, stdout_on_stderr
+
+app = typer.Typer(
+    help="Hessian eigenvalues of every layer of a PyTorch model, and of the whole model, each with an error bound.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+TEMPLATE = '''"""Run it with: layerhess analyze factory.py:make"""
+import torch
+import layerhess
+
+def make() -> layerhess.Objective:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(20, 32), torch.nn.Tanh(), torch.nn.Linear(32, 3))  # your model
+    inputs, targets = torch.randn(256, 20), torch.randint(3, (256,))  # your data: batches like this, or a DataLoader
+    return layerhess.Objective(model, [(inputs, targets)], torch.nn.CrossEntropyLoss())
+'''
+
+Target = Annotated[str, typer.Argument(metavar="FACTORY", help="package.module:factory or path/to/file.py:factory")]
+Blocks = Annotated[
+    list[str] | None,
+    typer.Option(help="parameter, weight, module, depth:K, or NAME=GLOB (repeat it)  [default: parameter]"),
+]
+Out = Annotated[Path | None, typer.Option(help="output folder  [default: layerhess-results/NAME-TIME]")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...  [default: where the model is]")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads  [default: torch's own choice]")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="nothing on stderr but errors")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import layerhess
+
+        typer.echo(f"layerhess {layerhess.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print it")] = False,
+) -> None:
+    """Hessian eigenvalues of every layer of a PyTorch model, and of the whole model, each with an error bound."""
+
+
+@app.command()
+def analyze(
+    factory: Target,
+    blocks: Blocks = None,
+    operator: Annotated[str, typer.Option(help="which matrix")] = "hessian",
+    top: Annotated[int, typer.Option(help="how many of the largest eigenvalues")] = 1,
+    bottom: Annotated[int, typer.Option(help="how many of the smallest eigenvalues")] = 0,
+    full: Annotated[bool, typer.Option("--full/--no-full", help="also the Hessian of the whole model")] = True,
+    tol: Annotated[float, typer.Option(help="relative tolerance of the error bounds")] = 1e-3,
+    seed: Annotated[int, typer.Option(help="seed of the random starts")] = 0,
+    method: Annotated[str, typer.Option(help="lanczos, or power (power iteration)")] = "lanczos",
+    out: Out = None,
+    json: Annotated[bool, typer.Option("--json", help="print analysis.json on stdout, and nothing else there")] = False,
+    device: Device = None,
+    threads: Threads = None,
+    examples: Annotated[int | None, typer.Option(help="analyse a fixed random subset of this size")] = None,
+    examples_seed: Annotated[int, typer.Option(help="which subset")] = 0,
+    eval_mode: Annotated[bool, typer.Option("--eval", help="put the model into eval mode meanwhile")] = False,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE.safetensors", help="load these weights into the model first")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="split larger batches; saves memory, same result")] = None,
+    max_passes: Annotated[int, typer.Option(help="stop after this many passes over the data")] = 500,
+    time_limit: Annotated[float | None, typer.Option(help="stop after this many seconds")] = None,
+    skip_failed: Annotated[bool, typer.Option("--skip-failed", help="go on without blocks that fail a check")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="show the traceback of errors in your code")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Analyse the model that FACTORY returns: every layer's eigenvalues, and the whole model's."""
+
+    def command() -> int:
+        from layerhess import store
+        from layerhess.cli.factory import load_objective
+        from layerhess.cli.prepare import block_scheme, prepared
+
+        scheme = block_scheme(blocks or ["parameter"])
+        folder = store.check_writable(out if out is not None else _default_folder(factory))
+        _use_threads(threads)
+
+        def objective() -> Any:
+            return prepared(
+                load_objective(factory),
+                checkpoint=checkpoint,
+                device=device,
+                eval_mode=eval_mode,
+                examples=examples,
+                examples_seed=examples_seed,
+                batch_size=batch_size,
+            )
+
+        arguments = {
+            "blocks": scheme,
+            "operator": operator,
+            "top": top,
+            "bottom": bottom,
+            "full": full,
+            "tol": tol,
+            "seed": seed,
+            "method": method,
+            "max_passes": max_passes,
+            "time_limit": time_limit,
+            "skip_failed": skip_failed,
+        }
+        return _run(objective, arguments, folder, quiet=quiet, json=json, offer_examples=examples is None)
+
+    raise typer.Exit(ended(command, show_traceback=traceback))
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder of a saved analysis")]) -> None:
+    """Make report.html anew from a saved analysis and print its path."""
+
+    def command() -> int:
+        from layerhess import store
+
+        typer.echo(store.rewrite_report(folder))
+        return DONE
+
+    raise typer.Exit(ended(command))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="output folder")] = Path("demo-output"),
+    seed: Annotated[int, typer.Option(help="seed of the training and of the analysis")] = 0,
+    top: Annotated[int, typer.Option(help="how many of the largest eigenvalues")] = 2,
+    bottom: Annotated[int, typer.Option(help="how many of the smallest eigenvalues")] = 1,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a small residual network on real digits, analyse it layer by layer, and write a report."""
+
+    def command() -> int:
+        from layerhess import demo as problems
+        from layerhess import store
+        from layerhess.cli.display import Display
+        from layerhess.objective import Objective
+
+        folder = store.check_writable(out)
+        _use_threads(threads)
+
+        def objective() -> Objective:
+            from torch import nn
+
+            problem = problems.build(seed, Display(quiet=quiet).say)
+            return Objective(problem.model, problem.batches, nn.CrossEntropyLoss())
+
+        return _run(objective, {"top": top, "bottom": bottom, "seed": seed}, folder, quiet=quiet, offer_examples=False)
+
+    raise typer.Exit(ended(command))
+
+
+@app.command()
+def template() -> None:
+    """Print a ten-line factory to start from."""
+    typer.echo(TEMPLATE, nl=False)
+
+
+def _run(
+    make: Any, arguments: dict[str, Any], folder: Path, *, quiet: bool, json: bool = False, offer_examples: bool = True
+) -> int:
+    """Analyse what ``make()`` returns, save into ``folder``, and print the table or the JSON; the exit code."""
+    from layerhess import store
+    from layerhess.analysis import analyze as run_analysis
+    from layerhess.cli.display import Display
+
+    display = Display(quiet=quiet, offer_examples=offer_examples)
+    with ExitStack() as stack:
+        if json:
+            stack.enter_context(stdout_on_stderr())
+        stack.enter_context(display.with_warnings())
+        objective = make()
+        display.say(f"the result will be in {folder}")
+        try:
+            with display:
+                analysis = run_analysis(objective, **arguments, out=folder, progress=display)
+        except store.SaveError as error:
+            raise _rescued(error) from error
+    if json:
+        sys.stdout.write(store.json_text(folder))
+        sys.stdout.flush()
+    else:
+        _print_table(analysis)
+        print(f"\nSaved in {folder}; the report is {folder / store.REPORT}")
+    return DONE if analysis.converged else UNFINISHED
+
+
+def _print_table(analysis: Any) -> None:
+    """On stdout: as wide as the terminal and in colour, or plain and 100 columns wide where it is none."""
+    from layerhess.show.table import as_text, renderable
+
+    if sys.stdout.isatty():
+        Console(highlight=False).print(renderable(analysis))
+    else:
+        print(as_text(analysis))
+
+
+def _rescued(error: Any) -> Exception:
+    """The numbers were computed and could not be saved where they should: show them, and save them elsewhere."""
+    from layerhess import store
+    from layerhess.errors import InputError
+    from layerhess.show.table import as_text
+
+    print(as_text(error.analysis), file=sys.stderr)
+    try:
+        place = store.save(error.analysis, Path(tempfile.mkdtemp(prefix="layerhess-")) / "analysis")
+    except (InputError, OSError):
+        return InputError(error.message, where=error.where, what_to_do="the numbers are above; nothing could be saved")
+    return InputError(error.message, where=error.where, what_to_do=f"nothing is lost: the analysis is in {place}")
+
+
+def _default_folder(factory: str) -> Path:
+    label = re.sub(r"[^\w.-]+", "-", factory.replace(".py:", ":").rpartition("/")[2].replace(":", "-")).strip("-.")
+    return Path("layerhess-results") / time.strftime(f"{label or 'analysis'}-%Y%m%d-%H%M%S")
+
+
+def _use_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)

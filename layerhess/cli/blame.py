@@ -1,0 +1,75 @@
+"""Whose exception is it? Places in a traceback, in the words of a sentence."""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from functools import cache
+from pathlib import Path
+
+import layerhess
+
+OURS = str(Path(layerhess.__file__).parent)
+
+
+def describe(error: BaseException) -> str:
+    """The exception's type and message on one line; for a syntax error the offending line as well."""
+    if isinstance(error, SyntaxError):
+        line = f" in the line: {error.text.strip()}" if error.text else ""
+        return f"{type(error).__name__}: {error.msg}{line}"
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {' '.join(lines)}" if lines else type(error).__name__
+
+
+def innermost(error: BaseException) -> str:
+    """``file:line, in function`` of the user's own code nearest to the fault, else of the fault itself."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith("<") and not _installed(f.filename)]
+    chosen = own[-1] if own else (frames[-1] if frames else None)
+    if chosen is None:
+        return ""
+    inside = "" if chosen.name == "<module>" else f", in {chosen.name}"
+    return f"{chosen.filename}:{chosen.lineno}{inside}"
+
+
+def is_users(error: BaseException) -> bool:
+    """True when an exception that came through layerhess was raised in the user's model, loss or data.
+
+    That is so when, after the last of our own frames, the traceback goes through code that is neither ours nor the
+    standard library's nor a plain function of torch or NumPy: a module's forward, a data loader, the user's files.
+    """
+    frames = [f.filename for f in traceback.extract_tb(error.__traceback__)]
+    last = max((i for i, name in enumerate(frames) if _within(name, OURS)), default=-1)
+    return any(_is_foreign(name) for name in frames[last + 1 :])
+
+
+def _is_foreign(filename: str) -> bool:
+    parts = Path(filename).parts
+    if "torch" in parts:
+        below = parts[len(parts) - 1 - parts[::-1].index("torch") :]
+        return below[1:3] in (("nn", "modules"), ("utils", "data"))
+    if filename.startswith("<") or _standard(filename):
+        return False
+    return not any(package in parts for package in ("numpy", "scipy", "safetensors", "rich", "typer", "matplotlib"))
+
+
+@cache
+def _folders() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    paths = sysconfig.get_paths()
+    return (paths["stdlib"], paths["platstdlib"]), (paths["purelib"], paths["platlib"])
+
+
+def _standard(filename: str) -> bool:
+    standard, installed = _folders()
+    return any(_within(filename, folder) for folder in standard) and not any(_within(filename, f) for f in installed)
+
+
+def _installed(filename: str) -> bool:
+    standard, installed = _folders()
+    return _within(filename, OURS) or any(_within(filename, folder) for folder in (*standard, *installed))
+
+
+def _within(filename: str, folder: str) -> bool:
+    return Path(filename).is_relative_to(folder)
