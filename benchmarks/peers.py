@@ -7,6 +7,7 @@ README.md says for each peer how the oracle looks inside. Seeds are fixed per bl
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 import hessian_eigenthings as eigenthings
 import numpy as np
 import pyhessian
-import pyhessian.hessian as pyhessian_module
 import torch
 from curvlinops import HessianLinearOperator
 from hessian_eigenthings.algorithms.lanczos import lanczos_tridiagonal
@@ -142,7 +142,8 @@ def _pyhessian_scout(problem: Problem, truth: Values) -> Steps:
     class Right(Exception):
         pass
 
-    original = pyhessian_module.group_product
+    module = importlib.import_module("pyhessian.hessian")  # the package's attribute of that name is the class
+    original = module.group_product
     steps: Steps = {}
     for block in problem.names:
         calls: list[float] = []
@@ -155,13 +156,13 @@ def _pyhessian_scout(problem: Problem, truth: Values) -> Steps:
                     raise Right
             return value
 
-        pyhessian_module.group_product = watch
+        module.group_product = watch
         try:
             _pyhessian(problem, block, SCOUT_CAP, 0.0)
         except Right:
             steps[block] = len(calls)
         finally:
-            pyhessian_module.group_product = original
+            module.group_product = original
     return steps
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -179,5 +178,4 @@ def spread_slice(batch: Any, size: int) -> Any:
     total = leading_size(batch)
     if total is None or total <= size:
         return batch
-    step = math.floor(total / size)
-    return take(batch, torch.arange(0, step * size, step))
+    return take(batch, torch.arange(size) * total // size)

@@ -36,6 +36,7 @@ class Eigenpairs:
         values: (k,) float64. vectors: (k, n) float64 tensor, unit rows, largest component positive.
         error_bounds: (k,) absolute: residual plus rounding. converged: (k,) bool.
         complete: the whole spectrum was computed. products: operator products spent.
+        rounding: the part of ``error_bounds`` that is rounding; measured for a network, estimated for other operators.
     """
 
     values: np.ndarray[Any, np.dtype[np.float64]]
@@ -44,6 +45,7 @@ class Eigenpairs:
     converged: np.ndarray[Any, np.dtype[np.bool_]]
     complete: bool
     products: int
+    rounding: float
 
 
 def eigsh(
@@ -102,6 +104,7 @@ def eigsh(
         converged=certificate.converged[order] & process.proposes,
         complete=candidates.spectrum is not None,
         products=candidates.steps,
+        rounding=rounding,
     )
 
 
@@ -122,7 +125,7 @@ class _Single:
             coarsest = trace(objective, surveyed.sample).coarsest
             self.eps = torch.finfo(coarsest).eps
             self._meter = stack.enter_context(RoundingMeter(objective, surveyed.sample, coarsest, ledger))
-        elif getattr(op, "dtype", None) in (np.dtype(np.float32), torch.float32):
+        elif not isinstance(op, np.ndarray) and getattr(op, "dtype", None) in (np.dtype(np.float32), torch.float32):
             self.eps = float(np.finfo(np.float32).eps)
         name = getattr(self._op, "name", "operator")
         self.draw = lambda number: random_unit(n, seed, name, number, self.device)

@@ -14,7 +14,7 @@ from layerhess.objective import Objective
 from layerhess.products.reverse import BatchGraph
 from layerhess.vectors import random_unit
 
-STEPS = (1e-3, 1e-4, 1e-5)  # relative to ||theta||
+STEPS = (1e-3, 1e-4, 1e-5)  # relative to the size of each tensor
 AGREEMENT = 1e-4
 
 
@@ -24,7 +24,8 @@ def finite_differences(
     """Compare the rows (H u)_b with central differences (g(theta + r u) - g(theta - r u))_b / 2r.
 
     Run on a float64 copy of the model, whose weights it moves. |F(2r) - F(r)| tracks the error of F(r), so a block is
-    judged only at a step where that is small.
+    judged only at a step where that is small, and only condemned if no step agrees. Each tensor moves in proportion to
+    its own size, since parameters may differ by many orders of magnitude.
 
     Args:
         objective: a float64 copy, in session. batch: a float64 sample. blocks, full: of the model.
@@ -33,27 +34,38 @@ def finite_differences(
         (block -> relative disagreement beyond what the step explains, largest step error among the judged blocks).
         Blocks without a usable step are absent.
     """
-    direction = full.split(random_unit(full.numel, seed, "finite differences", 0, objective.device))
+    direction = _direction(objective, full, seed)
     names = list(objective.parameters)
     graph = BatchGraph(objective, batch, names, ledger)
     exact = dict(zip(names, graph.product(names, direction), strict=True))
-    size = max(1.0, float(torch.sqrt(sum(p.detach().square().sum() for p in objective.parameters.values()))))  # type: ignore[arg-type]
     judged: dict[str, float] = {}
     worst_step = 0.0
     for step in STEPS:
-        near = _difference(objective, batch, direction, step * size, ledger)
-        far = _difference(objective, batch, direction, 2.0 * step * size, ledger)
+        near = _difference(objective, batch, direction, step, ledger)
+        far = _difference(objective, batch, direction, 2.0 * step, ledger)
         for key, block in blocks.items():
-            if key in judged:
+            if judged.get(key, 1.0) <= AGREEMENT:
                 continue
             product = _norm(exact, block)
             error = _norm(_minus(far, near), block)
             if product == 0.0 or error > 0.02 * product:
                 continue
             disagreement = _norm(_minus(exact, near), block)
-            judged[key] = max(0.0, disagreement - 3.0 * error) / product
+            judged[key] = min(judged.get(key, math.inf), max(0.0, disagreement - 3.0 * error) / product)
             worst_step = max(worst_step, error / product)
+        if len(judged) == len(blocks) and max(judged.values()) <= AGREEMENT:
+            break
     return judged, worst_step
+
+
+def _direction(objective: Objective, full: Block, seed: int) -> dict[str, Tensor]:
+    parts = full.split(random_unit(full.numel, seed, "finite differences", 0, objective.device))
+    sizes = {name: float(torch.linalg.vector_norm(p.detach())) for name, p in objective.parameters.items()}
+    smallest = min((size for size in sizes.values() if size > 0.0), default=1.0)
+    return {
+        name: part * ((sizes[name] or smallest) / max(float(torch.linalg.vector_norm(part)), 1e-300))
+        for name, part in parts.items()
+    }
 
 
 def _difference(

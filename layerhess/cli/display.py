@@ -108,7 +108,7 @@ def forecast_sentence(forecast: Forecast, *, offer_examples: bool = True) -> str
     """The cost in words.
 
     >>> forecast_sentence(Forecast(3.1, 9.0, 480, 840, 50_000, 0.0166))
-    'one gradient takes 3.1 s; expect 8 to 14 min; --examples 512 would take up to 19 s'
+    'one gradient takes 3.1 s; expect 8 to 14 min; --examples 512 would take up to 18 s'
     """
     text = f"one gradient takes {duration(forecast.gradient_seconds)}; expect {span(forecast.low, forecast.high)}"
     if not offer_examples or forecast.examples <= 2 * _SMALLER or forecast.high < _LONG or forecast.per_example <= 0:

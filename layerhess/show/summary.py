@@ -150,21 +150,23 @@ def examples(analysis: Analysis) -> str:
 
 
 def missed_overall(analysis: Analysis) -> str:
-    """One sentence on the chance that a larger eigenvalue was missed anywhere; empty where nothing is claimed."""
-    spectra = [s for s in analysis.spectra() if not s.complete and math.isfinite(s.missed_factor)]
-    if not spectra:
-        return ""
-    worst = max(spectra, key=lambda s: s.missed_factor)
-    chance = share(max(s.missed_probability for s in spectra))
-    where = "each spectrum" if len(spectra) == len(analysis.spectra()) else f"{len(spectra)} spectra"
-    complete = sum(s.complete for s in analysis.spectra())
-    rest = f" The whole spectrum was computed of {complete} more." if complete else ""
-    nothing = sum(s.missed_factor == math.inf for s in analysis.spectra())
-    rest += f" In {nothing} more nothing can be excluded." if nothing else ""
-    return (
-        f"In {where} an eigenvalue beyond {number(worst.missed_factor, 3)} "
-        f"times lambda_max is excluded, except with a probability of at most {chance} (worst: {worst.name}).{rest}"
-    )
+    """Sentences on the chance that a larger eigenvalue was missed anywhere; empty where none was looked for."""
+    spectra = analysis.spectra()
+    bounded = [s for s in spectra if not s.complete and math.isfinite(s.missed_factor)]
+    sentences = []
+    if bounded:
+        worst = max(bounded, key=lambda s: s.missed_factor)
+        chance = share(max(s.missed_probability for s in bounded))
+        where = "each spectrum" if len(bounded) == len(spectra) else f"{len(bounded)} of {len(spectra)} spectra"
+        sentences.append(
+            f"In {where} an eigenvalue beyond {number(worst.missed_factor, 3)} times lambda_max is excluded, except with "
+            f"a probability of at most {chance} (worst: {worst.name})."
+        )
+    if complete := sum(s.complete for s in spectra):
+        sentences.append(f"Of {complete} the whole spectrum was computed: nothing can be missing there.")
+    if open_ends := sum(s.missed_factor == math.inf for s in spectra):
+        sentences.append(f"In {open_ends} no larger eigenvalue can be excluded.")
+    return " ".join(sentences)
 
 
 def interlacing(analysis: Analysis) -> str:

@@ -51,6 +51,7 @@ class Power:
         step = w + self._shift * self._v
         if self._theta < 0.0 and not self._shift and self._settled():
             self._shift = self._norm + self._residual
+            self._residual = float("inf")  # of the pair looked for from here on, nothing is known yet
             step = self._draw(1).to(self._device)
         length = torch.linalg.vector_norm(step)
         self._v = step / length if length > 0 else self._draw(1 + self._steps).to(self._device)
@@ -58,7 +59,7 @@ class Power:
     @property
     def proposes(self) -> bool:
         """True when the residual is within tolerance (and the pair is at the top, not at a dominant negative end)."""
-        return self._steps > 0 and self._settled() and not (self._theta < 0.0 and not self._shift)
+        return self._steps > 0 and self._settled()
 
     @property
     def relative_residual(self) -> float:

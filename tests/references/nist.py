@@ -120,7 +120,6 @@ class Truth:
     blocks: dict[str, Vector]
     tolerance_top: float
     tolerance: float
-    degrees_of_freedom: int
     certified_deviations: Vector
     ggn_deviations: Vector
 
@@ -160,7 +159,6 @@ def load(dataset: str, point: str) -> Truth:
         },
         tolerance_top=max(100 * reached["hess_top"], 1e-12),
         tolerance=max(100 * reached["hess_all"], 1e-12),
-        degrees_of_freedom=entry["dof"],
         certified_deviations=np.array(entry["certified"]["sd"], dtype=float),
         ggn_deviations=np.array(at["standard_errors_from_ggn"], dtype=float),
     )

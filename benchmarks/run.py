@@ -1,0 +1,162 @@
+"""The benchmark's command line: `python -m benchmarks.run` (see README.md)."""
+
+from __future__ import annotations
+
+import os
+
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_name] = "1"  # before torch and NumPy start their pools
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+from .peers import PEERS, TOL, Steps
+from .table import Row, errors, print_table
+from .truth import truth
+from .workloads import CACHE, WORKLOADS, load, prepare
+
+__all__ = ["main"]
+
+LONG = 60.0  # seconds: a contestant that takes longer than this is run less often, and the table says how often
+
+
+@dataclass
+class Entry:
+    """One contestant in one column: what to run, and what the runs gave."""
+
+    title: str
+    column: str  # "ours", "A" or "B"
+    answer: Callable[[], dict[str, float]]
+    note: str = ""
+    seconds: list[float] = field(default_factory=list)  # wall clock
+    processor: list[float] = field(default_factory=list)  # this process's own CPU time
+    values: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> None:
+        gc.collect()
+        wall, processor = time.perf_counter(), time.process_time()
+        self.values = self.answer()
+        self.seconds.append(time.perf_counter() - wall)
+        self.processor.append(time.process_time() - processor)
+
+
+def say(text: str) -> None:
+    """Print at once, also into a pipe."""
+    print(text, flush=True)
+
+
+def gradient(name: str) -> dict[str, float]:
+    """One pass of plain gradients over the workload's data: the unit."""
+    problem = load(name)
+    parameters = list(problem.model.parameters())
+    for x, y in problem.batches:
+        torch.autograd.grad(problem.loss(problem.model(x), y), parameters)
+    return {}
+
+
+def entries(name: str, peers: list[str], columns: str, true: dict[str, float], with_ours: bool) -> list[Entry]:
+    """Contestants of one workload, in the order in which they take turns."""
+    chosen = []
+    if with_ours:
+        from .ours import analyse
+
+        def ours() -> dict[str, float]:
+            answer = analyse(load(name))
+            if answer.unconverged:
+                say(f"  ours did not certify: {', '.join(answer.unconverged)}")
+            return answer.values
+
+        chosen.append(Entry("layerhess, self-check and certificates included", "ours", ours))
+    for key in peers:
+        peer = PEERS[key]
+        if "A" in columns:
+            say(f"  oracle: steps {peer.title} needs ...")
+            steps = peer.scout(load(name), true)
+            chosen.append(_oracle_entry(name, key, steps, len(true)))
+        if "B" in columns:
+            chosen.append(Entry(peer.title, "B", lambda peer=peer: peer.own(load(name))))
+    return chosen
+
+
+def _oracle_entry(name: str, key: str, steps: Steps, blocks: int) -> Entry:
+    peer = PEERS[key]
+    note = f"{sum(steps.values())} steps"
+    if len(steps) < blocks:
+        note += f"; never right on {blocks - len(steps)} blocks, which are left out of its time"
+    return Entry(peer.title, "A", lambda: peer.exact_steps(load(name), steps), note)
+
+
+def measure(name: str, chosen: list[Entry], runs: int, long_runs: int) -> float:
+    """Let the contestants take turns; returns the unit, the median time of one gradient over the data (CPU seconds)."""
+    unit = Entry("gradient", "unit", lambda: gradient(name))
+    unit.run()  # the first one warms up the kernels
+    unit.processor.clear()
+    for turn in range(runs):
+        for entry in chosen:
+            if len(entry.seconds) >= long_runs and statistics.median(entry.processor) > LONG:
+                continue
+            for _ in range(3):
+                unit.run()
+            entry.run()
+            say(f"  run {turn + 1}: {entry.column} {entry.title}: {entry.processor[-1]:.2f} s CPU, {entry.seconds[-1]:.2f} s wall")
+    return statistics.median(unit.processor)
+
+
+def bench(name: str, options: argparse.Namespace) -> None:
+    """Prepare, measure and print one workload."""
+    workload = WORKLOADS[name]
+    say(f"\n{workload.title}")
+    prepare(name, say)
+    true = truth(name, say)
+    chosen = entries(name, options.peers, options.columns, true, not options.without_ours)
+    unit = measure(name, chosen, options.runs, options.long_runs)
+    rows = [Row(e.column, e.title, e.processor, e.seconds, *errors(e.values, true, TOL), e.note) for e in chosen]
+    print_table(workload.title, rows, unit, len(true), say)
+    record = {"workload": name, "unit_seconds": unit, "torch": torch.__version__, "rows": [asdict(row) for row in rows]}
+    path = CACHE / f"result-{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    path.write_text(json.dumps(record, indent=1))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `python -m benchmarks.run`."""
+    p = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    p.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"any of {', '.join(WORKLOADS)} (default: all but slow ones)")
+    p.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS), help="which peers take part")
+    p.add_argument("--columns", choices=["A", "B", "AB"], default="AB", help="A: peers stopped by an oracle; B: by themselves")
+    p.add_argument("--runs", type=int, default=5, help="runs of each contestant (default 5)")
+    p.add_argument("--long-runs", type=int, default=1, help=f"runs of a contestant that takes over {LONG:.0f} s (default 1)")
+    p.add_argument("--slow", action="store_true", help="with no workload named: the slow ones, too")
+    p.add_argument("--without-ours", action="store_true", help="peers only")
+    p.add_argument("--prepare", action="store_true", help="only train the models and compute the truths")
+    return p
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; 0 when done, 2 for an unknown workload."""
+    options = parser().parse_args(arguments)
+    names = options.workloads or [n for n, w in WORKLOADS.items() if options.slow or not w.slow]
+    if unknown := [n for n in names if n not in WORKLOADS]:
+        say(f"unknown workload {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
+        return 2
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message=".*backward\\(\\) with create_graph=True.*")  # PyHessian, once a layer
+    for name in names:
+        if options.prepare:
+            prepare(name, say)
+            truth(name, say)
+        else:
+            bench(name, options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
