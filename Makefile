@@ -3,7 +3,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --disable-pip-version-check
+BENCH  := .venv-bench
+PIP    := python -m pip --disable-pip-version-check
 JOBS   ?= 2
 
 # Tests run side by side, so each gets one thread.
@@ -18,7 +19,7 @@ help:
 	@echo 'make test-all   the whole test suite'
 	@echo 'make lint       ruff (rules and format) and mypy'
 	@echo 'make format     let ruff put the code into shape'
-	@echo 'make bench      compare with other libraries, as ratios within one run (long)'
+	@echo 'make bench      compare with other libraries, as ratios within one run (long; ARGS=... for its options)'
 	@echo 'make docs       build the notebook from its script and run every code block of the documentation'
 	@echo 'make clean      remove the environment, caches and outputs'
 	@echo
@@ -42,32 +43,39 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks
+bench: $(BENCH)/.peers
+	$(BENCH)/bin/python -m benchmarks.run $(ARGS)
 
 docs: $(VENV)/.dev
 	$(BIN)/python examples/make_notebook.py
 	MPLBACKEND=Agg $(BIN)/python -m pytest tests/test_docs.py tests/test_examples.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-output
+	rm -rf $(VENV) $(BENCH) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # PyTorch first and on its own: every later install then finds it there and leaves it alone.
-$(VENV)/.torch: constraints.txt
+$(VENV)/.torch $(BENCH)/.torch: %/.torch: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo 'layerhess needs Python 3.10 or newer; choose one with: make PYTHON=/path/to/python3'; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $*
 	@echo 'Installing PyTorch; this is a large download.'
-	$(PIP) install --progress-bar off -c constraints.txt torch
+	$*/bin/$(PIP) install -c constraints.txt torch
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	@echo 'Installing layerhess and what its demo needs.'
-	$(PIP) install -q -c constraints.txt -e '.[demo]'
+	$(BIN)/$(PIP) install -q -c constraints.txt -e '.[demo]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	@echo 'Installing layerhess and what its tests and linters need.'
-	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/$(PIP) install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# The peers have an environment of their own; without --no-deps one of them would bring another PyTorch.
+$(BENCH)/.peers: $(BENCH)/.torch benchmarks/requirements.txt pyproject.toml
+	@echo 'Installing layerhess and the libraries it is compared with.'
+	$(BENCH)/bin/$(PIP) install -q --no-deps -r benchmarks/requirements.txt
+	$(BENCH)/bin/$(PIP) install -q -c constraints.txt -e .
 	@touch $@

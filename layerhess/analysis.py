@@ -177,7 +177,7 @@ class _Run:
         names = list(self.objective.parameters) if self.arguments.full else self._covered()
         sweep = Sweep(self.objective, names, self.ledger, checkpoint=self.checkpoint)
         sweep.expected = (self.surveyed.loss_sum, self.surveyed.count)
-        meter = RoundingMeter(self.objective, self.surveyed.sample, self.checked.trace.coarsest, self.ledger)
+        meter = RoundingMeter(self.objective, self.surveyed.samples, self.checked.trace.coarsest, self.ledger)
         self.schedule = Schedule(
             sweep=sweep,
             meter=meter,

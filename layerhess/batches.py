@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from numbers import Number
 from typing import Any
 
 import torch
@@ -51,7 +52,8 @@ def check_data(data: Any, *, any_batch: bool) -> None:
         raise InputError(
             f"the data is {type(data).__name__}, which cannot be iterated", where="data", what_to_do=BOTH_SPELLINGS
         )
-    if iter(data) is data:
+    # Only an iterator can be its own; of anything else no pass is started here (a loader would draw random numbers).
+    if isinstance(data, Iterator) and iter(data) is data:
         raise InputError(
             "the data is a one-shot iterator (a generator): it would be empty at the second pass",
             where="data",
@@ -101,17 +103,17 @@ def is_stable(data: Any) -> bool:
     return is_single(data) or isinstance(data, list)
 
 
-def tree_map(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Apply ``function`` to every tensor in nested tuples, lists and mappings; everything else passes through."""
+def tree_map(function: Callable[[Tensor], Any], value: Any, other: Callable[[Any], Any] = lambda leaf: leaf) -> Any:
+    """Apply ``function`` to every tensor in nested tuples, lists and mappings, and ``other`` to all that is neither."""
     if isinstance(value, Tensor):
         return function(value)
-    if is_mapping(value):
-        return {key: tree_map(function, value[key]) for key in list(value.keys())}
+    if isinstance(value, Mapping):
+        return {key: tree_map(function, value[key], other) for key in value}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(tree_map(function, item) for item in value))
+        return type(value)(*(tree_map(function, item, other) for item in value))
     if isinstance(value, (tuple, list)):
-        return type(value)(tree_map(function, item) for item in value)
-    return value
+        return type(value)(tree_map(function, item, other) for item in value)
+    return other(value)
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -133,7 +135,10 @@ def prepare(batch: Any, device: torch.device) -> Any:
         tensor = tensor.to(device)
         return tensor.clone() if tensor.is_inference() else tensor
 
-    return tree_map(one, batch)
+    def other(leaf: Any) -> Any:
+        return leaf.to(device) if callable(getattr(leaf, "to", None)) else leaf  # graphs and other batch objects
+
+    return tree_map(one, batch, other)
 
 
 def cast(batch: Any, dtype: torch.dtype) -> Any:
@@ -142,8 +147,17 @@ def cast(batch: Any, dtype: torch.dtype) -> Any:
 
 
 def leading_size(batch: Any) -> int | None:
-    """Number of examples: the size of dimension 0 if all tensors agree on it, else None (cannot be split)."""
-    sizes = {tensor.shape[0] if tensor.ndim else None for tensor in tensors(batch)}
+    """Number of examples: the size of dimension 0 if all tensors agree on it, else None (cannot be split).
+
+    A batch that holds anything but tensors, numbers and flags cannot be split either.
+    """
+    sizes: set[int | None] = set()
+
+    def other(leaf: Any) -> None:
+        if leaf is not None and not isinstance(leaf, Number):
+            sizes.add(None)
+
+    tree_map(lambda tensor: sizes.add(tensor.shape[0] if tensor.ndim else None), batch, other)
     return sizes.pop() if len(sizes) == 1 else None
 
 

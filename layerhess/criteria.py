@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import math
 import warnings
 from collections.abc import Callable
@@ -73,6 +74,7 @@ class Criterion:
         self.is_sum = False
         self._classes = isinstance(module, _CLASSES)
         if module is None:
+            _refuse_other_signature(loss)
             return
         reduction = getattr(module, "reduction", "mean")
         if reduction == "none":
@@ -96,7 +98,10 @@ class Criterion:
         if not self.known:
             value = self.loss(output, target)
             check_scalar(value)
-            count = _first_dimension(target) or _first_dimension(output) or 1
+            sizes = [size for size in (_first_dimension(target), _first_dimension(output)) if size is not None]
+            count = sizes[0] if sizes else 1
+            if count == 0:  # the mean over no examples is NaN; such a batch adds nothing
+                return torch.zeros_like(value).reshape(()), 0.0
             return value.reshape(()) * count, float(count)
         if isinstance(self.loss, _SAME_SHAPE) and isinstance(target, Tensor):
             refuse_enlarging_broadcast(output, target, type(self.loss).__name__)
@@ -127,7 +132,15 @@ class Criterion:
                 where=where,
                 what_to_do="make each batch (inputs, target), or use lh.batch_loss(fn)",
             )
-        if self._classes and isinstance(target, Tensor) and not target.is_floating_point():
+        if self._classes and target.is_floating_point() and target.shape != output.shape:
+            kind = str(target.dtype).removeprefix("torch.")
+            raise InputError(
+                f"the targets are {kind} numbers of shape {tuple(target.shape)}, and {self.name} needs class indices, or "
+                f"probabilities of the output's shape {tuple(output.shape)}",
+                where=where,
+                what_to_do="convert class indices with target.long()",
+            )
+        if self._classes and not target.is_floating_point():
             classes = output.shape[1 if output.ndim > 1 else 0]
             kept = target[target != self.loss.ignore_index]  # type: ignore[attr-defined]
             if kept.numel() and (int(kept.min()) < 0 or int(kept.max()) >= classes):
@@ -140,11 +153,19 @@ class Criterion:
         if not self.known and isinstance(target, Tensor):
             self._refuse_hidden_broadcast(output, target, where)
 
-    def to(self, dtype: torch.dtype, device: torch.device) -> Criterion:
-        """The same criterion with its own tensors (class weights) in ``dtype`` on ``device``."""
+    def to(self, dtype: torch.dtype | None, device: torch.device) -> Criterion:
+        """The same criterion with its own tensors (class weights) in ``dtype`` (as it is when None) on ``device``."""
         if not isinstance(self.loss, nn.Module):
             return self
-        return Criterion(copy.deepcopy(self.loss).to(device=device, dtype=dtype))
+        with torch.inference_mode(False):  # copies of tensors made in inference mode are tensors that autograd can use
+            return Criterion(copy.deepcopy(self.loss).to(device=device, dtype=dtype))
+
+    def usable(self, device: torch.device) -> Criterion:
+        """Itself, or a copy on ``device`` where its tensors are elsewhere or were made in ``inference_mode``."""
+        if not isinstance(self.loss, nn.Module):
+            return self
+        own = [*self.loss.parameters(), *self.loss.buffers()]
+        return self.to(None, device) if any(t.is_inference() or t.device != device for t in own) else self
 
     def _class_count(self, output: Tensor, target: Tensor) -> float:
         if target.is_floating_point():  # class probabilities: torch divides by the number of distributions
@@ -156,19 +177,22 @@ class Criterion:
         return float(weight.detach().double()[target[kept]].sum())
 
     def _refuse_hidden_broadcast(self, output: Tensor, target: Tensor, where: str) -> None:
-        # An experiment instead of reading the callable: if giving the target the output's shape changes the value,
-        # the callable broadcasts them against each other.
-        if target.shape == output.shape or not target.is_floating_point() or target.numel() != output.numel():
+        # An experiment instead of reading the callable. One that broadcasts the two against each other pairs each
+        # output with all targets along a dimension: it cannot see an order there, and would give another value if the
+        # target had the output's shape.
+        if target.shape == output.shape or target.numel() != output.numel() or not _broadcast_enlarges(output, target):
             return
-        if not _broadcast_enlarges(output, target):
-            return
+        along = _paired_with_all(output, target)
         with torch.no_grad():
             try:
-                before = float(self.loss(output, target))
-                after = float(self.loss(output, target.reshape(output.shape)))
-            except Exception:
+                value, reordered, reshaped = (
+                    float(self.loss(output, t))
+                    for t in (target, target.roll(1, along), target.reshape(output.shape))
+                )
+            except Exception:  # it does not take such shapes, so it does not broadcast them either
                 return
-        if abs(before - after) > 1e-4 * (abs(before) + abs(after)):
+        size = abs(value) + abs(reshaped)
+        if abs(value - reordered) <= 1e-5 * size and abs(value - reshaped) > 1e-4 * size:
             _refuse_broadcast(output, target, self.name, where)
 
 
@@ -205,6 +229,31 @@ def _broadcast_enlarges(output: Tensor, target: Tensor) -> bool:
     return math.prod(shape) > max(output.numel(), target.numel())
 
 
+def _paired_with_all(output: Tensor, target: Tensor) -> int:
+    """The first dimension of the target (counted from the end) along which the output has one entry."""
+    for i in range(1, target.ndim + 1):
+        if target.shape[-i] > 1 and (i > output.ndim or output.shape[-i] == 1):
+            return -i
+    return -1
+
+
+def _refuse_other_signature(loss: Callable[..., Any]) -> None:
+    called = loss.forward if isinstance(loss, nn.Module) else loss
+    try:
+        signature = inspect.signature(called)
+    except (TypeError, ValueError):  # none to be had: calling it will tell
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise InputError(
+            f"the loss {getattr(loss, '__name__', type(loss).__name__)} cannot be called with an output and a target "
+            f"({error})",
+            where="loss",
+            what_to_do="use lh.batch_loss(fn) with fn(model, batch) -> (loss_sum, count), and call it there",
+        ) from None
+
+
 def _refuse_broadcast(output: Tensor, target: Tensor, name: str, where: str) -> None:
     result = np.broadcast_shapes(tuple(output.shape), tuple(target.shape))
     raise InputError(
@@ -238,7 +287,7 @@ def _as_module(loss: Any) -> nn.Module | None:
     function, options = loss, {}
     if isinstance(loss, functools.partial) and not loss.args:
         function, options = loss.func, loss.keywords
-    made = _FUNCTIONS.get(function)
+    made = _FUNCTIONS.get(function) if inspect.isfunction(function) or inspect.isbuiltin(function) else None
     if made is None:
         return None
     try:

@@ -124,7 +124,7 @@ class _Single:
             surveyed = survey(objective, ledger)
             coarsest = trace(objective, surveyed.sample).coarsest
             self.eps = torch.finfo(coarsest).eps
-            self._meter = stack.enter_context(RoundingMeter(objective, surveyed.sample, coarsest, ledger))
+            self._meter = stack.enter_context(RoundingMeter(objective, surveyed.samples, coarsest, ledger))
         elif not isinstance(op, np.ndarray) and getattr(op, "dtype", None) in (np.dtype(np.float32), torch.float32):
             self.eps = float(np.finfo(np.float32).eps)
         name = getattr(self._op, "name", "operator")

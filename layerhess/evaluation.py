@@ -32,6 +32,9 @@ class Evaluation(Protocol):
     def to(self, dtype: torch.dtype, device: torch.device) -> Evaluation:
         """The same evaluation with its own tensors in ``dtype``."""
 
+    def usable(self, device: torch.device) -> Evaluation:
+        """The same evaluation with its own tensors where autograd can use them, on ``device``."""
+
 
 class batch_loss:
     """Wrap ``fn(model, batch) -> (loss_sum, count)`` as the loss of an :class:`layerhess.Objective`.
@@ -92,6 +95,10 @@ class batch_loss:
         """Itself: tensors the function closes over are its own."""
         return self
 
+    def usable(self, device: torch.device) -> batch_loss:
+        """Itself, for the same reason."""
+        return self
+
 
 class CriterionLoss:
     """A criterion on (output, target): ``model(*inputs)`` or ``model(**batch).logits`` against the target."""
@@ -136,11 +143,28 @@ class CriterionLoss:
         """The pair, after shapes and class indices were looked at, before torch meets them."""
         output, target = self.output_and_target(model, batch)
         self.criterion.validate(output, target, where)
-        return self.criterion(output, target)
+        if not self.criterion.known:
+            return self.criterion(output, target)
+        try:
+            return self.criterion(output, target)
+        except InputError:
+            raise
+        except (ValueError, RuntimeError, IndexError) as error:  # torch's own criterion on shapes or dtypes it rejects
+            raise InputError(
+                f"{self.name} does not take an output {_kind(output)} with a target {_kind(target)}: "
+                f"{(str(error) or type(error).__name__).splitlines()[0]}",
+                where=where,
+                what_to_do="give the target the shape and dtype that the criterion documents",
+            ) from error
 
     def to(self, dtype: torch.dtype, device: torch.device) -> CriterionLoss:
         """The same with the criterion's tensors in ``dtype``."""
         return CriterionLoss(self.criterion.to(dtype, device))
+
+    def usable(self, device: torch.device) -> CriterionLoss:
+        """The same with the criterion's tensors where autograd can use them, on ``device``."""
+        criterion = self.criterion.usable(device)
+        return self if criterion is self.criterion else CriterionLoss(criterion)
 
 
 class ModelLoss:
@@ -156,7 +180,7 @@ class ModelLoss:
     def __call__(self, model: nn.Module, batch: Any) -> Pair:
         """(loss_sum, count) of one batch."""
         loss = self._loss(model, batch)
-        count = self._count(model, batch)
+        count = self._count(model, batch, loss)
         if count == 0.0:  # the mean over no labels is NaN; such a batch adds nothing
             return torch.zeros_like(loss), 0.0
         return loss * count, count
@@ -176,6 +200,10 @@ class ModelLoss:
         """Itself: it has no tensors."""
         return self
 
+    def usable(self, device: torch.device) -> ModelLoss:
+        """Itself, for the same reason."""
+        return self
+
     def _loss(self, model: nn.Module, batch: Any) -> Tensor:
         output = model(**batch)
         loss = output.get("loss") if batches.is_mapping(output) else getattr(output, "loss", None)
@@ -188,27 +216,32 @@ class ModelLoss:
         check_scalar(loss)
         return loss.reshape(())  # type: ignore[no-any-return]
 
-    def _count(self, model: nn.Module, batch: Any) -> float:
+    def _count(self, model: nn.Module, batch: Any, loss: Tensor) -> float:
         labels = batch.get("labels")
         if not isinstance(labels, Tensor):
             return float(batches.leading_size(batch) or 1)
         if labels.is_floating_point():
             return float(labels.numel())
-        if labels.ndim < 2:
-            return float((labels != HF_IGNORE_INDEX).sum())
-        if self._shifted is None:
-            self._shifted = self._shifts_labels(model, batch, labels)
-        return float((labels[..., 1:] if self._shifted else labels).ne(HF_IGNORE_INDEX).sum())
+        taking_part = labels != HF_IGNORE_INDEX
+        if labels.ndim >= 2 and bool(taking_part[..., 0].any()) and self._shifts(model, batch, labels, loss):
+            taking_part = taking_part[..., 1:]
+        return float(taking_part.sum())
 
-    def _shifts_labels(self, model: nn.Module, batch: Any, labels: Tensor) -> bool:
-        # A causal language model never looks at the first label of a sequence: masking it changes nothing. An
-        # experiment is safer than a list of class names.
-        masked = labels.clone()
-        masked[..., 0] = HF_IGNORE_INDEX
-        if torch.equal(masked, labels) or bool((masked == HF_IGNORE_INDEX).all()):
-            return labels.shape[-1] > 1 and "Causal" in str(getattr(model, "loss_type", ""))
+    def _shifts(self, model: nn.Module, batch: Any, labels: Tensor, loss: Tensor) -> bool:
+        # A causal language model never looks at the first label of a sequence: ignoring it changes nothing. An
+        # experiment is safer than a list of class names; it is made once, on the first batch that can decide it.
+        if self._shifted is not None:
+            return self._shifted
+        ignored = labels.clone()
+        ignored[..., 0] = HF_IGNORE_INDEX
+        if bool((ignored == HF_IGNORE_INDEX).all()):  # nothing is left: a mean over nothing would be NaN
+            return not bool(torch.isfinite(loss))
         with torch.no_grad():
-            return bool(self._loss(model, batch) == self._loss(model, {**batch, "labels": masked}))
+            again = self._loss(model, batch)
+            without = self._loss(model, {**batch, "labels": ignored})
+            if bool(again == self._loss(model, batch)):  # else the loss is random, and this decides nothing
+                self._shifted = bool(again == without)
+        return bool(again == without)
 
 
 def evaluation_of(loss: Any) -> Evaluation:
@@ -226,6 +259,11 @@ def _accepted(model: nn.Module, batch: Any) -> dict[str, Any]:
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
     names = {p.name for p in parameters}
     return {key: batch[key] for key in batch if key != "labels" or open_ended or key in names}
+
+
+def _kind(value: Any) -> str:
+    """Shape and dtype of a tensor, in words."""
+    return f"{tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}" if isinstance(value, Tensor) else "?"
 
 
 def _flatten_classes(logits: Any, labels: Any) -> tuple[Any, Any]:

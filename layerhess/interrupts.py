@@ -1,4 +1,4 @@
-"""Ctrl-C waits for a safe point between two batches; a second one does not wait."""
+"""Ctrl-C waits for a safe point between two batches; a second one does not wait, except while a model is put back."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ def deferred_interrupts() -> Iterator[Callable[[], None]]:
             raise KeyboardInterrupt
         pressed = True
 
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    if not _in_main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield checkpoint
         return
     signal.signal(signal.SIGINT, on_interrupt)
@@ -36,3 +35,29 @@ def deferred_interrupts() -> Iterator[Callable[[], None]]:
         yield checkpoint
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Runs the body to its end; a Ctrl-C meanwhile takes effect afterwards. In other threads there is nothing to do."""
+    before = signal.getsignal(signal.SIGINT)
+    if not _in_main_thread() or before is None:  # None: installed by something other than Python
+        yield
+        return
+    pressed = False
+
+    def remember(signum: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

@@ -16,7 +16,7 @@ from layerhess.ledger import Ledger
 from layerhess.objective import Objective
 from layerhess.sweep import Request, Sweep
 
-VECTORS = 3  # of a block's candidates: the outermost ones
+VECTORS = 5  # of a block's candidates, spread from the first to the last
 
 
 class RoundingMeter:
@@ -28,13 +28,13 @@ class RoundingMeter:
     is the rounding part of a bound. Where no copy of the model can be made, 1e-5 |theta| is assumed (in float32).
 
     Args:
-        objective: in session. sample: a prepared batch, a few dozen examples.
+        objective: in session. samples: prepared batches, a few dozen examples together.
         coarsest: the coarsest dtype in the objective's graph. ledger: counts under "rounding".
     """
 
-    def __init__(self, objective: Objective, sample: Any, coarsest: torch.dtype, ledger: Ledger) -> None:
+    def __init__(self, objective: Objective, samples: list[Any], coarsest: torch.dtype, ledger: Ledger) -> None:
         self._objective = objective
-        self._sample = sample
+        self._samples = samples
         self._ledger = ledger
         self._coarsest = coarsest
         self._stack = ExitStack()
@@ -95,12 +95,12 @@ class RoundingMeter:
         if self._sweeps is None and not self.failure:
             dtype = torch.float32 if self._objective.dtype == torch.float64 else torch.float64
             try:
-                copied = self._objective.cast(dtype, [self._sample])
+                copied = self._objective.cast(dtype, self._samples)
                 self._stack.enter_context(copied.session())
             except Exception as error:  # deepcopy of user modules can raise anything
                 self._give_up(error)
                 return None
-            own = self._objective.narrowed([self._sample])
+            own = self._objective.narrowed(self._samples)
             names = list(self._objective.parameters)
             self._sweeps = (
                 Sweep(own, names, self._ledger, keep=0.1),
@@ -123,4 +123,4 @@ class RoundingMeter:
 def _outermost(vectors: Tensor) -> Tensor:
     if len(vectors) <= VECTORS:
         return vectors
-    return vectors[[0, len(vectors) // 2, len(vectors) - 1]]
+    return vectors[torch.linspace(0, len(vectors) - 1, VECTORS).long()]

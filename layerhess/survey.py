@@ -24,16 +24,21 @@ class Survey:
     Attributes:
         loss_sum, count: their ratio is the loss (the sum itself for reduction="sum").
         examples: sum of the first dimensions, 0 where unknown. batches: pieces evaluated.
-        sample: a prepared batch of at most 32 examples, spread over the first batch that counts.
-        sample_size: its examples, 0 where unknown.
+        samples: prepared pieces of batches, together about 32 examples: spread over the first batch that counts, and
+            over those after it while it is smaller. sample_size: their examples, 0 where unknown.
     """
 
     loss_sum: float
     count: float
     examples: int
     batches: int
-    sample: Any
+    samples: list[Any]
     sample_size: int
+
+    @property
+    def sample(self) -> Any:
+        """The first piece, for checks that need one batch only."""
+        return self.samples[0]
 
 
 def survey(objective: Objective, ledger: Ledger) -> Survey:
@@ -46,7 +51,8 @@ def survey(objective: Objective, ledger: Ledger) -> Survey:
     loss_sum = total = 0.0
     examples: int | None = 0
     number = 0
-    sample: Any = None
+    samples: list[Any] = []
+    missing = SAMPLE
     several = not batches.is_single(objective.data) or objective.batch_size is not None
     for number, batch in enumerate(objective.batches(), 1):
         where = f"batch {number - 1}"
@@ -64,8 +70,9 @@ def survey(objective: Objective, ledger: Ledger) -> Survey:
         total += count
         size = batches.leading_size(batch)
         examples = None if size is None or examples is None else examples + size
-        if sample is None and count > 0.0:
-            sample = batch
+        if missing > 0 and count > 0.0:
+            samples.append(_sample(objective, batch, missing))
+            missing -= batches.leading_size(samples[-1]) or SAMPLE
         if several and not objective.evaluation.count_is_exact:
             refuse_unless_mean(objective, batch, float(value), count, where)
     if number == 0:
@@ -77,8 +84,10 @@ def survey(objective: Objective, ledger: Ledger) -> Survey:
             where="data",
             what_to_do="check ignore_index (or the class weights) against the targets",
         )
-    small = _sample(objective, sample)
-    return Survey(loss_sum, total, examples or 0, number, small, batches.leading_size(small) or 0)
+    if not samples:  # reduction="sum" over batches that count nothing
+        samples.append(next(iter(objective.batches())))
+    sizes = [batches.leading_size(piece) or 0 for piece in samples]
+    return Survey(loss_sum, total, examples or 0, number, samples, sum(sizes) if all(sizes) else 0)
 
 
 def refuse_unless_mean(objective: Objective, batch: Any, value: float, count: float, where: str) -> None:
@@ -123,9 +132,9 @@ def _close(a: float, b: float, dtype: torch.dtype) -> bool:
     return abs(a - b) <= additive_tolerance(dtype) * max(abs(a), abs(b), 1e-30)
 
 
-def _sample(objective: Objective, batch: Any) -> Any:
+def _sample(objective: Objective, batch: Any, size: int) -> Any:
     """A spread of a few examples, or the whole batch where such a slice cannot be evaluated or counts nothing."""
-    small = batches.spread_slice(batch, SAMPLE)
+    small = batches.spread_slice(batch, size)
     if small is batch:
         return batch
     try:

@@ -151,7 +151,7 @@ def two_layer_linear_at_zero(hidden: int) -> tuple[lh.Objective, Matrix, Matrix]
 
 
 def test_a_two_layer_linear_net_at_zero_has_only_coupling() -> None:
-    """Every diagonal block is zero, and the full spectrum is plus and minus the singular values, ``hidden`` times each."""
+    """Every diagonal block is zero; the full spectrum is plus and minus the singular values, ``hidden`` times each."""
     objective, truth, positive = two_layer_linear_at_zero(hidden=3)
     assert relative(full_matrix(objective), truth) <= 1e-13
     analysis = lh.analyze(objective, blocks="parameter", top=6, bottom=6)

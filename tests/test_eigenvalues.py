@@ -15,17 +15,19 @@ from zoo import BY_NAME, CASES, Case
 
 TOP, BOTTOM = 3, 2
 
-every_case = pytest.mark.parametrize("case", CASES, ids=str)
+SMALL = [case for case in CASES if "large" not in case.tags]
 
-# Two of the five other schemes for each model by turns; all of them, and the larger models, when slow tests run.
+every_case = pytest.mark.parametrize("case", SMALL, ids=str)
+
+# Two of the five other schemes for each model by turns; all of them when slow tests run.
 SCHEMES_OF_CASES = [
     pytest.param(
         case,
         scheme,
         id=f"{case}-{scheme}",
-        marks=() if (row + column) % 5 < 2 and "large" not in case.tags else pytest.mark.slow,
+        marks=() if (row + column) % 5 < 2 else pytest.mark.slow,
     )
-    for row, case in enumerate(CASES)
+    for row, case in enumerate(SMALL)
     for column, scheme in enumerate(dense.SCHEMES[1:])
 ]
 
@@ -47,7 +49,7 @@ def flat_vectors(result: Any, members: list[str]) -> NDArray[np.float64]:
 
 def slack_of(case: Case, reference: dense.Reference) -> float:
     """What no bound of ours can cover: the reference's own rounding, and what the loss itself leaves out."""
-    return reference.uncertainty + case.inherent * float(np.linalg.norm(reference.matrix, 2))
+    return reference.uncertainty + case.inherent * reference.norm
 
 
 def assert_values_within_bounds(result: Any, matrix: NDArray[np.float64], slack: float) -> None:
@@ -63,7 +65,7 @@ def assert_values_within_bounds(result: Any, matrix: NDArray[np.float64], slack:
 
 
 def assert_eigenvectors(result: Any, matrix: NDArray[np.float64], members: list[str], slack: float) -> None:
-    """Unit norm, positive largest component, small residual, and no part outside the eigenspace beyond residual / gap."""
+    """Unit norm, positive largest component, small residual, and at most residual / gap outside the eigenspace."""
     vectors = flat_vectors(result, members)
     spectrum, basis = np.linalg.eigh(matrix)
     accuracy = 1e-5 if next(iter(result.eigenvectors[0].values())).dtype == torch.float32 else 1e-10
@@ -143,7 +145,7 @@ def test_zero_blocks_say_so(case: Case) -> None:
     """Eigenvalue 0.0 and status "zero"; a bound of exactly zero only where autograd reports no dependence."""
     built = case.build(torch.float64, 0)
     analysis = lh.analyze(built.objective(), blocks="parameter", top=1, bottom=1, full=False)
-    norm = np.linalg.norm(dense.of_case(case.name).matrix, 2)
+    norm = dense.of_case(case.name).norm
     level = 1e-4 if "own loss" in case.tags else 1e-12
     for name in case.zero + case.unused:
         result = analysis.blocks[name]
@@ -155,7 +157,7 @@ def test_zero_blocks_say_so(case: Case) -> None:
 
 
 @pytest.mark.parametrize("name", ["mlp-tanh-wide", "cnn-relu-wide"])
-@pytest.mark.parametrize("tol", [1e-2, 1e-3, 1e-6])
+@pytest.mark.parametrize("tol", [1e-2, 1e-6])
 def test_bounds_of_larger_models_are_honest_at_every_tolerance(name: str, tol: float) -> None:
     """A bound contains the truth, meets the tolerance where it says converged, and is tight where it is rounding."""
     reference = dense.of_case(name)
@@ -164,7 +166,7 @@ def test_bounds_of_larger_models_are_honest_at_every_tolerance(name: str, tol: f
         (analysis.blocks[block], reference.block([block])) for block in reference.places
     ]:
         assert_values_within_bounds(result, matrix, reference.uncertainty)
-        allowed = tol * np.maximum(np.abs(result.eigenvalues), 0.1 * np.linalg.norm(matrix, 2))
+        allowed = tol * np.maximum(np.abs(result.eigenvalues), 0.1 * np.abs(np.linalg.eigvalsh(matrix)).max())
         assert (result.error_bounds <= allowed * (1 + 1e-9)).all()
 
 
@@ -182,7 +184,7 @@ def test_complete_blocks_carry_their_whole_spectrum() -> None:
 
 
 def test_stopped_early_is_said_and_the_bounds_still_hold() -> None:
-    """With too few passes nothing is claimed: not converged, and what there is lies within its bounds of some eigenvalue."""
+    """Too few passes: not converged, and what there is lies within its bounds of some eigenvalue."""
     name = "mlp-tanh-wide"
     spectrum = np.linalg.eigvalsh(dense.of_case(name).matrix)
     analysis = lh.analyze(BY_NAME[name].build(torch.float64, 0).objective(), top=2, max_passes=8, tol=1e-10)

@@ -12,6 +12,7 @@ import pytest
 
 import fabricated
 from layerhess.results import Analysis, Check
+from layerhess.show import figures
 from layerhess.show.formatting import rounded_up, with_bound
 from layerhess.show.report import as_html
 
@@ -212,8 +213,9 @@ def test_the_same_analysis_gives_the_same_page() -> None:
     assert as_html(fabricated.analysis()) == as_html(fabricated.analysis())
 
 
-def test_a_thousand_blocks_make_a_page_that_can_be_opened() -> None:
+def test_a_thousand_blocks_make_a_page_that_can_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = {f"layer.{i}.weight": fabricated.spectrum(f"layer.{i}.weight", (2,), i) for i in range(1000)}
+    monkeypatch.setattr(figures, "MOST_ROWS", 30)
     html = as_html(fabricated.analysis(blocks=blocks, full_mass=[]))
     assert len(html) < 6_000_000
     assert "more are in analysis.json" in html

@@ -109,7 +109,7 @@ def test_the_table_has_every_block_and_both_ends_within_100_columns() -> None:
 
 def test_what_has_not_converged_cannot_be_overlooked() -> None:
     text = as_text(fabricated.analysis(bad=True))
-    assert "1 of 8 spectra NOT CONVERGED, 1 of 8 REFUSED." in text
+    assert "1 of 8 spectra NOT CONVERGED, 1 of 8 spectra REFUSED." in text
     assert re.search(r"^stem\.weight .* NOT CONVERGED$", text, re.MULTILINE)
     assert re.search(r"^head\.weight .* REFUSED$", text, re.MULTILINE)
     assert "interrupted (Ctrl-C) after 12 passes" in text
@@ -192,10 +192,10 @@ def test_what_may_have_been_missed_is_said_for_every_kind_of_spectrum() -> None:
     made = fabricated.analysis(bad=True)
     sentence = summary.missed_overall(made)
     finite = sum(not s.complete and np.isfinite(s.missed_factor) for s in made.spectra())
-    assert f"In {finite} of 8 spectra an eigenvalue beyond 1.04 times lambda_max is excluded" in sentence
+    assert f"In {finite} of 8 spectra a further eigenvalue above 1.04 times lambda_max is excluded" in sentence
     assert "at most 1 %" in sentence
     assert "Of 1 the whole spectrum was computed" in sentence
-    assert "In 1 no larger eigenvalue can be excluded" in sentence
+    assert "In 1 nothing can be excluded" in sentence
 
 
 def test_interlacing_is_told_with_this_models_numbers() -> None:
@@ -262,17 +262,13 @@ def test_the_overview_has_the_full_model_and_every_block_and_draws_the_bounds() 
     assert labels(figure) == ["full model (H)", *made.blocks]
     axes = figure.axes[0]
     assert axes.get_xscale() == "symlog"
-    segments = [s for bars in axes.collections for s in bars.get_segments()] if axes.collections else []
+    segments = [s for bars in axes.collections for s in bars.get_segments()]
     for row, s in enumerate([made.full, *made.blocks.values()]):
         if s.status == "zero":
             continue
         for value, bound in zip(s.eigenvalues, s.error_bounds, strict=True):
-            assert any(
-                np.allclose(segment, [[value - bound, row], [value + bound, row]])
-                for segment in segments
-                if len(segment)
-            )
-    assert "circle" not in labels(figure)
+            whisker = [[value - bound, row], [value + bound, row]]
+            assert any(np.allclose(segment, whisker) for segment in segments if len(segment))
 
 
 def test_positive_spectra_are_drawn_on_a_logarithmic_axis() -> None:
@@ -322,8 +318,9 @@ def test_a_figure_shows_itself_in_a_notebook_without_pyplot() -> None:
     assert ("matplotlib.pyplot" in sys.modules) == loaded
 
 
-def test_a_model_of_a_thousand_blocks_is_cut_visibly() -> None:
+def test_a_model_of_a_thousand_blocks_is_cut_visibly(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = {f"b{i}": fabricated.spectrum(f"b{i}", (2,), i) for i in range(1000)}
+    monkeypatch.setattr(figures, "_draw_spectrum", lambda *_: None)  # what is drawn is tested above, and takes long
     figure = figures.overview(fabricated.analysis(blocks=blocks, full=None, full_mass=[]))
     assert len(labels(figure)) == 300 and "300 of 1000 blocks" in figure.axes[0].get_title(loc="left")
 

@@ -201,7 +201,7 @@ class WordBag(nn.Module):
 
 
 def gpt2() -> nn.Module:
-    """A one-layer GPT-2 language model from its configuration, without dropout and in the library's default attention."""
+    """A one-layer GPT-2 language model from its configuration, without dropout, in its default attention."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     return GPT2LMHeadModel(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from layerhess.blocks import Block
 from layerhess.ledger import Ledger
@@ -61,6 +61,11 @@ def finite_differences(
 def _direction(objective: Objective, full: Block, seed: int) -> dict[str, Tensor]:
     parts = full.split(random_unit(full.numel, seed, "finite differences", 0, objective.device))
     sizes = {name: float(torch.linalg.vector_norm(p.detach())) for name, p in objective.parameters.items()}
+    for module in objective.model.modules():
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            for name, parameter in objective.parameters.items():
+                if parameter is module.weight:  # autograd takes the padding row for a constant: do not move it
+                    parts[name] = parts[name].index_fill(0, torch.tensor(module.padding_idx), 0.0)
     smallest = min((size for size in sizes.values() if size > 0.0), default=1.0)
     return {
         name: part * ((sizes[name] or smallest) / max(float(torch.linalg.vector_norm(part)), 1e-300))

@@ -72,9 +72,9 @@ def self_check(
         )
     _determinism(objective, sample, found)
     _additivity(objective, surveyed, found)
-    sweep = _second_derivative(objective, sample, full, found, ledger)
+    sweep = _second_derivative(objective, surveyed.samples, full, found, ledger)
     with ExitStack() as stack:
-        copied = functools.cache(lambda: _float64_copy(objective, sample, stack))  # made only if a check needs it
+        copied = functools.cache(lambda: _float64_copy(objective, surveyed.samples, stack))  # made only if a check needs it
         _symmetry(objective, sweep, copied, blocks, full, seed, found, ledger)
         _differences(objective, copied, blocks, full, seed, found, ledger)
     sweep.release()
@@ -139,12 +139,14 @@ def _additivity(objective: Objective, surveyed: Survey, found: SelfCheck) -> Non
     found.checks.append(Check("additivity", passed, detail))
 
 
-def _second_derivative(objective: Objective, sample: Any, full: Block, found: SelfCheck, ledger: Ledger) -> Sweep:
+def _second_derivative(
+    objective: Objective, samples: list[Any], full: Block, found: SelfCheck, ledger: Ledger
+) -> Sweep:
     """A sweep over the sample whose graph is known to be differentiable twice."""
     try:
         start = time.perf_counter()
-        graph = BatchGraph(objective, sample, full.parameters, ledger)
-        found.graph_seconds = time.perf_counter() - start
+        graph = BatchGraph(objective, samples[0], full.parameters, ledger)
+        found.graph_seconds = (time.perf_counter() - start) * len(samples)
         if all(gradient is None for gradient in graph.gradient.values()):
             raise InputError(
                 "the loss does not depend on any trainable parameter",
@@ -161,7 +163,7 @@ def _second_derivative(objective: Objective, sample: Any, full: Block, found: Se
         if refusal is None:
             raise
         raise refusal from error
-    return Sweep(objective.narrowed([sample]), list(full.parameters), ledger, keep=0.2)
+    return Sweep(objective.narrowed(samples), list(full.parameters), ledger, keep=0.2)
 
 
 def _no_second_derivative(error: RuntimeError, seen: Trace) -> InputError | None:
@@ -184,10 +186,10 @@ def _no_second_derivative(error: RuntimeError, seen: Trace) -> InputError | None
     )
 
 
-def _float64_copy(objective: Objective, sample: Any, stack: ExitStack) -> Objective | None:
-    """The same loss in float64 on the sample, or None where no copy can be made or evaluated."""
+def _float64_copy(objective: Objective, samples: list[Any], stack: ExitStack) -> Objective | None:
+    """The same loss in float64 on the samples, or None where no copy can be made or evaluated."""
     try:
-        copied = objective.cast(torch.float64, [sample])
+        copied = objective.cast(torch.float64, samples)
         stack.enter_context(copied.session())
         with torch.no_grad():
             copied.terms(copied.data[0])
@@ -290,8 +292,8 @@ def refuse_failed(objective: Objective, blocks: Mapping[str, Block], failed: Map
 
 
 def _size(sweep: Sweep) -> str:
-    size = batches.leading_size(sweep.objective.data[0])
-    return f"{size} examples" if size else "one batch"
+    sizes = [batches.leading_size(batch) for batch in sweep.objective.data]
+    return f"{sum(size or 0 for size in sizes)} examples" if all(sizes) else "a sample of the batches"
 
 
 __all__ = ["SelfCheck", "Symmetry", "refuse_failed", "self_check"]

@@ -118,7 +118,7 @@ def _attribute(module: ModuleType, name: str, place: str) -> Callable[[], Any]:
             raise InputError(
                 f"{place} has no function named {name}",
                 where=str(getattr(module, "__file__", place)),
-                what_to_do="did you mean " + " or ".join(hint) + "?"
+                what_to_do="perhaps you meant " + " or ".join(hint)
                 if hint
                 else "define it: layerhess template shows how",
             )

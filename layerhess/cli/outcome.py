@@ -75,7 +75,7 @@ def _write_log(error: BaseException) -> Path | str:
         "",
         "".join(traceback.format_exception(error)),
     ]
-    path = Path(tempfile.gettempdir()) / time.strftime(f"layerhess-bug-%Y%m%d-%H%M%S-{os.getpid()}.log")
+    path = Path(tempfile.gettempdir()) / time.strftime(f"layerhess-error-%Y%m%d-%H%M%S-{os.getpid()}.log")
     try:
         path.write_text("\n".join(lines), encoding="utf-8")
     except OSError as unwritable:

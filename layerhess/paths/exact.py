@@ -8,7 +8,7 @@ from layerhess.blocks import Block
 from layerhess.errors import InputError
 from layerhess.ledger import free_bytes
 from layerhess.solvers.dense import Dense
-from layerhess.solvers.lanczos import Lanczos
+from layerhess.solvers.lanczos import Lanczos, comfortable_basis
 from layerhess.solvers.power import Power
 from layerhess.solvers.process import Process, Source, Wanted
 from layerhess.vectors import random_unit, solver_device
@@ -55,7 +55,6 @@ def basis_limit(total_numel: int, wanted: Wanted, device: torch.device) -> int:
     Raises:
         InputError: if not even the smallest useful basis fits.
     """
-    comfortable = max(2 * wanted.total + 24, 48)
     fits = int(BASIS_SHARE * free_bytes(solver_device(device)) // (16 * max(1, total_numel)))
     if fits < wanted.total + 6:
         raise InputError(
@@ -64,4 +63,4 @@ def basis_limit(total_numel: int, wanted: Wanted, device: torch.device) -> int:
             where="memory",
             what_to_do="use full=False, fewer eigenvalues, or blocks that cover less of the model",
         )
-    return min(comfortable, fits)
+    return min(comfortable_basis(wanted), fits)

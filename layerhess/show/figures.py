@@ -45,7 +45,7 @@ def overview(analysis: Analysis) -> Picture:
     _scale(axes, rows)
     axes.set_xlabel(
         f"eigenvalue of {names.block}, each block's own {names.words}"
-        + (f"; dashed: the ends of the full {names.full}" if analysis.full is not None else ""),
+        + (f"; dashed: the ends of the full {names.full}" if analysis.full is not None and analysis.full.top else ""),
         color=MUTED,
         fontsize=9,
     )
@@ -211,7 +211,7 @@ def _legend(axes: Axes, rows: Iterable[Spectrum]) -> None:
         handles.append(mark("s", BOTTOM, "smallest, with its error bound"))
     if any(s.status.startswith("zero") for s in spectra):
         handles.append(mark("D", MUTED, "zero"))
-    if not all(s.ok for s in spectra):
+    if not all(np.all(s.converged) for s in spectra):
         handles.append(mark("o", WRONG, "not converged", PAPER))
     if handles:
         axes.legend(

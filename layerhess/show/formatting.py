@@ -131,6 +131,15 @@ def count(value: int | float) -> str:
     return f"{int(value):,}" if float(value).is_integer() else f"{value:,.6g}"
 
 
+def counted(value: int, noun: str, plural: str = "") -> str:
+    """A count and its noun.
+
+    >>> counted(1, "pass", "passes"), counted(1234, "block")
+    ('1 pass', '1,234 blocks')
+    """
+    return f"{count(value)} {noun if value == 1 else plural or noun + 's'}"
+
+
 def _fixed(value: float, decimals: int, shift: int) -> str:
     if shift:
         return f"{value:.{SIGNIFICANT - 1}e}"

@@ -71,6 +71,7 @@ def as_html(analysis: Analysis) -> str:
         settings={key: _setting(value) for key, value in analysis.settings.items()},
         number=formatting.number,
         count=formatting.count,
+        counted=formatting.counted,
         duration=formatting.duration,
         total_seconds=sum(analysis.seconds.values()),
     )

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from layerhess.results import Analysis, Spectrum
-from layerhess.show.formatting import count, number, share, with_bound
+from layerhess.results import FULL_NAME, Analysis, Spectrum
+from layerhess.show.formatting import count, counted, number, share, with_bound
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,19 @@ def verdict(analysis: Analysis) -> Verdict:
     spectra = analysis.spectra()
     open_ones = [s for s in spectra if not s.ok]
     details = [f"The analysis stopped early: {analysis.partial.rstrip('.')}."] if analysis.partial else []
-    details += [f"{s.name}: {s.status.rstrip('.')}." for s in open_ones]
+    details += [f"{_called(s)}: {s.status.rstrip('.')}." for s in open_ones]
     done = f"{len(spectra) - len(open_ones)} of {len(spectra)} spectra"
     if not details:
-        everything = "Everything converged" if analysis.converged else "Nothing is known to be wrong"
-        return Verdict(analysis.converged, f"{everything}: {done}", ())
+        return Verdict(True, f"Everything converged: {done}", ())
     refused = sum(s.status.startswith("refused") for s in open_ones)
     missing = len(open_ones) - refused
     parts = [f"{missing} of {len(spectra)} spectra NOT CONVERGED"] if missing else []
-    parts += [f"{refused} of {len(spectra)} REFUSED"] if refused else []
+    parts += [f"{refused} of {len(spectra)} spectra REFUSED"] if refused else []
     return Verdict(False, ", ".join(parts) or "STOPPED EARLY", tuple(details))
+
+
+def _called(spectrum: Spectrum) -> str:
+    return "full model" if spectrum.name == FULL_NAME else spectrum.name
 
 
 def largest(analysis: Analysis) -> Spectrum | None:
@@ -119,7 +122,7 @@ def stable_step(analysis: Analysis) -> Fact:
     return Fact(
         f"≤ {number(2 / value)}",
         f"The largest stable step of plain gradient descent is at most this: 2/lambda_max({names.block}) of the block "
-        f"{spectrum.name} = 2 / ({shown}). The full {names.words} was not analysed, and its largest eigenvalue is at "
+        f"{spectrum.name} = 2 / ({shown}). There is no result for the full {names.words}; its largest eigenvalue is at "
         f"least as large.{unsure}",
     )
 
@@ -142,10 +145,10 @@ def most_negative(analysis: Analysis) -> Fact:
 
 def examples(analysis: Analysis) -> str:
     """How much data the loss was taken over, in words."""
-    batches = f"{count(analysis.batches)} batch{'es' if analysis.batches != 1 else ''}"
+    batches = counted(analysis.batches, "batch", "batches")
     if not analysis.examples:
         return f"{batches}, {count(analysis.loss_count)} terms"
-    text = f"{count(analysis.examples)} example{'s' if analysis.examples != 1 else ''} in {batches}"
+    text = f"{counted(analysis.examples, 'example')} in {batches}"
     return text if analysis.loss_count in (0, analysis.examples) else f"{text}, {count(analysis.loss_count)} terms"
 
 
@@ -159,13 +162,13 @@ def missed_overall(analysis: Analysis) -> str:
         chance = share(max(s.missed_probability for s in bounded))
         where = "each spectrum" if len(bounded) == len(spectra) else f"{len(bounded)} of {len(spectra)} spectra"
         sentences.append(
-            f"In {where} an eigenvalue beyond {number(worst.missed_factor, 3)} times lambda_max is excluded, except with "
-            f"a probability of at most {chance} (worst: {worst.name})."
+            f"In {where} a further eigenvalue above {number(worst.missed_factor, 3)} times lambda_max is excluded, except "
+            f"with a probability of at most {chance} (worst: {_called(worst)})."
         )
     if complete := sum(s.complete for s in spectra):
         sentences.append(f"Of {complete} the whole spectrum was computed: nothing can be missing there.")
     if open_ends := sum(s.missed_factor == math.inf for s in spectra):
-        sentences.append(f"In {open_ends} no larger eigenvalue can be excluded.")
+        sentences.append(f"In {open_ends} nothing can be excluded.")
     return " ".join(sentences)
 
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from layerhess.results import Analysis, Spectrum
 from layerhess.show import summary
-from layerhess.show.formatting import count, number, with_bound
+from layerhess.show.formatting import count, counted, number, with_bound
 
 WIDTH = 100
 
@@ -45,7 +45,8 @@ def renderable(analysis: Analysis) -> RenderableType:
 def _heading(analysis: Analysis) -> Text:
     operator = summary.operator_of(analysis)
     first = (
-        f"{analysis.model or 'model'}: {count(analysis.total_numel)} parameters, {len(analysis.blocks)} blocks, "
+        f"{analysis.model or 'model'}: {counted(analysis.total_numel, 'parameter')}, "
+        f"{counted(len(analysis.blocks), 'block')}, "
         f"operator: {operator}"
     )
     second = f"loss {number(analysis.loss, 6)} over {summary.examples(analysis)}"
@@ -100,7 +101,7 @@ def _facts(analysis: Analysis) -> list[str]:
     if summary.lowest(analysis) is not None:
         lines.append(f"Most negative eigenvalue: {negative.value}. {negative.sentence}")
     missed = summary.missed_overall(analysis)
-    lines.append(f"Could a larger one have been missed? {missed}" if missed else "")
+    lines.append(f"Could one have been missed? {missed}" if missed else "")
     more = max((len(s.eigenvalues) for s in analysis.spectra()), default=0)
     if more > 2:
         lines.append(f"Up to {more} eigenvalues per spectrum: see .eigenvalues, to_frame() or the report.")
@@ -111,8 +112,9 @@ def _facts(analysis: Analysis) -> list[str]:
     if analysis.counts.passes:
         cost = analysis.counts
         lines.append(
-            f"Cost: {count(cost.passes)} passes over the data, {count(cost.products)} Hessian-vector products and "
-            f"{count(cost.backwards)} gradients of one batch."
+            f"Cost: {counted(cost.passes, 'pass', 'passes')} over the data, "
+            f"{counted(cost.products, 'Hessian-vector product')} and "
+            f"{counted(cost.backwards, 'gradient')} of one batch."
         )
     return [line for line in lines if line]
 

@@ -9,7 +9,13 @@ from torch import Tensor
 from layerhess.solvers.basis import Basis
 from layerhess.solvers.process import Candidates, Floats, Search, Source, Wanted, nearest_gaps, tolerated
 
+ARITHMETIC = 16.0 * float(np.finfo(np.float64).eps)
 LARGEST_BLOCK = 4  # vectors at a time once copies of an eigenvalue were found
+
+
+def comfortable_basis(wanted: Wanted) -> int:
+    """Rows before a restart where memory is no concern: restarts cost steps, and steps cost more than vectors."""
+    return max(2 * wanted.total + 24, 160)
 
 
 class Lanczos:
@@ -49,7 +55,7 @@ class Lanczos:
         self.tol = tol
         self._draw = draw
         self._device = device or torch.device("cpu")
-        self._limit = min(n, max(basis_limit or max(2 * wanted.total + 24, 48), wanted.total + 6))
+        self._limit = min(n, max(basis_limit or comfortable_basis(wanted), wanted.total + 6))
         self._basis = Basis(n, self._device)
         self._frontier = draw(0).to(self._device)[None]
         self._draws = 1
@@ -217,7 +223,8 @@ class Lanczos:
         locked, coefficients = self._basis.ritz(stop=self._locked)
         keep = self.wanted.indices(locked)
         lengths = _row_norms(self._basis.residuals(locked[keep], coefficients[:, keep]))
-        slack = 0.5 * float(lengths.max()) + self._rounding
+        # Values this close are one eigenvalue for all the bounds can say; a null space would be found for ever.
+        slack = 0.5 * float(lengths.max()) + max(self._rounding, ARITHMETIC * self._norm)
         belongs = np.zeros(len(values), dtype=bool)
         if self.wanted.magnitude:
             belongs |= np.abs(values) > np.abs(locked[keep]).min() + slack

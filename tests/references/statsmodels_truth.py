@@ -127,9 +127,9 @@ def anes96_mnlogit() -> Regression:
 def longley() -> tuple[Regression, Vector]:
     """Longley's employment data, 16 years, least squares; and the scale of each column.
 
-    The raw columns are conditioned so badly that their Gram matrix cannot be inverted in float64. So the design here has
-    centred columns of unit norm, the constant last; NIST's errors of the six slopes are those of this design divided by
-    the scales. (The published error of the constant, which centring changes, is left out.)
+    The raw columns are conditioned so badly that their Gram matrix cannot be inverted in float64. So the design here
+    has centred columns of unit norm, the constant last; NIST's errors of the six slopes are those of this design
+    divided by the scales. (The published error of the constant, which centring changes, is left out.)
     """
     x, y = _data("longley")
     centred = x[:, :-1] - x[:, :-1].mean(0)

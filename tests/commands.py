@@ -1,0 +1,133 @@
+"""What the tests of the command line share: a folder with factories in it, and how a refusal looks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from layerhess.cli import main
+
+Capture = pytest.CaptureFixture[str]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+
+FACTORIES = '''
+import sys, time
+import torch
+import layerhess as lh
+
+def data(n=12):
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(n, 3, generator=g), torch.randn(n, 2, generator=g)
+
+def make():
+    print("printed by the factory")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)).double()
+    return lh.Objective(model, tuple(t.double() for t in data()), torch.nn.MSELoss())
+
+class Holder:
+    @staticmethod
+    def make():
+        return make()
+
+def dropout():
+    return lh.Objective(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Dropout(0.5)), data(), torch.nn.MSELoss())
+
+def slow():
+    """Every pass takes a while, and there are many."""
+    class Slow(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Linear(400, 2)
+        def forward(self, x):
+            time.sleep(0.02)
+            return self.inner(x)
+    torch.manual_seed(0)
+    x = torch.randn(600, 400)
+    return lh.Objective(Slow(), [(x[i:i + 10], torch.randn(10, 2)) for i in range(0, 600, 10)], torch.nn.MSELoss())
+
+def raises():
+    numbers = [1]
+    return numbers[3]
+
+def nothing(): pass
+def wants(argument): return argument
+def leaves(): sys.exit(4)
+def model_only(): return torch.nn.Linear(2, 2)
+value = 3
+
+def bad_loss():
+    def criterion(output, target):
+        raise ValueError("this loss fails")
+    return lh.Objective(torch.nn.Linear(3, 2), data(), criterion)
+
+def bad_shapes():
+    return lh.Objective(torch.nn.Sequential(torch.nn.Linear(4, 2)), data(), torch.nn.MSELoss())
+
+def bad_data():
+    class Loader:
+        def __iter__(self):
+            raise KeyError("row 17")
+    return lh.Objective(torch.nn.Linear(3, 2), Loader(), torch.nn.MSELoss())
+
+def refused_input():
+    return lh.Objective(torch.nn.Linear(3, 2), [], torch.nn.MSELoss())
+
+def tied():
+    class Tied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = torch.nn.Linear(3, 3, bias=False)
+            self.b = torch.nn.Linear(3, 3, bias=False)
+            self.b.weight = self.a.weight
+        def forward(self, x):
+            return self.b(torch.tanh(self.a(x)))[:, :2]
+    return lh.Objective(Tied(), data(), torch.nn.MSELoss())
+'''
+
+
+@contextlib.contextmanager
+def workplace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A current folder with factories in it; what a command imports is forgotten afterwards."""
+    (folder / "mine.py").write_text(FACTORIES)
+    (folder / "syntax.py").write_text("import torch\n\ndef make(:\n    pass\n")
+    (folder / "imports.py").write_text("import torch\nimport no_such_package\n")
+    (folder / "fails.py").write_text("x = 1\nx / 0\n")
+    (folder / "package").mkdir()
+    (folder / "package" / "__init__.py").write_text("")
+    (folder / "package" / "inner.py").write_text("from mine import make\n")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = set(sys.modules)
+    yield folder
+    for name in set(sys.modules) - before:
+        if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def refusal(capsys: Capture, *arguments: str) -> str:
+    """Run a command that must be refused: exit code 2, no result, one sentence on stderr; returns the sentence."""
+    code = main(list(arguments))
+    streams = capsys.readouterr()
+    assert code == 2, streams.err
+    assert "Traceback" not in streams.err and "Saved in" not in streams.out
+    line = streams.err.strip().splitlines()[-1]
+    assert line.startswith("layerhess: ") and "What to do: " in line
+    return line
+
+
+def zero_weights() -> dict[str, torch.Tensor]:
+    """A state dict for ``mine:make``: zeros, and ones for the last bias."""
+    shapes = {"0.weight": (4, 3), "0.bias": (4,), "2.weight": (2, 4)}
+    return {name: torch.zeros(shape) for name, shape in shapes.items()} | {"2.bias": torch.ones(2)}
+
+
+def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no report: that takes most of the time of a small run, and has tests of its own."""
+    monkeypatch.setattr("layerhess.show.report.as_html", lambda analysis: "<p>a report</p>")
