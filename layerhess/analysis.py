@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import math
 import platform
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,7 @@ class _Run:
         progress: Progress | None,
         skip_failed: bool,
     ) -> None:
+        self.started = time.perf_counter()
         self.objective = objective
         self.divided = divided
         self.arguments = arguments
@@ -189,6 +191,7 @@ class _Run:
             max_passes=self.arguments.max_passes,
             time_limit=self.arguments.time_limit,
             progress=self.progress,
+            started=self.started,
         )
         with meter, self.ledger.during("solve"):
             try:

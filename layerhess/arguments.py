@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from layerhess.errors import InputError
+from layerhess.errors import InputError, checked_integer
 from layerhess.objective import Objective
 from layerhess.paths.exact import METHODS
 
@@ -96,7 +97,7 @@ def check_arguments(
         raise InputError(f"unknown operator {operator!r}", where="operator", what_to_do="use 'hessian'")
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}", where="method", what_to_do="use 'lanczos' or 'power'")
-    top, bottom = _count("top", top), _count("bottom", bottom)
+    top, bottom = checked_integer(top, "top", 0), checked_integer(bottom, "bottom", 0)
     if top + bottom == 0:
         raise InputError("nothing is asked for: top and bottom are 0", where="top, bottom", what_to_do="use top=1")
     if method == "power" and (top, bottom) != (1, 0):
@@ -110,24 +111,23 @@ def check_arguments(
                 where=name,
                 what_to_do=f"ask for at most {objective.numel}",
             )
-    if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0.0 < tol < 1.0 or math.isnan(tol):
+    if not _is_number(tol) or not 0.0 < tol < 1.0:
         raise InputError(f"tol is {tol!r}", where="tol", what_to_do="use a number between 0 and 1, such as 1e-3")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InputError(f"seed is {seed!r}", where="seed", what_to_do="use an integer >= 0")
-    if isinstance(max_passes, bool) or not isinstance(max_passes, int) or max_passes < 1:
-        raise InputError(f"max_passes is {max_passes!r}", where="max_passes", what_to_do="use an integer >= 1")
-    if time_limit is not None and not (isinstance(time_limit, (int, float)) and time_limit > 0):
+    seed = checked_integer(seed, "seed", 0)
+    max_passes = checked_integer(max_passes, "max_passes", 1)
+    if time_limit is not None and not (_is_number(time_limit) and time_limit > 0):
         raise InputError(f"time_limit is {time_limit!r}", where="time_limit", what_to_do="use seconds > 0, or None")
+    if out is not None and not isinstance(out, (str, os.PathLike)):
+        raise InputError(f"out is {type(out).__name__}", where="out", what_to_do="give the path of a folder")
     folder = None
     if out is not None:
         from layerhess.store import check_writable
 
         folder = Path(out)
         check_writable(folder)
-    return Arguments(operator, top, bottom, bool(full), float(tol), seed, folder, max_passes, time_limit, method)
+    limit = None if time_limit is None else float(time_limit)
+    return Arguments(operator, top, bottom, bool(full), float(tol), seed, folder, max_passes, limit, method)
 
 
-def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InputError(f"{name} is {value!r}", where=name, what_to_do="use an integer >= 0")
-    return value
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from layerhess.errors import InputError
 
 Scheme = str | Mapping[str, str | Sequence[str]] | Callable[[str, nn.Parameter], str | None]
 ROOT = "(root)"
+RESERVED = ("", "(full)", "(not in any block)")  # these have a meaning of their own in results
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ def partition(
     members: dict[str, dict[str, nn.Parameter]] = {}
     for name, parameter in parameters.items():
         owner = owners.get(name)
+        if owner in RESERVED:
+            raise InputError(f"{owner!r} cannot name a block", where="blocks", what_to_do="choose another name")
         if owner is not None:
             members.setdefault(owner, {})[name] = parameter
     if not members:
@@ -132,8 +135,11 @@ def _by_patterns(
     aliases: Mapping[str, list[str]], frozen: Sequence[str], scheme: Mapping[str, str | Sequence[str]]
 ) -> dict[str, str | None]:
     owners: dict[str, str | None] = {}
-    for block, globs in scheme.items():
-        for glob in [globs] if isinstance(globs, str) else list(globs):
+    for key, globs in scheme.items():
+        block = str(key)
+        for glob in [globs] if isinstance(globs, str) or not isinstance(globs, Iterable) else list(globs):
+            if not isinstance(glob, str):
+                raise InputError(f"a pattern of block {block!r} is {glob!r}", where="blocks", what_to_do=_KNOWN)
             hits = [name for name, names in aliases.items() if any(fnmatch.fnmatchcase(n, glob) for n in names)]
             if not hits:
                 asleep = [name for name in frozen if fnmatch.fnmatchcase(name, glob)]
@@ -152,5 +158,5 @@ def _by_patterns(
                         where="blocks",
                         what_to_do="make the patterns disjoint: a parameter belongs to one block at most",
                     )
-                owners[name] = str(block)
+                owners[name] = block
     return owners

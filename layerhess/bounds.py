@@ -119,6 +119,14 @@ def zero_level(eps: float, full_norm: float) -> float:
     return ZERO_LEVEL * eps * full_norm
 
 
-def arithmetic(norm: float) -> float:
-    """Error of the small dense eigenproblem and of float64 inner products, for an operator of this norm."""
-    return 16.0 * float(np.finfo(np.float64).eps) * norm
+def total_rounding(measured: float, eps: float, norm: float) -> float:
+    """The rounding part of a bound: what was measured, and never less than arithmetic itself costs.
+
+    One measurement can be lucky, so two roundings of the coarsest dtype are the least that is believed; to that come 16
+    of float64 for the small eigenproblem and the inner products.
+
+    Args:
+        measured: absolute, see :class:`layerhess.rounding.RoundingMeter`. eps: of the coarsest dtype in the graph.
+        norm: of the operator.
+    """
+    return max(measured, 2.0 * eps * norm) + 16.0 * float(np.finfo(np.float64).eps) * norm

@@ -135,8 +135,8 @@ class Criterion:
         if self._classes and target.is_floating_point() and target.shape != output.shape:
             kind = str(target.dtype).removeprefix("torch.")
             raise InputError(
-                f"the targets are {kind} numbers of shape {tuple(target.shape)}, and {self.name} needs class indices, or "
-                f"probabilities of the output's shape {tuple(output.shape)}",
+                f"the targets are {kind} numbers of shape {tuple(target.shape)}, and {self.name} needs class indices, "
+                f"or probabilities of the output's shape {tuple(output.shape)}",
                 where=where,
                 what_to_do="convert class indices with target.long()",
             )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerhess.bounds import arithmetic, certify
+from layerhess.bounds import certify, total_rounding
 from layerhess.errors import InputError
 from layerhess.ledger import Ledger
 from layerhess.operators.hessian import BlockOperator, Hessian
@@ -141,11 +141,13 @@ class _Single:
     def rounding(self, process: Process) -> float:
         """Absolute error of a product at the candidates: measured for a network, a few eps ||A|| for a matrix."""
         candidates = process.candidates()
-        floor = arithmetic(candidates.norm)
         if self._meter is None or not isinstance(self._op, BlockOperator):
-            return floor + 4.0 * self.eps * math.sqrt(candidates.vectors.shape[1]) * candidates.norm
-        asked = {self._op.name: (self._op.spec, candidates.vectors, candidates.norm)}
-        return floor + self._meter.measure(asked)[self._op.name][0]
+            figure = 4.0 * self.eps * math.sqrt(candidates.vectors.shape[1]) * candidates.norm
+        else:
+            largest = float(np.abs(candidates.values).max())
+            asked = {self._op.name: (self._op.spec, candidates.vectors, largest)}
+            figure = self._meter.measure(asked)[self._op.name][0]
+        return total_rounding(figure, self.eps, candidates.norm)
 
 
 def _check(op: Any, k: int, which: str, tol: float, max_passes: int) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+from typing import Any
+
 
 class LayerhessError(Exception):
     """Common parent of the refusals; carries ``where`` and ``what_to_do`` beside the message.
@@ -41,3 +44,14 @@ class CheckError(LayerhessError, RuntimeError):
 
 class LayerhessWarning(UserWarning):
     """Something the reader of the numbers should know, and that did not stop the analysis."""
+
+
+def checked_integer(value: Any, name: str, least: int) -> int:
+    """The argument ``name`` as an int; NumPy's integers are welcome.
+
+    Raises:
+        InputError: it is no integer, or smaller than ``least``.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        raise InputError(f"{name} is {value!r}", where=name, what_to_do=f"use an integer >= {least}")
+    return int(value)

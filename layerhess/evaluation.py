@@ -150,6 +150,8 @@ class CriterionLoss:
         except InputError:
             raise
         except (ValueError, RuntimeError, IndexError) as error:  # torch's own criterion on shapes or dtypes it rejects
+            if "memory" in str(error):
+                raise
             raise InputError(
                 f"{self.name} does not take an output {_kind(output)} with a target {_kind(target)}: "
                 f"{(str(error) or type(error).__name__).splitlines()[0]}",

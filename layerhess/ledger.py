@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections import defaultdict
@@ -12,8 +11,14 @@ from pathlib import Path
 
 import torch
 
+try:
+    import resource
+except ImportError:  # Windows has no such module
+    resource = None  # type: ignore[assignment]
+
 from layerhess.results import Counts
 
+_STATM = Path("/proc/self/statm")
 KEPT_SHARE = 0.5  # of the memory that is free when the first graph is made
 
 
@@ -68,29 +73,34 @@ def free_bytes(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + reusable
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     free = 2 << 30
     info = Path("/proc/meminfo")
     if info.exists():
         for line in info.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 free = int(line.split()[1]) * 1024
-    if limit != resource.RLIM_INFINITY:
-        free = min(free, max(0, limit - _address_space()))
+    if resource is not None:
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            free = min(free, max(0, limit - _address_space()))
     return free
 
 
 def used_bytes(device: torch.device) -> int:
-    """Memory this process holds on ``device`` now (resident set on the CPU)."""
+    """Memory this process holds on ``device`` now (resident set on the CPU; 0 where the system does not say)."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text().split()[1]) * resource.getpagesize()
+    if _STATM.exists():
+        return int(_STATM.read_text().split()[1]) * _page()
+    if resource is None:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _address_space() -> int:
-    statm = Path("/proc/self/statm")
-    return int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 0
+    return int(_STATM.read_text().split()[0]) * _page() if _STATM.exists() else 0
+
+
+def _page() -> int:
+    return resource.getpagesize() if resource is not None else 4096

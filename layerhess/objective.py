@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,14 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from layerhess import batches
-from layerhess.errors import InputError, LayerhessWarning
+from layerhess.errors import InputError, LayerhessWarning, checked_integer
 from layerhess.evaluation import Evaluation, evaluation_of
-from layerhess.restore import restored
+from layerhess.kernels import plain_kernels
+from layerhess.restore import preserved_random_state, restored
 
 MODES = ("as-is", "eval")
+HALF = (torch.float16, torch.bfloat16)
+AUTOCAST_OFF = "the caller's autocast is off during the analysis: the weights' own precision is used"
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -60,20 +61,20 @@ class Objective:
             )
         if mode not in MODES:
             raise InputError(f"unknown mode {mode!r}", where="mode", what_to_do="use 'as-is' or 'eval'")
-        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-            raise InputError(f"batch_size is {batch_size!r}", where="batch_size", what_to_do="use an integer >= 1")
         self.notes: list[str] = []
         self.model = self._unwrap(model)
         self.data = data
         self.loss = loss
-        self.batch_size = batch_size
+        self.batch_size = None if batch_size is None else checked_integer(batch_size, "batch_size", 1)
         self.mode = mode
         self.evaluation: Evaluation = evaluation_of(loss)
         batches.check_data(data, any_batch=not hasattr(self.evaluation, "criterion"))
         self.parameters, self.frozen = _trainable(self.model)
         self.device = next(iter(self.parameters.values())).device
         self.dtype = _coarsest([p.dtype for p in self.parameters.values()])
-        self._refuse_shuffled_batch_norm()
+        self.evaluation = self.evaluation.usable(self.device)
+        self._note_compiled_parts()
+        self._refuse_split_batch_norm()
         self._warn_half_precision()
         self._depth = 0
 
@@ -83,7 +84,7 @@ class Objective:
         """The prepared batches (on the model's device, split by ``batch_size``), in the data's own order.
 
         Raises:
-            InputError: if the data raises while being read.
+            InputError: a batch that ``batch_size`` cannot split. What the data itself raises comes through unchanged.
         """
         for raw in batches.iterate(self.data):
             yield from batches.pieces(batches.prepare(raw, self.device), self.batch_size)
@@ -105,14 +106,10 @@ class Objective:
 
     @property
     def random_modules(self) -> list[str]:
-        """Names of dropout modules that will be active."""
+        """Names of modules whose dropout will be active."""
         if self.mode == "eval":
             return []
-        return [
-            name
-            for name, module in self.model.named_modules()
-            if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0
-        ]
+        return [name for name, module in self.model.named_modules() if module.training and _dropout(module) > 0.0]
 
     @property
     def numel(self) -> int:
@@ -137,8 +134,8 @@ class Objective:
         """
         try:
             target = torch.device(device)
-            torch.zeros((), device=target)
-        except (RuntimeError, AssertionError) as error:
+            float(torch.zeros((), device=target))  # the meta device fails here: it holds no values
+        except (RuntimeError, AssertionError, TypeError) as error:
             raise InputError(
                 f"the device {device!r} cannot be used ({str(error).splitlines()[0]})",
                 where="device",
@@ -182,9 +179,9 @@ class Objective:
         Raises:
             InputError: if ``examples`` < 1, or the batches cannot be split along dimension 0.
         """
-        if examples < 1:
-            raise InputError(f"examples is {examples}", where="examples", what_to_do="use an integer >= 1")
-        kept = list(batches.iterate(self.data))
+        examples = checked_integer(examples, "examples", 1)
+        with preserved_random_state():
+            kept = list(batches.iterate(self.data))
         sizes = [batches.leading_size(batch) for batch in kept]
         if any(size is None for size in sizes):
             raise InputError(
@@ -214,22 +211,28 @@ class Objective:
     def session(self) -> Iterator[None]:
         """Everything an evaluation needs, and the promise that it is put back: see :mod:`layerhess.restore`.
 
-        Gradients on, inference mode off, MATH attention kernels (the fused ones have no second derivative), compiled
-        code run eagerly, no TF32, the requested mode. Re-entrant: inner sessions cost nothing.
+        Gradients on, inference mode off, the caller's autocast off, MATH attention kernels (the fused ones have no
+        second derivative), compiled code run eagerly, dense gradients of embeddings, no TF32, the requested mode.
+        Re-entrant: inner sessions cost nothing.
+
+        Raises:
+            InputError: parameters were replaced, frozen, moved or cast since the objective was made.
         """
         if self._depth:
             yield
             return
+        self._refuse_changed_model()
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(restored(self.model))
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            stack.enter_context(_eager())
-            stack.enter_context(_same_kernels())
-            stack.enter_context(_full_precision(self.device, self.model))
+            if stack.enter_context(plain_kernels(self.device, self.model)) and AUTOCAST_OFF not in self.notes:
+                self.notes.append(AUTOCAST_OFF)
             if self.mode == "eval":
                 self.model.eval()
+            for module in self.model.modules():
+                if isinstance(module, nn.Embedding):
+                    module.sparse = False
             self._depth = 1
             try:
                 yield
@@ -250,7 +253,7 @@ class Objective:
             else:
                 return model
 
-    def _refuse_shuffled_batch_norm(self) -> None:
+    def _refuse_split_batch_norm(self) -> None:
         names = self.batch_dependent_norm
         if not names:
             return
@@ -261,13 +264,43 @@ class Objective:
                 where=", ".join(names[:3]),
                 what_to_do="use mode='eval', or shuffle=False",
             )
+        if self.batch_size is not None:
+            raise InputError(
+                "BatchNorm runs in train mode, where the split into batches is part of the loss, so batch_size would "
+                "change the loss",
+                where=", ".join(names[:3]),
+                what_to_do="use mode='eval', or give smaller batches yourself if that is the loss you mean",
+            )
         self.notes.append(
             f"BatchNorm runs in train mode ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): "
             "the split into batches is part of the loss"
         )
 
+    def _note_compiled_parts(self) -> None:
+        parts = [
+            name or "(root)"
+            for name, module in self.model.named_modules()
+            if getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
+        ]
+        if parts:
+            self.notes.append(f"compiled parts of the model ({', '.join(parts[:3])}) run eagerly while it is analysed")
+
+    def _refuse_changed_model(self) -> None:
+        parameters, _ = _trainable(self.model)
+        same = list(parameters) == list(self.parameters) and all(
+            parameters[name] is parameter for name, parameter in self.parameters.items()
+        )
+        dtype = _coarsest([p.dtype for p in parameters.values()])
+        if not same or dtype != self.dtype or next(iter(parameters.values())).device != self.device:
+            odd = [n for n in {**self.parameters, **parameters} if parameters.get(n) is not self.parameters.get(n)]
+            raise InputError(
+                "the model's parameters were replaced, frozen, cast or moved after the Objective was made",
+                where=", ".join(odd[:4]) or f"{self.dtype} on {self.device} became another dtype or device",
+                what_to_do="make a new lh.Objective of the model as it is now",
+            )
+
     def _warn_half_precision(self) -> None:
-        if self.dtype not in (torch.float16, torch.bfloat16):
+        if self.dtype not in HALF:
             return
         eps = torch.finfo(self.dtype).eps
         sentence = (
@@ -317,42 +350,13 @@ def _trainable(model: nn.Module) -> tuple[dict[str, nn.Parameter], tuple[str, ..
     return parameters, tuple(frozen)
 
 
+def _dropout(module: nn.Module) -> float:
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p
+    if isinstance(module, nn.RNNBase):
+        return module.dropout if module.num_layers > 1 else 0.0
+    return module.dropout if isinstance(module, nn.MultiheadAttention) else 0.0
+
+
 def _coarsest(dtypes: list[torch.dtype]) -> torch.dtype:
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
-
-
-@contextmanager
-def _eager() -> Iterator[None]:
-    """Run compiled code eagerly: compiled backwards have no second derivative."""
-    stance = getattr(torch.compiler, "set_stance", None)
-    if stance is None or "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with stance("force_eager"):
-        yield
-
-
-@contextmanager
-def _same_kernels() -> Iterator[None]:
-    """No inference-only fast path of torch's transformer layers: with and without gradients, one function."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-@contextmanager
-def _full_precision(device: torch.device, model: nn.Module) -> Iterator[None]:
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.enabled
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-        torch.backends.cudnn.enabled = False  # cuDNN's recurrent kernels have no second derivative
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.enabled = before

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Hashable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -208,6 +208,14 @@ class _RandomState:
             torch.cuda.set_rng_state_all(self.cuda)
         np.random.set_state(self.numpy)
         random.setstate(self.python)
+
+
+def random_states() -> Hashable:
+    """All random states as one value: it differs before and after a random number was drawn."""
+    legacy: Any = np.random.get_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    generators = [state.numpy().tobytes() for state in (torch.get_rng_state(), *cuda)]
+    return (*generators, legacy[1].tobytes(), *legacy[2:], random.getstate())
 
 
 def version_of(tensor: Tensor) -> int:

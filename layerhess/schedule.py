@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from layerhess.blocks import Block
-from layerhess.bounds import Certificate, arithmetic, certify, zero_level
+from layerhess.bounds import Certificate, certify, total_rounding, zero_level
 from layerhess.errors import InputError
 from layerhess.progress import Progress, Snapshot
 from layerhess.rounding import RoundingMeter
@@ -42,10 +42,10 @@ class Task:
         """The vectors it needs next."""
         return self.zero_test.ask() if self.zero_test is not None else self.process.ask()
 
-    def judge(self, tol: float) -> None:
-        """Make the certificate of what there is now."""
+    def judge(self, tol: float, eps: float) -> None:
+        """Make the certificate of what there is now; without a measurement rounding has its floor."""
         self.candidates = self.process.candidates()
-        rounding = (self.rounding or 0.0) + arithmetic(self.candidates.norm)
+        rounding = total_rounding(self.rounding or 0.0, eps, self.candidates.norm)
         self.certificate = certify(self.candidates, tol=tol, rounding=rounding)
 
     def distance(self, tol: float) -> float:
@@ -100,7 +100,7 @@ class Schedule:
         """Certificates of what an interrupted run has so far, without another product."""
         for task in self.tasks:
             if not task.done and task.told:
-                task.judge(self.tol)
+                task.judge(self.tol, self.eps)
 
     def _step(self, tasks: list[Task]) -> None:
         requests = {task.name: Request(task.block, task.ask()) for task in tasks}
@@ -141,7 +141,7 @@ class Schedule:
         self._measure(unmeasured)
         for task in tasks:
             if task.rounding is not None and task.process.proposes:
-                task.judge(self.tol)
+                task.judge(self.tol, self.eps)
                 task.done = True
 
     def _noisy(self, task: Task) -> bool:
@@ -150,22 +150,19 @@ class Schedule:
     def _measure(self, tasks: list[Task]) -> None:
         if not tasks:
             return
-        asked = {}
+        candidates = {task.name: task.process.candidates() for task in tasks}
+        largest = {name: float(np.abs(found.values).max()) for name, found in candidates.items()}
+        measured = self.meter.measure(
+            {task.name: (task.block, candidates[task.name].vectors, largest[task.name]) for task in tasks}
+        )
         for task in tasks:
-            candidates = task.process.candidates()
-            asked[task.name] = (task.block, candidates.vectors, float(np.abs(candidates.values).max()))
-        for task in tasks:
-            norm = task.process.candidates().norm if task.process.path == "dense" else asked[task.name][2]
-            asked[task.name] = (asked[task.name][0], asked[task.name][1], norm)
-        for name, (bound, how) in self.meter.measure(asked).items():
-            task = next(task for task in tasks if task.name == name)
-            task.rounding, task.rounding_source = bound, how
-            task.process.rounding = bound + arithmetic(task.process.candidates().norm)
+            task.rounding, task.rounding_source = measured[task.name]
+            task.process.rounding = total_rounding(task.rounding, self.eps, candidates[task.name].norm)
 
     def _give_best(self, task: Task) -> None:
         if task.rounding is None and self.time_limit is None:
             self._measure([task])
-        task.judge(self.tol)
+        task.judge(self.tol, self.eps)
 
     def _report(self, passes: int, seconds_per_pass: float) -> None:
         if self.progress is None:

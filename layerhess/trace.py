@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from layerhess.batches import tensors
 from layerhess.objective import Objective
+from layerhess.restore import version_of
 
-RANDOM = {
-    "dropout", "dropout_", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "native_dropout", "dropout1d",
-    "dropout2d", "dropout3d", "rrelu", "rand", "randn", "rand_like", "randn_like", "randint", "bernoulli", "bernoulli_",
-    "normal", "normal_", "uniform_", "multinomial", "gumbel_softmax", "randperm",
-}  # fmt: skip
 ONCE_DIFFERENTIABLE = {"embedding_bag", "cdist", "ctc_loss", "pdist", "grid_sample", "affine_grid"}
 KINKS = (
     "Relu", "Threshold", "Hardtanh", "HardTanh", "Clamp", "Abs", "MaxPool", "Max", "Min", "Amax", "Amin", "Maximum",
@@ -36,12 +34,20 @@ class Trace:
     Attributes:
         calls: (module name, torch function name) in order, "" being the root or the loss.
         without_grad: modules that ran with gradients off although they were on outside (reentrant checkpointing).
+        custom: custom autograd functions behind the loss, each as "module (function)".
+        stateful: modules whose buffers the pass changed (running statistics, which it does not use, left out).
+        changed: parameters that the pass itself changed.
         non_finite: first module whose output has a NaN or an infinity, or "".
         nodes: names of the autograd nodes behind the loss. coarsest: the coarsest floating dtype among them.
+        spans: for each module call, the range of autograd sequence numbers made in it, inner calls first.
     """
 
     calls: list[tuple[str, str]] = field(default_factory=list)
     without_grad: list[str] = field(default_factory=list)
+    custom: list[str] = field(default_factory=list)
+    stateful: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    spans: list[tuple[int, int, str]] = field(default_factory=list)
     non_finite: str = ""
     nodes: set[str] = field(default_factory=set)
     coarsest: torch.dtype = torch.float64
@@ -50,6 +56,11 @@ class Trace:
     def modules_calling(self, names: set[str]) -> list[str]:
         """Modules that called one of the functions, each as "name (function)"."""
         return list(dict.fromkeys(f"{module or 'the loss'} ({call})" for module, call in self.calls if call in names))
+
+    def made_in(self, node: Any) -> str:
+        """Name of the innermost module during whose call an autograd node of this pass was made."""
+        number = node._sequence_nr()
+        return next((name for start, end, name in self.spans if start <= number < end), "")
 
     @property
     def attention(self) -> bool:
@@ -69,16 +80,33 @@ def trace(objective: Objective, batch: Any) -> Trace:
     model or the loss is raised as it is.
     """
     found = Trace()
+    before = state_versions(objective.model)
     with _watching(objective.model, found):
         loss, _ = objective.terms(batch)
+    after = state_versions(objective.model)
     found.value = float(loss.detach())
     found.coarsest = objective.dtype
-    for node in _walk(loss.grad_fn):
+    for node in walk([loss.grad_fn]):
         found.nodes.add(node.name().rpartition("::")[2])
+        if isinstance(node, BackwardCFunction):
+            name = type(node).__name__.removesuffix("Backward")
+            found.custom.append(f"{found.made_in(node) or '(root)'} ({name})")
         for meta in getattr(node, "_input_metadata", ()):
             if meta.dtype.is_floating_point and torch.finfo(meta.dtype).eps > torch.finfo(found.coarsest).eps:
                 found.coarsest = meta.dtype
+    found.custom = list(dict.fromkeys(reversed(found.custom)))  # in the order of the forward pass
+    moved = [name for name, version in after.items() if before.get(name) != version]
+    found.changed = [name for name in moved if name in objective.parameters]
+    modules = dict(objective.model.named_modules())
+    owners = dict.fromkeys(name.rpartition(".")[0] for name in moved if name not in objective.parameters)
+    found.stateful = [name for name in owners if not isinstance(modules.get(name), nn.modules.batchnorm._NormBase)]
     return found
+
+
+def state_versions(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Identity and version count of every parameter and buffer: they tell whether a pass changed it."""
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return {name: (id(tensor), version_of(tensor)) for name, tensor in tensors}
 
 
 def non_finite_weight(objective: Objective) -> str:
@@ -103,34 +131,47 @@ class _Calls(TorchFunctionMode):
 def _watching(model: nn.Module, found: Trace) -> Iterator[None]:
     names = {id(module): name for name, module in model.named_modules()}
     stack: list[str] = []
+    starts: list[int] = []
+    one = torch.ones((), requires_grad=True)
+
+    def now() -> int:
+        with torch.enable_grad(), torch._C.DisableTorchFunction():
+            return (one * 1.0).grad_fn._sequence_nr()  # type: ignore[union-attr]
 
     def before(module: nn.Module, inputs: Any) -> None:
         name = names.get(id(module), stack[-1] if stack else "")
         stack.append(name)
-        if not torch.is_grad_enabled() and not any(name.startswith(outer) for outer in found.without_grad):
+        starts.append(now())
+        if not torch.is_grad_enabled() and not any(_within(name, outer) for outer in found.without_grad):
             found.without_grad.append(name)
 
     def after(module: nn.Module, inputs: Any, output: Any) -> None:
         if stack:
-            stack.pop()
+            found.spans.append((starts.pop(), now(), stack.pop()))
         if not found.non_finite and any(_bad(tensor) for tensor in tensors(output)):
             found.non_finite = names.get(id(module), "") or type(module).__name__
 
     handles = [register_module_forward_pre_hook(before), register_module_forward_hook(after, always_call=True)]
     try:
-        with _Calls(stack, found):
+        with _Calls(stack, found), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Using `torch.compile")  # of global hooks on compiled modules
             yield
     finally:
         for handle in handles:
             handle.remove()
 
 
+def _within(name: str, outer: str) -> bool:
+    return outer == "" or name == outer or name.startswith(outer + ".")
+
+
 def _bad(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
 
 
-def _walk(root: Any) -> Iterator[Any]:
-    seen, todo = set(), [root]
+def walk(roots: Iterable[Any]) -> Iterator[Any]:
+    """Every autograd node behind the given ones, themselves included (None is skipped)."""
+    seen, todo = set(), list(roots)
     while todo:
         node = todo.pop()
         if node is None or node in seen:

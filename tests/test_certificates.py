@@ -10,7 +10,7 @@ from references.spectra import FAMILIES, Matrix, rotated
 from torch import nn
 
 import layerhess as lh
-from layerhess.bounds import ROUNDING_SAFETY, arithmetic, certify, missed, relative_gap_excluded
+from layerhess.bounds import ROUNDING_SAFETY, certify, missed, relative_gap_excluded, total_rounding
 from layerhess.solvers.lanczos import Lanczos
 from layerhess.solvers.process import Candidates, Search, Wanted
 from layerhess.vectors import random_unit
@@ -35,7 +35,8 @@ def certified(matrix: Matrix, dtype: type, wanted: Wanted, tol: float, seed: int
             vectors = process.candidates().vectors
             exact = torch.from_numpy(vectors.numpy() @ matrix.astype(dtype).astype(np.float64))
             worst = float(torch.linalg.vector_norm(product(vectors) - exact, dim=1).max())
-            rounding = process.rounding = ROUNDING_SAFETY * worst + arithmetic(process.candidates().norm)
+            norm = process.candidates().norm
+            rounding = process.rounding = total_rounding(ROUNDING_SAFETY * worst, float(np.finfo(dtype).eps), norm)
         if process.proposes:
             break
     assert rounding is not None and process.proposes
@@ -95,6 +96,9 @@ def check(found: lh.Spectrum, matrix: Matrix) -> None:
     want = truth if k == len(truth) else np.concatenate([truth[:3], truth[-2:]])
     assert found.converged.all(), found.status
     assert (np.abs(found.eigenvalues - want) <= found.error_bounds).all(), found.name
+    flat = [torch.cat([v[name].double().reshape(-1) for name in found.parameters]).numpy() for v in found.eigenvectors]
+    explicit = [np.linalg.norm(matrix @ v - theta * v) for v, theta in zip(flat, found.eigenvalues, strict=True)]
+    assert (found.error_bounds <= 3.0 * (np.array(explicit) + found.rounding)).all(), found.name
 
 
 def test_the_gap_that_a_random_start_excludes_is_that_of_kuczynski_and_wozniakowski() -> None:

@@ -44,8 +44,10 @@ def test_the_full_spectrum_is_the_certified_one(dataset: str, point: str) -> Non
     errors = relative_errors(result.eigenvalues, truth.eigenvalues)
     assert errors[0] <= truth.tolerance_top
     assert dataset in nist.TOP_ONLY or (errors <= truth.tolerance).all(), errors
-    # What the analysis itself claims holds for every eigenvalue of every set, the worst conditioned included.
-    assert (np.abs(result.eigenvalues - truth.eigenvalues) <= result.error_bounds).all()
+    # What the analysis itself claims holds for every eigenvalue of every set, the worst conditioned included. The truth
+    # belongs to the parameters in full, the analysis to their float64 values: that is what the tolerance is about.
+    slack = truth.tolerance_top * truth.eigenvalues[0]
+    assert (np.abs(result.eigenvalues - truth.eigenvalues) <= result.error_bounds + slack).all()
 
 
 @both_points

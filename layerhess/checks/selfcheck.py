@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,19 +13,21 @@ from typing import Any
 import torch
 
 from layerhess import batches
-from layerhess.blocks import Block
+from layerhess.blocks import Block, make_block
 from layerhess.bounds import zero_level
+from layerhess.checks.derivative import check_second_derivative
 from layerhess.checks.differences import AGREEMENT, finite_differences
+from layerhess.checks.loss import check_additivity, check_determinism
 from layerhess.checks.suspects import suspect_of
 from layerhess.checks.symmetry import Symmetry, symmetry
-from layerhess.errors import CheckError, InputError
+from layerhess.errors import CheckError
 from layerhess.ledger import Ledger
-from layerhess.objective import Objective
-from layerhess.products.reverse import BatchGraph
+from layerhess.objective import HALF, Objective
+from layerhess.randomness import refuse_state_that_follows
 from layerhess.results import Check
-from layerhess.survey import Survey, additive_tolerance, halves
-from layerhess.sweep import FULL, Sweep, is_out_of_memory
-from layerhess.trace import ONCE_DIFFERENTIABLE, RANDOM, Trace, trace
+from layerhess.survey import Survey
+from layerhess.sweep import FULL, Sweep
+from layerhess.trace import Trace, trace
 
 # Asymmetry above the first is looked at again in float64; above the second it is refused where that is impossible.
 SUSPICIOUS = {torch.float64: 1e-7, torch.float32: 1e-4}
@@ -70,120 +73,24 @@ def self_check(
         found.notes.append(
             "scaled-dot-product attention runs under torch's MATH kernels: the fused ones have no second derivative"
         )
-    _determinism(objective, sample, found)
-    _additivity(objective, surveyed, found)
-    sweep = _second_derivative(objective, surveyed.samples, full, found, ledger)
+    if found.trace.coarsest in HALF and objective.dtype not in HALF:
+        found.notes.append(_half_precision_inside(found.trace.coarsest))
+    found.checks.append(check_determinism(objective, sample, found.trace))
+    additivity, note = check_additivity(objective, sample)
+    found.checks.append(additivity)
+    found.notes.extend([note] if note else [])
+    seconds = check_second_derivative(objective, sample, full.parameters, found.trace, ledger)
+    found.graph_seconds = seconds * len(surveyed.samples)
+    sweep = Sweep(objective.narrowed(surveyed.samples), list(full.parameters), ledger, keep=0.2)
     with ExitStack() as stack:
-        copied = functools.cache(lambda: _float64_copy(objective, surveyed.samples, stack))  # made only if a check needs it
+        # The copy is made only if a check needs it.
+        copied = functools.cache(lambda: _float64_copy(objective, surveyed.samples, stack))
+        if found.trace.stateful and (copy := copied()) is not None:
+            refuse_state_that_follows(copy, copy.data[0], found.trace.stateful)
         _symmetry(objective, sweep, copied, blocks, full, seed, found, ledger)
         _differences(objective, copied, blocks, full, seed, found, ledger)
     sweep.release()
     return found
-
-
-def _determinism(objective: Objective, sample: Any, found: SelfCheck) -> None:
-    # The watched pass drew its random numbers from another state than this one.
-    with torch.no_grad():
-        again = float(objective.terms(sample)[0])
-    difference = abs(again - found.trace.value) / max(abs(again), abs(found.trace.value), 1e-300)
-    if difference > additive_tolerance(objective.dtype) / 10.0 and again != found.trace.value:
-        culprits = objective.random_modules or found.trace.modules_calling(RANDOM)
-        raise InputError(
-            f"the loss is random: the same batch gave {found.trace.value:.9g}, then {again:.9g}",
-            where="active randomness in " + (", ".join(culprits[:5]) or "the model or the loss"),
-            what_to_do="use mode='eval' (--eval), which switches dropout off"
-            if objective.mode != "eval"
-            else "remove the random numbers from the model's forward or the loss",
-        )
-    found.checks.append(Check("determinism", True, f"the loss of a sample repeats to {difference:.1e}"))
-
-
-def _additivity(objective: Objective, surveyed: Survey, found: SelfCheck) -> None:
-    parts = halves(surveyed.sample)
-    if objective.batch_dependent_norm:
-        found.checks.append(Check("additivity", True, "not applicable: BatchNorm in train mode ties a batch together"))
-        return
-    if parts is None:
-        found.checks.append(Check("additivity", True, "not applicable: the sample cannot be split"))
-        return
-    try:
-        with torch.no_grad():
-            whole, count = objective.terms(surveyed.sample)
-            pairs = [objective.terms(part) for part in parts]
-    except Exception:
-        found.checks.append(Check("additivity", True, "not applicable: a part of a batch cannot be evaluated"))
-        return
-    summed = float(sum(float(value) for value, _ in pairs))
-    counts = sum(part_count for _, part_count in pairs)
-    scale = max(abs(float(whole)), abs(summed), 1e-300)
-    difference = abs(float(whole) - summed) / scale
-    passed = difference <= additive_tolerance(objective.dtype) and abs(counts - count) <= 1e-6 * max(counts, count)
-    detail = f"a sample's loss equals the sum over its two parts to {difference:.1e}"
-    if not passed and objective.batch_size is not None:
-        raise InputError(
-            "batch_size was given, but the loss of a batch is not the sum over its parts "
-            f"({float(whole):.6g} against {summed:.6g})",
-            where=f"batch_size={objective.batch_size}",
-            what_to_do="drop batch_size: here the split into batches is part of the loss",
-        )
-    if not passed:
-        if batches.is_shuffling(objective.data):
-            raise InputError(
-                "the loss of a batch is not the sum over its examples, and the loader shuffles: every pass has "
-                "another loss",
-                where="data",
-                what_to_do="use shuffle=False, or lh.batch_loss(fn) with the right (loss_sum, count)",
-            )
-        detail = "the loss of a batch is not the sum over its examples: the split into batches is part of the loss"
-        found.notes.append(detail)
-    found.checks.append(Check("additivity", passed, detail))
-
-
-def _second_derivative(
-    objective: Objective, samples: list[Any], full: Block, found: SelfCheck, ledger: Ledger
-) -> Sweep:
-    """A sweep over the sample whose graph is known to be differentiable twice."""
-    try:
-        start = time.perf_counter()
-        graph = BatchGraph(objective, samples[0], full.parameters, ledger)
-        found.graph_seconds = (time.perf_counter() - start) * len(samples)
-        if all(gradient is None for gradient in graph.gradient.values()):
-            raise InputError(
-                "the loss does not depend on any trainable parameter",
-                where="loss",
-                what_to_do="check for detach(), no_grad or .item() between the parameters and the loss",
-            )
-        graph.product(full.parameters, {n: torch.ones_like(p) for n, p in objective.parameters.items()})
-    except InputError:
-        raise
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise
-        refusal = _no_second_derivative(error, found.trace)
-        if refusal is None:
-            raise
-        raise refusal from error
-    return Sweep(objective.narrowed(samples), list(full.parameters), ledger, keep=0.2)
-
-
-def _no_second_derivative(error: RuntimeError, seen: Trace) -> InputError | None:
-    text = str(error)
-    if "heckpoint" in text:
-        return InputError(
-            "reentrant activation checkpointing has no second derivative",
-            where=", ".join(seen.without_grad[:4]) or "torch.utils.checkpoint",
-            what_to_do="use checkpoint(..., use_reentrant=False), or switch checkpointing off",
-        )
-    signs = ("derivative for", "not implemented", "once_differentiable", "does not require grad", "double backward")
-    if not any(sign in text for sign in signs):
-        return None
-    culprits = seen.modules_calling(ONCE_DIFFERENTIABLE)
-    return InputError(
-        f"the model has no second derivative: torch says '{text.splitlines()[0]}'",
-        where=", ".join(culprits[:4]) or "an operation or custom autograd function of the model",
-        what_to_do="replace that operation by one that torch can differentiate twice (for example embedding and a sum "
-        "for EmbeddingBag, plain tensor operations for cdist)",
-    )
 
 
 def _float64_copy(objective: Objective, samples: list[Any], stack: ExitStack) -> Objective | None:
@@ -214,23 +121,33 @@ def _symmetry(
     found.block_seconds = (time.perf_counter() - start) / 3.0
     floor = zero_level(torch.finfo(coarsest).eps, measured[FULL].norm)
     found.zero_suspects = {key for key in blocks if key != FULL and measured[key].norm <= floor}
-    live = {key: m for key, m in measured.items() if key in blocks and key not in found.zero_suspects}
+    live = {key: m for key, m in measured.items() if key not in found.zero_suspects}
     suspicious = SUSPICIOUS.get(coarsest, 1.0)
     doubtful = {key for key, m in live.items() if not m.asymmetry <= suspicious}
     limit = WRONG.get(coarsest, 0.3)
+    everything = {**blocks, FULL: full}
+    judge, worst = sweep, {key: live[key] for key in doubtful}
     copied = make_copy() if doubtful and objective.dtype != torch.float64 else None
     if copied is not None:
-        again = Sweep(copied, list(full.parameters), ledger, keep=0.2)
-        confirmed = symmetry(again, {key: blocks[key] for key in doubtful}, seed)
-        again.release()
-        worst = {key: confirmed[key] for key in doubtful}
+        judge = Sweep(copied, list(full.parameters), ledger, keep=0.2)
+        worst = symmetry(judge, {key: everything[key] for key in doubtful}, seed)
         # A copy whose graph passes through float32 (a loss that casts) cannot do better than float32.
         limit = WRONG_IN_FLOAT64 if trace(copied, copied.data[0]).coarsest == torch.float64 else limit
-    else:
-        worst = {key: live[key] for key in doubtful}
-    for key, m in worst.items():
-        if not m.asymmetry <= limit:
-            found.failed[key] = _failure("symmetry", objective, blocks[key], f"asymmetric by {m.asymmetry:.1e}")
+    wrong = {key for key, m in worst.items() if not m.asymmetry <= limit}
+    for key in wrong:
+        found.failed[key] = _failure("symmetry", objective, everything[key], found.trace, _asymmetric(worst[key]))
+    if FULL in wrong:
+        # A block may be wrong and symmetric, its couplings not. So what is left without the failed ones must pass.
+        rest = _without([everything[key] for key in wrong if key != FULL], objective)
+        left = symmetry(judge, {"rest": rest}, seed)["rest"] if rest.numel else Symmetry(0.0, 0.0)
+        if not left.asymmetry <= limit:
+            for key in set(live) - wrong:
+                figure = f"part of one that is {_asymmetric(left)} as a whole"
+                found.failed[key] = _failure("symmetry", objective, everything[key], found.trace, figure)
+    if judge is not sweep:
+        judge.release()
+    live = {key: m for key, m in live.items() if key in blocks}
+    found.failed = {key: check for key, check in found.failed.items() if key in blocks}
     passed = [m.asymmetry for key, m in live.items() if key not in found.failed]
     if passed:
         found.checks.append(
@@ -260,9 +177,8 @@ def _differences(
     judged = {key: value for key, value in judged.items() if key not in found.zero_suspects}
     for key, disagreement in judged.items():
         if disagreement > AGREEMENT and key not in found.failed:
-            found.failed[key] = _failure(
-                "finite differences", objective, blocks[key], f"off by {disagreement:.1e} from finite differences"
-            )
+            figure = f"off by {disagreement:.1e} from finite differences"
+            found.failed[key] = _failure("finite differences", objective, blocks[key], found.trace, figure)
             found.checks.append(found.failed[key])
     good = [value for key, value in judged.items() if key not in found.failed]
     if good:
@@ -272,10 +188,31 @@ def _differences(
         )  # fmt: skip
 
 
-def _failure(name: str, objective: Objective, block: Block, figure: str) -> Check:
+def _failure(name: str, objective: Objective, block: Block, seen: Trace, figure: str) -> Check:
     module, _ = suspect_of(objective, block)
+    if seen.custom:
+        module += f", or the custom autograd function in {' or '.join(seen.custom[:3])}"
+    if seen.without_grad:
+        module += f", or the call without gradients of {' or '.join(seen.without_grad[:3])}"
     return Check(name, False, f"the product of block {block.name!r} is {figure}; suspect module: {module}",
                  block=block.name, module=module)  # fmt: skip
+
+
+def _asymmetric(measured: Symmetry) -> str:
+    return f"asymmetric by {measured.asymmetry:.1e}" if math.isfinite(measured.asymmetry) else "NaN or infinite"
+
+
+def _without(blocks: Sequence[Block], objective: Objective) -> Block:
+    """The block of all parameters that are in none of ``blocks``."""
+    gone = {name for block in blocks for name in block.parameters}
+    return make_block("(rest)", {name: p for name, p in objective.parameters.items() if name not in gone})
+
+
+def _half_precision_inside(dtype: torch.dtype) -> str:
+    return (
+        f"part of the network or the loss runs in {str(dtype).removeprefix('torch.')} (autocast, or a cast): expect "
+        f"eigenvalues good to about {100 * torch.finfo(dtype).eps:.0%} of the largest; for better ones take that away"
+    )
 
 
 def refuse_failed(objective: Objective, blocks: Mapping[str, Block], failed: Mapping[str, Check]) -> CheckError:

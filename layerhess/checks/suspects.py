@@ -12,8 +12,8 @@ WEIGHT_NORM = (
     "torch.nn.utils.parametrize.remove_parametrizations) before the analysis, or write w = g * v / v.norm() yourself"
 )
 UNKNOWN = (
-    "look at custom autograd functions and fused kernels in that module; replace them by plain torch operations, "
-    "or go on without these blocks with skip_failed=True"
+    "look at custom autograd functions and fused kernels in that module (for NaN: at sqrt, norm, log and division by "
+    "0, from there on); replace them by plain torch operations, or go on without these blocks with skip_failed=True"
 )
 
 

@@ -148,7 +148,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="seed of the training and of the analysis")] = 0,
     top: Annotated[int, typer.Option(help="how many of the largest eigenvalues")] = 2,
     bottom: Annotated[int, typer.Option(help="how many of the smallest eigenvalues")] = 1,
-    threads: Threads = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads; more do not help so small a network")] = 1,
     quiet: Quiet = False,
 ) -> None:
     """Train a small residual network on real digits, analyse it layer by layer, and write a report."""

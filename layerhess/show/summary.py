@@ -162,8 +162,8 @@ def missed_overall(analysis: Analysis) -> str:
         chance = share(max(s.missed_probability for s in bounded))
         where = "each spectrum" if len(bounded) == len(spectra) else f"{len(bounded)} of {len(spectra)} spectra"
         sentences.append(
-            f"In {where} a further eigenvalue above {number(worst.missed_factor, 3)} times lambda_max is excluded, except "
-            f"with a probability of at most {chance} (worst: {_called(worst)})."
+            f"In {where} a further eigenvalue above {number(worst.missed_factor, 3)} times lambda_max is excluded, "
+            f"except with a probability of at most {chance} (worst: {_called(worst)})."
         )
     if complete := sum(s.complete for s in spectra):
         sentences.append(f"Of {complete} the whole spectrum was computed: nothing can be missing there.")

@@ -1,0 +1,82 @@
+"""Is the loss one function of the parameters, and the sum over its examples?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from layerhess import batches
+from layerhess.errors import InputError
+from layerhess.objective import Objective
+from layerhess.randomness import randomness_refused, repeats
+from layerhess.results import Check
+from layerhess.survey import additive_tolerance, halves
+from layerhess.trace import Trace
+
+
+def check_determinism(objective: Objective, sample: Any, seen: Trace) -> Check:
+    """Evaluate the sample again: the watched pass drew its random numbers from another state than this one.
+
+    Raises:
+        InputError: the loss differs, or the forward pass changes a parameter; the modules are named.
+    """
+    again = float(objective.terms(sample)[0].detach())
+    if not repeats(seen.value, again, seen.coarsest):
+        raise randomness_refused(objective, sample, seen.value, again)
+    if seen.changed:
+        raise InputError(
+            "the forward pass itself changes parameters, so the loss is no function of them",
+            where=", ".join(seen.changed[:4]),
+            what_to_do="leave that out of the forward pass, for example max_norm of an Embedding",
+        )
+    difference = abs(again - seen.value) / max(abs(again), abs(seen.value), 1e-300)
+    return Check("determinism", True, f"the loss of a sample repeats to {difference:.1e}")
+
+
+def check_additivity(objective: Objective, sample: Any) -> tuple[Check, str]:
+    """Hold the loss of a batch against the sum over its two parts.
+
+    Returns:
+        The check, and a note for the reader where the split into batches is part of the loss.
+
+    Raises:
+        InputError: they differ although ``batch_size`` splits batches, or although the loader shuffles.
+    """
+    if objective.batch_dependent_norm:
+        return _not_applicable("BatchNorm in train mode ties a batch together"), ""
+    parts = halves(sample)
+    if parts is None:
+        return _not_applicable("the sample cannot be split"), ""
+    try:
+        with torch.no_grad():
+            whole, count = objective.terms(sample)
+            pairs = [objective.terms(part) for part in parts]
+    except Exception:  # user code that needs whole batches can raise anything
+        return _not_applicable("a part of a batch cannot be evaluated"), ""
+    summed = float(sum(float(value) for value, _ in pairs))
+    counts = sum(part_count for _, part_count in pairs)
+    scale = max(abs(float(whole)), abs(summed), 1e-300)
+    difference = abs(float(whole) - summed) / scale
+    if difference <= additive_tolerance(objective.dtype) and abs(counts - count) <= 1e-6 * max(counts, count):
+        return Check("additivity", True, f"a sample's loss equals the sum over its two parts to {difference:.1e}"), ""
+    if objective.batch_size is not None:
+        raise InputError(
+            "batch_size was given, but the loss of a batch is not the sum over its parts "
+            f"({float(whole):.6g} against {summed:.6g})",
+            where=f"batch_size={objective.batch_size}",
+            what_to_do="drop batch_size: here the split into batches is part of the loss",
+        )
+    if batches.is_shuffling(objective.data):
+        raise InputError(
+            "the loss of a batch is not the sum over its examples, and the loader shuffles: every pass has another "
+            "loss",
+            where="data",
+            what_to_do="use shuffle=False, or lh.batch_loss(fn) with the right (loss_sum, count)",
+        )
+    detail = "the loss of a batch is not the sum over its examples: the split into batches is part of the loss"
+    return Check("additivity", False, detail), detail
+
+
+def _not_applicable(why: str) -> Check:
+    return Check("additivity", True, f"not applicable: {why}")
