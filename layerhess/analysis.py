@@ -310,9 +310,10 @@ class _Run:
 
     def _forecast(self) -> Forecast:
         assert self.surveyed is not None and self.checked is not None
-        gradient = 3.0 * self.ledger.seconds["survey"]
         size = self.surveyed.sample_size
         scale = self.surveyed.examples / size if size else float(self.surveyed.batches)
+        # The first pass is cold and the sample is small: the faster of the two estimates is the nearer.
+        gradient = min(3.0 * self.ledger.seconds["survey"], scale * self.checked.graph_seconds)
         operators = self._operators()
         per_product = scale * self.checked.block_seconds / (len(operators) + (not self.arguments.full))
         expected = {name: expected_products(block.numel, self.wanted) for name, block in operators.items()}

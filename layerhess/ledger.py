@@ -11,15 +11,27 @@ from pathlib import Path
 
 import torch
 
+from layerhess.results import Counts
+
 try:
     import resource
 except ImportError:  # Windows has no such module
-    resource = None  # type: ignore[assignment]
-
-from layerhess.results import Counts
+    HAS_RESOURCE = False
+else:
+    HAS_RESOURCE = True
 
 _STATM = Path("/proc/self/statm")
-KEPT_SHARE = 0.5  # of the memory that is free when the first graph is made
+_CGROUPS = (  # a container's limit, its use, and how much of that is file cache, which gives way
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", ("inactive_file", "active_file")),
+    (
+        Path("/sys/fs/cgroup/memory"),
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        ("total_inactive_file", "total_active_file"),
+    ),
+)
+# Of the memory that is free when the first graph is made; nothing is kept where its size could not be measured.
+KEPT_SHARE = 0.5 if HAS_RESOURCE or _STATM.exists() else 0.0
 
 
 class Ledger:
@@ -79,11 +91,11 @@ def free_bytes(device: torch.device) -> int:
         for line in info.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 free = int(line.split()[1]) * 1024
-    if resource is not None:
+    if HAS_RESOURCE:
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
         if limit != resource.RLIM_INFINITY:
             free = min(free, max(0, limit - _address_space()))
-    return free
+    return min(free, *(_free_in_cgroup(*group) for group in _CGROUPS))
 
 
 def used_bytes(device: torch.device) -> int:
@@ -91,16 +103,23 @@ def used_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     if _STATM.exists():
-        return int(_STATM.read_text().split()[1]) * _page()
-    if resource is None:
+        return int(_STATM.read_text().split()[1]) * resource.getpagesize()
+    if not HAS_RESOURCE:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _address_space() -> int:
-    return int(_STATM.read_text().split()[0]) * _page() if _STATM.exists() else 0
+    return int(_STATM.read_text().split()[0]) * resource.getpagesize() if _STATM.exists() else 0
 
 
-def _page() -> int:
-    return resource.getpagesize() if resource is not None else 4096
+def _free_in_cgroup(folder: Path, limit: str, used: str, cached: tuple[str, ...]) -> int:
+    """What a container may still take; no limit counts as a very large one."""
+    try:
+        ceiling = int((folder / limit).read_text())
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        taken = int((folder / used).read_text()) - sum(int(statistics.get(name, 0)) for name in cached)
+    except (OSError, ValueError):  # no such group, or the word "max"
+        return sys.maxsize
+    return max(0, ceiling - taken)

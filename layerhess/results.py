@@ -89,23 +89,23 @@ class Spectrum:
 
     @property
     def top(self) -> tuple[float, float] | None:
-        """Largest eigenvalue computed and its error bound; None when no top eigenvalue was asked for."""
-        return self._at("top", first=True)
+        """Largest eigenvalue and its error bound; None when it was not asked for and is not known."""
+        if "top" in self.end:
+            return float(self.eigenvalues[0]), float(self.error_bounds[0])
+        return self._of_spectrum(0)
 
     @property
     def bottom(self) -> tuple[float, float] | None:
-        """Smallest eigenvalue computed and its error bound; None when no bottom eigenvalue was asked for."""
-        return self._at("bottom", first=False)
+        """Smallest eigenvalue and its error bound; None when it was not asked for and is not known."""
+        if "bottom" in self.end:
+            return float(self.eigenvalues[-1]), float(self.error_bounds[-1])
+        return self._of_spectrum(-1)
 
-    def _at(self, end: str, *, first: bool) -> tuple[float, float] | None:
-        if self.complete and len(self.eigenvalues):
-            index = 0 if first else len(self.eigenvalues) - 1
-            return float(self.eigenvalues[index]), float(self.error_bounds[index])
-        indices = [i for i, e in enumerate(self.end) if e == end]
-        if not indices:
+    def _of_spectrum(self, index: int) -> tuple[float, float] | None:
+        # The bound of one pair of a dense block holds for all of them: residuals there are rounding.
+        if self.spectrum is None or not len(self.spectrum):
             return None
-        index = indices[0] if first else indices[-1]
-        return float(self.eigenvalues[index]), float(self.error_bounds[index])
+        return float(self.spectrum[index]), float(np.max(self.error_bounds, initial=self.rounding))
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ What the blocks of a page mean, in order, in one temporary folder and one Python
 
 - ```python            is executed; with title="file.py" it is written to that file instead, for later blocks;
 - ```pycon             is executed, and what it prints must be what the page shows (`...` stands for anything);
-- ```console           each line after `$ ` is a shell command that must exit with 0; other lines are output, which is not
-                       compared. `make ...` and `pip install ...` would rebuild this very environment, so their targets
-                       and extras are looked up instead; `git clone ...` and `cd ...` are skipped.
+- ```console           each line after `$ ` is a shell command that must exit with 0; other lines are output.
+                       `make ...` and `pip install ...` would rebuild this very environment, so their targets and
+                       extras are looked up instead; `git clone ...` and `cd ...` are skipped.
 
 Other languages (text, json, ...) are not code to run.
 """

@@ -146,7 +146,7 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder of
 def demo(
     out: Annotated[Path, typer.Option(help="output folder")] = Path("demo-output"),
     seed: Annotated[int, typer.Option(help="seed of the training and of the analysis")] = 0,
-    top: Annotated[int, typer.Option(help="how many of the largest eigenvalues")] = 2,
+    top: Annotated[int, typer.Option(help="how many of the largest eigenvalues")] = 1,
     bottom: Annotated[int, typer.Option(help="how many of the smallest eigenvalues")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; more do not help so small a network")] = 1,
     quiet: Quiet = False,

@@ -1,0 +1,122 @@
+"""One pass serves every block; graphs are kept while they fit; whoever converged drops out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import layerhess as lh
+from layerhess import sweep as sweep_module
+from layerhess.blocks import Block, make_block
+from layerhess.ledger import Ledger
+from layerhess.objective import Objective
+from layerhess.sweep import Request, Sweep
+
+
+def net(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 3)).double()
+
+
+def examples(n: int = 70) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(n, 6, generator=generator).double(), torch.randint(0, 3, (n,), generator=generator)
+
+
+def batches(sizes: tuple[int, ...] = (30, 30, 10)) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    x, y = examples(sum(sizes))
+    return list(zip(torch.split(x, sizes), torch.split(y, sizes), strict=True))
+
+
+def request(objective: Objective) -> dict[str, Request]:
+    block: Block = make_block("(full)", objective.parameters)
+    return {"(full)": Request(block, torch.ones(2, block.numel, dtype=torch.float64))}
+
+
+def test_kept_graphs_give_the_products_of_fresh_ones_without_another_forward() -> None:
+    objective = Objective(net(), batches(), nn.CrossEntropyLoss())
+    with objective.session():
+        ledger = Ledger()
+        kept = Sweep(objective, list(objective.parameters), ledger)
+        fresh = Sweep(objective, list(objective.parameters), Ledger(), keep=0.0)
+        first, again, other = (s.run(request(objective))["(full)"] for s in (kept, kept, fresh))
+    assert torch.equal(first, again)
+    torch.testing.assert_close(first, other, rtol=1e-13, atol=1e-16)
+    assert ledger.total("forwards") == 3 and kept.kept == 3 and fresh.kept == 0
+
+
+@pytest.mark.parametrize("fits", [0, 1, 2, 3])
+def test_as_many_graphs_are_kept_as_fit_the_budget(monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
+    used = iter(range(0, 10_000, 100))
+    monkeypatch.setattr(sweep_module, "used_bytes", lambda device: next(used))
+    monkeypatch.setattr(sweep_module, "free_bytes", lambda device: 100 * fits + 50)
+    objective = Objective(net(), batches(), nn.CrossEntropyLoss())
+    ledger = Ledger()
+    with objective.session():
+        sweep = Sweep(objective, list(objective.parameters), ledger, keep=1.0)
+        first = sweep.run(request(objective))["(full)"]
+        assert sweep.kept == fits
+        again = sweep.run(request(objective))["(full)"]
+    torch.testing.assert_close(first, again, rtol=1e-13, atol=1e-16)
+    assert ledger.total("forwards") == 3 + (3 - fits)
+
+
+@pytest.mark.parametrize("fits", [1, 3])
+def test_batches_that_may_change_places_are_kept_all_or_not_at_all(
+    monkeypatch: pytest.MonkeyPatch, fits: int
+) -> None:
+    used = iter(range(0, 10_000, 100))
+    monkeypatch.setattr(sweep_module, "used_bytes", lambda device: next(used))
+    monkeypatch.setattr(sweep_module, "free_bytes", lambda device: 100 * fits + 50)
+    loader = DataLoader(TensorDataset(*examples()), batch_size=30, shuffle=True)
+    objective = Objective(net(), loader, nn.CrossEntropyLoss())
+    reference = lh.Hessian(Objective(net(), examples(), nn.CrossEntropyLoss()))
+    with objective.session():
+        sweep = Sweep(objective, list(objective.parameters), Ledger(), keep=1.0)
+        for _ in range(3):
+            found = sweep.run(request(objective))["(full)"][0]
+            assert sweep.kept == (3 if fits == 3 else 0)
+    expected = reference.matvec(torch.ones(objective.numel, dtype=torch.float64))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_all_blocks_share_each_pass_and_leave_it_when_they_are_done() -> None:
+    result = lh.analyze(Objective(net(), batches(), nn.CrossEntropyLoss()), blocks="weight", tol=1e-6)
+    steps = [s.steps for s in result.spectra()]
+    assert len(set(steps)) > 1, "a test where all blocks need the same number of steps shows nothing"
+    assert result.counts.passes == max(steps)
+    assert result.counts.by_phase["solve"] == {"forwards": 3, "backwards": 3, "products": 3 * sum(steps)}
+    assert result.full is not None and result.counts.full_products == result.full.steps
+
+
+def test_data_that_runs_dry_or_changes_is_refused_at_its_second_pass() -> None:
+    class Shrinking:
+        def __init__(self) -> None:
+            self.passes = 0
+
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            self.passes += 1
+            return iter(batches()[: 4 - self.passes])
+
+    with pytest.raises(lh.InputError, match="data changed between two passes"):
+        lh.analyze(Objective(net(), Shrinking(), nn.CrossEntropyLoss()))
+
+
+def test_out_of_memory_drops_kept_graphs_first_and_then_names_a_size_that_fits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    objective = Objective(net(), examples(64), nn.CrossEntropyLoss())
+    real = sweep_module.BatchGraph
+
+    def limited(objective: Objective, batch: tuple[torch.Tensor, torch.Tensor], *rest: object) -> object:
+        if len(batch[0]) > 20:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(objective, batch, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sweep_module, "BatchGraph", limited)
+    with pytest.raises(lh.InputError, match="batch_size=16, which fits"):
+        lh.Hessian(objective).matvec(torch.ones(objective.numel).double())
+    fits = Objective(net(), examples(64), nn.CrossEntropyLoss(), batch_size=16)
+    assert torch.isfinite(lh.Hessian(fits).matvec(torch.ones(objective.numel).double())).all()
