@@ -28,9 +28,10 @@ __all__ = ["PEERS", "TOL", "Peer", "Steps"]
 TOL = 1e-3
 POWER_CAP = 100  # steps of power iteration, PyHessian's default
 SCOUT_CAP = 300  # beyond this many steps the oracle gives a power iteration up
-# Tuned in the peers' favour: the values in a small grid with which they were fastest on these very workloads.
-LANCZOS_STEPS = {"resnet8": 10, "resnet32": 10, "gpt": 16}  # hessian-eigenthings' max_iter, doubled while it says not converged
-NCV = {"resnet8": 10, "resnet32": 10, "gpt": 16}  # Lanczos vectors of eigsh (its default is 20)
+# One setting for all workloads, the fastest of a small grid over them (README.md has the grids):
+LANCZOS_STEPS = 8  # hessian-eigenthings' max_iter (grid 4, 8, 10, 16, 20), doubled while it says "not converged"
+NCV = 6  # Lanczos vectors of eigsh (grid 3 to 20; its default of 20 never takes fewer than 21 products)
+KRYLOV_CAP = 32  # the oracle's longest Lanczos run
 
 Values = dict[str, float]
 Steps = dict[str, int]  # a block that never came within the target is absent
@@ -183,12 +184,12 @@ def _lanczos(problem: Problem, block: str, steps: int) -> tuple[float, bool]:
 
 
 def _eigenthings_own(problem: Problem) -> Values:
-    """It does not stop early but says whether it converged: start with a well-chosen max_iter, double where it says no."""
+    """It does not stop early but says whether it converged: start with 8 steps, double where it says no."""
     values = {}
     for block in problem.names:
         with _only(problem, block):
-            steps, converged = LANCZOS_STEPS[problem.family], False
-            while not converged and steps <= 16 * LANCZOS_STEPS[problem.family]:
+            steps, converged = LANCZOS_STEPS, False
+            while not converged and steps <= 16 * LANCZOS_STEPS:
                 values[block], converged = _lanczos(problem, block, steps)
                 steps *= 2
     return values
@@ -201,7 +202,7 @@ def _eigenthings_scout(problem: Problem, truth: Values) -> Steps:
         with _only(problem, block):
             operator = _filtered(problem, block)
             start = torch.randn(operator.size, generator=torch.Generator().manual_seed(_seed(problem, block)))
-            run = lanczos_tridiagonal(operator, start, min(2 * LANCZOS_STEPS[problem.family], operator.size))
+            run = lanczos_tridiagonal(operator, start, min(KRYLOV_CAP, operator.size))
             a, b = run.alphas.double(), run.betas.double()
             for k in range(1, len(a) + 1):
                 t = torch.diag(a[:k]) + torch.diag(b[: k - 1], 1) + torch.diag(b[: k - 1], -1)
@@ -244,7 +245,7 @@ def _curvlinops_own(problem: Problem) -> Values:
     values = {}
     for block in problem.names:
         with _only(problem, block) as parameter:
-            values[block] = _arpack(_operator(problem, parameter), _seed(problem, block), NCV[problem.family], TOL)
+            values[block] = _arpack(_operator(problem, parameter), _seed(problem, block), NCV, TOL)
     return values
 
 
@@ -266,7 +267,7 @@ def _curvlinops_scout(problem: Problem, truth: Values) -> Steps:
                 return known[key]
 
             remembering = LinearOperator(inner.shape, matvec=matvec, dtype=inner.dtype)
-            for ncv in range(2, 3 * NCV[problem.family]):
+            for ncv in range(2, KRYLOV_CAP):
                 if _near(_arpack(remembering, _seed(problem, block), ncv, ANY), truth[block]):
                     steps[block] = ncv
                     break

@@ -166,6 +166,15 @@ def take(batch: Any, index: slice | Tensor) -> Any:
     return tree_map(lambda tensor: tensor[index.to(tensor.device) if isinstance(index, Tensor) else index], batch)
 
 
+def halves(batch: Any) -> tuple[Any, Any] | None:
+    """The batch in two unequal parts, or None if it cannot be split."""
+    size = leading_size(batch)
+    if size is None or size < 2:
+        return None
+    cut = max(1, size // 3)
+    return take(batch, slice(0, cut)), take(batch, slice(cut, size))
+
+
 def pieces(batch: Any, size: int | None) -> Iterator[Any]:
     """The batch in pieces of at most ``size`` examples along dimension 0 (the batch itself when None).
 

@@ -55,10 +55,11 @@ def certify(candidates: Candidates, *, tol: float, rounding: float, p: float = M
         p = 0.0
         above, below = float(candidates.spectrum[0]), float(candidates.spectrum[-1])
     else:
-        if "top" in candidates.searches:
-            above, _ = missed(candidates.searches["top"], p)
-        if "bottom" in candidates.searches:
-            _, below = missed(candidates.searches["bottom"], p)
+        # Each search makes a statement of its own; the stronger one counts, and p is shared among them.
+        for search in (tops := candidates.searches.get("top", ())):
+            above = min(above, missed(search, p / len(tops))[0])
+        for search in (bottoms := candidates.searches.get("bottom", ())):
+            below = max(below, missed(search, p / len(bottoms))[1])
     return Certificate(
         error_bounds=bounds,
         conditional_bounds=conditional,

@@ -186,8 +186,7 @@ class Criterion:
         with torch.no_grad():
             try:
                 value, reordered, reshaped = (
-                    float(self.loss(output, t))
-                    for t in (target, target.roll(1, along), target.reshape(output.shape))
+                    float(self.loss(output, t)) for t in (target, target.roll(1, along), target.reshape(output.shape))
                 )
             except Exception:  # it does not take such shapes, so it does not broadcast them either
                 return

@@ -29,6 +29,9 @@ class Evaluation(Protocol):
     def surveyed(self, model: nn.Module, batch: Any, where: str) -> Pair:
         """The pair, after a look at what could be wrong with the batch; raises InputError naming ``where``."""
 
+    def whole_and_parts(self, model: nn.Module, batch: Any) -> list[Pair] | None:
+        """The pairs of the batch and of its two parts, to see whether they add up; None if it cannot be split."""
+
     def to(self, dtype: torch.dtype, device: torch.device) -> Evaluation:
         """The same evaluation with its own tensors in ``dtype``."""
 
@@ -90,6 +93,10 @@ class batch_loss:
     def surveyed(self, model: nn.Module, batch: Any, where: str) -> Pair:
         """The pair: there is nothing to look at beforehand, the function alone knows its batches."""
         return self(model, batch)
+
+    def whole_and_parts(self, model: nn.Module, batch: Any) -> list[Pair] | None:
+        """None: the function says itself how batches add up."""
+        return None
 
     def to(self, dtype: torch.dtype, device: torch.device) -> batch_loss:
         """Itself: tensors the function closes over are its own."""
@@ -159,6 +166,12 @@ class CriterionLoss:
                 what_to_do="give the target the shape and dtype that the criterion documents",
             ) from error
 
+    def whole_and_parts(self, model: nn.Module, batch: Any) -> list[Pair] | None:
+        """The pairs of one output and of its two parts: what is asked is whether the criterion is a mean."""
+        whole = self.output_and_target(model, batch)
+        parts = batches.halves(whole)
+        return None if parts is None else [self.criterion(*whole), *(self.criterion(*part) for part in parts)]
+
     def to(self, dtype: torch.dtype, device: torch.device) -> CriterionLoss:
         """The same with the criterion's tensors in ``dtype``."""
         return CriterionLoss(self.criterion.to(dtype, device))
@@ -197,6 +210,11 @@ class ModelLoss:
                 "torch.nn.CrossEntropyLoss()",
             )
         return self(model, batch)
+
+    def whole_and_parts(self, model: nn.Module, batch: Any) -> list[Pair] | None:
+        """The pairs of the batch and of its two parts."""
+        parts = batches.halves(batch)
+        return None if parts is None else [self(model, part) for part in (batch, *parts)]
 
     def to(self, dtype: torch.dtype, device: torch.device) -> ModelLoss:
         """Itself: it has no tensors."""

@@ -49,8 +49,9 @@ class Spectrum:
         rounding: the rounding part of ``error_bounds``, absolute.
         rounding_source: how that was obtained: "measured", "assumed" or "not measured".
         missed_factor: with probability at least ``1 - missed_probability`` no eigenvalue beyond
-            ``missed_factor * eigenvalues[0]`` was missed at the top; 1.0 when complete, inf when nothing is excluded,
-            NaN when no top eigenvalue was asked for or it is not positive.
+            ``missed_factor * eigenvalues[0]`` was missed at the top (below 1 where two or more were asked for, and any
+            further one is excluded to be that large); 1.0 when complete, inf when nothing is excluded, NaN when no top
+            eigenvalue was asked for or it is not positive.
         missed_above: the same as an absolute eigenvalue (a top eigenvalue above it is excluded).
         missed_below: the same at the bottom end (an eigenvalue below it is excluded).
         missed_probability: the probability p of that statement; 0.0 when complete.

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from layerhess import batches
+from layerhess.blocks import make_block
 from layerhess.errors import InputError
 from layerhess.ledger import Ledger
 from layerhess.objective import Objective
+from layerhess.randomness import randomness_refused, repeats
+from layerhess.sweep import FULL, Request, Sweep, is_out_of_memory
 from layerhess.trace import non_finite_weight, trace
+from layerhess.vectors import solver_device
 
-SAMPLE = 32  # examples that the self-checks and the rounding measurement look at
+SAMPLE = 32  # most examples that the self-checks and the rounding measurement look at
+SMALLEST_SAMPLE, SAMPLE_SHARE = 8, 16  # at least so many, otherwise one in so many: checks should cost little
 
 
 @dataclass(frozen=True)
@@ -24,8 +31,8 @@ class Survey:
     Attributes:
         loss_sum, count: their ratio is the loss (the sum itself for reduction="sum").
         examples: sum of the first dimensions, 0 where unknown. batches: pieces evaluated.
-        samples: prepared pieces of batches, together about 32 examples: spread over the first batch that counts, and
-            over those after it while it is smaller. sample_size: their examples, 0 where unknown.
+        samples: prepared pieces of batches, together a sixteenth of the examples but 8 to 32: spread over the first
+            batch that counts, and over those after it while it is smaller. sample_size: their examples, 0 if unknown.
     """
 
     loss_sum: float
@@ -41,95 +48,139 @@ class Survey:
         return self.samples[0]
 
 
-def survey(objective: Objective, ledger: Ledger) -> Survey:
+def survey(objective: Objective, ledger: Ledger, checkpoint: Callable[[], None] = lambda: None) -> Survey:
     """One forward pass over the data (in session).
+
+    Args:
+        checkpoint: called between batches; raises to stop (an interrupt that waited).
 
     Raises:
         InputError: empty data; a batch that cannot be used; a loss that is NaN or infinite (naming the batch and the
-            first module with a non-finite output or weight); every target ignored; a callable that is no mean.
+            first module with a non-finite output or weight); every target ignored; a callable that is no mean; out of
+            memory (naming a ``batch_size`` that fits).
     """
+    try:
+        return _survey(objective, ledger, checkpoint)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    raise too_large(objective)  # not in the handler: the error holds on to what was allocated
+
+
+def too_large(objective: Objective) -> InputError:
+    """What to say when a forward pass ran out of memory: as for products, whose batches need to be smaller still."""
+    full = make_block(FULL, objective.parameters)
+    probe = Request(full, torch.ones((1, full.numel), dtype=torch.float64, device=solver_device(objective.device)))
+    try:
+        Sweep(objective, list(objective.parameters), Ledger(), keep=0.0).run({FULL: probe})
+    except InputError as refusal:
+        return refusal
+    return InputError(
+        "out of memory, although a second attempt had enough",
+        where=str(objective.device),
+        what_to_do="free memory that other programs hold, or use a smaller batch_size",
+    )
+
+
+def _survey(objective: Objective, ledger: Ledger, checkpoint: Callable[[], None]) -> Survey:
     loss_sum = total = 0.0
     examples: int | None = 0
     number = 0
     samples: list[Any] = []
     missing = SAMPLE
-    several = not batches.is_single(objective.data) or objective.batch_size is not None
+    first: Any = None
+    checked = not (objective.evaluation.count_is_exact or objective.batch_dependent_norm)
     for number, batch in enumerate(objective.batches(), 1):
+        checkpoint()
         where = f"batch {number - 1}"
-        try:
-            with torch.no_grad():
-                value, count = objective.evaluation.surveyed(objective.model, batch, where)
-        except InputError as error:
-            if error.where == where:
-                raise
-            raise InputError(error.message, where=f"{where}, {error.where}", what_to_do=error.what_to_do) from None
+        value, count = _surveyed(objective, batch, where)
         ledger.count("forwards")
-        if not math.isfinite(float(value)):
-            raise _not_finite(objective, batch, number - 1, float(value))
-        loss_sum += float(value.double())
+        if not math.isfinite(value):
+            raise _not_finite(objective, batch, number - 1, value)
+        loss_sum += value
         total += count
         size = batches.leading_size(batch)
         examples = None if size is None or examples is None else examples + size
         if missing > 0 and count > 0.0:
             samples.append(_sample(objective, batch, missing))
             missing -= batches.leading_size(samples[-1]) or SAMPLE
-        if several and not objective.evaluation.count_is_exact:
-            refuse_unless_mean(objective, batch, float(value), count, where)
+        if checked and number > 1:  # a single batch may be summed up in any way
+            if number == 2:
+                _refuse_unless_mean(objective, first, "batch 0")
+            _refuse_unless_mean(objective, batch, where)
+        first = batch if number == 1 and checked else None
     if number == 0:
         raise InputError("the data is empty", where="data", what_to_do="give at least one batch")
     if total == 0.0 and not objective.evaluation.is_sum:
-        what = "every target is ignored" if examples != 0 else "the batches hold no examples"
-        raise InputError(
-            f"{what}: the total count of the loss is 0",
-            where="data",
-            what_to_do="check ignore_index (or the class weights) against the targets",
-        )
+        what, advice = "every target is ignored", "check ignore_index (or the class weights) against the targets"
+        if examples == 0:
+            what, advice = "the batches hold no examples", "give at least one example"
+        raise InputError(f"{what}: the total count of the loss is 0", where="data", what_to_do=advice)
     if not samples:  # reduction="sum" over batches that count nothing
         samples.append(next(iter(objective.batches())))
+    samples = _trimmed(objective, samples, examples or 0)
     sizes = [batches.leading_size(piece) or 0 for piece in samples]
     return Survey(loss_sum, total, examples or 0, number, samples, sum(sizes) if all(sizes) else 0)
 
 
-def refuse_unless_mean(objective: Objective, batch: Any, value: float, count: float, where: str) -> None:
-    """A batch against its two parts: a mean over the counted items satisfies sum = sum + sum.
-
-    Raises:
-        InputError: pointing to ``batch_loss``.
-    """
-    parts = halves(batch)
-    if parts is None:
-        return
-    total = summed = 0.0
-    with torch.no_grad():
-        for part in parts:
-            part_value, part_count = objective.evaluation(objective.model, part)
-            summed += float(part_value)
-            total += part_count
-    if not _close(summed, value, objective.dtype) or abs(total - count) > 1e-6 * max(total, count):
+def _surveyed(objective: Objective, batch: Any, where: str) -> tuple[float, float]:
+    try:
+        with torch.no_grad():
+            value, count = objective.evaluation.surveyed(objective.model, batch, where)
+    except InputError as error:
+        if error.where == where:
+            raise
+        raise InputError(error.message, where=f"{where}, {error.where}", what_to_do=error.what_to_do) from None
+    except IndexError as error:  # torch's cross entropy, inside a model or a callable of the user
+        if not (found := re.fullmatch(r"Target (-?\d+) is out of bounds\.?", str(error))):
+            raise
         raise InputError(
-            f"{objective.evaluation.name} is not the mean over its first dimension: a batch's loss times its count is "
-            f"{value:.6g}, its two parts give {summed:.6g}",
+            f"class index {found[1]} is out of range",
             where=where,
-            what_to_do="use lh.batch_loss(fn) with fn(model, batch) -> (loss_sum, count), which says how batches add up",
-        )
+            what_to_do="use targets from 0 to one less than the number of classes, or ignore_index (-100) to leave out",
+        ) from error
+    return float(value.double()), count
 
 
-def halves(batch: Any) -> tuple[Any, Any] | None:
-    """The batch in two unequal parts, or None if it cannot be split."""
-    size = batches.leading_size(batch)
-    if size is None or size < 2:
-        return None
-    cut = max(1, size // 3)
-    return batches.take(batch, slice(0, cut)), batches.take(batch, slice(cut, size))
+def _refuse_unless_mean(objective: Objective, batch: Any, where: str) -> None:
+    """A batch against its two parts: a mean over the counted items satisfies sum = sum + sum."""
+    with torch.no_grad():
+        pairs = objective.evaluation.whole_and_parts(objective.model, batch)
+        if pairs is None:
+            return
+        (whole, count), *parts = ((float(value), number) for value, number in pairs)
+        if adds_up(whole, [value for value, _ in parts], count, [number for _, number in parts], objective.dtype):
+            return
+        again = float(objective.terms(batch)[0])
+    if not repeats(whole, again, objective.dtype):
+        raise randomness_refused(objective, batch, whole, again)
+    raise InputError(
+        f"{objective.evaluation.name} is not the mean over its first dimension: a batch's loss times its count is "
+        f"{whole:.6g}, its two parts give {sum(value for value, _ in parts):.6g}",
+        where=where,
+        what_to_do="use lh.batch_loss(fn) with fn(model, batch) -> (loss_sum, count), which says how batches add up",
+    )
 
 
-def additive_tolerance(dtype: torch.dtype) -> float:
-    """Relative difference that summation order may cause; wide, since the model's own casts are unknown."""
-    return max(1e-4, 30.0 * torch.finfo(dtype).eps)
+def adds_up(whole: float, parts: Sequence[float], count: float, counts: Sequence[float], dtype: torch.dtype) -> bool:
+    """True if sums and counts of the parts give those of the whole, to what the order of summation may change.
+
+    Wide, since the model's own casts are unknown; and relative to the parts, which may cancel in the whole.
+    """
+    tolerance = max(1e-4, 30.0 * torch.finfo(dtype).eps)
+    size = max(abs(whole), sum(abs(part) for part in parts))
+    return abs(whole - sum(parts)) <= tolerance * size and abs(count - sum(counts)) <= 1e-6 * max(count, *counts)
 
 
-def _close(a: float, b: float, dtype: torch.dtype) -> bool:
-    return abs(a - b) <= additive_tolerance(dtype) * max(abs(a), abs(b), 1e-30)
+def _trimmed(objective: Objective, samples: list[Any], examples: int) -> list[Any]:
+    """The share of the samples that data of this size deserves; known only once all data were seen."""
+    missing = min(SAMPLE, max(SMALLEST_SAMPLE, examples // SAMPLE_SHARE))
+    kept = []
+    for piece in samples:
+        if missing > 0:
+            kept.append(_sample(objective, piece, missing))
+            missing -= batches.leading_size(kept[-1]) or SAMPLE
+    return kept
 
 
 def _sample(objective: Objective, batch: Any, size: int) -> Any:

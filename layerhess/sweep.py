@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,7 @@ class Sweep:
         self.count = math.nan
         self.expected: tuple[float, float] | None = None
         self.gradient_norm = math.nan
+        self.seconds = math.nan  # of the latest pass
         self.touched: set[str] = set()  # blocks whose gradient autograd found to depend on them, in some batch
 
     def run(self, requests: Mapping[str, Request]) -> dict[str, Tensor]:
@@ -80,11 +82,14 @@ class Sweep:
             InputError: the data changed or ran out between passes; out of memory (the message names a size that fits).
             CheckError: the loss of the whole data changed between passes.
         """
+        start = time.perf_counter()
         try:
             return self._run(requests)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+        finally:
+            self.seconds = time.perf_counter() - start
         self.release()
         self._budget = 0.0
         try:

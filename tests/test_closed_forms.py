@@ -266,3 +266,34 @@ def test_surfaces_of_optimisation_have_the_hessian_of_the_textbook(
     result = lh.analyze(objective, top=len(point)).full
     assert result.complete
     assert np.abs(result.eigenvalues - closed.descending(truth)).max() <= 1e-13 * np.linalg.norm(truth)
+
+
+class TwoQuadratics(nn.Module):
+    """Parameters of two quadratic forms that do not touch each other."""
+
+    def __init__(self, size: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.strong = nn.Parameter(torch.ones(size, dtype=dtype))
+        self.weak = nn.Parameter(torch.ones(size, dtype=dtype))
+
+    def forward(self, direction: Tensor) -> tuple[Tensor, Tensor]:
+        return self.strong.square().sum() / 2, (self.weak @ direction).square() / 2
+
+
+@pytest.mark.parametrize("share", [1.0, 30.0, 300.0, 3000.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_weak_block_beside_a_strong_one_is_covered_by_its_bound(dtype: torch.dtype, share: float) -> None:
+    """A single direction of curvature c beside the identity: a random vector sees only c / sqrt(n) of it.
+
+    Whether the block is called zero or not, the interval contains c.
+    """
+    size = 400
+    direction = numbers(14, size).to(dtype)
+    direction /= direction.norm()
+    curvature = share * torch.finfo(dtype).eps
+    loss = lh.batch_loss(
+        lambda model, batch: (sum(p * w for p, w in zip(model(batch[0]), (1.0, curvature), strict=True)), 1)
+    )
+    objective = lh.Objective(TwoQuadratics(size, dtype), [(direction,)], loss)
+    result = lh.analyze(objective, blocks="parameter", full=False).blocks["weak"]
+    assert abs(result.eigenvalues[0] - curvature) <= result.error_bounds[0]

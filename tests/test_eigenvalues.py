@@ -117,15 +117,16 @@ def test_blocks_of_every_scheme_lie_within_their_bounds(case: Case, scheme: str)
             assert_eigenvectors(analysis.blocks[name], reference.block(members), members, slack)
 
 
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
 @every_case
-def test_float32_intervals_contain_the_eigenvalues_of_the_float32_model(case: Case) -> None:
+def test_float32_intervals_contain_the_eigenvalues_of_the_float32_model(case: Case, seed: int) -> None:
     """The truth is the float64 Hessian at the float32 weights and data: what the float32 computation approximates."""
-    built = case.build(torch.float32, 0)
-    twin = case.build(torch.float32, 0)
+    built = case.build(torch.float32, seed)
+    twin = case.build(torch.float32, seed)
     twin.model.double().train(twin.model.training and twin.kwargs.get("mode") != "eval")
     batches = [_doubled(batch) for batch in (twin.data if isinstance(twin.data, list) else [twin.data])]
     reference = dense.reference_for(twin.model, batches, case.totals)
-    analysis = lh.analyze(built.objective(), blocks="parameter", top=TOP, bottom=BOTTOM)
+    analysis = lh.analyze(built.objective(), blocks="parameter", top=TOP, bottom=BOTTOM, seed=seed)
     for name in [*reference.places, None]:
         result = analysis.full if name is None else analysis.blocks[name]
         matrix = reference.matrix if name is None else reference.block([name])

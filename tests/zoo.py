@@ -333,10 +333,10 @@ def _weighted_labels(s: _Source) -> Any:
 
 _CE = _criterion(nn.CrossEntropyLoss)
 _MSE = _criterion(nn.MSELoss)
-_kinked = {"smooth": False}
+_kinked: dict[str, Any] = {"smooth": False}
 _attention_key_bias = ("mix.key.bias",)
-_hugging_face = {"tags": frozenset({"transformers"})}
-_own_loss = {"tolerance": 1e-6, "inherent": 1e-6, "tags": frozenset({"transformers", "own loss"})}
+_hugging_face: dict[str, Any] = {"tags": frozenset({"transformers"})}
+_own_loss: dict[str, Any] = {"tolerance": 1e-6, "inherent": 1e-6, "tags": frozenset({"transformers", "own loss"})}
 _bert_key = ("bert.encoder.layer.0.attention.self.key.bias",)
 
 CASES: tuple[Case, ...] = (

@@ -33,7 +33,7 @@ class Recurrent(nn.Module):
 
     def __init__(self, layer: type[nn.RNNBase], hidden: int = 4) -> None:
         super().__init__()
-        self.cell = layer(3, hidden, batch_first=True)  # type: ignore[call-arg]
+        self.cell = layer(3, hidden, batch_first=True)  # type: ignore[arg-type]
         self.head = nn.Linear(hidden, 3)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from layerhess.errors import InputError
 from layerhess.objective import Objective
 from layerhess.randomness import randomness_refused, repeats
 from layerhess.results import Check
-from layerhess.survey import additive_tolerance, halves
+from layerhess.survey import adds_up
 from layerhess.trace import Trace
 
 
@@ -45,25 +45,22 @@ def check_additivity(objective: Objective, sample: Any) -> tuple[Check, str]:
     """
     if objective.batch_dependent_norm:
         return _not_applicable("BatchNorm in train mode ties a batch together"), ""
-    parts = halves(sample)
+    parts = batches.halves(sample)
     if parts is None:
         return _not_applicable("the sample cannot be split"), ""
     try:
         with torch.no_grad():
-            whole, count = objective.terms(sample)
-            pairs = [objective.terms(part) for part in parts]
+            (whole, count), *pairs = ((float(v), n) for v, n in map(objective.terms, (sample, *parts)))
     except Exception:  # user code that needs whole batches can raise anything
         return _not_applicable("a part of a batch cannot be evaluated"), ""
-    summed = float(sum(float(value) for value, _ in pairs))
-    counts = sum(part_count for _, part_count in pairs)
-    scale = max(abs(float(whole)), abs(summed), 1e-300)
-    difference = abs(float(whole) - summed) / scale
-    if difference <= additive_tolerance(objective.dtype) and abs(counts - count) <= 1e-6 * max(counts, count):
+    summed = sum(value for value, _ in pairs)
+    if adds_up(whole, [value for value, _ in pairs], count, [number for _, number in pairs], objective.dtype):
+        difference = abs(whole - summed) / max(abs(whole), abs(summed), 1e-300)
         return Check("additivity", True, f"a sample's loss equals the sum over its two parts to {difference:.1e}"), ""
     if objective.batch_size is not None:
         raise InputError(
             "batch_size was given, but the loss of a batch is not the sum over its parts "
-            f"({float(whole):.6g} against {summed:.6g})",
+            f"({whole:.6g} against {summed:.6g})",
             where=f"batch_size={objective.batch_size}",
             what_to_do="drop batch_size: here the split into batches is part of the loss",
         )

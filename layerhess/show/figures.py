@@ -248,7 +248,7 @@ def _bars(names: Sequence[str], titles: Sequence[str], values: np.ndarray) -> Pi
         axes.set_title(title.replace("-", "−"), fontsize=9.5, color=INK, loc="left", fontweight="bold")
         for row, value in enumerate(values[:, column]):
             if value >= 0.005:
-                axes.text(value + 0.02, row, share(value), va="center", fontsize=7.5, color=MUTED)
+                axes.text(value + 0.02 * widest, row, share(value), va="center", fontsize=7.5, color=MUTED)
         if column:
             axes.tick_params(labelleft=False)
     _name_rows(first, names)

@@ -67,7 +67,7 @@ class Lanczos:
         self._checks = 0
         self._restarted = False
         self._width = 1
-        self._searches: dict[str, Search] = {}
+        self._searches: dict[str, tuple[Search, ...]] = {}
         self._done = False
         self._estimate = np.inf
         self._norm = 0.0
@@ -153,7 +153,7 @@ class Lanczos:
         enough = len(keep) == self.wanted.total
         if enough and bool(np.all(lengths <= 1.1 * self._allowed(values[keep]))) and self._within():
             search = Search(self.n, self._degree, self._checks, float(values[-1]), float(values[0]))
-            self._searches = {"top": search, "bottom": search}
+            self._searches = {"top": (search,), "bottom": (search,)}
             if self._copies_possible():
                 self._lock(coefficients[:, keep])
                 return
@@ -207,9 +207,9 @@ class Lanczos:
             return
         search = Search(self.n - self._locked, self._degree, self._checks, float(values[-1]), float(values[0]))
         if self.wanted.top >= 2 or self.wanted.magnitude:
-            self._searches["top"] = search
+            self._searches["top"] = (self._searches["top"][0], search)
         if self.wanted.bottom >= 2 or self.wanted.magnitude:
-            self._searches["bottom"] = search
+            self._searches["bottom"] = (self._searches["bottom"][0], search)
         self._polish()
 
     def _ends_to_verify(self, values: Floats) -> list[int]:

@@ -70,7 +70,8 @@ class Candidates:
         gaps: (k,) distance to the nearest other Ritz value outside the pair's own cluster, NaN where unknown.
         ends: "top" or "bottom" each. norm: lower estimate of ||A||_2 (largest |Ritz value|).
         spectrum: all eigenvalues, descending, if the whole matrix was read; else None.
-        searches: "top"/"bottom" -> the random search at that end. steps: products spent.
+        searches: "top"/"bottom" -> the random searches at that end (the first, and the last deflated one).
+        steps: products spent.
     """
 
     values: Floats
@@ -80,7 +81,7 @@ class Candidates:
     ends: tuple[str, ...]
     norm: float
     spectrum: Floats | None
-    searches: dict[str, Search]
+    searches: dict[str, tuple[Search, ...]]
     steps: int
 
 

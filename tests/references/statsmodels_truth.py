@@ -64,7 +64,7 @@ def newton(step: Callable[[Vector], tuple[Vector, Matrix]], start: ArrayLike, to
         gradient, hessian = step(point)
         move = np.linalg.solve(hessian, gradient)
         point = point - move
-        if np.linalg.norm(move) <= tolerance * max(np.linalg.norm(point), 1.0):
+        if np.linalg.norm(move) <= tolerance * max(float(np.linalg.norm(point)), 1.0):
             return point
     raise AssertionError("Newton's method found no optimum")
 
