@@ -1,7 +1,7 @@
 """The two network shapes of the benchmarks: a ResNet-20 for digits and a six-layer GPT for text.
 
-Both are written out here so that nothing but PyTorch is needed. The GPT spells its attention out (two matrix products and a
-softmax): the fused kernels have no second derivative, and the written-out form runs under every peer as it is.
+Both are written out here so that nothing but PyTorch is needed. The GPT spells its attention out (two matrix products
+and a softmax): the fused kernels have no second derivative, and the written-out form runs under every peer as it is.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet20(nn.Module):
-    """The CIFAR ResNet-20 of He et al. 2016 with 1x1 shortcuts: 22 weight blocks (19 convolutions, 2 shortcuts, 1 linear)."""
+    """The CIFAR ResNet-20 of He et al. 2016, with 1x1 shortcuts: 22 weight blocks (19 + 2 convolutions, 1 linear)."""
 
     def __init__(self, width: int, classes: int = 10) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Our side of the benchmark: one call, with its self-check, its bounds and its certificates inside the measured time."""
+"""Our side of the benchmark: one call, its self-check, bounds and certificates inside the measured time."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The four peers, each in its best documented setting. Every function here answers for all weight blocks of one problem.
+"""The four peers, each in its best documented setting. Every function answers for all weight blocks of one problem.
 
-A peer is three functions: `own` lets it stop by its own rule; `scout` (never timed) finds, with the truth at hand, the smallest
-number of steps per block after which its answer is within the target; `exact_steps` runs it with just those steps (timed).
-README.md says for each peer how the oracle looks inside. Seeds are fixed per block, so the timed run repeats the scouted one.
+A peer is three functions: `own` lets it stop by its own rule; `scout` (never timed) finds, with the truth at hand, the
+smallest number of steps per block after which its answer is within the target; `exact_steps` (timed) takes just those.
+README.md says for each how the oracle looks inside. Seeds are fixed per block: the timed run repeats the scouted one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import hessian_eigenthings as eigenthings
 import numpy as np
@@ -69,7 +70,7 @@ def _only(problem: Problem, block: str) -> Iterator[nn.Parameter]:
             parameter.grad = None
 
 
-# ---- the notebook: power iteration per layer, a fresh Hessian-vector product every step, the Rayleigh quotient as the answer
+# ---- the notebook: power iteration per layer, a fresh Hessian-vector product a step, the Rayleigh quotient
 
 
 def _quotients(problem: Problem, parameter: nn.Parameter, seed: int) -> Iterator[float]:
@@ -106,7 +107,7 @@ def _notebook_scout(problem: Problem, truth: Values) -> Steps:
     for block in problem.names:
         with _only(problem, block) as parameter:
             quotients = _quotients(problem, parameter, _seed(problem, block))
-            for step, quotient in zip(range(1, SCOUT_CAP + 1), quotients, strict=False):
+            for step, quotient in enumerate(islice(quotients, SCOUT_CAP), 1):
                 if _near(quotient, truth[block]):
                     steps[block] = step
                     break
@@ -117,8 +118,7 @@ def _notebook_exact(problem: Problem, steps: Steps) -> Values:
     values = {}
     for block, count in steps.items():
         with _only(problem, block) as parameter:
-            for _, values[block] in zip(range(count), _quotients(problem, parameter, _seed(problem, block)), strict=False):
-                pass
+            values[block] = next(islice(_quotients(problem, parameter, _seed(problem, block)), count - 1, None))
     return values
 
 
@@ -133,7 +133,7 @@ def _pyhessian(problem: Problem, block: str, steps: int, tol: float) -> float:
         operator = pyhessian.hessian(problem.model, problem.loss, cuda=False, **data)
         value = float(operator.eigenvalues(maxIter=steps, tol=tol)[0][0])
         for parameter in operator.params:
-            parameter.grad = None  # its gradients hold their own graph: without this every layer's graph would stay in memory
+            parameter.grad = None  # it holds its own graph: without this every layer's graph would stay in memory
     return value
 
 
@@ -253,7 +253,7 @@ ANY = 1e6  # a tolerance every Ritz value meets: ARPACK then stops after its fir
 
 
 def _curvlinops_scout(problem: Problem, truth: Values) -> Steps:
-    """ARPACK's first ncv products do not depend on ncv, so remembered products make the search for the smallest one cheap."""
+    """ARPACK's first products do not depend on ncv, so remembered ones make the search for the smallest ncv cheap."""
     steps = {}
     for block in problem.names:
         with _only(problem, block) as parameter:

@@ -22,7 +22,7 @@ import torch
 from .peers import PEERS, TOL, Steps
 from .table import Row, errors, print_table
 from .truth import truth
-from .workloads import CACHE, WORKLOADS, Problem, load, prepare
+from .workloads import RESULTS, WORKLOADS, Problem, load, prepare
 
 __all__ = ["main"]
 
@@ -55,7 +55,7 @@ def say(text: str) -> None:
 
 
 def gradient(problem: Problem) -> dict[str, float]:
-    """One pass of plain gradients over the workload's data: the unit (the only thing here that is timed without set-up)."""
+    """One pass of plain gradients over the workload's data: the unit, timed without set-up."""
     parameters = list(problem.model.parameters())
     for x, y in problem.batches:
         torch.autograd.grad(problem.loss(problem.model(x), y), parameters)
@@ -115,7 +115,8 @@ def measure(name: str, chosen: list[Entry], runs: int, long_runs: int) -> float:
             for _ in range(3):
                 unit.run()
             entry.run()
-            say(f"  run {turn + 1}: {entry.column} {entry.title}: {entry.processor[-1]:.2f} s CPU, {entry.seconds[-1]:.2f} s wall")
+            took = f"{entry.processor[-1]:.2f} s CPU, {entry.seconds[-1]:.2f} s wall"
+            say(f"  run {turn + 1}: {entry.column} {entry.title}: {took}")
     return statistics.median(unit.processor)
 
 
@@ -130,18 +131,19 @@ def bench(name: str, options: argparse.Namespace) -> None:
     rows = [Row(e.column, e.title, e.processor, e.seconds, *errors(e.values, true, TOL), e.note) for e in chosen]
     print_table(workload.title, rows, unit, len(true), say)
     record = {"workload": name, "unit_seconds": unit, "torch": torch.__version__, "rows": [asdict(row) for row in rows]}
-    path = CACHE / f"result-{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    path.write_text(json.dumps(record, indent=1))
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.json").write_text(json.dumps(record, indent=1))
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of `python -m benchmarks.run`."""
     p = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    p.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"any of {', '.join(WORKLOADS)} (default: all but slow ones)")
+    every = ", ".join(WORKLOADS)
+    p.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"any of {every} (default: all but the slow ones)")
     p.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS), help="which peers take part")
-    p.add_argument("--columns", choices=["A", "B", "AB"], default="AB", help="A: peers stopped by an oracle; B: by themselves")
+    p.add_argument("--columns", choices=["A", "B", "AB"], default="AB", help="A: an oracle stops the peers; B: they do")
     p.add_argument("--runs", type=int, default=5, help="runs of each contestant (default 5)")
-    p.add_argument("--long-runs", type=int, default=1, help=f"runs of a contestant that takes over {LONG:.0f} s (default 1)")
+    p.add_argument("--long-runs", type=int, default=1, help=f"runs of those that take over {LONG:.0f} s (default 1)")
     p.add_argument("--slow", action="store_true", help="with no workload named: the slow ones, too")
     p.add_argument("--without-ours", action="store_true", help="peers only")
     p.add_argument("--prepare", action="store_true", help="only train the models and compute the truths")

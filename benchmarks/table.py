@@ -36,12 +36,12 @@ def print_table(title: str, rows: list[Row], unit: float, blocks: int, say: Call
     """Print ours, then columns A and B, then the two sentences that matter."""
     ours = next((row for row in rows if row.column == "ours"), None)
     say(f"\n{title}: unit = one gradient over the same data, {unit * 1e3:.1f} ms of CPU time")
-    heading = ("", "contestant", "gradients", "times ours", "worst error", f"wrong of {blocks}", "runs", "CPU s", "wall s", "")
+    heading = f"|contestant|gradients|times ours|worst error|wrong of {blocks}|runs|CPU s|wall s|".split("|")
     lines = [heading]
     for row in sorted(rows, key=lambda row: ["ours", "A", "B"].index(row.column)):
         ratio = f"{row.seconds / ours.seconds:.2f}" if ours else "-"
         lines.append(
-            (
+            [
                 row.column,
                 row.title,
                 f"{row.seconds / unit:.1f}",
@@ -52,11 +52,13 @@ def print_table(title: str, rows: list[Row], unit: float, blocks: int, say: Call
                 f"{row.seconds:.2f}",
                 f"{statistics.median(row.wall):.2f}",
                 row.note,
-            )
+            ]
         )
     widths = [max(len(line[i]) for line in lines) for i in range(len(heading))]
     for line in lines:
-        cells = [cell.ljust(w) if i in (0, 1, 9) else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
+        cells = [
+            c.ljust(w) if i in (0, 1, 9) else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
+        ]
         say("  ".join(cells).rstrip())
     if ours:
         _verdict(ours, rows, say)
@@ -66,10 +68,12 @@ def _verdict(ours: Row, rows: list[Row], say: Callable[[str], None]) -> None:
     complete = [row for row in rows if row.column == "A" and "never right" not in row.note and not row.wrong]
     if complete:
         best = min(complete, key=lambda row: row.seconds)
-        say(f"A: the fastest peer with an oracle ({best.title}) takes {best.seconds / ours.seconds:.2f} times ours; bar 1.")
+        ratio = best.seconds / ours.seconds
+        say(f"A: the fastest peer with an oracle, {best.title}, takes {ratio:.2f} times as long as ours (at least 1).")
     right = [row for row in rows if row.column == "B" and not row.wrong]
     if right:
         best = min(right, key=lambda row: row.seconds)
-        say(f"B: the fastest peer right by its own rule ({best.title}) takes {best.seconds / ours.seconds:.2f} times ours; bar 3.")
+        ratio = best.seconds / ours.seconds
+        say(f"B: the fastest peer that is right by its own rule, {best.title}, takes {ratio:.2f} times (at least 3).")
     if ours.wrong:
         say(f"OURS IS WRONG on {ours.wrong} blocks, worst relative error {ours.worst:.1e}.")

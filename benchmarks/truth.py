@@ -1,8 +1,8 @@
 """The truth every contestant is held against: SciPy's eigsh in float64 at 1e-10, one block at a time.
 
-Nothing of layerhess is used here. A block's product is the derivative of its own gradient along a vector, on graphs that are
-kept while the block is solved. A float32 run gives the starting vector, which saves about half of the float64 products; it
-cannot change the answer, because the stopping rule is ARPACK's, in float64. The results are kept in benchmarks/.cache.
+Nothing of layerhess is used here. A block's product is the derivative of its own gradient along a vector, on graphs
+that are kept while the block is solved. A float32 run gives the starting vector, which saves half of the float64
+products and cannot change the answer: the stopping rule is ARPACK's, in float64. Results are kept in benchmarks/.cache.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def _top(single: Problem, double: Problem, block: str) -> tuple[float, int]:
 
 
 def block_operator(problem: Problem, block: str) -> tuple[LinearOperator, Callable[[], int]]:
-    """One diagonal block of the Hessian of the mean loss as a SciPy operator, and a function that counts its products."""
+    """One diagonal block of the Hessian of the mean loss as a SciPy operator, and a counter of its products."""
     parameter: nn.Parameter = dict(problem.model.named_parameters())[block]
     total = sum(y.numel() for _, y in problem.batches)
-    slopes = []  # one gradient per chunk of rows, differentiable; each is scaled so that they sum to the gradient of the mean
+    slopes = []  # differentiable gradients, one per chunk of rows, scaled so that they sum to that of the mean loss
     for x, y in problem.batches:
         for part, target in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
             inputs = part.to(parameter.dtype) if part.is_floating_point() else part

@@ -1,7 +1,7 @@
 """The workloads: which trained model, which batches, which loss. Trained weights and data live in benchmarks/.cache.
 
-`prepare` trains a model once (a minute or two) and writes weights and data to the cache. `load` is the set-up every contestant
-pays inside its own measured time: it reads both from disk and builds the model afresh.
+`prepare` trains a model once (a minute or two) and writes weights and data to the cache. `load` is the set-up every
+contestant pays inside its own measured time: it reads both from disk and builds the model afresh.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from torch.nn import functional as F
 
 from .models import GPT, ResNet20, weight_names
 
-__all__ = ["CACHE", "WORKLOADS", "Problem", "TokenCrossEntropy", "load", "prepare"]
+__all__ = ["CACHE", "RESULTS", "WORKLOADS", "Problem", "TokenCrossEntropy", "load", "prepare"]
 
 CACHE = Path(__file__).parent / ".cache"
+RESULTS = Path(__file__).parent / "results"
 VERSION = 1  # part of every file name in the cache: raise it when a model, its training or its data change
 
 Batch = tuple[Tensor, Tensor]
@@ -104,7 +105,7 @@ def _empty_model(family: str, vocabulary: int) -> nn.Module:
 
 
 def _digits(side: int) -> Batch:
-    """2,048 real digits in a seeded order, (2048, 1, side, side): scikit-learn has 1,797, the last 251 are shifted a pixel."""
+    """2,048 digits, (2048, 1, side, side), in a seeded order: scikit-learn's 1,797, and 251 of them a pixel shifted."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -169,7 +170,7 @@ def _train_gpt(say: Callable[[str], None], steps: int = 1200, rows: int = 16, co
         loss.backward()
         optimiser.step()
         if step % 200 == 199:
-            say(f"  step {step + 1}: loss {loss.item():.3f} per character ({len(alphabet)} characters, {len(ids)} long)")
+            say(f"  step {step + 1}: loss {loss.item():.3f} per character of {len(alphabet)}")
     held = ids[torch.randint(len(ids) - context, (64, 1)) + window]
     return {
         "weights": model.state_dict(),

@@ -116,8 +116,20 @@ def missed_factor(above: float, top: float) -> float:
 
 
 def zero_level(eps: float, full_norm: float) -> float:
-    """Below this norm of a random unit product a block counts as zero; the eigenvalue's bound is then this level."""
+    """Below this norm of a random unit product a block counts as zero."""
     return ZERO_LEVEL * eps * full_norm
+
+
+def zero_bound(level: float, norm: float, n: int, p: float = MISSED_PROBABILITY) -> float:
+    """Error bound of the eigenvalue 0.0 of a block that counts as zero: the level, and never less than was seen.
+
+    A random vector sees 1/sqrt(n) of a single direction. ||A|| <= alpha sqrt(2 n / pi) max ||A u_i|| with probability
+    1 - alpha^-2 for two random unit vectors (Dixon 1983; Halko, Martinsson & Tropp 2011, lemma 4.1).
+
+    Args:
+        level: of :func:`zero_level`. norm: the larger of the two products' norms. n: dimension. p: probability.
+    """
+    return max(level, math.sqrt(2.0 * n / (math.pi * p)) * norm)
 
 
 def total_rounding(measured: float, eps: float, norm: float) -> float:

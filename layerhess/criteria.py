@@ -178,21 +178,27 @@ class Criterion:
 
     def _refuse_hidden_broadcast(self, output: Tensor, target: Tensor, where: str) -> None:
         # An experiment instead of reading the callable. One that broadcasts the two against each other pairs each
-        # output with all targets along a dimension: it cannot see an order there, and would give another value if the
-        # target had the output's shape.
+        # output with all targets along a dimension: neither its value nor its gradient can see an order there, and the
+        # value would be another one if the target had the output's shape.
         if target.shape == output.shape or target.numel() != output.numel() or not _broadcast_enlarges(output, target):
             return
-        along = _paired_with_all(output, target)
-        with torch.no_grad():
-            try:
-                value, reordered, reshaped = (
-                    float(self.loss(output, t)) for t in (target, target.roll(1, along), target.reshape(output.shape))
-                )
-            except Exception:  # it does not take such shapes, so it does not broadcast them either
-                return
-        size = abs(value) + abs(reshaped)
-        if abs(value - reordered) <= 1e-5 * size and abs(value - reshaped) > 1e-4 * size:
+        reordered = target.roll(1, _paired_with_all(output, target))
+        try:
+            value, gradient = self._value_and_gradient(output, target)
+            other, turned = self._value_and_gradient(output, reordered)
+            reshaped, _ = self._value_and_gradient(output, target.reshape(output.shape))
+        except Exception:  # it does not take such shapes, so it does not broadcast them either
+            return
+        blind = abs(value - other) <= 1e-5 * abs(value) and torch.allclose(gradient, turned, rtol=1e-4, atol=1e-8)
+        if blind and abs(value - reshaped) > 1e-4 * (abs(value) + abs(reshaped)):
             _refuse_broadcast(output, target, self.name, where)
+
+    def _value_and_gradient(self, output: Tensor, target: Tensor) -> tuple[float, Tensor]:
+        with torch.enable_grad():
+            leaf = output.detach().requires_grad_()
+            value = self.loss(leaf, target)
+            (gradient,) = torch.autograd.grad(value, leaf)
+        return float(value.detach()), gradient
 
 
 def check_scalar(value: Any) -> None:

@@ -60,7 +60,7 @@ def refuse_state_that_follows(objective: Objective, batch: Any, modules: list[st
         for parameter in objective.parameters.values():
             ramp = torch.linspace(-1.0, 1.0, parameter.numel(), dtype=parameter.dtype, device=parameter.device)
             parameter.add_(ramp.view_as(parameter) * parameter.abs().mean(), alpha=NUDGE)
-        first, second = (float(objective.terms(batch)[0]) for _ in range(2))
+        first, second = (objective.terms(batch)[0].item() for _ in range(2))
         for parameter, value in zip(objective.parameters.values(), kept, strict=True):
             parameter.copy_(value)
     if abs(first - second) > SETTLED * max(abs(first), abs(second)):
@@ -77,7 +77,7 @@ def _eval_helps(objective: Objective, batch: Any) -> bool:
     modes = [(module, module.training) for module in objective.model.modules()]
     try:
         objective.model.eval()
-        first, second = (float(objective.terms(batch)[0]) for _ in range(2))
+        first, second = (objective.terms(batch)[0].item() for _ in range(2))
     except Exception:  # a model that cannot run in eval mode: no advice to give
         return False
     finally:

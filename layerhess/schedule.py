@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from layerhess.blocks import Block
-from layerhess.bounds import Certificate, certify, total_rounding, zero_level
+from layerhess.bounds import Certificate, certify, total_rounding, zero_bound, zero_level
 from layerhess.errors import InputError
 from layerhess.progress import Progress, Snapshot
 from layerhess.rounding import RoundingMeter
@@ -133,7 +133,7 @@ class Schedule:
             if task.block.name not in self.sweep.touched:
                 task.zero_bound, task.done = 0.0, True
             elif task.zero_test.norm <= level:
-                task.zero_bound, task.done = level, True
+                task.zero_bound, task.done = zero_bound(level, task.zero_test.norm, task.block.numel), True
             task.zero_test = None
 
     def _settle(self, tasks: list[Task]) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from references import misses
-from references.spectra import FAMILIES, Matrix, rotated
 from torch import nn
 
 import layerhess as lh
@@ -14,6 +12,8 @@ from layerhess.bounds import ROUNDING_SAFETY, certify, missed, relative_gap_excl
 from layerhess.solvers.lanczos import Lanczos
 from layerhess.solvers.process import Candidates, Search, Wanted
 from layerhess.vectors import random_unit
+from references import misses
+from references.spectra import FAMILIES, Matrix, rotated
 
 WANTED = (Wanted(top=1), Wanted(top=3), Wanted(bottom=2), Wanted(top=2, bottom=2), Wanted(magnitude=2))
 DTYPES = (np.float64, np.float32)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import layerhess as lh
+import layerhess.show.report  # its first import draws random numbers: see the test of that below
 from layerhess import restore
 from witness import bits, random_states, record, untouched
 
@@ -268,6 +271,24 @@ def test_random_states_come_back(data: Any) -> None:
     lh.eigsh(lh.Hessian(objective), k=1)
     objective.subset(5)
     assert random_states() == before
+
+
+@pytest.mark.xfail(strict=True, reason="the first import of rich, for the report, draws from Python's generator")
+def test_random_states_come_back_when_a_result_is_saved_for_the_first_time(tmp_path: Path) -> None:
+    code = """
+import sys
+import torch
+import layerhess as lh
+from witness import untouched
+
+model = torch.nn.Linear(2, 2)
+objective = lh.Objective(model, (torch.eye(2), torch.eye(2)), torch.nn.MSELoss())
+with untouched(model):
+    lh.analyze(objective, out=sys.argv[1])
+"""
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(here), str(here.parent))), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], check=True, env=environment)
 
 
 # -- hooks -------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from references.spectra import FAMILIES, Matrix, rotated
 from scipy.sparse.linalg import aslinearoperator
 
 import layerhess as lh
@@ -14,6 +13,7 @@ from layerhess.solvers.lanczos import Lanczos
 from layerhess.solvers.power import Power
 from layerhess.solvers.process import Process, Wanted
 from layerhess.vectors import random_unit
+from references.spectra import FAMILIES, Matrix, rotated
 
 
 def run(process: Process, matrix: Matrix, limit: int = 2000) -> int:

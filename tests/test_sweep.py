@@ -64,9 +64,7 @@ def test_as_many_graphs_are_kept_as_fit_the_budget(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("fits", [1, 3])
-def test_batches_that_may_change_places_are_kept_all_or_not_at_all(
-    monkeypatch: pytest.MonkeyPatch, fits: int
-) -> None:
+def test_batches_that_may_change_places_are_kept_all_or_not_at_all(monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
     used = iter(range(0, 10_000, 100))
     monkeypatch.setattr(sweep_module, "used_bytes", lambda device: next(used))
     monkeypatch.setattr(sweep_module, "free_bytes", lambda device: 100 * fits + 50)

@@ -73,7 +73,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def refused(model: nn.Module | None, *matches: str) -> Iterator[pytest.ExceptionInfo[Any]]:
-    """The body is refused in words: what, where, what to do; the words in ``matches`` are there; nothing was touched."""
+    """The body is refused with what, where and what to do; each of ``matches`` is said; the model is untouched."""
     with contextlib.ExitStack() as stack:
         if model is not None:
             stack.enter_context(untouched(model))
