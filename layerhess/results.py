@@ -130,7 +130,7 @@ class Counts:
         backwards: first backward passes of one batch (gradients).
         products: Hessian-vector products of one batch, per block or full.
         full_products: of these, products with the full Hessian.
-        by_phase: phase -> {"forwards": .., "backwards": .., "products": ..} for "survey", "checks", "rounding", "solve".
+        by_phase: "survey", "checks", "rounding" or "solve" -> its forwards, backwards and products.
     """
 
     passes: int
