@@ -86,7 +86,8 @@ def eigsh(
             else Lanczos(n, wanted, tol, single.draw, device=single.device)
         )
         rounding: float | None = None
-        for _ in range(max_passes):
+        # A dense matrix is two or three passes, and nothing before the last: it is always finished.
+        for _ in range(max(max_passes, n) if isinstance(process, Dense) else max_passes):
             process.tell(single.apply(process.ask()))
             noisy = getattr(process, "relative_residual", 1.0) <= 2000.0 * single.eps
             if rounding is None and (process.proposes or noisy):

@@ -143,7 +143,7 @@ class Objective:
             ) from None
         if target == self.device:
             return self
-        model = copy.deepcopy(self.model).to(target)
+        model = _copied(self.model).to(target)
         moved = Objective(model, self.data, self.loss, batch_size=self.batch_size, mode=self.mode)
         moved.evaluation = self.evaluation.to(self.dtype, target)
         return moved
@@ -154,7 +154,7 @@ class Objective:
         Raises:
             Exception: whatever ``copy.deepcopy`` raises for a model that cannot be copied.
         """
-        model = copy.deepcopy(self.model).to(dtype)
+        model = _copied(self.model).to(dtype)
         made = Objective.__new__(Objective)
         made.__dict__.update(self.__dict__)
         made.model, made.data, made.dtype, made._depth = model, [batches.cast(b, dtype) for b in data], dtype, 0
@@ -348,6 +348,12 @@ def _trainable(model: nn.Module) -> tuple[dict[str, nn.Parameter], tuple[str, ..
             what_to_do="call requires_grad_(True) on those to analyse",
         )
     return parameters, tuple(frozen)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A deep copy; what modules keep of earlier passes (activations, with their graphs) is copied without the graph."""
+    kept = [tensor for module in model.modules() for tensor in batches.tensors(dict(module.__dict__))]
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf})
 
 
 def _dropout(module: nn.Module) -> float:

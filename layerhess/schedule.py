@@ -160,7 +160,7 @@ class Schedule:
             task.process.rounding = total_rounding(task.rounding, self.eps, candidates[task.name].norm)
 
     def _give_best(self, task: Task) -> None:
-        if task.rounding is None and self.time_limit is None:
+        if task.rounding is None and self.time_limit is None and len(task.process.candidates().values):
             self._measure([task])
         task.judge(self.tol, self.eps)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -51,7 +50,6 @@ class Trace:
     non_finite: str = ""
     nodes: set[str] = field(default_factory=set)
     coarsest: torch.dtype = torch.float64
-    value: float = math.nan
 
     def modules_calling(self, names: set[str]) -> list[str]:
         """Modules that called one of the functions, each as "name (function)"."""
@@ -84,7 +82,6 @@ def trace(objective: Objective, batch: Any) -> Trace:
     with _watching(objective.model, found):
         loss, _ = objective.terms(batch)
     after = state_versions(objective.model)
-    found.value = float(loss.detach())
     found.coarsest = objective.dtype
     for node in walk([loss.grad_fn]):
         found.nodes.add(node.name().rpartition("::")[2])

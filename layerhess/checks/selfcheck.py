@@ -18,8 +18,8 @@ from layerhess.bounds import zero_level
 from layerhess.checks.derivative import check_second_derivative
 from layerhess.checks.differences import AGREEMENT, finite_differences
 from layerhess.checks.loss import check_additivity, check_determinism
-from layerhess.checks.suspects import suspect_of
-from layerhess.checks.symmetry import Symmetry, symmetry
+from layerhess.checks.suspects import advice, suspects_of
+from layerhess.checks.symmetry import Symmetry, asymmetric_tensors, symmetry
 from layerhess.errors import CheckError
 from layerhess.ledger import Ledger
 from layerhess.objective import HALF, Objective
@@ -30,7 +30,7 @@ from layerhess.sweep import FULL, Sweep, is_out_of_memory
 from layerhess.trace import Trace, trace
 
 # Asymmetry above the first is looked at again in float64; above the second it is refused where that is impossible.
-SUSPICIOUS = {torch.float64: 1e-7, torch.float32: 1e-4}
+SUSPICIOUS = {torch.float64: 1e-7, torch.float32: 1e-5}
 WRONG = {torch.float64: 1e-7, torch.float32: 2e-3}
 WRONG_IN_FLOAT64 = 1e-7
 
@@ -145,17 +145,9 @@ def _symmetry(
         worst = symmetry(judge, {key: everything[key] for key in doubtful}, seed)
         # A copy whose graph passes through float32 (a loss that casts) cannot do better than float32.
         limit = WRONG_IN_FLOAT64 if trace(copied, copied.data[0]).coarsest == torch.float64 else limit
-    wrong = {key for key, m in worst.items() if not m.asymmetry <= limit}
-    for key in wrong:
-        found.failed[key] = _failure("symmetry", objective, everything[key], found.trace, _asymmetric(worst[key]))
-    if FULL in wrong:
-        # A block may be wrong and symmetric, its couplings not. So what is left without the failed ones must pass.
-        rest = _without([everything[key] for key in wrong if key != FULL], objective)
-        left = symmetry(judge, {"rest": rest}, seed)["rest"] if rest.numel else Symmetry(0.0, 0.0)
-        if not left.asymmetry <= limit:
-            for key in set(live) - wrong:
-                figure = f"part of one that is {_asymmetric(left)} as a whole"
-                found.failed[key] = _failure("symmetry", objective, everything[key], found.trace, figure)
+    wrong = {key: m.asymmetry for key, m in worst.items() if not m.asymmetry <= limit}
+    if wrong:
+        _locate(objective, judge, everything, wrong, limit, seed, found)
     if judge is not sweep:
         judge.release()
     live = {key: m for key, m in live.items() if key in blocks}
@@ -167,6 +159,35 @@ def _symmetry(
                   f"operators, on {_size(sweep)}")
         )  # fmt: skip
     found.checks.extend(check for check in found.failed.values())
+
+
+def _locate(
+    objective: Objective,
+    judge: Sweep,
+    blocks: Mapping[str, Block],
+    wrong: Mapping[str, float],
+    limit: float,
+    seed: int,
+    found: SelfCheck,
+) -> None:
+    """Fail the blocks that hold an asymmetric tensor; all of them, where that does not explain what was seen."""
+    names = list(dict.fromkeys(name for key in wrong for name in blocks[key].parameters))
+    tensors = asymmetric_tensors(judge, names, seed, limit)
+    rest = make_block("(rest)", {name: p for name, p in objective.parameters.items() if name not in tensors})
+    # A block may be wrong and symmetric, its couplings not: what is left without those tensors must pass.
+    left = symmetry(judge, {"rest": rest}, seed)["rest"].asymmetry if rest.numel else 0.0
+    for key, block in blocks.items():
+        members = {name: tensors[name] for name in block.parameters if name in tensors}
+        if members:
+            worst = max(members, key=lambda name: math.inf if math.isnan(members[name]) else members[name])
+            figure, suspects = _asymmetric(members[worst]), list(members)
+        elif not left <= limit:
+            figure, suspects = f"part of one that is {_asymmetric(left)} as a whole", list(block.parameters)
+        elif key in wrong:
+            figure, suspects = _asymmetric(wrong[key]), list(block.parameters)
+        else:
+            continue
+        found.failed[key] = _failure("symmetry", objective, key, suspects, found.trace, figure)
 
 
 def _differences(
@@ -185,39 +206,37 @@ def _differences(
     if copied is None:
         found.checks.append(Check("finite differences", True, "not applicable: no float64 copy of the model"))
         return
-    judged, step = finite_differences(copied, copied.data[0], blocks, full, seed, ledger)
-    judged = {key: value for key, value in judged.items() if key not in found.zero_suspects}
-    for key, disagreement in judged.items():
-        if disagreement > AGREEMENT and key not in found.failed:
-            figure = f"off by {disagreement:.1e} from finite differences"
-            found.failed[key] = _failure("finite differences", objective, blocks[key], found.trace, figure)
+    tensors = {name: make_block(name, {name: p}) for name, p in objective.parameters.items()}
+    judged, step = finite_differences(copied, copied.data[0], tensors, full, seed, ledger)
+    wrong = {name: off for name, off in judged.items() if off > AGREEMENT}
+    good = 0
+    for key, block in blocks.items():
+        members = {name: wrong[name] for name in block.parameters if name in wrong}
+        if members and key not in found.failed and key not in found.zero_suspects:
+            figure = f"off by {max(members.values()):.1e} from finite differences"
+            found.failed[key] = _failure("finite differences", objective, key, list(members), found.trace, figure)
             found.checks.append(found.failed[key])
-    good = [value for key, value in judged.items() if key not in found.failed]
+        good += key not in found.failed and any(name in judged for name in block.parameters)
     if good:
+        agreement = max(step, *(off for name, off in judged.items() if name not in wrong), 0.0)
         found.checks.append(
-            Check("finite differences", True, f"products agree with differences of gradients to {max(*good, step):.1e} "
-                  f"in {len(good)} operators (float64 copy)")
+            Check("finite differences", True, f"products agree with differences of gradients to {agreement:.1e} "
+                  f"in {good} operators (float64 copy)")
         )  # fmt: skip
 
 
-def _failure(name: str, objective: Objective, block: Block, seen: Trace, figure: str) -> Check:
-    module, _ = suspect_of(objective, block)
+def _failure(name: str, objective: Objective, key: str, tensors: Sequence[str], seen: Trace, figure: str) -> Check:
+    module = suspects_of(objective, tensors)
     if seen.custom:
         module += f", or the custom autograd function in {' or '.join(seen.custom[:3])}"
     if seen.without_grad:
         module += f", or the call without gradients of {' or '.join(seen.without_grad[:3])}"
-    return Check(name, False, f"the product of block {block.name!r} is {figure}; suspect module: {module}",
-                 block=block.name, module=module)  # fmt: skip
+    return Check(name, False, f"the product of block {key!r} is {figure}; suspect module: {module}",
+                 block=key, module=module)  # fmt: skip
 
 
-def _asymmetric(measured: Symmetry) -> str:
-    return f"asymmetric by {measured.asymmetry:.1e}" if math.isfinite(measured.asymmetry) else "NaN or infinite"
-
-
-def _without(blocks: Sequence[Block], objective: Objective) -> Block:
-    """The block of all parameters that are in none of ``blocks``."""
-    gone = {name for block in blocks for name in block.parameters}
-    return make_block("(rest)", {name: p for name, p in objective.parameters.items() if name not in gone})
+def _asymmetric(asymmetry: float) -> str:
+    return f"asymmetric by {asymmetry:.1e}" if math.isfinite(asymmetry) else "NaN or infinite"
 
 
 def _half_precision_inside(dtype: torch.dtype) -> str:
@@ -232,11 +251,10 @@ def refuse_failed(objective: Objective, blocks: Mapping[str, Block], failed: Map
     names = [name for name in failed if name != FULL] or list(failed)
     checks = [failed[name] for name in names]
     modules = list(dict.fromkeys(check.module for check in checks))
-    _, what_to_do = suspect_of(objective, blocks[names[0]])
     return CheckError(
         "a self-check failed, so the eigenvalues would be wrong: " + "; ".join(c.detail for c in checks[:3]),
         where=f"block {', '.join(names[:4])}; module {'; '.join(modules[:4])}",
-        what_to_do=what_to_do,
+        what_to_do=advice(modules),
     )
 
 

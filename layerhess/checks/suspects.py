@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
-from layerhess.blocks import Block
 from layerhess.objective import Objective
 
 WEIGHT_NORM = (
@@ -17,17 +18,23 @@ UNKNOWN = (
 )
 
 
-def suspect_of(objective: Objective, block: Block) -> tuple[str, str]:
-    """(module description, what to do) for a block whose product failed a check."""
+def suspects_of(objective: Objective, parameters: Sequence[str]) -> str:
+    """The modules that own these parameters, each as "name (type)"; a few of them."""
     modules = dict(objective.model.named_modules())
-    path = block.parameters[0].rpartition(".")[0]
-    normed = any(
-        ".parametrizations." in f".{name}" or name.endswith(("weight_g", "weight_v")) for name in block.parameters
-    )
-    owner = path.split("parametrizations.")[0].rstrip(".") if "parametrizations" in path else path
-    module = modules.get(owner, objective.model)
-    what = f"{owner or '(root)'} ({_kind(module)})"
-    return (f"{what}, weight_norm", WEIGHT_NORM) if normed and _has_weight_norm(module) else (what, UNKNOWN)
+    found = []
+    for name in parameters:
+        path = name.rpartition(".")[0]
+        owner = f".{path}".split(".parametrizations.")[0].lstrip(".")
+        module = modules.get(owner, objective.model)
+        normed = f".{name}".find(".parametrizations.") >= 0 or name.endswith(("weight_g", "weight_v"))
+        note = ", weight_norm" if normed and _has_weight_norm(module) else ""
+        found.append(f"{owner or '(root)'} ({_kind(module)}){note}")
+    return "; ".join(list(dict.fromkeys(found))[:3])
+
+
+def advice(suspects: Sequence[str]) -> str:
+    """What to do about them."""
+    return WEIGHT_NORM if any("weight_norm" in suspect for suspect in suspects) else UNKNOWN
 
 
 def _kind(module: nn.Module) -> str:

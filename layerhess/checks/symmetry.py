@@ -9,9 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from layerhess.blocks import Block
+from layerhess.blocks import Block, make_block
+from layerhess.bounds import zero_level
 from layerhess.sweep import Request, Sweep
 from layerhess.vectors import random_unit
+
+LARGEST_SCALE = 30.0  # its square is what the smallest tensors are lifted by; rounding is lifted with them
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,9 @@ def symmetry(sweep: Sweep, blocks: Mapping[str, Block], seed: int) -> dict[str, 
     """Compare <u, A v> with <v, A u> for each block, on the sweep's (small) data.
 
     Two pairs a block: two random unit vectors, whose inner products are of size ||A u|| / sqrt(n) and are scaled so;
-    and a random vector with its own product, v = A u / ||A u||, which looks where A is large. Three products a block,
-    in two passes.
+    and a random vector with its own product, v = A u / ||A u||, which looks where A is large. A block of several
+    tensors has a third: random vectors whose parts are larger where the product was small, so that a fault in one
+    tensor shows beside others of more curvature. Three to five products a block; the last pass has one of each.
     """
     device = sweep.objective.device
     first = {
@@ -40,21 +44,51 @@ def symmetry(sweep: Sweep, blocks: Mapping[str, Block], seed: int) -> dict[str, 
         for key, block in blocks.items()
     }
     applied = sweep.run(first)
+    scales = {key: _scale(block, applied[key]) for key, block in blocks.items() if len(block.parameters) > 1}
+    scaled = {key: Request(blocks[key], first[key].vectors * scale) for key, scale in scales.items()}
+    balanced = sweep.run(scaled) if scaled else {}
     norms = {key: float(torch.linalg.vector_norm(rows, dim=1).max()) for key, rows in applied.items()}
     seen = {key: rows[0] / max(float(torch.linalg.vector_norm(rows[0])), 1e-300) for key, rows in applied.items()}
     second = sweep.run({key: Request(blocks[key], rows[None]) for key, rows in seen.items()})
-    return {
-        key: Symmetry(_asymmetry(first[key].vectors, applied[key], seen[key], second[key][0]), norms[key])
-        for key in blocks
-    }
+    measured = {}
+    for key, request in first.items():
+        pairs = [
+            _random(request.vectors, applied[key]),
+            _steered(request.vectors[0], applied[key][0], seen[key], second[key][0]),
+        ]
+        if key in balanced:
+            pairs.append(_random(request.vectors, balanced[key] * scales[key]))
+        # NaN is the worst of all.
+        measured[key] = Symmetry(max(pairs, key=lambda x: math.inf if math.isnan(x) else x), norms[key])
+    return measured
 
 
-def _asymmetry(u: Tensor, au: Tensor, w: Tensor, aw: Tensor) -> float:
-    lengths = torch.linalg.vector_norm(au, dim=1)
-    if float(lengths.min()) == 0.0:
+def asymmetric_tensors(sweep: Sweep, names: list[str], seed: int, limit: float) -> dict[str, float]:
+    """Which single tensors have an asymmetric diagonal block, and by how much; those that count as zero do not."""
+    parameters = sweep.objective.parameters
+    blocks = {name: make_block(name, {name: parameters[name]}) for name in names}
+    measured = symmetry(sweep, blocks, seed)
+    level = zero_level(torch.finfo(sweep.objective.dtype).eps, max(m.norm for m in measured.values()))
+    return {key: m.asymmetry for key, m in measured.items() if not m.asymmetry <= limit and not m.norm <= level}
+
+
+def _scale(block: Block, applied: Tensor) -> Tensor:
+    """(P_b,) factors: about 1/sqrt of the size of each tensor's rows in a random product, 1 where that is rounding."""
+    sizes = [shape.numel() for shape in block.shapes]
+    rms = torch.stack([part.square().mean().sqrt() for part in torch.split(applied, sizes, dim=1)])
+    largest = rms.max()
+    factors = torch.where(rms > 1e-6 * largest, torch.rsqrt(rms / largest), 1.0).clamp(1.0, LARGEST_SCALE)
+    return torch.repeat_interleave(factors, torch.tensor(sizes, device=factors.device))
+
+
+def _random(u: Tensor, au: Tensor) -> float:
+    length = float(torch.linalg.vector_norm(au, dim=1).max())
+    if length == 0.0 or u.shape[1] == 1:  # one dimension has no asymmetry
         return 0.0
-    n = u.shape[1]
-    random = float((u[1] @ au[0] - u[0] @ au[1]).abs() / lengths.max()) * math.sqrt(n)
-    steered = float((w @ au[0] - u[0] @ aw).abs() / torch.maximum(lengths[0], (u[0] @ aw).abs()))
-    # One dimension has no asymmetry; in few dimensions a product u'Au may happen to be small, never both.
-    return max(random if n > 1 else 0.0, steered)
+    return float((u[1] @ au[0] - u[0] @ au[1]).abs()) / length * math.sqrt(u.shape[1])
+
+
+def _steered(u: Tensor, au: Tensor, w: Tensor, aw: Tensor) -> float:
+    # In few dimensions a product u'Au may happen to be small, but never this and the length both.
+    size = max(float(torch.linalg.vector_norm(au)), float((u @ aw).abs()))
+    return float((w @ au - u @ aw).abs()) / size if size > 0.0 else 0.0

@@ -6,16 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerhess.solvers.process import Candidates, Wanted, dense_eigh, nearest_gaps
+from layerhess.solvers.process import Candidates, Floats, Wanted, dense_eigh, nearest_gaps
 
 CHUNK = 64  # columns a pass
 
 
 class Dense:
-    """Reads off all n columns with unit vectors, symmetrises, and calls LAPACK.
+    """Reads off all n columns with unit vectors, symmetrises, calls LAPACK, and multiplies once more to make sure.
 
-    Cost: n products. The residuals are measured against the matrix as read, before it was symmetrised, so that an
-    asymmetric product shows.
+    Cost: n products, and one for each wanted pair. The residual is that of a fresh product A v, not of the matrix as
+    read: in float32 the rounding of the columns adds up to more than that of a product, and an asymmetric product shows.
 
     Args:
         n: dimension. wanted: which pairs to report (all if n is smaller). device: where the matrix lives.
@@ -25,54 +25,65 @@ class Dense:
 
     def __init__(self, n: int, wanted: Wanted, device: torch.device | None = None) -> None:
         self.n = n
-        self.wanted = wanted
+        self.wanted = Wanted(top=n) if wanted.total >= n else wanted
         self.rounding = 0.0
         self._device = device or torch.device("cpu")
-        self._matrix = torch.empty((n, n), dtype=torch.float64, device=self._device)
+        self._matrix = torch.zeros((n, n), dtype=torch.float64, device=self._device)
         self._read = 0
+        self._steps = 0
+        self._values: Floats = np.zeros(n)
+        self._vectors = torch.empty((0, n), dtype=torch.float64, device=self._device)
+        self._residuals: Floats | None = None
 
     def ask(self) -> Tensor:
-        """The next unit vectors."""
+        """The next unit vectors, and at the end the wanted eigenvectors."""
+        if self._read == self.n:
+            return self._vectors
         stop = min(self.n, self._read + CHUNK)
         rows = torch.zeros((stop - self._read, self.n), dtype=torch.float64, device=self._device)
         rows[torch.arange(stop - self._read), torch.arange(self._read, stop)] = 1.0
         return rows
 
     def tell(self, products: Tensor) -> None:
-        """Columns of the matrix (its rows, once symmetric)."""
+        """Columns of the matrix (its rows, once symmetric), and at the end the eigenvectors' products."""
+        self._steps += len(products)
+        if self._read == self.n:
+            theta = torch.from_numpy(self._wanted_values()).to(products)
+            residuals = torch.linalg.vector_norm(products - theta[:, None] * self._vectors, dim=1)
+            self._residuals = residuals.cpu().numpy()
+            return
         self._matrix[self._read : self._read + len(products)] = products
         self._read += len(products)
+        if self._read == self.n:
+            self._solve()
 
     @property
     def proposes(self) -> bool:
-        """True once every column is known."""
-        return self._read == self.n
+        """True once every column is known and the pairs were multiplied afresh."""
+        return self._residuals is not None
 
     def candidates(self) -> Candidates:
-        """Exact eigenpairs of the matrix (of the columns read so far, the rest taken as zero, if interrupted)."""
-        matrix = self._matrix.clone()
-        matrix[self._read :] = 0.0
-        symmetric = (matrix + matrix.T) / 2
-        _, vectors = dense_eigh(symmetric)
-        # Without vectors LAPACK takes the QR iteration, which keeps small eigenvalues of graded matrices accurate.
-        values = np.linalg.eigvalsh(symmetric.cpu().numpy())
-        wanted = Wanted(top=self.n) if self.wanted.total >= self.n else self.wanted
-        keep = wanted.indices(values)
-        chosen = vectors[:, keep].T.contiguous()
-        theta = values[keep]
-        # A v by columns: row i of the matrix as read is A e_i.
-        applied = chosen @ matrix
-        residuals = torch.linalg.vector_norm(applied - torch.from_numpy(theta).to(applied)[:, None] * chosen, dim=1)
-        whole = self.proposes
-        measured = residuals.cpu().numpy() if whole else np.full(len(keep), np.inf)
+        """The wanted pairs; none while columns are missing, unbounded ones before the fresh product."""
+        theta = self._wanted_values()
+        residuals = np.full(len(theta), np.inf) if self._residuals is None else self._residuals
         return Candidates(
             values=theta,
-            vectors=chosen,
-            residuals=measured,
-            gaps=nearest_gaps(theta, values, measured),
-            ends=self.wanted.ends(len(keep)) if wanted is self.wanted else ("top",) * len(keep),
-            norm=float(np.abs(values).max()),
-            spectrum=values[::-1].copy() if whole else None,
+            vectors=self._vectors,
+            residuals=residuals,
+            gaps=nearest_gaps(theta, self._values, residuals),
+            ends=self.wanted.ends(len(theta)),
+            norm=float(np.abs(self._values).max()),
+            spectrum=self._values[::-1].copy() if self.proposes else None,
             searches={},
-            steps=self._read,
+            steps=self._steps,
         )
+
+    def _solve(self) -> None:
+        symmetric = (self._matrix + self._matrix.T) / 2
+        _, vectors = dense_eigh(symmetric)
+        # Without vectors LAPACK takes the QR iteration, which keeps small eigenvalues of graded matrices accurate.
+        self._values = np.linalg.eigvalsh(symmetric.cpu().numpy())
+        self._vectors = vectors[:, self.wanted.indices(self._values)].T.contiguous()
+
+    def _wanted_values(self) -> Floats:
+        return self._values[self.wanted.indices(self._values)] if len(self._vectors) else np.empty(0)

@@ -1,8 +1,8 @@
 """Whole-data dense Hessians in float64, row by row, from losses written out by hand.
 
 Nothing here touches the library: a total loss (sum of sums over sum of counts) is built over one flat float64 vector
-of the trainable parameters, and each row of the Hessian is one call of ``torch.autograd.grad``. ``by_differences``
-gives the same matrix from central differences of gradients taken on the model itself, as a check on the first.
+of the trainable parameters, and each row of the Hessian is one call of ``torch.autograd.grad``.
+``products_by_differences`` gives products from first gradients of the model itself, moved in place: a check on those.
 """
 
 from __future__ import annotations
@@ -116,34 +116,35 @@ def of_case(name: str, seed: int = 0) -> Reference:
     return reference_for(built.model, zoo.batches_of(built.data), case.totals)
 
 
-def by_differences(model: nn.Module, batches: Sequence[Any], totals: zoo.Totals, step: float = 1e-5) -> Matrix:
-    """The Hessian by central differences of first gradients, the parameters moved in place: good to about 1e-8."""
+def products_by_differences(
+    model: nn.Module, batches: Sequence[Any], totals: zoo.Totals, directions: Tensor, step: float = 3e-5
+) -> Matrix:
+    """Products with unit ``directions`` (k, P) as central differences of first gradients, the model itself moved."""
     parameters = list(trainable(model).values())
-    home = [p.detach().clone() for p in parameters]
+    home = flat_parameters(model)
+
+    def move_to(flat: Tensor) -> None:
+        pieces = flat.split([p.numel() for p in parameters])
+        with torch.no_grad():
+            for parameter, piece in zip(parameters, pieces, strict=True):
+                parameter.copy_(piece.view(parameter.shape))
 
     def gradient() -> Tensor:
         total, count = torch.zeros((), dtype=torch.float64), 0.0
         for batch in batches:
             part, number = totals(model, batch)
             total, count = total + part, count + float(number)
-        found = torch.autograd.grad(total / count, parameters, allow_unused=True)
-        return torch.cat(
-            [torch.zeros(p.numel()) if g is None else g.reshape(-1) for p, g in zip(parameters, found, strict=True)]
-        )
+        found = torch.autograd.grad(total / count, parameters, materialize_grads=True)
+        return torch.cat([g.reshape(-1) for g in found])
 
     rows = []
-    for parameter, start in zip(parameters, home, strict=True):
-        for i in range(parameter.numel()):
-            sides = []
-            for sign in (1.0, -1.0):
-                moved = start.clone()
-                moved.view(-1)[i] += sign * step
-                with torch.no_grad():
-                    parameter.copy_(moved)
-                sides.append(gradient())
-            with torch.no_grad():
-                parameter.copy_(start)
-            rows.append((sides[0] - sides[1]) / (2 * step))
+    for direction in directions:
+        sides = []
+        for sign in (1.0, -1.0):
+            move_to(home + sign * step * direction)
+            sides.append(gradient())
+        rows.append((sides[0] - sides[1]) / (2 * step))
+    move_to(home)
     return torch.stack(rows).numpy()
 
 

@@ -1,0 +1,89 @@
+"""Bad arguments: a sentence with what, where and what to do, and the model untouched."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+import layerhess as lh
+from refusals import CE, PAIRS, P, Table, X, Y, analysis, mlp
+
+TABLE = Table()
+case = TABLE.case
+NAN = float("nan")
+
+GLOBS = "model.named_parameters()"
+case("pattern: matches nothing", "'foo*'", "no parameter", GLOBS)(analysis(blocks={"a": "foo*"}))
+case("pattern: one of a list", "'zzz'", "no parameter")(analysis(blocks={"a": ["0.*", "zzz"]}))
+
+
+def half_frozen() -> nn.Module:
+    model = mlp()
+    model[0].requires_grad_(False)
+    return model
+
+
+case("pattern: frozen parameters only", "frozen parameters only", "0.weight", "requires_grad_(True)")(
+    analysis(model=half_frozen, blocks={"a": "0.*"})
+)
+case("pattern: no text", "a pattern of block 'a' is 5")(analysis(blocks={"a": 5}))
+case("pattern: no text in a list", "a pattern of block 'a' is 5")(analysis(blocks={"a": ["0.*", 5]}))
+case("overlapping groups", "'0.weight'", "'a' and 'b'", "disjoint")(analysis(blocks={"a": "0.*", "b": "*.weight"}))
+case("blocks: none at all", "no trainable parameter is in any block")(analysis(blocks={}))
+case("blocks: a function that leaves all out", "no trainable parameter is in any block")(
+    analysis(blocks=lambda name, parameter: None)
+)
+case("blocks: a function that returns no name", "returned 3")(analysis(blocks=lambda name, parameter: 3))
+case("blocks: a name that is taken", "'(full)'")(analysis(blocks={"(full)": "0.*"}))
+case("blocks: an empty name", "''")(analysis(blocks=lambda name, parameter: ""))
+for _scheme in ("layers", "", "depth", "depth:0", "depth:x", "depth:-1"):
+    case(f"unknown scheme: {_scheme!r}", f"{_scheme!r}", "'depth:K'")(analysis(blocks=_scheme))
+case("unknown scheme: no text", "NoneType", "'depth:K'")(analysis(blocks=None))
+case("a scheme that leaves no block", "'weight'", "blocks='parameter'")(
+    analysis((X, Y), model=lambda: nn.Sequential(nn.BatchNorm1d(4)).eval(), blocks="weight")
+)
+for _operator in ("hesian", None, 3):
+    case(f"unknown operator: {_operator!r}", f"unknown operator {_operator!r}", "'hessian'")(
+        analysis(operator=_operator)
+    )
+case("unknown method", "'qr'", "'lanczos'")(analysis(method="qr"))
+case("unknown mode", "'train'", "'eval'")(analysis(options={"mode": "train"}))
+case("power iteration for two", "one eigenvalue", "top=1")(analysis(method="power", top=2))
+for _device in ("gpu", "cuda:99", "meta", 99, None):
+    case(f"unknown device: {_device!r}", f"{_device!r} cannot be used", "'cpu'")(
+        lambda device=_device: ((model := mlp()), lambda: lh.Objective(model, PAIRS, CE).to(device))
+    )
+for _tol in (0, -1e-3, float("nan"), 1.0, float("inf"), "small", None, True):
+    case(f"tol: {_tol!r}", f"tol is {_tol!r}", "1e-3")(analysis(tol=_tol))
+for _top in (-1, 1.5, "x", None, True):
+    case(f"top: {_top!r}", f"top is {_top!r}", "integer")(analysis(top=_top))
+case("k larger than the model: top", f"top={P + 1}", f"{P} trainable", f"at most {P}")(analysis(top=P + 1))
+case("k larger than the model: bottom", f"bottom={P + 1}", f"at most {P}")(analysis(top=0, bottom=P + 1))
+case("k larger than the model: eigsh", f"k is {P + 1}", f"1 <= k <= {P}")(
+    lambda: ((model := mlp()), lambda: lh.eigsh(lh.Hessian(lh.Objective(model, PAIRS, CE)), k=P + 1))
+)
+case("nothing asked for", "nothing is asked for", "top=1")(analysis(top=0, bottom=0))
+for _later in ("trace", "diagonal", "density", "coupling", "resume"):
+    case(f"later work: {_later}", f"{_later} is not available yet", f"leave {_later} out")(analysis(**{_later: True}))
+for _operator in ("gauss_newton", "empirical_fisher"):
+    case(f"later work: {_operator}", "not available yet", "'hessian'")(analysis(operator=_operator))
+for _argument, _value in {
+    "max_passes": 0, "time_limit": 0.0, "seed": -1,
+}.items():  # fmt: skip
+    case(f"{_argument}: {_value}", f"{_argument} is {_value}")(analysis(**{_argument: _value}))
+case("time_limit: NaN", "time_limit is nan")(analysis(time_limit=NAN))
+case("out: no path", "out is int")(analysis(out=5))
+for _size in (0, -3, 2.5, True, "8"):
+    case(f"batch_size: {_size!r}", f"batch_size is {_size!r}", "integer >= 1")(analysis(options={"batch_size": _size}))
+case("no objective", "Sequential, not an Objective", "lh.Objective(model, data, loss)")(
+    lambda: ((model := mlp()), lambda: lh.analyze(model))
+)
+case("examples: none", "examples is 0")(lambda: ((model := mlp()), lambda: lh.Objective(model, PAIRS, CE).subset(0)))
+case("examples: that cannot be told apart", "cannot be told apart", "batch 1")(
+    lambda: ((model := mlp()), lambda: lh.Objective(model, [(X, Y), (X, Y[:5])], CE).subset(3))
+)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_bad_arguments_are_refused_in_words(name: str) -> None:
+    TABLE.check(name)
