@@ -7,6 +7,7 @@ import importlib.metadata
 import math
 import platform
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,15 @@ import torch
 
 from layerhess.arguments import Arguments, check_arguments
 from layerhess.blocks import Block, Partition, Scheme, make_block, partition
-from layerhess.checks import SelfCheck, self_check
+from layerhess.checks import SelfCheck, check_awake, self_check
 from layerhess.checks.selfcheck import refuse_failed
+from layerhess.errors import InputError
 from layerhess.interrupts import deferred_interrupts
 from layerhess.ledger import Ledger
 from layerhess.objective import Objective
 from layerhess.paths.exact import basis_limit, expected_products, make_process, source
 from layerhess.progress import Forecast, Progress
-from layerhess.results import Analysis, Spectrum
+from layerhess.results import Analysis, Check, Spectrum
 from layerhess.rounding import RoundingMeter
 from layerhess.schedule import Schedule, Task
 from layerhess.solvers.process import Wanted
@@ -109,6 +111,7 @@ def analyze(
             with objective.session():
                 run.prepare()
                 run.solve()
+            run.checkpoint()
         except KeyboardInterrupt as stop:
             run.save_partial(stop)
             raise
@@ -156,17 +159,14 @@ class _Run:
         for sentence in self.objective.notes:
             self._note(sentence)
         with self.ledger.during("survey"):
-            self.surveyed = survey(self.objective, self.ledger)
+            self.surveyed = survey(self.objective, self.ledger, self.checkpoint)
         with self.ledger.during("checks"):
             self.checked = self_check(
                 self.objective, self.surveyed, self._operators(), self.full_block, self.arguments.seed, self.ledger
             )
         for sentence in self.checked.notes:
             self._note(sentence)
-        if self.checked.failed:
-            if not self.skip_failed:
-                raise refuse_failed(self.objective, self._operators(), self.checked.failed)
-            self._note("blocks refused by the self-check: " + ", ".join(self.checked.failed))
+        self._refuse(self.checked.failed)
         small = [b.name for b in self._operators().values() if b.numel < self.wanted.total]
         if small:
             self._note(f"fewer than top + bottom parameters, so the whole spectrum is given: {', '.join(small[:6])}")
@@ -186,8 +186,10 @@ class _Run:
             tasks=self._tasks(),
             tol=self.arguments.tol,
             eps=torch.finfo(self.checked.trace.coarsest).eps,
+            length=self.surveyed.longest,
             full_block=make_block(FULL, {n: self.objective.parameters[n] for n in names}),
             probe=self._probe(names),
+            check_awake=lambda blocks, full_norm: self._check_awake(sweep, blocks, full_norm),
             max_passes=self.arguments.max_passes,
             time_limit=self.arguments.time_limit,
             progress=self.progress,
@@ -199,11 +201,13 @@ class _Run:
             except KeyboardInterrupt:
                 self.schedule.judge_unfinished()
                 self.partial = "interrupted"
+                self._verdicts()
                 raise
             finally:
                 sweep.release()
                 self.gradient_norm = sweep.gradient_norm
         self.partial = self.schedule.stopped
+        self._verdicts()
         if meter.failure:
             self._note(
                 f"no copy of the model in another precision could be used ({meter.failure}), so rounding was assumed, "
@@ -215,11 +219,14 @@ class _Run:
         self.partial = "interrupted"
         if self.arguments.out is None or self.schedule is None or self.surveyed is None:
             return
-        place = self.result().save(self.arguments.out)
+        try:
+            sentence = f"the partial result is in {self.result().save(self.arguments.out)}"
+        except InputError as error:
+            sentence = f"the partial result could not be saved: {error}"
         if hasattr(stop, "add_note"):
-            stop.add_note(f"the partial result is in {place}")
+            stop.add_note(sentence)
         else:  # Python 3.10
-            stop.__notes__ = [f"the partial result is in {place}"]
+            stop.__notes__ = [sentence]
 
     def result(self) -> Analysis:
         """The analysis of what there is."""
@@ -251,6 +258,20 @@ class _Run:
         )
 
     # -- parts ------------------------------------------------------------------------------------------------------
+
+    def _refuse(self, failed: Mapping[str, Check]) -> None:
+        """Refuse the analysis for failed checks, or note the blocks that are left out."""
+        if not failed:
+            return
+        if not self.skip_failed:
+            raise refuse_failed(self.objective, self._operators(), failed)
+        self._note("blocks refused by the self-check: " + ", ".join(failed))
+
+    def _check_awake(self, sweep: Sweep, blocks: dict[str, Block], full_norm: float) -> Mapping[str, Check]:
+        assert self.checked is not None
+        failed = check_awake(self.objective, sweep, blocks, full_norm, self.arguments.seed, self.checked)
+        self._refuse(failed)
+        return failed
 
     def _operators(self) -> dict[str, Block]:
         made = {block.name: block for block in self.divided.blocks}
@@ -290,7 +311,7 @@ class _Run:
             operator = self.arguments.operator
             self._spectra = {
                 name: verdict(tasks[name], self.objective, operator, self.wanted, self.arguments.tol)
-                if name in tasks
+                if name not in self.checked.failed
                 else refused(block, self.objective, operator, self.checked.failed[name])
                 for name, block in self._operators().items()
             }

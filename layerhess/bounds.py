@@ -116,30 +116,39 @@ def missed_factor(above: float, top: float) -> float:
 
 
 def zero_level(eps: float, full_norm: float) -> float:
-    """Below this norm of a random unit product a block counts as zero."""
-    return ZERO_LEVEL * eps * full_norm
+    """Below this norm of a random unit product a block may count as zero.
+
+    In half precision 100 eps would be most of the full product, so the level is never more than a hundredth of it.
+    """
+    return min(ZERO_LEVEL * eps, 0.01) * full_norm
 
 
-def zero_bound(level: float, norm: float, n: int, p: float = MISSED_PROBABILITY) -> float:
-    """Error bound of the eigenvalue 0.0 of a block that counts as zero: the level, and never less than was seen.
+def zero_bound(level: float, norm: float, n: int, p: float = MISSED_PROBABILITY) -> float | None:
+    """Error bound of the eigenvalue 0.0 of a block that counts as zero, or None for a block that does not.
 
     A random vector sees 1/sqrt(n) of a single direction. ||A|| <= alpha sqrt(2 n / pi) max ||A u_i|| with probability
     1 - alpha^-2 for two random unit vectors (Dixon 1983; Halko, Martinsson & Tropp 2011, lemma 4.1).
 
+    A block is zero when the products are below the level and this bound is of its order; else it is to be solved.
+
     Args:
         level: of :func:`zero_level`. norm: the larger of the two products' norms. n: dimension. p: probability.
     """
-    return max(level, math.sqrt(2.0 * n / (math.pi * p)) * norm)
+    bound = max(level, math.sqrt(2.0 * n / (math.pi * p)) * norm)
+    return bound if norm <= level and bound <= 10.0 * level else None
 
 
-def total_rounding(measured: float, eps: float, norm: float) -> float:
+def total_rounding(measured: float, eps: float, norm: float, length: float) -> float:
     """The rounding part of a bound: what was measured, and never less than arithmetic itself costs.
 
-    One measurement can be lucky, so two roundings of the coarsest dtype are the least that is believed; to that come 16
-    of float64 for the small eigenproblem and the inner products.
+    One measurement can be lucky, so two roundings of the coarsest dtype are the least that is believed; more where one
+    batch sums up very many terms, which a small sample cannot show (errors of a sum grow like the root of its length,
+    less what blocked summation saves). To that come 16 roundings of float64 for the small eigenproblem.
 
     Args:
         measured: absolute, see :class:`layerhess.rounding.RoundingMeter`. eps: of the coarsest dtype in the graph.
-        norm: of the operator.
+        norm: of the operator. length: the most terms summed up in one batch.
     """
-    return max(measured, 2.0 * eps * norm) + 16.0 * float(np.finfo(np.float64).eps) * norm
+    return (
+        max(measured, max(2.0, math.sqrt(length) / 16.0) * eps * norm) + 16.0 * float(np.finfo(np.float64).eps) * norm
+    )

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from layerhess.bounds import certify, total_rounding
+from layerhess.checks import self_check
+from layerhess.checks.selfcheck import refuse_failed
 from layerhess.errors import InputError
 from layerhess.ledger import Ledger
 from layerhess.operators.hessian import BlockOperator, Hessian
@@ -22,7 +24,6 @@ from layerhess.solvers.lanczos import Lanczos
 from layerhess.solvers.process import Process, Wanted
 from layerhess.survey import survey
 from layerhess.sweep import FULL
-from layerhess.trace import trace
 from layerhess.vectors import oriented, random_unit, solver_device
 
 ENDS = ("LA", "SA", "LM", "BE")
@@ -64,7 +65,8 @@ def eigsh(
         :class:`Eigenpairs`; ``converged`` is False where max_passes ended the search.
 
     Raises:
-        InputError: bad k, which, tol or operator.
+        InputError: bad k, which, tol or operator; whatever the survey of a network's data refuses.
+        CheckError: the self-check of a network's operator failed.
 
     >>> import numpy as np, layerhess as lh
     >>> pairs = lh.eigsh(np.diag([1.0, 5.0, -7.0]), k=2, which="LM")
@@ -88,7 +90,12 @@ def eigsh(
         rounding: float | None = None
         # A dense matrix is two or three passes, and nothing before the last: it is always finished.
         for _ in range(max(max_passes, n) if isinstance(process, Dense) else max_passes):
-            process.tell(single.apply(process.ask()))
+            products = single.apply(process.ask())
+            if not bool(torch.isfinite(products).all()):
+                raise InputError(
+                    "a product of the operator is NaN or infinite", where="op", what_to_do="repair the operator"
+                )
+            process.tell(products)
             noisy = getattr(process, "relative_residual", 1.0) <= 2000.0 * single.eps
             if rounding is None and (process.proposes or noisy):
                 rounding = process.rounding = single.rounding(process)
@@ -115,6 +122,7 @@ class _Single:
     def __init__(self, op: Any, n: int, seed: int, stack: ExitStack) -> None:
         self._op = op.block(FULL) if isinstance(op, Hessian) else op
         self._meter: RoundingMeter | None = None
+        self._length = 1.0
         self.eps = float(np.finfo(np.float64).eps)
         self.device = torch.device("cpu")
         if isinstance(self._op, BlockOperator):
@@ -123,7 +131,12 @@ class _Single:
             stack.enter_context(self._op.parent.session())
             ledger = Ledger()
             surveyed = survey(objective, ledger)
-            coarsest = trace(objective, surveyed.sample).coarsest
+            blocks = {self._op.name: self._op.spec}
+            checked = self_check(objective, surveyed, blocks, self._op.parent.full, seed, ledger)
+            if checked.failed:
+                raise refuse_failed(objective, blocks, checked.failed)
+            coarsest = checked.trace.coarsest
+            self._length = surveyed.longest
             self.eps = torch.finfo(coarsest).eps
             self._meter = stack.enter_context(RoundingMeter(objective, surveyed.samples, coarsest, ledger))
         elif not isinstance(op, np.ndarray) and getattr(op, "dtype", None) in (np.dtype(np.float32), torch.float32):
@@ -148,7 +161,7 @@ class _Single:
             largest = float(np.abs(candidates.values).max())
             asked = {self._op.name: (self._op.spec, candidates.vectors, largest)}
             figure = self._meter.measure(asked)[self._op.name][0]
-        return total_rounding(figure, self.eps, candidates.norm)
+        return total_rounding(figure, self.eps, candidates.norm, self._length)
 
 
 def _check(op: Any, k: int, which: str, tol: float, max_passes: int) -> int:

@@ -29,8 +29,11 @@ class Evaluation(Protocol):
     def surveyed(self, model: nn.Module, batch: Any, where: str) -> Pair:
         """The pair, after a look at what could be wrong with the batch; raises InputError naming ``where``."""
 
-    def whole_and_parts(self, model: nn.Module, batch: Any) -> list[Pair] | None:
-        """The pairs of the batch and of its two parts, to see whether they add up; None if it cannot be split."""
+    def whole_and_parts(self, model: nn.Module, batch: Any, *, tied: bool) -> list[Pair] | None:
+        """The pairs of a batch and of its two parts, to see whether they add up.
+
+        None if it cannot be split, or only into parts that give other outputs since the model ties a batch together.
+        """
 
     def to(self, dtype: torch.dtype, device: torch.device) -> Evaluation:
         """The same evaluation with its own tensors in ``dtype``."""
@@ -94,7 +97,7 @@ class batch_loss:
         """The pair: there is nothing to look at beforehand, the function alone knows its batches."""
         return self(model, batch)
 
-    def whole_and_parts(self, model: nn.Module, batch: Any) -> list[Pair] | None:
+    def whole_and_parts(self, model: nn.Module, batch: Any, *, tied: bool) -> list[Pair] | None:
         """None: the function says itself how batches add up."""
         return None
 
@@ -166,11 +169,12 @@ class CriterionLoss:
                 what_to_do="give the target the shape and dtype that the criterion documents",
             ) from error
 
-    def whole_and_parts(self, model: nn.Module, batch: Any) -> list[Pair] | None:
-        """The pairs of one output and of its two parts: what is asked is whether the criterion is a mean."""
+    def whole_and_parts(self, model: nn.Module, batch: Any, *, tied: bool) -> list[Pair] | None:
+        """The pairs of one output and of its two parts, or else of the batch: is the criterion a mean?"""
         whole = self.output_and_target(model, batch)
-        parts = batches.halves(whole)
-        return None if parts is None else [self.criterion(*whole), *(self.criterion(*part) for part in parts)]
+        if (parts := batches.halves(whole)) is not None:
+            return [self.criterion(*whole), *(self.criterion(*part) for part in parts)]
+        return None if tied or (split := batches.halves(batch)) is None else [self(model, b) for b in (batch, *split)]
 
     def to(self, dtype: torch.dtype, device: torch.device) -> CriterionLoss:
         """The same with the criterion's tensors in ``dtype``."""
@@ -211,10 +215,9 @@ class ModelLoss:
             )
         return self(model, batch)
 
-    def whole_and_parts(self, model: nn.Module, batch: Any) -> list[Pair] | None:
+    def whole_and_parts(self, model: nn.Module, batch: Any, *, tied: bool) -> list[Pair] | None:
         """The pairs of the batch and of its two parts."""
-        parts = batches.halves(batch)
-        return None if parts is None else [self(model, part) for part in (batch, *parts)]
+        return None if tied or (split := batches.halves(batch)) is None else [self(model, b) for b in (batch, *split)]
 
     def to(self, dtype: torch.dtype, device: torch.device) -> ModelLoss:
         """Itself: it has no tensors."""

@@ -33,6 +33,7 @@ def deferred_interrupts() -> Iterator[Callable[[], None]]:
     signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield checkpoint
+        checkpoint()  # pressed after the last safe point: not to be forgotten
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -352,8 +352,16 @@ def _trainable(model: nn.Module) -> tuple[dict[str, nn.Parameter], tuple[str, ..
 
 def _copied(model: nn.Module) -> nn.Module:
     """A deep copy; what modules keep of earlier passes (activations, with their graphs) is copied without the graph."""
-    kept = [tensor for module in model.modules() for tensor in batches.tensors(dict(module.__dict__))]
+    kept = [tensor for module in model.modules() for tensor in _tensors_in(module.__dict__)]
     return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf})
+
+
+def _tensors_in(value: Any, depth: int = 4) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_in(item, depth - 1)
 
 
 def _dropout(module: nn.Module) -> float:

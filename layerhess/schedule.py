@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,10 +42,10 @@ class Task:
         """The vectors it needs next."""
         return self.zero_test.ask() if self.zero_test is not None else self.process.ask()
 
-    def judge(self, tol: float, eps: float) -> None:
+    def judge(self, tol: float, eps: float, length: float) -> None:
         """Make the certificate of what there is now; without a measurement rounding has its floor."""
         self.candidates = self.process.candidates()
-        rounding = total_rounding(self.rounding or 0.0, eps, self.candidates.norm)
+        rounding = total_rounding(self.rounding or 0.0, eps, self.candidates.norm, length)
         self.certificate = certify(self.candidates, tol=tol, rounding=rounding)
 
     def distance(self, tol: float) -> float:
@@ -60,9 +60,11 @@ class Schedule:
 
     Attributes:
         sweep: over the whole data. meter: for rounding. tol: relative. eps: of the coarsest dtype in the graph.
+        length: the most terms summed up in one batch.
         full_block: the block of all parameters, for the norm that zero blocks are held against.
         probe: a random unit vector (1, P) for that norm. max_passes, time_limit: after which it stops.
-        finished: called for each task that is done (for notes and tests).
+        check_awake: the self-check of blocks that were quiet on the sample and are not on all the data; returns the
+            names of those to leave out, or raises.
     """
 
     sweep: Sweep
@@ -70,8 +72,10 @@ class Schedule:
     tasks: list[Task]
     tol: float
     eps: float
+    length: float
     full_block: Block
     probe: Callable[[], torch.Tensor]
+    check_awake: Callable[[dict[str, Block], float], Collection[str]]
     max_passes: int
     time_limit: float | None
     progress: Progress | None = None
@@ -100,7 +104,7 @@ class Schedule:
         """Certificates of what an interrupted run has so far, without another product."""
         for task in self.tasks:
             if not task.done and task.told:
-                task.judge(self.tol, self.eps)
+                task.judge(self.tol, self.eps, self.length)
 
     def _step(self, tasks: list[Task]) -> None:
         requests = {task.name: Request(task.block, task.ask()) for task in tasks}
@@ -132,16 +136,22 @@ class Schedule:
             assert task.zero_test is not None
             if task.block.name not in self.sweep.touched:
                 task.zero_bound, task.done = 0.0, True
-            elif task.zero_test.norm <= level:
-                task.zero_bound, task.done = zero_bound(level, task.zero_test.norm, task.block.numel), True
+            else:
+                task.zero_bound = zero_bound(level, task.zero_test.norm, task.block.numel)
+                task.done = task.zero_bound is not None
             task.zero_test = None
+        awake = {task.name: task.block for task in testing if not task.done}
+        if awake:
+            refused = self.check_awake(awake, full_norm)
+            for task in testing:
+                task.done = task.done or task.name in refused
 
     def _settle(self, tasks: list[Task]) -> None:
         unmeasured = [task for task in tasks if task.rounding is None and (task.process.proposes or self._noisy(task))]
         self._measure(unmeasured)
         for task in tasks:
             if task.rounding is not None and task.process.proposes:
-                task.judge(self.tol, self.eps)
+                task.judge(self.tol, self.eps, self.length)
                 task.done = True
 
     def _noisy(self, task: Task) -> bool:
@@ -157,12 +167,12 @@ class Schedule:
         )
         for task in tasks:
             task.rounding, task.rounding_source = measured[task.name]
-            task.process.rounding = total_rounding(task.rounding, self.eps, candidates[task.name].norm)
+            task.process.rounding = total_rounding(task.rounding, self.eps, candidates[task.name].norm, self.length)
 
     def _give_best(self, task: Task) -> None:
         if task.rounding is None and self.time_limit is None and len(task.process.candidates().values):
             self._measure([task])
-        task.judge(self.tol, self.eps)
+        task.judge(self.tol, self.eps, self.length)
 
     def _report(self, passes: int, seconds_per_pass: float) -> None:
         if self.progress is None:

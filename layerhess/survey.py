@@ -16,12 +16,10 @@ from layerhess.errors import InputError
 from layerhess.ledger import Ledger
 from layerhess.objective import Objective
 from layerhess.randomness import randomness_refused, repeats
+from layerhess.sample import Sampler
 from layerhess.sweep import FULL, Request, Sweep, is_out_of_memory
 from layerhess.trace import non_finite_weight, trace
 from layerhess.vectors import solver_device
-
-SAMPLE = 32  # most examples that the self-checks and the rounding measurement look at
-SMALLEST_SAMPLE, SAMPLE_SHARE = 8, 16  # at least so many, otherwise one in so many: checks should cost little
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,8 @@ class Survey:
     Attributes:
         loss_sum, count: their ratio is the loss (the sum itself for reduction="sum").
         examples: sum of the first dimensions, 0 where unknown. batches: pieces evaluated.
-        samples: prepared pieces of batches, together a sixteenth of the examples but 8 to 32: spread over the first
-            batch that counts, and over those after it while it is smaller. sample_size: their examples, 0 if unknown.
+        samples: prepared pieces of up to three batches, see :class:`layerhess.sample.Sampler`. sample_size: their
+            examples together, 0 if unknown. longest: the most terms that are summed up in one batch.
     """
 
     loss_sum: float
@@ -41,6 +39,7 @@ class Survey:
     batches: int
     samples: list[Any]
     sample_size: int
+    longest: float
 
     @property
     def sample(self) -> Any:
@@ -86,10 +85,10 @@ def _survey(objective: Objective, ledger: Ledger, checkpoint: Callable[[], None]
     loss_sum = total = 0.0
     examples: int | None = 0
     number = 0
-    samples: list[Any] = []
-    missing = SAMPLE
+    sampler = Sampler(objective)
+    longest = 1.0
     first: Any = None
-    checked = not (objective.evaluation.count_is_exact or objective.batch_dependent_norm)
+    checked = not objective.evaluation.count_is_exact
     for number, batch in enumerate(objective.batches(), 1):
         checkpoint()
         where = f"batch {number - 1}"
@@ -101,9 +100,8 @@ def _survey(objective: Objective, ledger: Ledger, checkpoint: Callable[[], None]
         total += count
         size = batches.leading_size(batch)
         examples = None if size is None or examples is None else examples + size
-        if missing > 0 and count > 0.0:
-            samples.append(_sample(objective, batch, missing))
-            missing -= batches.leading_size(samples[-1]) or SAMPLE
+        longest = max(longest, count, size or 1)
+        sampler.offer(batch, value, count)
         if checked and number > 1:  # a single batch may be summed up in any way
             if number == 2:
                 _refuse_unless_mean(objective, first, "batch 0")
@@ -116,11 +114,10 @@ def _survey(objective: Objective, ledger: Ledger, checkpoint: Callable[[], None]
         if examples == 0:
             what, advice = "the batches hold no examples", "give at least one example"
         raise InputError(f"{what}: the total count of the loss is 0", where="data", what_to_do=advice)
-    if not samples:  # reduction="sum" over batches that count nothing
-        samples.append(next(iter(objective.batches())))
-    samples = _trimmed(objective, samples, examples or 0)
+    # No batch counts anything only with reduction="sum".
+    samples = sampler.chosen(examples or 0) or [next(iter(objective.batches()))]
     sizes = [batches.leading_size(piece) or 0 for piece in samples]
-    return Survey(loss_sum, total, examples or 0, number, samples, sum(sizes) if all(sizes) else 0)
+    return Survey(loss_sum, total, examples or 0, number, samples, sum(sizes) if all(sizes) else 0, longest)
 
 
 def _surveyed(objective: Objective, batch: Any, where: str) -> tuple[float, float]:
@@ -145,7 +142,8 @@ def _surveyed(objective: Objective, batch: Any, where: str) -> tuple[float, floa
 def _refuse_unless_mean(objective: Objective, batch: Any, where: str) -> None:
     """A batch against its two parts: a mean over the counted items satisfies sum = sum + sum."""
     with torch.no_grad():
-        pairs = objective.evaluation.whole_and_parts(objective.model, batch)
+        tied = bool(objective.batch_dependent_norm)
+        pairs = objective.evaluation.whole_and_parts(objective.model, batch, tied=tied)
         if pairs is None:
             return
         (whole, count), *parts = ((float(value), number) for value, number in pairs)
@@ -170,30 +168,6 @@ def adds_up(whole: float, parts: Sequence[float], count: float, counts: Sequence
     tolerance = max(1e-4, 30.0 * torch.finfo(dtype).eps)
     size = max(abs(whole), sum(abs(part) for part in parts))
     return abs(whole - sum(parts)) <= tolerance * size and abs(count - sum(counts)) <= 1e-6 * max(count, *counts)
-
-
-def _trimmed(objective: Objective, samples: list[Any], examples: int) -> list[Any]:
-    """The share of the samples that data of this size deserves; known only once all data were seen."""
-    missing = min(SAMPLE, max(SMALLEST_SAMPLE, examples // SAMPLE_SHARE))
-    kept = []
-    for piece in samples:
-        if missing > 0:
-            kept.append(_sample(objective, piece, missing))
-            missing -= batches.leading_size(kept[-1]) or SAMPLE
-    return kept
-
-
-def _sample(objective: Objective, batch: Any, size: int) -> Any:
-    """A spread of a few examples, or the whole batch where such a slice cannot be evaluated or counts nothing."""
-    small = batches.spread_slice(batch, size)
-    if small is batch:
-        return batch
-    try:
-        with torch.no_grad():
-            value, count = objective.terms(small)
-    except Exception:  # a model tied to its batch size, or dimension 0 is not the examples after all
-        return batch
-    return small if count > 0.0 and math.isfinite(float(value)) else batch
 
 
 def _not_finite(objective: Objective, batch: Any, index: int, value: float) -> InputError:

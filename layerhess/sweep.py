@@ -119,14 +119,18 @@ class Sweep:
         fresh = not self._kept_all
         loss_sum = count = 0.0
         gradient: dict[str, Tensor] = {}
-        for graph in self._graphs():
-            self._checkpoint()
-            loss_sum += graph.loss_sum
-            count += graph.count
-            if fresh and math.isnan(self.gradient_norm):
-                _accumulate(gradient, graph.gradient)
-            for key, request in requests.items():
-                self._add(graph, request, sums[key])
+        try:
+            for graph in self._graphs():
+                self._checkpoint()
+                loss_sum += graph.loss_sum
+                count += graph.count
+                if fresh and math.isnan(self.gradient_norm):
+                    _accumulate(gradient, graph.gradient)
+                for key, request in requests.items():
+                    self._add(graph, request, sums[key])
+        except BaseException:
+            self.release()  # which batches are kept is only known after a whole pass
+            raise
         self._check_totals(loss_sum, count, fresh)
         if gradient:
             self.gradient_norm = math.sqrt(sum(float(g.square().sum()) for g in gradient.values())) / self.denominator

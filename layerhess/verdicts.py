@@ -77,8 +77,12 @@ def _status(task: Task, tol: float, short: bool) -> str:
     assert candidates is not None and certificate is not None
     if not task.done or short or not bool(np.all(certificate.converged)):
         worst = float(certificate.error_bounds.max()) if len(certificate.error_bounds) else math.inf
-        missing = "copies of an eigenvalue were still being looked for" if np.all(certificate.converged) else ""
-        return "not converged: " + (missing or f"bound so far {worst:.2e}") + "; raise max_passes or time_limit, or tol"
+        so_far = f"bound so far {worst:.2e}"
+        if not len(candidates.values):
+            so_far = "stopped before the whole matrix was read"
+        elif bool(np.all(certificate.converged)):
+            so_far = "copies of an eigenvalue were still being looked for"
+        return f"not converged: {so_far}; raise max_passes or time_limit, or tol"
     if candidates.spectrum is not None:
         return "complete"
     if certificate.limited_by_dtype:

@@ -205,6 +205,12 @@ case("no mean: a sum", SUMMED, "batch 0", "batch_loss")(
     analysis(loss=lambda o, t: F.cross_entropy(o, t, reduction="sum"))
 )
 case("no mean: weights of its own", SUMMED)(analysis(loss=lambda o, t: (o * (t == 0)[:, None]).sum() / (t == 0).sum()))
+case("no mean: under BatchNorm in train mode", SUMMED)(
+    analysis(loss=lambda o, t: F.cross_entropy(o, t, reduction="sum"), model=lambda: mlp(nn.BatchNorm1d(5)))
+)
+case("no mean: outputs and targets of other lengths", SUMMED)(
+    analysis(loss=lambda o, t: o.square().sum(), model=lambda: nn.Sequential(nn.Linear(4, 3), nn.Flatten(0)))
+)
 case("no mean: split by batch_size", SUMMED)(
     analysis((X, Y), lambda o, t: F.cross_entropy(o, t, reduction="sum"), options={"batch_size": 5})
 )

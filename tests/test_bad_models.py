@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import layerhess as lh
 from refusals import CE, PAIRS, Table, Y, analysis, mlp
+from witness import refused
 
 TABLE = Table()
 case = TABLE.case
@@ -320,3 +321,30 @@ def test_checkpointing_that_is_not_reentrant_just_works() -> None:
     vector = torch.linspace(-1.0, 1.0, 73)
     products = [lh.Hessian(lh.Objective(model, PAIRS, CE)).matvec(vector) for model in (plain, checkpointed)]
     torch.testing.assert_close(*products)
+
+
+@pytest.mark.parametrize("scheme", [{"all": "*"}, {"first": "[01].*", "rest": "[2-9].*"}, "depth:1", "module"], ids=str)
+@pytest.mark.parametrize("make", [linear, convolutional, bigger])
+@pytest.mark.parametrize("style", [old, parametrised])
+def test_weight_norm_is_named_whatever_the_blocks(style: Any, make: Any, scheme: Any) -> None:
+    """In float32, and in a block with much else; in several seeds, since the check is a random one."""
+    for seed in range(3):
+        model = normalised(make, style, torch.float32)
+        with refused(model, "module 2 (", "weight_norm", "fold it"):
+            lh.analyze(lh.Objective(model, PAIRS, CE), blocks=scheme, full=False, seed=seed)
+
+
+@pytest.mark.parametrize("style", [old, parametrised])
+def test_blocks_that_weight_norm_does_not_touch_are_analysed(style: Any) -> None:
+    model = normalised(bigger, style, torch.float64)
+    objective = lh.Objective(model, [(x.double(), y) for x, y in PAIRS], CE)
+    assert lh.analyze(objective, blocks={"biases": "*.bias"}, full=False).converged
+    with refused(model, "(full)", "module 2 (", "weight_norm"):
+        lh.analyze(objective, blocks={"biases": "*.bias"}, full=True)
+
+
+def test_finite_differences_name_the_tensor_inside_a_block_of_many() -> None:
+    """In one block of everything, each fault of a hand-written backward pass would drown."""
+    model = mlp(Applies(Cut), nn.Tanh())
+    with refused(model, "a self-check failed", "2 (Cut)"):
+        lh.analyze(lh.Objective(model, PAIRS, CE), blocks={"all": "*"}, full=False)

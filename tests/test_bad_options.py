@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 from torch import nn
 
 import layerhess as lh
 from refusals import CE, PAIRS, P, Table, X, Y, analysis, mlp
+from witness import untouched
 
 TABLE = Table()
 case = TABLE.case
@@ -87,3 +90,49 @@ case("examples: that cannot be told apart", "cannot be told apart", "batch 1")(
 @pytest.mark.parametrize("name", TABLE)
 def test_bad_arguments_are_refused_in_words(name: str) -> None:
     TABLE.check(name)
+
+
+# -- limits, and what is welcome ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [({"max_passes": 1}, "max_passes=1"), ({"max_passes": 3}, "max_passes=3"), ({"time_limit": 1e-9}, "time_limit")],
+    ids=str,
+)
+def test_past_a_limit_there_is_what_there_is_clearly_unfinished(limit: dict[str, float], said: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 3))
+    with untouched(model):
+        result = lh.analyze(lh.Objective(model, PAIRS, CE), top=2, tol=1e-6, **limit)
+    assert said in result.partial and said in str(result)
+    assert not result.converged
+    unfinished = [spectrum for spectrum in result.spectra() if not spectrum.ok]
+    assert result.full in unfinished
+    for spectrum in unfinished:
+        assert (spectrum.status.startswith("not converged") and not spectrum.converged.all()) or not len(
+            spectrum.converged
+        )
+        assert spectrum.spectrum is None and not spectrum.complete
+
+
+def test_bounds_of_an_unfinished_result_hold_all_the_same() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 3)).double()
+    objective = lh.Objective(model, [(x.double(), y) for x, y in PAIRS], CE)
+    exact = torch.linalg.eigvalsh(lh.Hessian(objective).to_dense()).numpy()
+    for passes in (2, 4, 6):
+        full = lh.analyze(objective, tol=1e-9, max_passes=passes).full
+        assert full is not None and not full.converged.any()
+        assert (np.abs(exact[:, None] - full.eigenvalues).min(axis=0) <= full.error_bounds).all()
+
+
+def test_numbers_of_numpy_are_welcome() -> None:
+    result = lh.analyze(
+        lh.Objective(mlp(), PAIRS, CE, batch_size=np.int64(5)),
+        top=np.int64(2), bottom=np.uint8(1), tol=np.float32(1e-2), seed=np.int32(3), max_passes=np.int64(40),
+        time_limit=np.float64(100.0),
+    )  # fmt: skip
+    assert result.converged and all(
+        type(value) in (int, float, str, bool, type(None)) for value in result.settings.values()
+    )

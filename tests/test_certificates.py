@@ -36,7 +36,7 @@ def certified(matrix: Matrix, dtype: type, wanted: Wanted, tol: float, seed: int
             exact = torch.from_numpy(vectors.numpy() @ matrix.astype(dtype).astype(np.float64))
             worst = float(torch.linalg.vector_norm(product(vectors) - exact, dim=1).max())
             norm = process.candidates().norm
-            rounding = process.rounding = total_rounding(ROUNDING_SAFETY * worst, float(np.finfo(dtype).eps), norm)
+            rounding = process.rounding = total_rounding(ROUNDING_SAFETY * worst, float(np.finfo(dtype).eps), norm, 1)
         if process.proposes:
             break
     assert rounding is not None and process.proposes

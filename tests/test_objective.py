@@ -325,6 +325,21 @@ def test_a_gate_without_gradients_is_no_reason_to_refuse() -> None:
     assert lh.analyze(lh.Objective(Logging(), (X, Y), CE)).converged
 
 
+def test_a_model_that_keeps_activations_is_copied_without_their_graphs() -> None:
+    """So that its rounding can be measured: deepcopy refuses tensors that carry a graph."""
+
+    class Keeps(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            self.latest = x
+            self.history = [x, {"again": x}]
+            return x
+
+    model = mlp(Keeps())
+    model(X)
+    analysis = lh.analyze(lh.Objective(model, (X, Y), CE))
+    assert {spectrum.rounding_source for spectrum in analysis.spectra()} == {"measured"}
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -134,7 +134,7 @@ def _symmetry(
     floor = zero_level(torch.finfo(coarsest).eps, measured[FULL].norm)
     found.zero_suspects = {key for key in blocks if key != FULL and measured[key].norm <= floor}
     live = {key: m for key, m in measured.items() if key not in found.zero_suspects}
-    suspicious = SUSPICIOUS.get(coarsest, 1.0)
+    suspicious = SUSPICIOUS.get(coarsest, 0.0)  # half precision shows nothing: always look at the float64 copy
     doubtful = {key for key, m in live.items() if not m.asymmetry <= suspicious}
     limit = WRONG.get(coarsest, 0.3)
     everything = {**blocks, FULL: full}
@@ -159,6 +159,30 @@ def _symmetry(
                   f"operators, on {_size(sweep)}")
         )  # fmt: skip
     found.checks.extend(check for check in found.failed.values())
+
+
+def check_awake(
+    objective: Objective, sweep: Sweep, blocks: Mapping[str, Block], full_norm: float, seed: int, found: SelfCheck
+) -> dict[str, Check]:
+    """Symmetry of blocks that were quiet on the sample and are not on all the data: judged there, in their own dtype.
+
+    Args:
+        sweep: over all data. full_norm: of a random unit product with the full operator, for the noise of weak blocks.
+
+    Returns:
+        The failed ones; they are added to ``found`` too.
+    """
+    coarsest = found.trace.coarsest
+    measured = symmetry(sweep, blocks, seed)
+    failed = {}
+    for key, block in blocks.items():
+        noise = 30.0 * torch.finfo(coarsest).eps * full_norm / max(measured[key].norm, 1e-300)
+        if not measured[key].asymmetry <= max(WRONG.get(coarsest, 0.3), noise):
+            figure = _asymmetric(measured[key].asymmetry)
+            failed[key] = _failure("symmetry", objective, key, list(block.parameters), found.trace, figure)
+    found.failed.update(failed)
+    found.checks.extend(failed.values())
+    return failed
 
 
 def _locate(

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerhess.solvers.process import Candidates, Floats, Wanted, dense_eigh, nearest_gaps
+from layerhess.solvers.process import Candidates, Floats, Wanted, dense_eigh, known_gaps, neighbours
 
 CHUNK = 64  # columns a pass
 
@@ -15,7 +15,7 @@ class Dense:
     """Reads off all n columns with unit vectors, symmetrises, calls LAPACK, and multiplies once more to make sure.
 
     Cost: n products, and one for each wanted pair. The residual is that of a fresh product A v, not of the matrix as
-    read: in float32 the rounding of the columns adds up to more than that of a product, and an asymmetric product shows.
+    read: in float32 the rounding of the columns adds up to more than that of one product, and asymmetry shows.
 
     Args:
         n: dimension. wanted: which pairs to report (all if n is smaller). device: where the matrix lives.
@@ -70,7 +70,7 @@ class Dense:
             values=theta,
             vectors=self._vectors,
             residuals=residuals,
-            gaps=nearest_gaps(theta, self._values, residuals),
+            gaps=known_gaps(self._distances(), residuals, np.zeros(len(theta))),
             ends=self.wanted.ends(len(theta)),
             norm=float(np.abs(self._values).max()),
             spectrum=self._values[::-1].copy() if self.proposes else None,
@@ -84,6 +84,10 @@ class Dense:
         # Without vectors LAPACK takes the QR iteration, which keeps small eigenvalues of graded matrices accurate.
         self._values = np.linalg.eigvalsh(symmetric.cpu().numpy())
         self._vectors = vectors[:, self.wanted.indices(self._values)].T.contiguous()
+
+    def _distances(self) -> Floats:
+        keep = self.wanted.indices(self._values) if len(self._vectors) else []
+        return np.abs(self._values[keep] - self._values[neighbours(self._values, keep)])
 
     def _wanted_values(self) -> Floats:
         return self._values[self.wanted.indices(self._values)] if len(self._vectors) else np.empty(0)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from layerhess.solvers.basis import Basis
-from layerhess.solvers.process import Candidates, Floats, Search, Source, Wanted, nearest_gaps, tolerated
+from layerhess.solvers.process import Candidates, Floats, Search, Source, Wanted, known_gaps, neighbours, tolerated
 
 ARITHMETIC = 16.0 * float(np.finfo(np.float64).eps)
 LARGEST_BLOCK = 4  # vectors at a time once copies of an eigenvalue were found
@@ -64,7 +64,8 @@ class Lanczos:
         self._locked = 0
         self._steps = 0
         self._degree = 0  # Krylov steps since the last random start, until the first restart
-        self._checks = 0
+        self._checks = 0  # over all searches: each of them might have been the last
+        self._extremes = (np.inf, -np.inf)  # smallest and largest Ritz value since the last random start
         self._restarted = False
         self._width = 1
         self._searches: dict[str, tuple[Search, ...]] = {}
@@ -92,12 +93,14 @@ class Lanczos:
         keep = self.wanted.indices(values)
         theta = values[keep]
         chosen = coefficients[:, keep]
-        residuals = torch.linalg.vector_norm(self._basis.residuals(theta, chosen), dim=1).cpu().numpy()
+        residuals = _row_norms(self._basis.residuals(theta, chosen))
+        near = neighbours(values, keep)
+        others = _row_norms(self._basis.residuals(values[near], coefficients[:, near]))
         return Candidates(
             values=theta,
             vectors=self._basis.vectors(chosen),
             residuals=residuals,
-            gaps=nearest_gaps(theta, values, residuals),
+            gaps=known_gaps(np.abs(theta - values[near]), residuals, others),
             ends=self.wanted.ends(len(keep)),
             norm=max(self._norm, float(np.abs(values).max())),  # restarts drop Ritz values, not what they taught
             spectrum=values[::-1].copy() if self._basis.size == self.n else None,
@@ -118,7 +121,7 @@ class Lanczos:
     @rounding.setter
     def rounding(self, value: float) -> None:
         self._rounding = value
-        if self._done and not self._within():
+        if self._done and self._basis.size < self.n and not self._within():
             self._done = False
             if self._phase == "polish" or self._phase == "verify":
                 self._polish()
@@ -148,11 +151,13 @@ class Lanczos:
 
     def _search(self, rest: Tensor, values: Floats, coefficients: Tensor) -> None:
         keep = self.wanted.indices(values)
-        lengths = _row_norms(coefficients[-len(rest) :, keep].T.to(rest.device) @ rest)
+        self._remember(values)
+        every = _row_norms(coefficients[-len(rest) :].T.to(rest.device) @ rest)
+        lengths = every[keep]
         self._estimate = float(lengths.max())
-        enough = len(keep) == self.wanted.total
+        enough = len(keep) == self.wanted.total and self._other_end_is_smaller(values, every, values[keep])
         if enough and bool(np.all(lengths <= 1.1 * self._allowed(values[keep]))) and self._within():
-            search = Search(self.n, self._degree, self._checks, float(values[-1]), float(values[0]))
+            search = self._searched(self.n)
             self._searches = {"top": (search,), "bottom": (search,)}
             if self._copies_possible():
                 self._lock(coefficients[:, keep])
@@ -180,7 +185,8 @@ class Lanczos:
         self._basis.replace(coefficients)
         self._locked = self._basis.size
         self._phase = "verify"
-        self._degree = self._checks = 0
+        self._degree = 0
+        self._extremes = (np.inf, -np.inf)
         self._restarted = False
         draws = [self._random() for _ in range(min(self._width, self.n - self._locked))]
         self._frontier = self._next(torch.stack(draws))
@@ -188,10 +194,12 @@ class Lanczos:
     def _verify(self, rest: Tensor) -> None:
         """Has the deflated operator's extreme pair converged, and does it lie beyond the last one wanted?"""
         values, coefficients = self._basis.ritz(self._locked)
+        self._remember(values)
         lengths = _row_norms(coefficients[-len(rest) :].T.to(rest.device) @ rest)
         settled = lengths <= self._allowed(values)
         ends = self._ends_to_verify(values)
-        if not all(settled[end] for end in ends):
+        clear = self._other_end_is_smaller(values, lengths, self._basis.ritz(stop=self._locked)[0])
+        if not (all(settled[end] for end in ends) and clear):
             self._estimate = float(max(lengths[end] for end in ends))
             self._frontier = self._next(rest)
             if self._basis.size + len(self._frontier) > max(self._limit, self._locked + 12):
@@ -205,12 +213,28 @@ class Lanczos:
             self._width = min(2 * self._width, LARGEST_BLOCK)
             self._lock(embedded)
             return
-        search = Search(self.n - self._locked, self._degree, self._checks, float(values[-1]), float(values[0]))
+        search = self._searched(self.n - self._locked)
         if self.wanted.top >= 2 or self.wanted.magnitude:
             self._searches["top"] = (self._searches["top"][0], search)
         if self.wanted.bottom >= 2 or self.wanted.magnitude:
             self._searches["bottom"] = (self._searches["bottom"][0], search)
         self._polish()
+
+    def _remember(self, values: Floats) -> None:
+        self._extremes = (min(self._extremes[0], float(values[0])), max(self._extremes[1], float(values[-1])))
+
+    def _searched(self, n: int) -> Search:
+        """The random search that ends here; its extremes are those of all its steps, restarts included."""
+        smallest, largest = self._extremes
+        return Search(n, self._degree, self._checks, largest, smallest)
+
+    def _other_end_is_smaller(self, values: Floats, lengths: Floats, found: Floats) -> bool:
+        """For the largest in modulus: can neither end of the spectrum still grow past what was found?"""
+        if not self.wanted.magnitude:
+            return True
+        smallest = np.sort(np.abs(found))[-min(self.wanted.magnitude, len(found))]
+        growing = [end for end in (0, len(values) - 1) if lengths[end] > self._allowed(values)[end]]
+        return all(abs(values[end]) + lengths[end] <= smallest for end in growing)
 
     def _ends_to_verify(self, values: Floats) -> list[int]:
         if self.wanted.magnitude:

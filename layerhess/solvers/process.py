@@ -117,14 +117,23 @@ def dense_eigh(matrix: Tensor) -> tuple[Floats, Tensor]:
     return values.cpu().numpy().astype(np.float64), vectors
 
 
-def nearest_gaps(values: Floats, others: Floats, residuals: Floats) -> Floats:
-    """For each value the distance to the nearest of ``others`` (all Ritz values) that is not the value itself.
+def neighbours(ascending: Floats, keep: list[int]) -> list[int]:
+    """For each kept position in an ascending array, the position of the nearest other value (itself if alone)."""
+    last = len(ascending) - 1
+    found = []
+    for i in keep:
+        around = [j for j in (i - 1, i + 1) if 0 <= j <= last]
+        found.append(min(around, key=lambda j: abs(ascending[j] - ascending[i])) if around else i)
+    return found
 
-    Values closer than the residual are one cluster: no gap is known (NaN).
+
+def known_gaps(distances: Floats, residuals: Floats, others: Floats) -> Floats:
+    """Distance to the nearest eigenvalue, as far as it is known: less the neighbour's own residual.
+
+    Where that is not more than the pair's residual, both are one cluster and no gap is known (NaN).
+
+    Args:
+        distances: to the nearest other Ritz value. residuals: of the pairs. others: of those neighbours.
     """
-    gaps = np.full(len(values), np.nan)
-    for i, (value, residual) in enumerate(zip(values, residuals, strict=True)):
-        distances = np.sort(np.abs(others - value))[1:]
-        if len(distances) and distances[0] > residual:
-            gaps[i] = distances[0]
-    return gaps
+    gaps = np.asarray(distances - others)
+    return np.where(gaps > residuals, gaps, np.nan)
