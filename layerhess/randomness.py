@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from layerhess.errors import InputError
 from layerhess.objective import Objective
 from layerhess.restore import random_states
-from layerhess.trace import state_versions
+from layerhess.watch import state_versions
 
 NUDGE = 0.1  # relative to a tensor's mean size
 SETTLED = 1e-9  # relative difference of two float64 losses

@@ -28,7 +28,7 @@ class RoundingMeter:
     is the rounding part of a bound. Where no copy of the model can be made, 1e-5 |theta| is assumed (in float32).
 
     Args:
-        objective: in session. samples: prepared batches, a few dozen examples together.
+        objective: in session. samples: prepared pieces of batches, see :class:`layerhess.sample.Sampler`.
         coarsest: the coarsest dtype in the objective's graph. ledger: counts under "rounding".
     """
 

@@ -18,7 +18,7 @@ from layerhess.objective import Objective
 from layerhess.randomness import randomness_refused, repeats
 from layerhess.sample import Sampler
 from layerhess.sweep import FULL, Request, Sweep, is_out_of_memory
-from layerhess.trace import non_finite_weight, trace
+from layerhess.watch import non_finite_weight, trace
 from layerhess.vectors import solver_device
 
 

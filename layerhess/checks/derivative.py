@@ -13,7 +13,7 @@ from layerhess.ledger import Ledger
 from layerhess.objective import Objective
 from layerhess.products.reverse import BatchGraph
 from layerhess.sweep import is_out_of_memory
-from layerhess.trace import ONCE_DIFFERENTIABLE, Trace, walk
+from layerhess.watch import ONCE_DIFFERENTIABLE, Trace, walk
 
 ONCE = "Error"  # the autograd node that torch puts behind what may be differentiated once
 ADVICE = (

@@ -13,7 +13,7 @@ from layerhess.randomness import randomness_refused, repeats
 from layerhess.restore import preserved_random_state, random_states
 from layerhess.results import Check
 from layerhess.survey import adds_up
-from layerhess.trace import Trace
+from layerhess.watch import Trace
 
 
 def check_determinism(objective: Objective, sample: Any, seen: Trace) -> Check:

@@ -27,7 +27,7 @@ from layerhess.randomness import refuse_state_that_follows
 from layerhess.results import Check
 from layerhess.survey import Survey, too_large
 from layerhess.sweep import FULL, Sweep, is_out_of_memory
-from layerhess.trace import Trace, trace
+from layerhess.watch import Trace, trace
 
 # Asymmetry above the first is looked at again in float64; above the second it is refused where that is impossible.
 SUSPICIOUS = {torch.float64: 1e-7, torch.float32: 1e-5}
