@@ -24,6 +24,7 @@ from layerhess.ledger import Ledger
 from layerhess.objective import Objective
 from layerhess.paths.exact import basis_limit, expected_products, make_process, source
 from layerhess.progress import Forecast, Progress
+from layerhess.restore import preserved_random_state
 from layerhess.results import Analysis, Check, Spectrum
 from layerhess.rounding import RoundingMeter
 from layerhess.schedule import Schedule, Task
@@ -101,7 +102,7 @@ def analyze(
     arguments = check_arguments(
         objective, operator=operator, top=top, bottom=bottom, full=full, tol=tol, seed=seed, out=out,
         max_passes=max_passes, time_limit=time_limit, method=method, resume=resume,
-        later={"trace": trace, "diagonal": diagonal, "density": density, "coupling": coupling},
+        progress=progress, later={"trace": trace, "diagonal": diagonal, "density": density, "coupling": coupling},
     )  # fmt: skip
     divided = partition(objective.model, objective.parameters, objective.frozen, blocks)
     run = _Run(objective, divided, blocks, arguments, progress, skip_failed)
@@ -117,7 +118,8 @@ def analyze(
             raise
     analysis = run.result()
     if out is not None:
-        analysis.save(out)
+        with preserved_random_state():  # drawing the report imports modules that draw random numbers
+            analysis.save(out)
     return analysis
 
 
@@ -220,7 +222,8 @@ class _Run:
         if self.arguments.out is None or self.schedule is None or self.surveyed is None:
             return
         try:
-            sentence = f"the partial result is in {self.result().save(self.arguments.out)}"
+            with preserved_random_state():
+                sentence = f"the partial result is in {self.result().save(self.arguments.out)}"
         except InputError as error:
             sentence = f"the partial result could not be saved: {error}"
         if hasattr(stop, "add_note"):

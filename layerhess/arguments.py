@@ -73,6 +73,7 @@ def check_arguments(
     time_limit: float | None,
     method: str,
     resume: bool,
+    progress: Any,
     later: Mapping[str, Any],
 ) -> Arguments:
     """The arguments, if they make sense together.
@@ -87,7 +88,7 @@ def check_arguments(
             what_to_do="write lh.analyze(lh.Objective(model, data, loss))",
         )
     for name, value in later.items():
-        if value:
+        if value is not False:
             raise InputError(f"{name} is not available yet", where=f"{name}={value!r}", what_to_do=f"leave {name} out")
     if resume:
         raise InputError("resume is not available yet", where="resume=True", what_to_do="leave resume out")
@@ -119,6 +120,12 @@ def check_arguments(
         raise InputError(f"time_limit is {time_limit!r}", where="time_limit", what_to_do="use seconds > 0, or None")
     if out is not None and not isinstance(out, (str, os.PathLike)):
         raise InputError(f"out is {type(out).__name__}", where="out", what_to_do="give the path of a folder")
+    if progress is not None and not all(hasattr(progress, name) for name in ("forecast", "update", "note")):
+        raise InputError(
+            f"progress is {progress!r}, which receives no events",
+            where="progress",
+            what_to_do="pass an object with the methods of layerhess.progress.Progress, or None",
+        )
     folder = None
     if out is not None:
         from layerhess.store import check_writable

@@ -13,7 +13,7 @@ from layerhess.errors import InputError
 
 Scheme = str | Mapping[str, str | Sequence[str]] | Callable[[str, nn.Parameter], str | None]
 ROOT = "(root)"
-RESERVED = ("", "(full)", "(not in any block)")  # these have a meaning of their own in results
+RESERVED = ("", "(full)", "(probe)", "(not in any block)")  # these have a meaning of their own in results
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from layerhess.solvers.process import Candidates, Process
 from layerhess.solvers.zero import ZeroTest
 from layerhess.sweep import Request, Sweep
 
+PROBE = "(probe)"  # no block has this name
 NOISE = 2000.0  # times eps: a relative residual this small may be rounding, so rounding is measured
 
 
@@ -109,8 +110,8 @@ class Schedule:
     def _step(self, tasks: list[Task]) -> None:
         requests = {task.name: Request(task.block, task.ask()) for task in tasks}
         testing = [task for task in tasks if task.zero_test is not None]
-        if testing and "probe" not in requests:
-            requests["probe"] = Request(self.full_block, self.probe())
+        if testing:
+            requests[PROBE] = Request(self.full_block, self.probe())
         products = self.sweep.run(requests)
         for task in tasks:
             rows = products[task.name]
@@ -127,7 +128,7 @@ class Schedule:
             else:
                 task.zero_test.tell(rows)
         if testing:
-            self._settle_zero_tests(testing, float(torch.linalg.vector_norm(products["probe"])))
+            self._settle_zero_tests(testing, float(torch.linalg.vector_norm(products[PROBE])))
         self._settle([task for task in tasks if not task.done and task.zero_test is None and task.told])
 
     def _settle_zero_tests(self, testing: list[Task], full_norm: float) -> None:

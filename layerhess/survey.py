@@ -18,8 +18,8 @@ from layerhess.objective import Objective
 from layerhess.randomness import randomness_refused, repeats
 from layerhess.sample import Sampler
 from layerhess.sweep import FULL, Request, Sweep, is_out_of_memory
-from layerhess.watch import non_finite_weight, trace
 from layerhess.vectors import solver_device
+from layerhess.watch import non_finite_weight, trace
 
 
 @dataclass(frozen=True)

@@ -56,5 +56,7 @@ def test_imports_point_up_the_list() -> None:
 
 
 def test_no_module_needs_scrolling_past_four_hundred_lines() -> None:
-    long = {str(path.relative_to(ROOT)): n for path in PACKAGE.rglob("*.py") if (n := len(path.open().readlines())) > 400}
+    long = {
+        str(path.relative_to(ROOT)): n for path in PACKAGE.rglob("*.py") if (n := len(path.open().readlines())) > 400
+    }
     assert not long

@@ -176,7 +176,6 @@ def test_random_states_come_back(data: Any) -> None:
     assert random_states() == before
 
 
-@pytest.mark.xfail(strict=True, reason="the first import of rich, for the report, draws from Python's generator")
 def test_random_states_come_back_when_a_result_is_saved_for_the_first_time(tmp_path: Path) -> None:
     code = """
 import sys
