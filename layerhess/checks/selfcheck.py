@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -127,10 +126,8 @@ def _symmetry(
     ledger: Ledger,
 ) -> None:
     coarsest = found.trace.coarsest
-    start = time.perf_counter()
     measured = symmetry(sweep, {**blocks, FULL: full}, seed)
-    # Three products in two passes; the second pass, of one product each, is the warm one.
-    found.block_seconds = min((time.perf_counter() - start) / 3.0, sweep.seconds)
+    found.block_seconds = sweep.seconds  # the last pass makes one product of each, and is warm
     floor = zero_level(torch.finfo(coarsest).eps, measured[FULL].norm)
     found.zero_suspects = {key for key in blocks if key != FULL and measured[key].norm <= floor}
     live = {key: m for key, m in measured.items() if key not in found.zero_suspects}
