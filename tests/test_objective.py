@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -199,16 +202,26 @@ def test_wrappers_are_taken_off_and_that_is_said(name: str) -> None:
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
 def test_distributed_data_parallel_is_taken_off(tmp_path: Path) -> None:
-    store = f"file://{tmp_path / 'store'}"
-    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
-    try:
-        model = mlp()
-        wrapped = nn.parallel.DistributedDataParallel(model)
-        assert_unwrapped(wrapped, model, "wrapped in DistributedDataParallel")
-        F.cross_entropy(wrapped(X), Y).backward()
-        assert model[0].weight.grad is not None, "it still works"
-    finally:
-        torch.distributed.destroy_process_group()
+    """In a process of its own: a process group of gloo may hang when it is taken down."""
+    here = Path(__file__).parent
+    paths = os.pathsep.join((str(here), str(here.parent)))
+    code = f"import test_objective; test_objective.take_distributed_off({str(tmp_path / 'store')!r})"
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, timeout=180, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def take_distributed_off(store: str) -> None:
+    """The body of the test above."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    model = mlp()
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    assert_unwrapped(wrapped, model, "wrapped in DistributedDataParallel")
+    F.cross_entropy(wrapped(X), Y).backward()
+    assert model[0].weight.grad is not None, "it still works"
+    os._exit(0)  # without the group's destructor
 
 
 # -- precision ---------------------------------------------------------------------------------------------------------
