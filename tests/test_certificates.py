@@ -116,6 +116,22 @@ def test_what_is_excluded_grows_tighter_with_steps_and_wider_with_checks() -> No
     assert missed(Search(10_000, 3, 1, 1.0, -0.5), 0.01) == (np.inf, -np.inf)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_excluded_remembers_the_extremes_that_restarts_forget(seed: int) -> None:
+    """Wanting the top only, a restart drops the bottom; the spread that the theorem speaks of must not shrink."""
+    values = np.concatenate([[-5.0], np.linspace(-0.2, 0.9, 300), [1.0]])
+    diagonal = torch.from_numpy(values)
+    n = len(values)
+    process = Lanczos(n, Wanted(top=1), 1e-7, lambda i: random_unit(n, seed, "restart", i), basis_limit=14)
+    while not process.proposes:
+        process.tell(process.ask() * diagonal)
+    assert process._restarted
+    certificate = certify(process.candidates(), tol=1e-7, rounding=1e-13)
+    assert certificate.missed_above >= 1.0 and certificate.missed_below <= -5.0
+    search = process.candidates().searches["top"][0]
+    assert search.smallest == pytest.approx(-5.0, abs=1e-3)
+
+
 def test_convergence_is_the_residual_plus_rounding_and_never_the_gap() -> None:
     def candidate(residual: float) -> Candidates:
         return Candidates(

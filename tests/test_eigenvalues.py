@@ -19,16 +19,11 @@ SMALL = [case for case in CASES if "large" not in case.tags]
 
 every_case = pytest.mark.parametrize("case", SMALL, ids=str)
 
-# Two of the five other schemes for each model by turns; all of them when slow tests run.
 SCHEMES_OF_CASES = [
-    pytest.param(
-        case,
-        scheme,
-        id=f"{case}-{scheme}",
-        marks=() if (row + column) % 5 < 2 else pytest.mark.slow,
-    )
-    for row, case in enumerate(SMALL)
-    for column, scheme in enumerate(dense.SCHEMES[1:])
+    pytest.param(case, scheme, id=f"{case}-{scheme}")
+    for case in SMALL
+    for scheme in dense.SCHEMES
+    if scheme != "parameter"
 ]
 
 

@@ -256,3 +256,25 @@ def test_ctrl_c_is_looked_for_between_the_batches_of_the_first_pass() -> None:
     with untouched(model), pytest.raises(KeyboardInterrupt), objective.session():
         survey(objective, Ledger(), checkpoint)
     assert len(looks) == 2
+
+
+class PressesAtTheEnd:
+    """A progress receiver that sends Ctrl-C once everything has converged."""
+
+    def forecast(self, forecast: object) -> None:
+        """Nothing to do."""
+
+    def note(self, sentence: str) -> None:
+        """Nothing to do."""
+
+    def update(self, snapshot: Snapshot) -> None:
+        if snapshot.converged == snapshot.total:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_after_the_last_pass_is_not_forgotten(tmp_path: Path) -> None:
+    model = torch.nn.Linear(3, 2)
+    objective = lh.Objective(model, (torch.randn(5, 3), torch.randn(5, 2)), torch.nn.MSELoss())
+    with pytest.raises(KeyboardInterrupt):
+        lh.analyze(objective, progress=PressesAtTheEnd(), out=tmp_path / "run")
+    assert lh.load(tmp_path / "run").partial

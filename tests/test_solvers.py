@@ -117,6 +117,22 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_the_same_answer() ->
     assert np.all(np.abs(first.values - other.values) <= first.error_bounds + other.error_bounds)
 
 
+def test_an_asymmetric_operator_ends_as_not_converged_even_when_its_space_is_exhausted() -> None:
+    assert not lh.eigsh(np.triu(np.ones((40, 40))), k=1).converged.any()
+
+
+def test_a_product_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(lh.InputError, match="NaN or infinite"):
+        lh.eigsh(np.full((40, 40), np.nan))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_largest_in_modulus_is_found_where_the_other_end_is_isolated_and_easy(seed: int) -> None:
+    values = np.concatenate([[1.0], np.linspace(-1.02, 0.0, 200)])
+    pairs = lh.eigsh(rotated(values, seed), k=1, which="LM", tol=1e-2, seed=seed)
+    assert pairs.values[0] == pytest.approx(-1.02, abs=1e-2)
+
+
 def test_max_passes_ends_a_search_as_not_converged() -> None:
     pairs = lh.eigsh(rotated(np.linspace(0.0, 1.0, 200), 0), k=1, tol=1e-10, max_passes=3)
     assert not pairs.converged.any()

@@ -118,3 +118,29 @@ def test_out_of_memory_drops_kept_graphs_first_and_then_names_a_size_that_fits(
         lh.Hessian(objective).matvec(torch.ones(objective.numel).double())
     fits = Objective(net(), examples(64), nn.CrossEntropyLoss(), batch_size=16)
     assert torch.isfinite(lh.Hessian(fits).matvec(torch.ones(objective.numel).double())).all()
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_pass_that_failed_half_way_leaves_nothing_behind(shuffle: bool) -> None:
+    class Flaky:
+        """Fails once, at its third batch."""
+
+        def __init__(self) -> None:
+            self.loader = DataLoader(TensorDataset(*examples()), batch_size=15, shuffle=shuffle)
+            self.failed = False
+
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            for i, batch in enumerate(self.loader):
+                if i == 2 and not self.failed:
+                    self.failed = True
+                    raise OSError("the disk went away")
+                yield batch
+
+    hessian = lh.Hessian(Objective(net(), Flaky(), nn.CrossEntropyLoss()))
+    v = torch.ones(hessian.shape[0]).double()
+    with hessian.session():
+        with pytest.raises(OSError, match="went away"):
+            hessian.matvec(v)
+        found = hessian.matvec(v)
+    expected = lh.Hessian(Objective(net(), examples(), nn.CrossEntropyLoss())).matvec(v)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
