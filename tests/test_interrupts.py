@@ -19,6 +19,7 @@ import layerhess.show.report  # its first import draws random numbers: test_rest
 from delicate import BATCHES, Armed, delicate
 from layerhess import restore
 from layerhess.ledger import Ledger
+from layerhess.progress import Snapshot
 from layerhess.survey import survey
 from witness import untouched
 
