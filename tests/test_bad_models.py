@@ -223,6 +223,18 @@ for _name, _model in {"smooth": lambda f: mlp(Applies(f)), "with kinks": kinked}
         )
 
 
+class Overwrites(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.exp()
+        y += 1.0
+        return y
+
+
+case("an in-place operation on what the gradient needs", "output 0 of Exp", "new tensor")(
+    analysis(model=lambda: mlp(Overwrites()))
+)
+
+
 class SparseLookup(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -90,6 +90,12 @@ def _no_second_derivative(error: RuntimeError, seen: Trace) -> InputError | None
             where=", ".join(seen.without_grad[:4]) or "torch.utils.checkpoint",
             what_to_do="use checkpoint(..., use_reentrant=False), or switch checkpointing off",
         )
+    if "modified by an inplace operation" in text:
+        return InputError(
+            "the model overwrites, in place, a tensor that its gradient needs",
+            where=text.split("inplace operation: ")[-1].split(" Hint:")[0].rstrip("."),
+            what_to_do="use the operation that makes a new tensor (x = x + y instead of x += y, relu instead of relu_)",
+        )
     signs = ("derivative for", "not implemented", "once_differentiable", "does not require grad", "double backward")
     if not any(sign in text for sign in signs):
         return None

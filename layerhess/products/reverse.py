@@ -61,8 +61,3 @@ class BatchGraph:
             return [None] * len(names)
         inputs = [self._parameters[name] for name in names]
         return list(torch.autograd.grad(outputs, inputs, weights, retain_graph=True, allow_unused=True))
-
-    def depends(self, names: Sequence[str]) -> bool:
-        """False where autograd reports that the gradient of these parameters does not depend on any of them."""
-        vector = {name: torch.zeros_like(self._parameters[name]) for name in names}
-        return any(part is not None for part in self.product(names, vector))
