@@ -1,0 +1,1 @@
+"""Ask/tell estimators of trace, diagonal, density and coupling from random probes."""
