@@ -5,9 +5,11 @@ The document's keys are the attribute names of :mod:`layerhess.results`, nested 
 1. A float that JSON cannot write is ``null`` for NaN and the strings ``"inf"`` and ``"-inf"`` for the infinities. All
    others are written with the shortest digits that give the same float64 back.
 2. ``eigenvectors`` is a list with one object per pair, parameter name -> name of a tensor in vectors.safetensors:
-   ``full.eigenvectors[0].fc.weight``, or ``blocks[3].eigenvectors[0].fc.weight`` for the fourth block in order.
+   ``full.eigenvectors[0].fc.weight``, or ``blocks[3].eigenvectors[0].fc.weight`` for the fourth block in order. A
+   diagonal's ``value`` and ``standard_error`` are kept in the same way.
 3. Extra keys that are derived from the others (``converged`` of the whole, ``ok`` of a spectrum) are for readers in
-   other languages; they are not read back. ``schema`` is the version of this layout.
+   other languages; they are not read back. ``schema`` is the version of this layout; what a later version added is at
+   its default when an earlier document is read.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from torch import Tensor
 from layerhess.results import Analysis, Floats, Spectrum
 
 FORMAT = "layerhess analysis"
-SCHEMA = 1
+SCHEMA = 2
 
 
 class NewerSchemaError(ValueError):
@@ -44,13 +46,11 @@ def encode(analysis: Analysis) -> tuple[dict[str, Any], dict[str, Tensor]]:
         value = getattr(analysis, item.name)
         if item.name == "blocks":
             document["blocks"] = {
-                name: _spectrum(spectrum, f"blocks[{index}]", tensors)
+                name: _plain(spectrum, f"blocks[{index}]", tensors)
                 for index, (name, spectrum) in enumerate(value.items())
             }
-        elif item.name == "full":
-            document["full"] = None if value is None else _spectrum(value, "full", tensors)
         else:
-            document[item.name] = _plain(value)
+            document[item.name] = _plain(value, item.name, tensors)
     return document, tensors
 
 
@@ -111,7 +111,7 @@ def decode(document: dict[str, Any], tensors: Mapping[str, Tensor]) -> Analysis:
     Raises:
         ValueError: a key is missing, or a value has the wrong type or length; the sentence says which.
     """
-    made = _decode(Analysis, document, "", tensors)
+    made = _decode(Analysis, _upgraded(document), "", tensors)
     assert isinstance(made, Analysis)
     for name, spectrum in made.blocks.items():
         _consistent(spectrum, f"blocks.{name}")
@@ -125,21 +125,6 @@ def decode(document: dict[str, Any], tensors: Mapping[str, Tensor]) -> Analysis:
 # -- to JSON ----------------------------------------------------------------------------------------------------------
 
 
-def _spectrum(spectrum: Spectrum, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    for item in fields(Spectrum):
-        value = getattr(spectrum, item.name)
-        if item.name == "eigenvectors":
-            made[item.name] = [
-                {name: _keep(tensor, f"{prefix}.eigenvectors[{pair}].{name}", tensors) for name, tensor in one.items()}
-                for pair, one in enumerate(value)
-            ]
-        else:
-            made[item.name] = _plain(value)
-    made["ok"] = spectrum.ok
-    return made
-
-
 def _keep(tensor: Tensor, name: str, tensors: dict[str, Tensor]) -> str:
     tensor = tensor.detach().cpu().contiguous()
     if tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size():
@@ -148,24 +133,30 @@ def _keep(tensor: Tensor, name: str, tensors: dict[str, Tensor]) -> str:
     return name
 
 
-def _plain(value: Any) -> Any:
-    """Any value of a result in JSON types; what JSON has no type for becomes its text."""
+def _plain(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
+    """Any value of a result in JSON types; a tensor goes into ``tensors`` under the name ``where``.
+
+    What JSON has no type for becomes its text.
+    """
     if value is None or isinstance(value, (bool, str)):
         return value
+    if isinstance(value, Tensor):
+        return _keep(value, where, tensors)
     if isinstance(value, np.ndarray):
-        return [_plain(item) for item in value.tolist()]
+        return _plain(value.tolist(), where, tensors)
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return _plain(value.item(), where, tensors)
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
         return _float(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+        made = {f.name: _plain(getattr(value, f.name), f"{where}.{f.name}", tensors) for f in fields(value)}
+        return made | {"ok": value.ok} if isinstance(value, Spectrum) else made
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, f"{where}.{key}", tensors) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
+        return [_plain(item, f"{where}[{index}]", tensors) for index, item in enumerate(value)]
     if isinstance(value, PurePath | torch.dtype | torch.device):
         return str(value)
     return getattr(value, "__qualname__", None) or repr(value)
@@ -194,6 +185,26 @@ def _pretty(value: Any, depth: int) -> str:
 
 
 # -- from JSON --------------------------------------------------------------------------------------------------------
+
+
+def _upgraded(document: dict[str, Any]) -> dict[str, Any]:
+    """A document of schema 1 with what schema 2 added, at its default."""
+    if document.get("schema") != 1:
+        return document
+    blocks, full = document.get("blocks"), document.get("full")
+    upgraded = {"coupling": None, **document}
+    if isinstance(blocks, dict):
+        upgraded["blocks"] = {name: _upgraded_spectrum(entry) for name, entry in blocks.items()}
+    upgraded["full"] = _upgraded_spectrum(full)
+    return upgraded
+
+
+def _upgraded_spectrum(entry: Any) -> Any:
+    if not isinstance(entry, dict):
+        return entry
+    pairs = entry.get("eigenvalues")
+    unknown = [None] * (len(pairs) if isinstance(pairs, list) else 0)
+    return {"sampling_errors": unknown, "trace": None, "diagonal": None, "density": None, **entry}
 
 
 @cache
@@ -251,9 +262,18 @@ def _to_float(value: Any, where: str) -> float:
 
 def _to_array(kind: Any, value: Any, where: str) -> Any:
     if kind == Floats:
-        numbers = [_to_float(v, f"{where}[{i}]") for i, v in _items(list, value, where)]
-        return np.array(numbers, dtype=np.float64)
+        try:
+            return np.array(_numbers(value, where), dtype=np.float64)
+        except ValueError as error:
+            raise ValueError(str(error) if str(error).startswith(where) else f"{where} is no rectangle") from error
     return np.array([_exactly(bool, v, f"{where}[{i}]") for i, v in _items(list, value, where)], dtype=np.bool_)
+
+
+def _numbers(value: Any, where: str) -> list[Any]:
+    return [
+        _numbers(v, f"{where}[{i}]") if isinstance(v, list) else _to_float(v, f"{where}[{i}]")
+        for i, v in _items(list, value, where)
+    ]
 
 
 def _exactly(kind: type, value: Any, where: str) -> Any:
@@ -269,7 +289,7 @@ def _items(kind: type[Any], value: Any, where: str) -> list[tuple[Any, Any]]:
 
 def _consistent(spectrum: Spectrum, where: str) -> None:
     pairs = len(spectrum.eigenvalues)
-    for name in ("error_bounds", "conditional_bounds", "converged", "end"):
+    for name in ("error_bounds", "conditional_bounds", "converged", "end", "sampling_errors"):
         if len(getattr(spectrum, name)) != pairs:
             raise ValueError(f"{where}.{name} has {len(getattr(spectrum, name))} entries for {pairs} eigenvalues")
     if spectrum.eigenvectors and len(spectrum.eigenvectors) != pairs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +95,8 @@ class CouplingEstimate:
         blocks: names, in model order. value, standard_error: (B, B) float64, ||H_bc||_F, symmetric.
         off_diagonal_share: of ||H||_F^2, what lies off the block diagonal (blocks covered only);
             share_error: its standard error.
-        divergence: (B, B) Jensen-Shannon distances between the blocks' spectral densities, NaN where unknown.
+        divergence: (B, B) Jensen-Shannon distances of the blocks' spectral densities, NaN where one is unknown; None
+            where densities were not asked for.
         probes: random vectors per block; 0 when exact. status: a sentence.
     """
 
@@ -106,4 +107,4 @@ class CouplingEstimate:
     share_error: float
     probes: int
     status: str
-    divergence: Floats = field(default_factory=lambda: np.empty((0, 0)))
+    divergence: Floats | None = None

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layerhess.errors import InputError
+from layerhess.estimates import CouplingEstimate, DensityEstimate, DiagonalEstimate, TraceEstimate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,6 +59,9 @@ class Spectrum:
         steps: operator products spent on this block by the solver.
         path: how the candidates were made: "dense", "lanczos", "power", "zero test".
         weight_norm_squared: ||theta_b||^2 of the block's parameters (float64), for lambda_max ||W||^2.
+        trace, diagonal, density: estimates where they were asked for, else None.
+        sampling_errors: (k,) float64, standard error of each eigenvalue with respect to the data (another sample of as
+            many examples; first order: v'(dH)v); NaN where it was not measured. Not part of ``error_bounds``.
     """
 
     name: str
@@ -82,11 +86,20 @@ class Spectrum:
     steps: int = 0
     path: str = ""
     weight_norm_squared: float = float("nan")
+    trace: TraceEstimate | None = None
+    diagonal: DiagonalEstimate | None = None
+    density: DensityEstimate | None = None
+    sampling_errors: Floats = field(default_factory=lambda: np.empty(0))
+
+    def __post_init__(self) -> None:
+        if not len(self.sampling_errors):
+            object.__setattr__(self, "sampling_errors", np.full(len(self.eigenvalues), np.nan))
 
     @property
     def ok(self) -> bool:
-        """True when every eigenvalue asked for has converged (a refused block is not ok)."""
-        return not self.status.startswith(("refused", "not converged")) and bool(np.all(self.converged))
+        """True when everything asked for has converged (a refused block is not ok)."""
+        traced = self.trace is None or self.trace.converged
+        return traced and not self.status.startswith(("refused", "not converged")) and bool(np.all(self.converged))
 
     @property
     def top(self) -> tuple[float, float] | None:
@@ -158,6 +171,7 @@ class Analysis:
         settings: the arguments of the call (JSON types only). checks: the self-checks. notes: plain sentences.
         counts: the cost. seconds: phase -> wall-clock seconds. versions: package -> version.
         partial: empty when the analysis ran to its end, otherwise why it stopped early.
+        coupling: the :class:`layerhess.estimates.CouplingEstimate` of all pairs of blocks, where asked for.
     """
 
     blocks: Mapping[str, Spectrum]
@@ -180,6 +194,7 @@ class Analysis:
     total_numel: int = 0
     created: str = ""
     partial: str = ""
+    coupling: CouplingEstimate | None = None
 
     @property
     def converged(self) -> bool:

@@ -18,6 +18,7 @@ import torch
 import fabricated
 from layerhess import codec, folders, store
 from layerhess.errors import InputError, LayerhessWarning
+from layerhess.estimates import CouplingEstimate, DensityEstimate, DiagonalEstimate, TraceEstimate
 from layerhess.results import Analysis, Spectrum
 
 FILES = {"analysis.json", "vectors.safetensors", "report.html"}
@@ -26,12 +27,12 @@ AWKWARD = [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, 2.0**-1074, 1e22, n
 
 def same(a: Any, b: Any) -> bool:
     """Equality down to the last bit; NaN equals NaN; mappings in the same order."""
-    if isinstance(a, (Analysis, Spectrum)):
+    if dataclasses.is_dataclass(a):
         return type(a) is type(b) and all(same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
     if isinstance(a, torch.Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and a.equal(b)
     if isinstance(a, np.ndarray):
-        return a.dtype == b.dtype and a.tobytes() == b.tobytes()
+        return (a.dtype, a.shape) == (b.dtype, b.shape) and a.tobytes() == b.tobytes()
     if isinstance(a, dict):
         return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)):
@@ -74,6 +75,7 @@ def test_floats_come_back_to_the_last_bit(tmp_path: Path) -> None:
         eigenvalues=values,
         error_bounds=values[::-1].copy(),
         conditional_bounds=values,
+        sampling_errors=values,
         converged=np.arange(size) % 2 == 0,
         end=("top",) * size,
         eigenvectors=[],
@@ -87,6 +89,51 @@ def test_floats_come_back_to_the_last_bit(tmp_path: Path) -> None:
     assert np.isnan(back.loss) and back.gradient_norm == np.inf
     assert "NaN" not in text and "Infinity" not in text
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not strict JSON"))
+
+
+def estimates(numel: int) -> dict[str, Any]:
+    """One of each kind of estimate, with numbers that JSON has no short text for."""
+    rng = np.random.default_rng(0)
+    shape = {"weight": torch.rand(numel, dtype=torch.float64)}
+    return {
+        "trace": TraceEstimate(np.pi, 0.1, 3.0, np.inf, 16, "hutchinson", True, "fine", np.nan),
+        "diagonal": DiagonalEstimate(shape, {"weight": shape["weight"] / 7}, 16, "hutchinson", "fine"),
+        "density": DensityEstimate(
+            grid=rng.random(5), value=rng.random(5), low=rng.random(5), high=rng.random(5), bandwidth=0.1, probes=2,
+            steps=3, nodes=rng.random((2, 3)), weights=rng.random((2, 3)), mean=1 / 3, mean_error=1e-300,
+            second=2 / 3, second_error=0.0, status="fine",
+        ),
+    }  # fmt: skip
+
+
+def test_estimates_come_back_to_the_last_bit(tmp_path: Path) -> None:
+    made = fabricated.analysis()
+    name = next(iter(made.blocks))
+    block = dataclasses.replace(made.blocks[name], **estimates(made.blocks[name].numel))
+    rng = np.random.default_rng(1)
+    coupling = CouplingEstimate(("a", "b"), rng.random((2, 2)), rng.random((2, 2)), 0.1, 0.01, 16, "fine")
+    made = dataclasses.replace(made, blocks={**made.blocks, name: block}, coupling=coupling)
+    back = store.load(store.save(made, tmp_path / "run"))
+    for kind in ("trace", "diagonal", "density"):
+        assert same(getattr(back.blocks[name], kind), getattr(block, kind))
+    assert same(back.coupling, coupling)
+    assert back.full is not None and back.full.trace is None
+
+
+def test_a_document_of_the_first_schema_is_read(tmp_path: Path) -> None:
+    """Written before there were estimates: those are absent, all else is there."""
+    made = fabricated.analysis()
+    document, tensors = codec.encode(made)
+    document["schema"] = 1
+    del document["coupling"]
+    for entry in [*document["blocks"].values(), document["full"]]:
+        for key in ("trace", "diagonal", "density", "sampling_errors"):
+            del entry[key]
+    back = codec.decode(codec.loads(codec.dumps(document).encode()), tensors)
+    assert list(back.blocks) == list(made.blocks) and back.coupling is None
+    for name, block in back.blocks.items():
+        assert block.trace is None and block.eigenvalues.tobytes() == made.blocks[name].eigenvalues.tobytes()
+        assert np.isnan(block.sampling_errors).all() and len(block.sampling_errors) == len(block.eigenvalues)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
