@@ -5,6 +5,8 @@ from layerhess.eigsh import Eigenpairs, eigsh
 from layerhess.errors import CheckError, InputError, LayerhessWarning
 from layerhess.evaluation import batch_loss
 from layerhess.objective import Objective
+from layerhess.operators.fisher import EmpiricalFisher
+from layerhess.operators.gauss_newton import GaussNewton
 from layerhess.operators.hessian import Hessian
 from layerhess.results import Analysis, Check, Counts, Spectrum
 from layerhess.store import load
@@ -17,6 +19,8 @@ __all__ = [
     "CheckError",
     "Counts",
     "Eigenpairs",
+    "EmpiricalFisher",
+    "GaussNewton",
     "Hessian",
     "InputError",
     "LayerhessWarning",

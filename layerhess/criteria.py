@@ -114,6 +114,21 @@ class Criterion:
         count = output.shape[0] if self._batch_mean else losses.numel()
         return losses.sum(), float(count)
 
+    @property
+    def has_classes(self) -> bool:
+        """True for a cross entropy or NLL, whose losses are terms of single targets."""
+        return self._classes
+
+    def losses(self, output: Tensor, target: Any) -> Tensor | None:
+        """The summands of the loss sum, unreduced, with the criterion's own weights; None for an unknown callable."""
+        if not self.known:
+            return None
+        unreduced = copy.copy(self._summed)
+        unreduced.__dict__["reduction"] = "none"
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Using a target size")
+            return unreduced(output, target)  # type: ignore[no-any-return]
+
     def validate(self, output: Any, target: Any, where: str) -> None:
         """Look at one batch's shapes and class indices before any work; reads values, so called once per batch.
 

@@ -16,7 +16,7 @@ from layerhess.checks import self_check
 from layerhess.checks.selfcheck import refuse_failed
 from layerhess.errors import InputError
 from layerhess.ledger import Ledger
-from layerhess.operators.hessian import BlockOperator, Hessian
+from layerhess.operators.operator import BlockOperator, Operator
 from layerhess.paths.exact import goes_dense
 from layerhess.rounding import RoundingMeter
 from layerhess.solvers.dense import Dense
@@ -55,7 +55,8 @@ def eigsh(
     """k eigenpairs of a symmetric operator.
 
     Args:
-        op: :class:`layerhess.Hessian`, one of its blocks, or anything with ``shape`` and ``matvec`` (a SciPy
+        op: :class:`layerhess.Hessian`, :class:`layerhess.GaussNewton` or :class:`layerhess.EmpiricalFisher`, one of
+            their blocks, or anything with ``shape`` and ``matvec`` (a SciPy
             LinearOperator; a NumPy array works too).
         k: how many. which: "LA" largest, "SA" smallest algebraic, "LM" largest modulus, "BE" both ends (one more at
             the top for odd k; top first, then the smallest).
@@ -120,7 +121,7 @@ class _Single:
     """One operator seen as rows in, rows out, with its rounding error."""
 
     def __init__(self, op: Any, n: int, seed: int, stack: ExitStack) -> None:
-        self._op = op.block(FULL) if isinstance(op, Hessian) else op
+        self._op = op.block(FULL) if isinstance(op, Operator) else op
         self._meter: RoundingMeter | None = None
         self._length = 1.0
         self.eps = float(np.finfo(np.float64).eps)
@@ -132,13 +133,16 @@ class _Single:
             ledger = Ledger()
             surveyed = survey(objective, ledger)
             blocks = {self._op.name: self._op.spec}
-            checked = self_check(objective, surveyed, blocks, self._op.parent.full, seed, ledger)
+            curvature = self._op.parent.curvature
+            checked = self_check(objective, surveyed, blocks, self._op.parent.full, seed, ledger, curvature)
             if checked.failed:
                 raise refuse_failed(objective, blocks, checked.failed)
             coarsest = checked.trace.coarsest
             self._length = surveyed.longest
             self.eps = torch.finfo(coarsest).eps
-            self._meter = stack.enter_context(RoundingMeter(objective, surveyed.samples, coarsest, ledger))
+            self._meter = stack.enter_context(
+                RoundingMeter(objective, surveyed.samples, coarsest, ledger, curvature.make_graph)
+            )
         elif not isinstance(op, np.ndarray) and getattr(op, "dtype", None) in (np.dtype(np.float32), torch.float32):
             self.eps = float(np.finfo(np.float32).eps)
         name = getattr(self._op, "name", "operator")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,19 @@ from layerhess.errors import InputError
 HF_IGNORE_INDEX = -100
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A batch's loss and the output it was computed from, in one graph.
+
+    Attributes:
+        loss: 0-d loss sum. count: what it is to be divided by. output: the model's output, an inner node of the graph.
+    """
+
+    loss: Tensor
+    count: float
+    output: Tensor
+
+
 class Evaluation(Protocol):
     """Loss of one batch as (sum, count)."""
 
@@ -25,6 +39,9 @@ class Evaluation(Protocol):
 
     def __call__(self, model: nn.Module, batch: Any) -> Pair:
         """(0-d loss sum with graph, count)."""
+
+    def with_output(self, model: nn.Module, batch: Any) -> Judged:
+        """The pair beside the model's output that the loss was computed from; InputError where there is none."""
 
     def surveyed(self, model: nn.Module, batch: Any, where: str) -> Pair:
         """The pair, after a look at what could be wrong with the batch; raises InputError naming ``where``."""
@@ -48,6 +65,8 @@ class batch_loss:
     Args:
         fn: returns the *sum* of the losses in the batch (one-element tensor with graph) and their count, a number
             >= 0. The loss of the data set is the sum of the sums over the sum of the counts.
+        output: where to cut between network and loss, which Gauss-Newton needs: ``output(model, batch)`` returns the
+            model's output, one tensor, and ``fn`` is then called as ``fn(output, batch)``.
 
     >>> import torch, layerhess as lh
     >>> model = torch.nn.Linear(2, 1, bias=False).double()
@@ -63,7 +82,13 @@ class batch_loss:
     is_sum = False
     count_is_exact = True
 
-    def __init__(self, fn: Callable[[nn.Module, Any], Any]) -> None:
+    def __init__(self, fn: Callable[[Any, Any], Any], output: Callable[[nn.Module, Any], Any] | None = None) -> None:
+        if output is not None and not callable(output):
+            raise InputError(
+                f"batch_loss was given output={output!r}, which cannot be called",
+                where="loss",
+                what_to_do="pass a function output(model, batch) that returns the model's output tensor",
+            )
         if not callable(fn):
             raise InputError(
                 f"batch_loss was given {type(fn).__name__}, which cannot be called",
@@ -71,11 +96,16 @@ class batch_loss:
                 what_to_do="pass fn(model, batch) -> (loss_sum, count)",
             )
         self.fn = fn
+        self.output = output
         self.name = f"batch_loss({getattr(fn, '__name__', type(fn).__name__)})"
 
     def __call__(self, model: nn.Module, batch: Any) -> Pair:
         """(loss_sum, count) of one batch."""
-        result = self.fn(model, batch)
+        return self.judge(model if self.output is None else self.output(model, batch), batch)
+
+    def judge(self, subject: Any, batch: Any) -> Pair:
+        """(loss_sum, count) that the function gives for the model, or for its output where ``output`` was given."""
+        result = self.fn(subject, batch)
         if not isinstance(result, (tuple, list)) or len(result) != 2:
             raise InputError(
                 f"the function of batch_loss returned {type(result).__name__}, not a pair",
@@ -92,6 +122,23 @@ class batch_loss:
                 what_to_do="return how many losses were summed, a finite number >= 0",
             )
         return total.reshape(()), count
+
+    def with_output(self, model: nn.Module, batch: Any) -> Judged:
+        """The pair and the output, where ``output=`` says what that is.
+
+        Raises:
+            InputError: without ``output=``; an output that is no tensor.
+        """
+        if self.output is None:
+            raise InputError(
+                "Gauss-Newton needs to know the model's output, and this batch_loss goes from the model to the loss in "
+                "one step",
+                where=f"loss={self.name}",
+                what_to_do="write lh.batch_loss(loss, output=forward), with forward(model, batch) -> output tensor and "
+                "loss(output, batch) -> (loss_sum, count)",
+            )
+        output = _tensor(self.output(model, batch), "the function output= of batch_loss returned", "loss")
+        return Judged(*self.judge(output, batch), output)
 
     def surveyed(self, model: nn.Module, batch: Any, where: str) -> Pair:
         """The pair: there is nothing to look at beforehand, the function alone knows its batches."""
@@ -122,6 +169,11 @@ class CriterionLoss:
     def __call__(self, model: nn.Module, batch: Any) -> Pair:
         """(loss_sum, count) of one batch."""
         return self.criterion(*self.output_and_target(model, batch))
+
+    def with_output(self, model: nn.Module, batch: Any) -> Judged:
+        """The pair and the output that the criterion is given."""
+        output, target = self.output_and_target(model, batch)
+        return Judged(*self.criterion(output, target), output)
 
     def output_and_target(self, model: nn.Module, batch: Any) -> tuple[Tensor, Any]:
         """The model's output and the target it is held against.
@@ -198,11 +250,19 @@ class ModelLoss:
 
     def __call__(self, model: nn.Module, batch: Any) -> Pair:
         """(loss_sum, count) of one batch."""
-        loss = self._loss(model, batch)
-        count = self._count(model, batch, loss)
-        if count == 0.0:  # the mean over no labels is NaN; such a batch adds nothing
-            return torch.zeros_like(loss), 0.0
-        return loss * count, count
+        return self._pair(model, batch, self._loss(model(**batch), model))
+
+    def with_output(self, model: nn.Module, batch: Any) -> Judged:
+        """The pair and the ``.logits`` of the same forward pass.
+
+        Raises:
+            InputError: the model returns no ``.logits``.
+        """
+        result = model(**batch)
+        loss = self._loss(result, model)
+        logits = _field(result, "logits")
+        output = _tensor(logits, "Gauss-Newton needs the model's .logits beside its .loss, and they are", "model")
+        return Judged(*self._pair(model, batch, loss), output)
 
     def surveyed(self, model: nn.Module, batch: Any, where: str) -> Pair:
         """The pair, if the batch is a mapping and the model returns a scalar ``.loss``."""
@@ -227,9 +287,14 @@ class ModelLoss:
         """Itself, for the same reason."""
         return self
 
-    def _loss(self, model: nn.Module, batch: Any) -> Tensor:
-        output = model(**batch)
-        loss = output.get("loss") if batches.is_mapping(output) else getattr(output, "loss", None)
+    def _pair(self, model: nn.Module, batch: Any, loss: Tensor) -> Pair:
+        count = self._count(model, batch, loss)
+        if count == 0.0:  # the mean over no labels is NaN; such a batch adds nothing
+            return torch.zeros_like(loss), 0.0
+        return loss * count, count
+
+    def _loss(self, output: Any, model: nn.Module) -> Tensor:
+        loss = _field(output, "loss")
         if loss is None:
             raise InputError(
                 "the model returned no .loss",
@@ -260,9 +325,9 @@ class ModelLoss:
         if bool((ignored == HF_IGNORE_INDEX).all()):  # nothing is left: a mean over nothing would be NaN
             return not bool(torch.isfinite(loss))
         with torch.no_grad():
-            again = self._loss(model, batch)
-            without = self._loss(model, {**batch, "labels": ignored})
-            if bool(again == self._loss(model, batch)):  # else the loss is random, and this decides nothing
+            again = self._loss(model(**batch), model)
+            without = self._loss(model(**{**batch, "labels": ignored}), model)
+            if bool(again == self._loss(model(**batch), model)):  # else the loss is random, and this decides nothing
                 self._shifted = bool(again == without)
         return bool(again == without)
 
@@ -282,6 +347,18 @@ def _accepted(model: nn.Module, batch: Any) -> dict[str, Any]:
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
     names = {p.name for p in parameters}
     return {key: batch[key] for key in batch if key != "labels" or open_ended or key in names}
+
+
+def _field(result: Any, name: str) -> Any:
+    """A named part of what a Hugging Face model returned, None if it has none."""
+    return result.get(name) if batches.is_mapping(result) else getattr(result, name, None)
+
+
+def _tensor(value: Any, what: str, where: str) -> Tensor:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        kind = _kind(value) if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(f"{what} {kind}", where=where, what_to_do="give one tensor of real numbers as the output")
+    return value
 
 
 def _kind(value: Any) -> str:

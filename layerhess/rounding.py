@@ -14,6 +14,8 @@ from layerhess.blocks import Block
 from layerhess.bounds import ASSUMED_ROUNDING, FLOAT64_OF_FLOAT32, ROUNDING_SAFETY
 from layerhess.ledger import Ledger
 from layerhess.objective import Objective
+from layerhess.products.graph import GraphMaker
+from layerhess.products.reverse import BatchGraph
 from layerhess.sweep import Request, Sweep
 
 VECTORS = 5  # of a block's candidates, spread from the first to the last
@@ -30,13 +32,22 @@ class RoundingMeter:
     Args:
         objective: in session. samples: prepared pieces of batches, see :class:`layerhess.sample.Sampler`.
         coarsest: the coarsest dtype in the objective's graph. ledger: counts under "rounding".
+        make_graph: as for the :class:`layerhess.sweep.Sweep` whose products are measured.
     """
 
-    def __init__(self, objective: Objective, samples: list[Any], coarsest: torch.dtype, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        samples: list[Any],
+        coarsest: torch.dtype,
+        ledger: Ledger,
+        make_graph: GraphMaker = BatchGraph,
+    ) -> None:
         self._objective = objective
         self._samples = samples
         self._ledger = ledger
         self._coarsest = coarsest
+        self._make_graph = make_graph
         self._stack = ExitStack()
         self._sweeps: tuple[Sweep, Sweep] | None = None
         self.failure = ""
@@ -103,8 +114,8 @@ class RoundingMeter:
             own = self._objective.narrowed(self._samples)
             names = list(self._objective.parameters)
             self._sweeps = (
-                Sweep(own, names, self._ledger, keep=0.1),
-                Sweep(copied, names, self._ledger, keep=0.1),
+                Sweep(own, names, self._ledger, keep=0.1, make_graph=self._make_graph),
+                Sweep(copied, names, self._ledger, keep=0.1, make_graph=self._make_graph),
             )
         return self._sweeps
 

@@ -16,6 +16,7 @@ from layerhess.blocks import Block
 from layerhess.errors import CheckError, InputError
 from layerhess.ledger import KEPT_SHARE, Ledger, free_bytes, used_bytes
 from layerhess.objective import Objective
+from layerhess.products.graph import Graph, GraphMaker
 from layerhess.products.reverse import BatchGraph
 from layerhess.vectors import solver_device
 
@@ -25,15 +26,24 @@ OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", 
 
 @dataclass(frozen=True)
 class Request:
-    """Products of one block with some vectors.
+    """Products of one block's vectors.
 
     Attributes:
-        block: which diagonal block (the full model is the block of all parameters).
+        block: which parameters the vectors belong to (the full model is the block of all parameters).
         vectors: (s, P_b) float64, one vector a row.
+        rows: the block whose components of the products are wanted, for A[rows, block] v; ``block`` itself by default.
+        quadratic: blocks for which every batch's own v_c' (A v)_c is recorded, see :attr:`Sweep.quadratics`.
     """
 
     block: Block
     vectors: Tensor
+    rows: Block | None = None
+    quadratic: tuple[Block, ...] = ()
+
+    @property
+    def image(self) -> Block:
+        """Where the products live."""
+        return self.rows or self.block
 
 
 class Sweep:
@@ -45,6 +55,7 @@ class Sweep:
         ledger: counts the work.
         keep: share of the free memory that kept graphs may take; 0 keeps none.
         checkpoint: called between batches; raises to stop (an interrupt that waited).
+        make_graph: makes one batch's share of the matrix to multiply by; the Hessian's by default.
     """
 
     def __init__(
@@ -55,12 +66,14 @@ class Sweep:
         *,
         keep: float = KEPT_SHARE,
         checkpoint: Callable[[], None] = lambda: None,
+        make_graph: GraphMaker = BatchGraph,
     ) -> None:
         self.objective = objective
         self.ledger = ledger
         self._names = names
         self._checkpoint = checkpoint
-        self._kept: list[BatchGraph] = []
+        self._make_graph = make_graph
+        self._kept: list[Graph] = []
         self._kept_all = False
         self._stable = is_stable(objective.data)
         self._budget = keep * free_bytes(objective.device) if keep else 0.0
@@ -70,13 +83,15 @@ class Sweep:
         self.expected: tuple[float, float] | None = None
         self.gradient_norm = math.nan
         self.seconds = math.nan  # of the latest pass
+        self.counts: list[float] = []  # of the latest pass, one a batch
+        self.quadratics: dict[str, Tensor] = {}  # of the latest pass: (batches, s, len(request.quadratic)), not divided
         self.touched: set[str] = set()  # blocks whose gradient autograd found to depend on them, in some batch
 
     def run(self, requests: Mapping[str, Request]) -> dict[str, Tensor]:
         """Sum the products of every batch, divided by the total count.
 
         Returns:
-            For each key the (s, P_b) float64 products with the Hessian of the mean loss.
+            For each key the (s, P_b) float64 products with the matrix of the mean loss (the Hessian by default).
 
         Raises:
             InputError: the data changed or ran out between passes; out of memory (the message names a size that fits).
@@ -113,12 +128,14 @@ class Sweep:
     def _run(self, requests: Mapping[str, Request]) -> dict[str, Tensor]:
         device = solver_device(self.objective.device)
         sums = {
-            key: torch.zeros(request.vectors.shape, dtype=torch.float64, device=device)
+            key: torch.zeros((len(request.vectors), request.image.numel), dtype=torch.float64, device=device)
             for key, request in requests.items()
         }
         fresh = not self._kept_all
         loss_sum = count = 0.0
         gradient: dict[str, Tensor] = {}
+        counts: list[float] = []
+        quadratics: dict[str, list[Tensor]] = {key: [] for key in requests}
         try:
             for graph in self._graphs():
                 self._checkpoint()
@@ -126,8 +143,9 @@ class Sweep:
                 count += graph.count
                 if fresh and math.isnan(self.gradient_norm):
                     _accumulate(gradient, graph.gradient)
+                counts.append(graph.count)
                 for key, request in requests.items():
-                    self._add(graph, request, sums[key])
+                    quadratics[key].append(self._add(graph, request, sums[key]))
         except BaseException:
             self.release()  # which batches are kept is only known after a whole pass
             raise
@@ -136,6 +154,8 @@ class Sweep:
             self.gradient_norm = math.sqrt(sum(float(g.square().sum()) for g in gradient.values())) / self.denominator
         for total in sums.values():
             total /= self.denominator
+        self.counts = counts
+        self.quadratics = {key: torch.stack(rows) for key, rows in quadratics.items() if requests[key].quadratic}
         if self.ledger.phase == "solve":
             self.ledger.passes += 1
             self.ledger.full_products += sum(len(r.vectors) for r in requests.values() if r.block.name == FULL)
@@ -146,23 +166,35 @@ class Sweep:
         """What the sums are divided by: the total count, or 1 for reduction='sum'."""
         return 1.0 if self.objective.evaluation.is_sum else self.count
 
-    def _add(self, graph: BatchGraph, request: Request, total: Tensor) -> None:
-        block = request.block
+    def _add(self, graph: Graph, request: Request, total: Tensor) -> Tensor:
+        """Add a batch's products to ``total``; returns its quadratic forms (s, len(request.quadratic))."""
+        block, image = request.block, request.image
         parameters = self.objective.parameters
+        forms = torch.zeros((len(request.vectors), len(request.quadratic)), dtype=torch.float64)
         for row, vector in enumerate(request.vectors):
+            exact = block.split(vector)
             parts = {
                 name: part.to(dtype=parameters[name].dtype, device=parameters[name].device)
-                for name, part in block.split(vector).items()
+                for name, part in exact.items()
             }
             offset = 0
-            for part, shape in zip(graph.product(block.parameters, parts), block.shapes, strict=True):
+            inner: dict[str, float] = {}
+            products = graph.product(block.parameters, parts, image.parameters)
+            for name, part, shape in zip(image.parameters, products, image.shapes, strict=True):
                 size = shape.numel()
                 if part is not None:
-                    self.touched.add(block.name)
-                    total[row, offset : offset + size] += part.reshape(-1).to(total.device)
+                    if request.rows is None:
+                        self.touched.add(block.name)
+                    flat = part.reshape(-1).to(total.device)
+                    total[row, offset : offset + size] += flat
+                    if request.quadratic and name in exact:
+                        inner[name] = float(flat.double() @ exact[name].reshape(-1))
                 offset += size
+            for column, member in enumerate(request.quadratic):
+                forms[row, column] = sum(inner.get(name, 0.0) for name in member.parameters)
+        return forms
 
-    def _graphs(self) -> Iterator[BatchGraph]:
+    def _graphs(self) -> Iterator[Graph]:
         """Kept graphs first, then fresh ones, keeping those that fit.
 
         Batches that may come in another order at the next pass are kept all or not at all.
@@ -177,7 +209,7 @@ class Sweep:
             if number <= skip:
                 continue
             before = used_bytes(self.objective.device)
-            graph = BatchGraph(self.objective, batch, self._names, self.ledger)
+            graph = self._make_graph(self.objective, batch, self._names, self.ledger)
             yield graph
             # Measured after the products: what double backward holds on to belongs to the graph.
             self._used += max(0.0, used_bytes(self.objective.device) - before)
@@ -237,7 +269,7 @@ class Sweep:
         size = (leading_size(batch) or 1) // 2
         while size >= 1:
             try:
-                graph = BatchGraph(self.objective, take(batch, slice(0, size)), self._names, self.ledger)
+                graph = self._make_graph(self.objective, take(batch, slice(0, size)), self._names, self.ledger)
                 self._add(graph, request, torch.zeros_like(request.vectors))
                 break
             except (RuntimeError, MemoryError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from layerhess import sweep as sweep_module
 from layerhess.blocks import Block, make_block
 from layerhess.ledger import Ledger
 from layerhess.objective import Objective
+from layerhess.products.reverse import BatchGraph
 from layerhess.sweep import Request, Sweep
 
 
@@ -106,14 +109,13 @@ def test_out_of_memory_drops_kept_graphs_first_and_then_names_a_size_that_fits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     objective = Objective(net(), examples(64), nn.CrossEntropyLoss())
-    real = sweep_module.BatchGraph
 
     def limited(objective: Objective, batch: tuple[torch.Tensor, torch.Tensor], *rest: object) -> object:
         if len(batch[0]) > 20:
             raise torch.OutOfMemoryError("out of memory")
-        return real(objective, batch, *rest)  # type: ignore[arg-type]
+        return BatchGraph(objective, batch, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sweep_module, "BatchGraph", limited)
+    monkeypatch.setattr(lh.Hessian, "curvature", dataclasses.replace(lh.Hessian.curvature, make_graph=limited))
     with pytest.raises(lh.InputError, match="batch_size=16, which fits"):
         lh.Hessian(objective).matvec(torch.ones(objective.numel).double())
     fits = Objective(net(), examples(64), nn.CrossEntropyLoss(), batch_size=16)

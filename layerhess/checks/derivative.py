@@ -11,6 +11,7 @@ import torch
 from layerhess.errors import InputError
 from layerhess.ledger import Ledger
 from layerhess.objective import Objective
+from layerhess.products.graph import Graph, GraphMaker
 from layerhess.products.reverse import BatchGraph
 from layerhess.sweep import is_out_of_memory
 from layerhess.watch import ONCE_DIFFERENTIABLE, Trace, walk
@@ -23,7 +24,12 @@ ADVICE = (
 
 
 def check_second_derivative(
-    objective: Objective, sample: Any, names: Sequence[str], seen: Trace, ledger: Ledger
+    objective: Objective,
+    sample: Any,
+    names: Sequence[str],
+    seen: Trace,
+    ledger: Ledger,
+    make_graph: GraphMaker = BatchGraph,
 ) -> float:
     """Make a graph of the sample and one product with it.
 
@@ -36,7 +42,7 @@ def check_second_derivative(
     """
     start = time.perf_counter()
     try:
-        graph = BatchGraph(objective, sample, names, ledger)
+        graph = make_graph(objective, sample, names, ledger)
         seconds = time.perf_counter() - start
         _refuse_cut_off(objective, graph, seen)
         graph.product(names, {name: torch.ones_like(objective.parameters[name]) for name in names})
@@ -50,7 +56,7 @@ def check_second_derivative(
     return seconds
 
 
-def _refuse_cut_off(objective: Objective, graph: BatchGraph, seen: Trace) -> None:
+def _refuse_cut_off(objective: Objective, graph: Graph, seen: Trace) -> None:
     missing = [name for name, gradient in graph.gradient.items() if gradient is None]
     hidden = [m for m in seen.without_grad if m and any(name.startswith(m + ".") for name in missing)]
     if hidden:
@@ -66,7 +72,6 @@ def _refuse_cut_off(objective: Objective, graph: BatchGraph, seen: Trace) -> Non
             where="loss",
             what_to_do="check for detach(), no_grad or .item() between the parameters and the loss",
         )
-    gradients = [gradient for gradient in graph.gradient.values() if gradient is not None]
     sparse = [name for name, gradient in graph.gradient.items() if gradient is not None and gradient.is_sparse]
     if sparse:
         raise InputError(
@@ -74,7 +79,7 @@ def _refuse_cut_off(objective: Objective, graph: BatchGraph, seen: Trace) -> Non
             where=", ".join(sparse[:4]),
             what_to_do="use sparse=False in that embedding",
         )
-    if any(node.name().rpartition("::")[2] == ONCE for node in walk(g.grad_fn for g in gradients)):
+    if any(node.name().rpartition("::")[2] == ONCE for node in walk(g.grad_fn for g in graph.differentiable)):
         raise InputError(
             "a custom autograd function of the model may be differentiated only once (once_differentiable)",
             where=", ".join(seen.custom[:4]) or "a custom autograd function",

@@ -34,7 +34,7 @@ def finite_differences(
         (block -> relative disagreement beyond what the step explains, largest step error among the judged blocks).
         Blocks without a usable step are absent.
     """
-    direction = _direction(objective, full, seed)
+    direction = scaled_direction(objective, full, seed)
     names = list(objective.parameters)
     graph = BatchGraph(objective, batch, names, ledger)
     exact = dict(zip(names, graph.product(names, direction), strict=True))
@@ -58,7 +58,8 @@ def finite_differences(
     return judged, worst_step
 
 
-def _direction(objective: Objective, full: Block, seed: int) -> dict[str, Tensor]:
+def scaled_direction(objective: Objective, full: Block, seed: int) -> dict[str, Tensor]:
+    """A random direction, each tensor's part as long as the tensor; padding rows of an embedding stay."""
     parts = full.split(random_unit(full.numel, seed, "finite differences", 0, objective.device))
     sizes = {name: float(torch.linalg.vector_norm(p.detach())) for name, p in objective.parameters.items()}
     for module in objective.model.modules():

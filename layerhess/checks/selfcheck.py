@@ -16,12 +16,15 @@ from layerhess.blocks import Block, make_block
 from layerhess.bounds import zero_level
 from layerhess.checks.derivative import check_second_derivative
 from layerhess.checks.differences import AGREEMENT, finite_differences
+from layerhess.checks.jacobian import Moves, disagreements
 from layerhess.checks.loss import check_additivity, check_determinism
+from layerhess.checks.output import check_cut, check_items, notes_on_convexity
 from layerhess.checks.suspects import advice, suspects_of
 from layerhess.checks.symmetry import Symmetry, asymmetric_tensors, symmetry
 from layerhess.errors import CheckError
 from layerhess.ledger import Ledger
 from layerhess.objective import HALF, Objective
+from layerhess.operators.curvature import GAUSS_NEWTON, HESSIAN, Curvature
 from layerhess.randomness import refuse_state_that_follows
 from layerhess.results import Check
 from layerhess.survey import Survey, too_large
@@ -55,19 +58,21 @@ class SelfCheck:
 
 
 def self_check(
-    objective: Objective, surveyed: Survey, blocks: Mapping[str, Block], full: Block, seed: int, ledger: Ledger
-) -> SelfCheck:
+    objective: Objective, surveyed: Survey, blocks: Mapping[str, Block], full: Block, seed: int, ledger: Ledger,
+    curvature: Curvature = HESSIAN,
+) -> SelfCheck:  # fmt: skip
     """Run all checks on the survey's sample (in session).
 
     Args:
         blocks: those to analyse, under their names; the full model under "(full)" if it is asked for.
+        curvature: the matrix whose products are checked.
 
     Raises:
         InputError: active randomness; no second derivative; a loss that depends on no parameter; batches that do not
             add up although they are to be split; out of memory.
     """
     try:
-        return _self_check(objective, surveyed, blocks, full, seed, ledger)
+        return _self_check(objective, surveyed, blocks, full, seed, ledger, curvature)
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, CheckError) or not is_out_of_memory(error):
             raise
@@ -75,8 +80,9 @@ def self_check(
 
 
 def _self_check(
-    objective: Objective, surveyed: Survey, blocks: Mapping[str, Block], full: Block, seed: int, ledger: Ledger
-) -> SelfCheck:
+    objective: Objective, surveyed: Survey, blocks: Mapping[str, Block], full: Block, seed: int, ledger: Ledger,
+    curvature: Curvature,
+) -> SelfCheck:  # fmt: skip
     sample = surveyed.sample
     found = SelfCheck(trace(objective, sample))
     if found.trace.attention:
@@ -89,16 +95,26 @@ def _self_check(
     additivity, note = check_additivity(objective, sample)
     found.checks.append(additivity)
     found.notes.extend([note] if note else [])
-    seconds = check_second_derivative(objective, sample, full.parameters, found.trace, ledger)
+    seconds = check_second_derivative(objective, sample, full.parameters, found.trace, ledger, curvature.make_graph)
     found.graph_seconds = seconds * len(surveyed.samples)
-    sweep = Sweep(objective.narrowed(surveyed.samples), list(full.parameters), ledger, keep=0.2)
+    sweep = Sweep(
+        objective.narrowed(surveyed.samples), list(full.parameters), ledger, keep=0.2, make_graph=curvature.make_graph
+    )
     with ExitStack() as stack:
         # The copy is made only if a check needs it.
         copied = functools.cache(lambda: _float64_copy(objective, surveyed.samples, stack))
         if found.trace.stateful and (copy := copied()) is not None:
             refuse_state_that_follows(copy, copy.data[0], found.trace.stateful)
-        _symmetry(objective, sweep, copied, blocks, full, seed, found, ledger)
-        _differences(objective, copied, blocks, full, seed, found, ledger)
+        if curvature.name == GAUSS_NEWTON.name:
+            found.checks.append(check_cut(objective, surveyed.samples, list(full.parameters), ledger))
+            found.notes.extend(notes_on_convexity(objective, surveyed.samples, seed, ledger))
+        elif curvature.name != HESSIAN.name:
+            found.checks.append(check_items(objective, surveyed.samples, curvature.make_graph, ledger))
+        _symmetry(objective, sweep, copied, blocks, full, seed, found, ledger, curvature)
+        if curvature.name == HESSIAN.name:
+            _differences(objective, copied, blocks, full, seed, found, ledger)
+        else:
+            _jacobian(objective, surveyed.samples, copied, blocks, full, seed, found, ledger, curvature)
     sweep.release()
     return found
 
@@ -124,6 +140,7 @@ def _symmetry(
     seed: int,
     found: SelfCheck,
     ledger: Ledger,
+    curvature: Curvature,
 ) -> None:
     coarsest = found.trace.coarsest
     measured = symmetry(sweep, {**blocks, FULL: full}, seed)
@@ -138,7 +155,7 @@ def _symmetry(
     judge, worst = sweep, {key: live[key] for key in doubtful}
     copied = make_copy() if doubtful and objective.dtype != torch.float64 else None
     if copied is not None:
-        judge = Sweep(copied, list(full.parameters), ledger, keep=0.2)
+        judge = Sweep(copied, list(full.parameters), ledger, keep=0.2, make_graph=curvature.make_graph)
         worst = symmetry(judge, {key: everything[key] for key in doubtful}, seed)
         # A copy whose graph passes through float32 (a loss that casts) cannot do better than float32.
         limit = WRONG_IN_FLOAT64 if trace(copied, copied.data[0]).coarsest == torch.float64 else limit
@@ -244,6 +261,66 @@ def _differences(
             Check("finite differences", True, f"products agree with differences of gradients to {agreement:.1e} "
                   f"in {good} operators (float64 copy)")
         )  # fmt: skip
+
+
+def _jacobian(
+    objective: Objective,
+    samples: list[Any],
+    make_copy: Callable[[], Objective | None],
+    blocks: Mapping[str, Block],
+    full: Block,
+    seed: int,
+    found: SelfCheck,
+    ledger: Ledger,
+    curvature: Curvature,
+) -> None:
+    coarsest = found.trace.coarsest
+    names = list(full.parameters)
+    wrong = disagreements(objective, samples[0], names, curvature.make_graph, seed, ledger)
+    limit = WRONG.get(coarsest, 0.3)
+    doubtful = [name for name, off in wrong.items() if not off <= SUSPICIOUS.get(coarsest, 0.0)]
+    copied = make_copy() if doubtful or found.trace.smooth else None
+    if doubtful and copied is not None and objective.dtype != torch.float64:
+        wrong = disagreements(copied, copied.data[0], names, curvature.make_graph, seed, ledger)
+        limit = WRONG_IN_FLOAT64 if trace(copied, copied.data[0]).coarsest == torch.float64 else limit
+    tensors = {name: f"off by {off:.1e} from the transposed one" for name, off in wrong.items() if not off <= limit}
+    if wrong and not tensors:
+        detail = f"products with J and with its transpose agree to {max(wrong.values()):.1e} in {len(wrong)} tensors"
+        found.checks.append(Check("transpose", True, detail))
+    _fail_tensors("transpose", tensors, objective, blocks, found)
+    if not found.trace.smooth:
+        found.checks.append(Check("finite differences", True, "not applicable: the network has kinks (ReLU-like)"))
+    elif copied is None:
+        found.checks.append(Check("finite differences", True, "not applicable: no float64 copy of the model"))
+    else:
+        moves = Moves(copied, copied.data[0], full, curvature.make_graph, seed, ledger)
+        off = moves.disagreement(names)
+        if off is not None and off <= AGREEMENT:
+            detail = (
+                f"products with J agree with differences of the output to {max(off, moves.error):.1e} (float64 copy)"
+            )
+            found.checks.append(Check("finite differences", True, detail))
+        elif off is not None:
+            each = {name: alone for name in names if (alone := moves.disagreement([name])) is not None}
+            tensors = {name: f"off by {alone:.1e} from finite differences" for name, alone in each.items()
+                       if alone > AGREEMENT}  # fmt: skip
+            culprits = tensors or dict.fromkeys(names, f"part of one that is off by {off:.1e} from finite differences")
+            _fail_tensors("finite differences", culprits, objective, blocks, found)
+
+
+def _fail_tensors(
+    name: str,
+    figures: Mapping[str, str],
+    objective: Objective,
+    blocks: Mapping[str, Block],
+    found: SelfCheck,
+) -> None:
+    """Fail every block that has one of these tensors and did not fail before."""
+    for key, block in blocks.items():
+        members = [tensor for tensor in block.parameters if tensor in figures]
+        if members and key not in found.failed and key not in found.zero_suspects:
+            found.failed[key] = _failure(name, objective, key, members, found.trace, figures[members[0]])
+            found.checks.append(found.failed[key])
 
 
 def _failure(name: str, objective: Objective, key: str, tensors: Sequence[str], seen: Trace, figure: str) -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -22,6 +23,11 @@ class AffineBatchNorm(TorchFunctionMode):
         if func is F.batch_norm:
             return _batch_norm(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def affine_batch_norm(model: nn.Module) -> AbstractContextManager[Any]:
+    """The context to run a model's forward pass in: :class:`AffineBatchNorm` where that changes anything."""
+    return AffineBatchNorm() if has_eval_batch_norm(model) else nullcontext()
 
 
 def has_eval_batch_norm(model: nn.Module) -> bool:

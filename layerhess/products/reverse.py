@@ -10,7 +10,7 @@ from torch import Tensor
 
 from layerhess.ledger import Ledger
 from layerhess.objective import Objective
-from layerhess.products.affine_norm import AffineBatchNorm, has_eval_batch_norm
+from layerhess.products.affine_norm import affine_batch_norm
 
 
 class BatchGraph:
@@ -29,27 +29,30 @@ class BatchGraph:
     def __init__(self, objective: Objective, batch: Any, names: Iterable[str], ledger: Ledger) -> None:
         self._ledger = ledger
         self._parameters = {name: objective.parameters[name] for name in names}
-        if has_eval_batch_norm(objective.model):
-            with AffineBatchNorm():
-                loss, self.count = objective.terms(batch)
-        else:
+        with affine_batch_norm(objective.model):
             loss, self.count = objective.terms(batch)
         ledger.count("forwards")
         self.loss_sum = float(loss.detach().double())
         self.loss = loss
         self.gradient: dict[str, Tensor | None] = dict.fromkeys(self._parameters)
+        self.differentiable: list[Tensor] = []
         if not loss.requires_grad:
             return
         gradients = torch.autograd.grad(loss, list(self._parameters.values()), create_graph=True, allow_unused=True)
         ledger.count("backwards")
         self.gradient = dict(zip(self._parameters, gradients, strict=True))
+        self.differentiable = [gradient for gradient in gradients if gradient is not None]
 
-    def product(self, names: Sequence[str], vector: dict[str, Tensor]) -> list[Tensor | None]:
-        """The batch's share of H[names, names] v, one tensor per name (None: no dependence).
+    def product(
+        self, names: Sequence[str], vector: dict[str, Tensor], rows: Sequence[str] | None = None
+    ) -> list[Tensor | None]:
+        """The batch's share of H[rows, names] v, one tensor per row name (None: no dependence).
 
         Args:
             names: the block's parameters. vector: parameter-shaped tensors in the parameters' dtypes.
+            rows: the parameters whose components are returned; ``names`` by default.
         """
+        rows = names if rows is None else rows
         outputs, weights = [], []
         for name in names:
             gradient = self.gradient[name]
@@ -58,6 +61,6 @@ class BatchGraph:
                 weights.append(vector[name])
         self._ledger.count("products")
         if not outputs:
-            return [None] * len(names)
-        inputs = [self._parameters[name] for name in names]
+            return [None] * len(rows)
+        inputs = [self._parameters[name] for name in rows]
         return list(torch.autograd.grad(outputs, inputs, weights, retain_graph=True, allow_unused=True))

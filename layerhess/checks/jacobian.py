@@ -1,0 +1,110 @@
+"""Products with the Jacobian J of an output: against those with its transpose, and against finite differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layerhess.blocks import Block
+from layerhess.checks.differences import AGREEMENT, STEPS, scaled_direction
+from layerhess.ledger import Ledger
+from layerhess.objective import Objective
+from layerhess.products.graph import GraphMaker
+from layerhess.products.output import OutputGraph
+from layerhess.vectors import random_unit
+
+
+def disagreements(
+    objective: Objective, batch: Any, names: Sequence[str], make_graph: GraphMaker, seed: int, ledger: Ledger
+) -> dict[str, float]:
+    """For each tensor, how far <J v, J v> and <J' J v, v> are apart, relative, beyond what rounding explains.
+
+    J' S J is symmetric with any J, right or wrong, as long as the same one stands on both sides. J' is a plain backward
+    pass and J is made by differentiating it; where a second derivative is wrong, they are not transposes.
+
+    Returns:
+        parameter -> figure; those the output does not depend on are absent.
+    """
+    graph = _made(make_graph, objective, batch, names, ledger)
+    pairs: dict[str, tuple[float, float]] = {}
+    for name in names:
+        parameter = objective.parameters[name]
+        drawn = random_unit(parameter.numel(), seed, f"transpose {name}", 0, parameter.device)
+        v = drawn.view(parameter.shape).to(parameter.dtype).to(parameter.device)
+        moved = graph.push_forward({name: v})
+        back = None if moved is None else graph.pull_back([name], moved)[name]
+        if moved is not None and back is not None:
+            pairs[name] = float(moved.double().square().sum()), float((back.double() * v.double()).sum())
+    largest = max((math.sqrt(length) for length, _ in pairs.values()), default=0.0)
+    noise = 30.0 * torch.finfo(objective.dtype).eps * largest
+    figures = {}
+    for name, (length, form) in pairs.items():
+        size = max(math.sqrt(length), 1e-300)
+        figures[name] = max(0.0, abs(length - form) / max(length, abs(form), 1e-300) - noise / size)
+        if math.isnan(length) or math.isnan(form):
+            figures[name] = math.inf
+    return figures
+
+
+class Moves:
+    """J v against central differences of the output, on a float64 copy whose weights are moved and put back.
+
+    The step adapts as for :func:`layerhess.checks.differences.finite_differences`: a disagreement counts only where
+    |F(2r) - F(r)|, which tracks the error of F(r), is small, and beyond three times that.
+
+    Attributes:
+        error: the step error of the latest answer, relative.
+    """
+
+    def __init__(
+        self, objective: Objective, batch: Any, full: Block, make_graph: GraphMaker, seed: int, ledger: Ledger
+    ) -> None:
+        self._objective, self._batch, self._make_graph, self._ledger = objective, batch, make_graph, ledger
+        self._direction = scaled_direction(objective, full, seed)
+        self._graph = _made(make_graph, objective, batch, list(full.parameters), ledger)
+        self.error = 0.0
+
+    def disagreement(self, names: Sequence[str]) -> float | None:
+        """Relative, when the named tensors move together; None if no step can tell."""
+        part = {name: self._direction[name] for name in names}
+        product = self._graph.push_forward(part)
+        size = 0.0 if product is None else float(torch.linalg.vector_norm(product))
+        found: float | None = None
+        for step in STEPS:
+            if product is None or size == 0.0:
+                break
+            near, far = self._difference(part, step), self._difference(part, 2.0 * step)
+            error = float(torch.linalg.vector_norm(far - near))
+            if not error <= 0.02 * size:
+                continue
+            off = max(0.0, float(torch.linalg.vector_norm(product - near)) - 3.0 * error) / size
+            if found is None or off < found:
+                found, self.error = off, error / size
+            if found <= AGREEMENT:
+                break
+        return found
+
+    def _difference(self, part: dict[str, Tensor], step: float) -> Tensor:
+        sides = []
+        for sign in (1.0, -1.0):
+            self._move(part, sign * step)
+            sides.append(_made(self._make_graph, self._objective, self._batch, [], self._ledger).output.detach())
+            self._move(part, -sign * step)
+        return (sides[0] - sides[1]) / (2.0 * step)
+
+    def _move(self, part: dict[str, Tensor], step: float) -> None:
+        with torch.no_grad():
+            for name, direction in part.items():
+                self._objective.parameters[name].add_(direction, alpha=step)
+
+
+def _made(
+    make_graph: GraphMaker, objective: Objective, batch: Any, names: Sequence[str], ledger: Ledger
+) -> OutputGraph:
+    graph = make_graph(objective, batch, names, ledger)
+    assert isinstance(graph, OutputGraph)
+    return graph

@@ -1,0 +1,58 @@
+"""Which matrix: its name, what makes its products, and which objectives have it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from layerhess.errors import InputError
+from layerhess.evaluation import batch_loss
+from layerhess.items import refuse_without_tokens
+from layerhess.objective import Objective
+from layerhess.products.graph import GraphMaker
+from layerhess.products.output import FisherGraph, GaussNewtonGraph, TokenFisherGraph
+from layerhess.products.reverse import BatchGraph
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """One kind of curvature matrix.
+
+    Attributes:
+        name: as ``operator=`` takes it. title: for sentences. make_graph: one batch's share of it.
+        admit: raises InputError for an objective that has no such matrix; costs no evaluation.
+    """
+
+    name: str
+    title: str
+    make_graph: GraphMaker
+    admit: Callable[[Objective], None] = lambda objective: None
+
+
+def _refuse_without_output(objective: Objective) -> None:
+    if isinstance(objective.evaluation, batch_loss) and objective.evaluation.output is None:
+        objective.evaluation.with_output(objective.model, None)  # raises: it explains what is missing
+
+
+def _refuse_tied_batch(objective: Objective) -> None:
+    if names := objective.batch_dependent_norm:
+        raise InputError(
+            "BatchNorm runs in train mode, where an item's loss depends on the whole batch: the empirical Fisher, "
+            "which is made of the gradients of single items, is not defined",
+            where=", ".join(names[:3]),
+            what_to_do="use mode='eval', or another operator",
+        )
+
+
+def _refuse_without_terms(objective: Objective) -> None:
+    refuse_without_tokens(objective.evaluation)
+    _refuse_tied_batch(objective)
+
+
+HESSIAN = Curvature("hessian", "Hessian", BatchGraph)
+GAUSS_NEWTON = Curvature("gauss_newton", "generalised Gauss-Newton matrix", GaussNewtonGraph, _refuse_without_output)
+ITEM_FISHER = Curvature("empirical_fisher", "empirical Fisher matrix", FisherGraph, _refuse_tied_batch)
+TOKEN_FISHER = Curvature(
+    "empirical_fisher:token", "empirical Fisher matrix of tokens", TokenFisherGraph, _refuse_without_terms
+)
+CURVATURES = {kind.name: kind for kind in (HESSIAN, GAUSS_NEWTON, ITEM_FISHER, TOKEN_FISHER)}

@@ -1,0 +1,41 @@
+"""What the sweep asks of one batch's graph, whatever matrix it multiplies by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from layerhess.ledger import Ledger
+from layerhess.objective import Objective
+
+
+class Graph(Protocol):
+    """One batch's share of a curvature matrix A, kept so that it can be multiplied again.
+
+    Attributes:
+        loss_sum, count: of the batch. gradient: of the loss sum, by parameter (None: no dependence).
+        differentiable: the first derivatives that products differentiate again.
+    """
+
+    loss_sum: float
+    count: float
+    gradient: dict[str, Tensor | None]
+    differentiable: list[Tensor]
+
+    def product(
+        self, names: Sequence[str], vector: dict[str, Tensor], rows: Sequence[str] | None = None
+    ) -> list[Tensor | None]:
+        """The batch's share of A[rows, names] v, not divided by the count; one tensor per row name.
+
+        Args:
+            names: the parameters that ``vector`` has parts for. vector: parameter-shaped, in the parameters' dtypes.
+            rows: the parameters whose components are returned; ``names`` by default.
+
+        Returns:
+            Parameter-shaped tensors; None where there is no dependence.
+        """
+
+
+GraphMaker = Callable[[Objective, Any, Iterable[str], Ledger], Graph]
