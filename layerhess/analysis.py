@@ -63,16 +63,18 @@ def analyze(
 ) -> Analysis:
     """Top and bottom eigenpairs of every diagonal block of the Hessian and of the full Hessian, each with its bound.
 
-    The Hessian is that of the mean loss over the whole data set, (sum of losses) / (sum of counts). All blocks advance
-    in lockstep, one pass over the data a step for all of them; blocks that converged drop out. Before the first step
-    a self-check looks at the loss and the products; a failed one refuses the analysis.
+    The Hessian, or the matrix that ``operator`` names in its place, is that of the mean loss over the whole data set,
+    (sum of losses) / (sum of counts). All blocks advance in lockstep, one pass over the data a step for all of them;
+    blocks that converged drop out. Before the first step a self-check looks at the loss and the products; a failed one
+    refuses the analysis.
 
     Args:
         objective: model, data and loss.
         blocks: "parameter" (each tensor), "weight" (tensors with >= 2 dimensions), "module" (leaf module), "depth:K"
             (first K parts of the module path), a dict block name -> glob or list of globs, or a function
             (name, parameter) -> block name or None.
-        operator: "hessian" (others come later).
+        operator: "hessian"; "gauss_newton" (:class:`layerhess.GaussNewton`); "empirical_fisher", one gradient per item,
+            or "empirical_fisher:token", one per counted term (:class:`layerhess.EmpiricalFisher`).
         top, bottom: how many of the largest and of the smallest (algebraic) eigenvalues of each.
         full: also analyse the full Hessian of all trainable parameters.
         trace, diagonal, density, coupling, resume: not available yet; refused unless False.
@@ -164,8 +166,9 @@ class _Run:
             self.surveyed = survey(self.objective, self.ledger, self.checkpoint)
         with self.ledger.during("checks"):
             self.checked = self_check(
-                self.objective, self.surveyed, self._operators(), self.full_block, self.arguments.seed, self.ledger
-            )
+                self.objective, self.surveyed, self._operators(), self.full_block, self.arguments.seed, self.ledger,
+                self.arguments.curvature,
+            )  # fmt: skip
         for sentence in self.checked.notes:
             self._note(sentence)
         self._refuse(self.checked.failed)
@@ -179,15 +182,17 @@ class _Run:
         """All tasks in lockstep, and their verdicts while the model is still in session."""
         assert self.surveyed is not None and self.checked is not None
         names = list(self.objective.parameters) if self.arguments.full else self._covered()
-        sweep = Sweep(self.objective, names, self.ledger, checkpoint=self.checkpoint)
+        make_graph = self.arguments.curvature.make_graph
+        sweep = Sweep(self.objective, names, self.ledger, checkpoint=self.checkpoint, make_graph=make_graph)
         sweep.expected = (self.surveyed.loss_sum, self.surveyed.count)
-        meter = RoundingMeter(self.objective, self.surveyed.samples, self.checked.trace.coarsest, self.ledger)
+        coarsest = self.checked.trace.coarsest
+        meter = RoundingMeter(self.objective, self.surveyed.samples, coarsest, self.ledger, make_graph)
         self.schedule = Schedule(
             sweep=sweep,
             meter=meter,
             tasks=self._tasks(),
             tol=self.arguments.tol,
-            eps=torch.finfo(self.checked.trace.coarsest).eps,
+            eps=torch.finfo(coarsest).eps,
             length=self.surveyed.longest,
             full_block=make_block(FULL, {n: self.objective.parameters[n] for n in names}),
             probe=self._probe(names),

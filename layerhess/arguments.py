@@ -11,10 +11,10 @@ from typing import Any
 
 from layerhess.errors import InputError, checked_integer
 from layerhess.objective import Objective
+from layerhess.operators.curvature import CURVATURES, Curvature
 from layerhess.paths.exact import METHODS
 
-OPERATORS = ("hessian",)
-LATER_OPERATORS = ("gauss_newton", "empirical_fisher")
+OPERATORS = tuple(CURVATURES)
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class Arguments:
     max_passes: int
     time_limit: float | None
     method: str
+
+    @property
+    def curvature(self) -> Curvature:
+        """The matrix that ``operator`` names."""
+        return CURVATURES[self.operator]
 
     def settings(self, scheme: Any, objective: Objective, skip_failed: bool) -> dict[str, Any]:
         """All settings as JSON types, for the result."""
@@ -92,10 +97,10 @@ def check_arguments(
             raise InputError(f"{name} is not available yet", where=f"{name}={value!r}", what_to_do=f"leave {name} out")
     if resume:
         raise InputError("resume is not available yet", where="resume=True", what_to_do="leave resume out")
-    if operator in LATER_OPERATORS:
-        raise InputError(f"operator {operator!r} is not available yet", where="operator", what_to_do="use 'hessian'")
     if operator not in OPERATORS:
-        raise InputError(f"unknown operator {operator!r}", where="operator", what_to_do="use 'hessian'")
+        names = ", ".join(repr(name) for name in OPERATORS)
+        raise InputError(f"unknown operator {operator!r}", where="operator", what_to_do=f"use one of: {names}")
+    CURVATURES[operator].admit(objective)
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}", where="method", what_to_do="use 'lanczos' or 'power'")
     top, bottom = checked_integer(top, "top", 0), checked_integer(bottom, "bottom", 0)

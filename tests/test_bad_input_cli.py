@@ -168,7 +168,6 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--blocks a=zzz*": ("'zzz*'", "no parameter", "0.weight"),
     "--blocks a=0.* --blocks b=*.weight": ("'0.weight'", "two blocks", "disjoint"),
     "--operator nope": ("unknown operator 'nope'", "'hessian'"),
-    "--operator gauss_newton": ("not available yet", "'hessian'"),
     "--device nope": ("'nope' cannot be used", "'cpu'"),
     "--tol 0": ("tol is 0", "1e-3"),
     "--tol -1": ("tol is -1", "1e-3"),

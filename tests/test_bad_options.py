@@ -68,8 +68,6 @@ case("k larger than the model: eigsh", f"k is {P + 1}", f"1 <= k <= {P}")(
 case("nothing asked for", "nothing is asked for", "top=1")(analysis(top=0, bottom=0))
 for _later in ("trace", "diagonal", "density", "coupling", "resume"):
     case(f"later work: {_later}", f"{_later} is not available yet", f"leave {_later} out")(analysis(**{_later: True}))
-for _operator in ("gauss_newton", "empirical_fisher"):
-    case(f"later work: {_operator}", "not available yet", "'hessian'")(analysis(operator=_operator))
 for _argument, _value in {
     "max_passes": 0, "time_limit": 0.0, "seed": -1,
 }.items():  # fmt: skip

@@ -115,7 +115,7 @@ def test_a_factory_that_cannot_be_used(here: Path, capsys: Capture, target: str,
     "options",
     [
         "--blocks nope", "--blocks depth:0", "--blocks a=zzz*", "--blocks a=0.* --blocks b=0.w*", "--blocks =x",
-        "--blocks weight --blocks a=0.*", "--operator nope", "--operator gauss_newton", "--tol 0", "--tol -1",
+        "--blocks weight --blocks a=0.*", "--operator nope", "--tol 0", "--tol -1",
         "--tol nan", "--top -1", "--top 0 --bottom 0", "--top 1000", "--device nope", "--device cuda:99",
         "--examples 0", "--batch-size 0", "--method nope", "--max-passes 0", "--time-limit 0", "--seed -1",
         "--out mine.py", "--out .", "--out package", "--out mine.py/x",

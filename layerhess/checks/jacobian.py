@@ -40,11 +40,11 @@ def disagreements(
         if moved is not None and back is not None:
             pairs[name] = float(moved.double().square().sum()), float((back.double() * v.double()).sum())
     largest = max((math.sqrt(length) for length, _ in pairs.values()), default=0.0)
-    noise = 30.0 * torch.finfo(objective.dtype).eps * largest
+    eps = torch.finfo(objective.dtype).eps
     figures = {}
     for name, (length, form) in pairs.items():
-        size = max(math.sqrt(length), 1e-300)
-        figures[name] = max(0.0, abs(length - form) / max(length, abs(form), 1e-300) - noise / size)
+        noise = 30.0 * eps * (largest / max(math.sqrt(length), 1e-300) - 1.0)  # more of it in weaker tensors
+        figures[name] = max(0.0, abs(length - form) / max(length, abs(form), 1e-300) - noise)
         if math.isnan(length) or math.isnan(form):
             figures[name] = math.inf
     return figures

@@ -65,7 +65,9 @@ def root(
 def analyze(
     factory: Target,
     blocks: Blocks = None,
-    operator: Annotated[str, typer.Option(help="which matrix")] = "hessian",
+    operator: Annotated[
+        str, typer.Option(help="which matrix: hessian, gauss_newton, empirical_fisher, empirical_fisher:token")
+    ] = "hessian",
     top: Annotated[int, typer.Option(help="how many of the largest eigenvalues")] = 1,
     bottom: Annotated[int, typer.Option(help="how many of the smallest eigenvalues")] = 0,
     full: Annotated[bool, typer.Option("--full/--no-full", help="also the Hessian of the whole model")] = True,
