@@ -12,6 +12,8 @@ from torch import Tensor
 from layerhess.blocks import Block
 from layerhess.errors import InputError
 
+SIGNS = 1  # a word of the seed that only random_signs adds
+
 
 def solver_device(device: torch.device) -> torch.device:
     """Where solver vectors live: with the model, unless the device has no float64."""
@@ -27,6 +29,17 @@ def random_unit(n: int, seed: int, name: str, draw: int, device: torch.device | 
     vector = torch.from_numpy(generator.standard_normal(n))
     vector /= torch.linalg.vector_norm(vector)
     return vector if device is None else vector.to(device)
+
+
+def random_signs(n: int, seed: int, name: str, draw: int, device: torch.device | None = None) -> Tensor:
+    """A Rademacher vector (n,) float64 of +1 and -1; depends on (seed, name, draw) only.
+
+    Independent of :func:`random_unit` with the same arguments: what a solver found from its random start may stand
+    beside these draws as a given.
+    """
+    generator = np.random.default_rng([seed & 0xFFFFFFFF, zlib.crc32(name.encode()), draw, SIGNS])
+    signs = torch.from_numpy(generator.integers(0, 2, n, dtype=np.int8)).double().mul_(2.0).sub_(1.0)
+    return signs if device is None else signs.to(device)
 
 
 def flatten(block: Block, parts: Mapping[str, Tensor]) -> Tensor:
