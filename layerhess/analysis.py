@@ -19,24 +19,26 @@ from layerhess.blocks import Block, Partition, Scheme, make_block, partition
 from layerhess.checks import SelfCheck, check_awake, self_check
 from layerhess.checks.selfcheck import refuse_failed
 from layerhess.errors import InputError
+from layerhess.estimation import Estimation
+from layerhess.forecast import forecast
 from layerhess.interrupts import deferred_interrupts
 from layerhess.ledger import Ledger
 from layerhess.objective import Objective
-from layerhess.paths.exact import basis_limit, expected_products, make_process, source
-from layerhess.progress import Forecast, Progress
+from layerhess.paths.exact import basis_limit, goes_dense, make_process, source
+from layerhess.progress import Progress
 from layerhess.restore import preserved_random_state
 from layerhess.results import Analysis, Check, Spectrum
 from layerhess.rounding import RoundingMeter
+from layerhess.sampling import SamplingErrors, sampling_errors
 from layerhess.schedule import Schedule, Task
 from layerhess.solvers.process import Wanted
 from layerhess.solvers.zero import ZeroTest
 from layerhess.survey import Survey, survey
 from layerhess.sweep import FULL, Sweep
 from layerhess.vectors import random_unit, solver_device
-from layerhess.verdicts import refused, verdict
+from layerhess.verdicts import refused, unasked, verdict
 
 NOT_COVERED = "(not in any block)"
-SLOWDOWN = (0.7, 2.2)  # of the forecast: between easy spectra on kept graphs, and hard ones remade every pass
 
 
 def analyze(
@@ -56,6 +58,7 @@ def analyze(
     resume: bool = False,
     progress: Progress | None = None,
     *,
+    sampling: bool = False,
     max_passes: int = 500,
     time_limit: float | None = None,
     method: str = "lanczos",
@@ -77,11 +80,15 @@ def analyze(
             or "empirical_fisher:token", one per counted term (:class:`layerhess.EmpiricalFisher`).
         top, bottom: how many of the largest and of the smallest (algebraic) eigenvalues of each.
         full: also analyse the full Hessian of all trainable parameters.
-        trace, diagonal, density, coupling, resume: not available yet; refused unless False.
+        trace: the trace of each; True, or :class:`layerhess.Trace` with how well. diagonal, density, coupling: the
+            same with :class:`layerhess.Diagonal`, :class:`layerhess.Density`, :class:`layerhess.Coupling` (the
+            Frobenius norms of all H_bc). Whatever is asked for shares the passes.
+        resume: not available yet; refused unless False.
         tol: relative tolerance: converged means error bound <= tol * max(|theta|, 0.1 ||A_b||).
         seed: of every random start; the same seed gives the same numbers.
         out: folder to save into; checked before any work. A partial result lands there after Ctrl-C.
         progress: receiver of events, see :class:`layerhess.progress.Progress`.
+        sampling: also standard errors of eigenvalues and traces with respect to the data, by one more pass.
         max_passes: passes over the data. time_limit: seconds. Past either the result is what there is, marked.
         method: "lanczos", or "power" for power iteration (top=1, bottom=0).
         skip_failed: analyse the blocks that pass the self-check and mark the others "refused".
@@ -104,7 +111,7 @@ def analyze(
     arguments = check_arguments(
         objective, operator=operator, top=top, bottom=bottom, full=full, tol=tol, seed=seed, out=out,
         max_passes=max_passes, time_limit=time_limit, method=method, resume=resume,
-        progress=progress, later={"trace": trace, "diagonal": diagonal, "density": density, "coupling": coupling},
+        progress=progress, trace=trace, diagonal=diagonal, density=density, coupling=coupling, sampling=sampling,
     )  # fmt: skip
     divided = partition(objective.model, objective.parameters, objective.frozen, blocks)
     run = _Run(objective, divided, blocks, arguments, progress, skip_failed)
@@ -154,6 +161,8 @@ class _Run:
         self.schedule: Schedule | None = None
         self.gradient_norm = math.nan
         self.partial = ""
+        self.estimation: Estimation | None = None
+        self.sampled = SamplingErrors()
         self._spectra: dict[str, Spectrum] | None = None
 
     # -- the steps --------------------------------------------------------------------------------------------------
@@ -176,7 +185,9 @@ class _Run:
         if small:
             self._note(f"fewer than top + bottom parameters, so the whole spectrum is given: {', '.join(small[:6])}")
         if self.progress is not None:
-            self.progress.forecast(self._forecast())
+            self.progress.forecast(
+                forecast(self.surveyed, self.checked, self._operators(), self.arguments, self.ledger.seconds)
+            )
 
     def solve(self) -> None:
         """All tasks in lockstep, and their verdicts while the model is still in session."""
@@ -187,10 +198,13 @@ class _Run:
         sweep.expected = (self.surveyed.loss_sum, self.surveyed.count)
         coarsest = self.checked.trace.coarsest
         meter = RoundingMeter(self.objective, self.surveyed.samples, coarsest, self.ledger, make_graph)
+        tasks = self._tasks()
+        self.estimation = self._estimation(tasks)
         self.schedule = Schedule(
             sweep=sweep,
             meter=meter,
-            tasks=self._tasks(),
+            tasks=tasks,
+            companions=self.estimation.companions,
             tol=self.arguments.tol,
             eps=torch.finfo(coarsest).eps,
             length=self.surveyed.longest,
@@ -214,6 +228,8 @@ class _Run:
                 sweep.release()
                 self.gradient_norm = sweep.gradient_norm
         self.partial = self.schedule.stopped
+        if self.arguments.wishes.sampling and not self.partial:
+            self._sample(names)
         self._verdicts()
         if meter.failure:
             self._note(
@@ -263,6 +279,7 @@ class _Run:
             total_numel=self.objective.numel,
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             partial=self.partial,
+            coupling=self.estimation.coupling(spectra) if self.estimation is not None else None,
         )
 
     # -- parts ------------------------------------------------------------------------------------------------------
@@ -296,17 +313,54 @@ class _Run:
         device = self.objective.device
         arguments = self.arguments
         operators = {n: b for n, b in self._operators().items() if n not in self.checked.failed}
-        limit = basis_limit(sum(block.numel for block in operators.values()), self.wanted, device)
+        wanted = self.wanted
+        if not wanted.total:  # small blocks are read whole all the same: nothing is cheaper
+            wanted = Wanted(top=1)
+            operators = {n: b for n, b in operators.items() if goes_dense(b.numel, wanted)}
+        limit = basis_limit(sum(block.numel for block in operators.values()), wanted, device)
         tasks = []
         for name, block in operators.items():
             process = make_process(
-                block, self.wanted, tol=arguments.tol, seed=arguments.seed, method=arguments.method, device=device,
+                block, wanted, tol=arguments.tol, seed=arguments.seed, method=arguments.method, device=device,
                 basis_limit=limit,
             )  # fmt: skip
             suspect = name in self.checked.zero_suspects
             draw = source(block, arguments.seed, solver_device(device))
             tasks.append(Task(name, block, process, ZeroTest(draw, solver_device(device)) if suspect else None))
         return tasks
+
+    def _estimation(self, tasks: list[Task]) -> Estimation:
+        assert self.checked is not None
+        blocks = {b.name: b for b in self.divided.blocks if b.name not in self.checked.failed}
+        whole = self.arguments.full and FULL not in self.checked.failed
+        taken = {name for block in blocks.values() for name in block.parameters}
+        parameters = self.objective.parameters
+        return Estimation(
+            self.arguments.wishes,
+            blocks=blocks,
+            full=make_block(FULL, {n: p for n, p in parameters.items() if whole or n in taken}),
+            rest=make_block("(rest)", {n: p for n, p in parameters.items() if n not in taken}),
+            whole=whole,
+            seed=self.arguments.seed,
+            device=self.objective.device,
+            tasks=tasks,
+        )
+
+    def _sample(self, names: list[str]) -> None:
+        assert self.surveyed is not None and self.schedule is not None and self.estimation is not None
+        found = {t.name: t.candidates for t in self.schedule.tasks if t.done and t.candidates is not None}
+        pairs = {
+            task.name: (task.block, found[task.name].vectors, found[task.name].values)
+            for task in self.schedule.tasks
+            if task.name in found and len(found[task.name].values)
+        }
+        with self.ledger.during("sampling"):
+            self.sampled = sampling_errors(
+                self.objective, self.arguments.curvature.make_graph, self.surveyed, pairs,
+                self.estimation.traced(), make_block(FULL, {n: self.objective.parameters[n] for n in names}),
+                self.arguments.seed, self.ledger, self.checkpoint,
+            )  # fmt: skip
+        self._note(self.sampled.note)
 
     def _probe(self, names: list[str]) -> Any:
         n = sum(self.objective.parameters[name].numel() for name in names)
@@ -316,14 +370,20 @@ class _Run:
         if self._spectra is None:
             assert self.checked is not None
             tasks = {task.name: task for task in self.schedule.tasks} if self.schedule is not None else {}
-            operator = self.arguments.operator
-            self._spectra = {
-                name: verdict(tasks[name], self.objective, operator, self.wanted, self.arguments.tol)
-                if name not in self.checked.failed
-                else refused(block, self.objective, operator, self.checked.failed[name])
-                for name, block in self._operators().items()
-            }
+            spectra = {name: self._verdict(name, block, tasks.get(name)) for name, block in self._operators().items()}
+            if self.estimation is not None:
+                spectra = self.estimation.attach(spectra, self.sampled)
+            self._spectra = spectra
         return dict(self._spectra)
+
+    def _verdict(self, name: str, block: Block, task: Task | None) -> Spectrum:
+        assert self.checked is not None
+        operator = self.arguments.operator
+        if name in self.checked.failed:
+            return refused(block, self.objective, operator, self.checked.failed[name])
+        if task is None:
+            return unasked(block, self.objective, operator)
+        return verdict(task, self.objective, operator, self.wanted, self.arguments.tol)
 
     def _mass(self, full: Spectrum) -> list[dict[str, float]]:
         owner = {name: block.name for block in self.divided.blocks for name in block.parameters}
@@ -336,28 +396,6 @@ class _Run:
             total = sum(share.values()) or 1.0
             shares.append({key: value / total for key, value in share.items()})
         return shares
-
-    def _forecast(self) -> Forecast:
-        assert self.surveyed is not None and self.checked is not None
-        size = self.surveyed.sample_size
-        scale = self.surveyed.examples / size if size else float(self.surveyed.batches)
-        # The first pass is cold and the sample is small: the faster of the two estimates is the nearer.
-        gradient = min(3.0 * self.ledger.seconds["survey"], scale * self.checked.graph_seconds)
-        operators = self._operators()
-        per_product = scale * self.checked.block_seconds / (len(operators) + (not self.arguments.full))
-        expected = {name: expected_products(block.numel, self.wanted) for name, block in operators.items()}
-        base = per_product * sum(expected.values()) + scale * self.checked.graph_seconds
-        remade = scale * self.checked.graph_seconds * max(expected.values())
-        fixed = self.ledger.seconds["checks"]
-        low, high = fixed + SLOWDOWN[0] * base, fixed + SLOWDOWN[1] * base + remade
-        return Forecast(
-            gradient_seconds=gradient,
-            pass_seconds=per_product * len(operators),
-            low=low,
-            high=high,
-            examples=self.surveyed.examples,
-            per_example=(high - fixed) / self.surveyed.examples if self.surveyed.examples else 0.0,
-        )
 
     def _note(self, sentence: str) -> None:
         if sentence not in self.notes:

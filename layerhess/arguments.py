@@ -13,6 +13,7 @@ from layerhess.errors import InputError, checked_integer
 from layerhess.objective import Objective
 from layerhess.operators.curvature import CURVATURES, Curvature
 from layerhess.paths.exact import METHODS
+from layerhess.wishes import Wishes, wishes
 
 OPERATORS = tuple(CURVATURES)
 
@@ -31,6 +32,7 @@ class Arguments:
     max_passes: int
     time_limit: float | None
     method: str
+    wishes: Wishes
 
     @property
     def curvature(self) -> Curvature:
@@ -56,6 +58,7 @@ class Arguments:
             "time_limit": self.time_limit,
             "method": self.method,
             "skip_failed": skip_failed,
+            **self.wishes.settings(),
             "loss": objective.evaluation.name,
             "mode": objective.mode,
             "batch_size": objective.batch_size,
@@ -79,7 +82,11 @@ def check_arguments(
     method: str,
     resume: bool,
     progress: Any,
-    later: Mapping[str, Any],
+    trace: Any = False,
+    diagonal: Any = False,
+    density: Any = False,
+    coupling: Any = False,
+    sampling: Any = False,
 ) -> Arguments:
     """The arguments, if they make sense together.
 
@@ -92,9 +99,7 @@ def check_arguments(
             where="analyze",
             what_to_do="write lh.analyze(lh.Objective(model, data, loss))",
         )
-    for name, value in later.items():
-        if value is not False:
-            raise InputError(f"{name} is not available yet", where=f"{name}={value!r}", what_to_do=f"leave {name} out")
+    asked = wishes(trace=trace, diagonal=diagonal, density=density, coupling=coupling, sampling=sampling)
     if resume:
         raise InputError("resume is not available yet", where="resume=True", what_to_do="leave resume out")
     if operator not in OPERATORS:
@@ -104,7 +109,7 @@ def check_arguments(
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}", where="method", what_to_do="use 'lanczos' or 'power'")
     top, bottom = checked_integer(top, "top", 0), checked_integer(bottom, "bottom", 0)
-    if top + bottom == 0:
+    if top + bottom == 0 and not asked.any:
         raise InputError("nothing is asked for: top and bottom are 0", where="top, bottom", what_to_do="use top=1")
     if method == "power" and (top, bottom) != (1, 0):
         raise InputError(
@@ -138,7 +143,7 @@ def check_arguments(
         folder = Path(out)
         check_writable(folder)
     limit = None if time_limit is None else float(time_limit)
-    return Arguments(operator, top, bottom, bool(full), float(tol), seed, folder, max_passes, limit, method)
+    return Arguments(operator, top, bottom, bool(full), float(tol), seed, folder, max_passes, limit, method, asked)
 
 
 def _is_number(value: Any) -> bool:

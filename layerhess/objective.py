@@ -169,6 +169,12 @@ class Objective:
         made.data, made.batch_size = data, None
         return made
 
+    def resized(self, batch_size: int) -> Objective:
+        """The same on the same data, in pieces of at most ``batch_size`` examples; shares the model."""
+        made = copy.copy(self)
+        made.batch_size = batch_size
+        return made
+
     def subset(self, examples: int, seed: int = 0) -> Objective:
         """The same objective on a fixed random subset of the examples (drawn without replacement by ``seed``).
 

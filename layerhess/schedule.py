@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,6 +22,23 @@ from layerhess.sweep import Request, Sweep
 
 PROBE = "(probe)"  # no block has this name
 NOISE = 2000.0  # times eps: a relative residual this small may be rounding, so rounding is measured
+
+
+class Companion(Protocol):
+    """An estimator that rides along: its requests join the passes that are made anyway.
+
+    Its keys must not be block names; they begin with a parenthesis by convention.
+    """
+
+    @property
+    def done(self) -> bool:
+        """True when it needs no more products."""
+
+    def requests(self) -> dict[str, Request]:
+        """What it needs next; nothing while it waits for something else."""
+
+    def tell(self, products: Mapping[str, torch.Tensor]) -> None:
+        """The products of what it last asked for, by its own keys."""
 
 
 @dataclass
@@ -66,6 +84,7 @@ class Schedule:
         probe: a random unit vector (1, P) for that norm. max_passes, time_limit: after which it stops.
         check_awake: the self-check of blocks that were quiet on the sample and are not on all the data; returns the
             names of those to leave out, or raises.
+        companions: estimators that share the passes.
     """
 
     sweep: Sweep
@@ -79,6 +98,7 @@ class Schedule:
     check_awake: Callable[[dict[str, Block], float], Collection[str]]
     max_passes: int
     time_limit: float | None
+    companions: Sequence[Companion] = ()
     progress: Progress | None = None
     started: float = field(default_factory=time.perf_counter)
     stopped: str = ""
@@ -87,7 +107,7 @@ class Schedule:
         """Until every task is done, or a limit is reached (then :attr:`stopped` says which)."""
         passes = 0
         begin = time.perf_counter()
-        while open_tasks := [task for task in self.tasks if not task.done]:
+        while (open_tasks := self._open()) or not all(companion.done for companion in self.companions):
             if passes >= self.max_passes:
                 self.stopped = f"max_passes={self.max_passes} was reached"
                 break
@@ -107,21 +127,25 @@ class Schedule:
             if not task.done and task.told:
                 task.judge(self.tol, self.eps, self.length)
 
+    def _open(self) -> list[Task]:
+        return [task for task in self.tasks if not task.done]
+
     def _step(self, tasks: list[Task]) -> None:
         requests = {task.name: Request(task.block, task.ask()) for task in tasks}
+        riding = [(companion, companion.requests()) for companion in self.companions if not companion.done]
+        for _, asked in riding:
+            requests.update(asked)
         testing = [task for task in tasks if task.zero_test is not None]
         if testing:
             requests[PROBE] = Request(self.full_block, self.probe())
         products = self.sweep.run(requests)
+        for key, rows in products.items():
+            if not bool(torch.isfinite(rows).all()):
+                raise self._not_finite(requests[key])
+        for companion, asked in riding:
+            companion.tell({key: products[key] for key in asked})
         for task in tasks:
             rows = products[task.name]
-            if not bool(torch.isfinite(rows).all()):
-                raise InputError(
-                    f"a Hessian-vector product of block {task.name!r} is NaN or infinite, though the loss is finite",
-                    where=", ".join(task.block.parameters[:3]),
-                    what_to_do="look for sqrt, norm, log or division at 0 in that module (their second derivatives are "
-                    "infinite), or use float64",
-                )
             if task.zero_test is None:
                 task.process.tell(rows)
                 task.told = True
@@ -130,6 +154,16 @@ class Schedule:
         if testing:
             self._settle_zero_tests(testing, float(torch.linalg.vector_norm(products[PROBE])))
         self._settle([task for task in tasks if not task.done and task.zero_test is None and task.told])
+
+    def _not_finite(self, request: Request) -> InputError:
+        block, batch = request.block, self.sweep.first_not_finite(request)
+        place = "" if batch is None else f"batch {batch}, "
+        return InputError(
+            f"a product with block {block.name!r} is NaN or infinite, though the loss is finite",
+            where=place + ", ".join(block.parameters[:3]),
+            what_to_do="look for sqrt, norm, log or division at 0 in that module (their second derivatives are "
+            "infinite), or use float64",
+        )
 
     def _settle_zero_tests(self, testing: list[Task], full_norm: float) -> None:
         level = zero_level(self.eps, full_norm)
@@ -178,15 +212,16 @@ class Schedule:
     def _report(self, passes: int, seconds_per_pass: float) -> None:
         if self.progress is None:
             return
-        waiting = [task for task in self.tasks if not task.done]
+        waiting = self._open()
+        riding = sum(not companion.done for companion in self.companions)
         distances = {task.name: task.distance(self.tol) for task in waiting if task.told}
         worst = max(distances, key=lambda name: distances[name], default="")
         self.progress.update(
             Snapshot(
                 passes=passes,
                 products=self.sweep.ledger.total("products"),
-                converged=len(self.tasks) - len(waiting),
-                total=len(self.tasks),
+                converged=len(self.tasks) + len(self.companions) - len(waiting) - riding,
+                total=len(self.tasks) + len(self.companions),
                 worst_block=worst,
                 worst_bound=distances.get(worst, math.nan),
                 elapsed=time.perf_counter() - self.started,

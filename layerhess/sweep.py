@@ -114,6 +114,15 @@ class Sweep:
                 raise
         raise self._too_large(requests)
 
+    def first_not_finite(self, request: Request) -> int | None:
+        """Index of the first batch whose own products are NaN or infinite; None if it is only their sum."""
+        for index, graph in enumerate(self._graphs()):
+            own = torch.zeros((len(request.vectors), request.image.numel), dtype=torch.float64)
+            self._add(graph, request, own)
+            if not bool(torch.isfinite(own).all()):
+                return index
+        return None
+
     def release(self) -> None:
         """Drop all kept graphs."""
         self._kept.clear()

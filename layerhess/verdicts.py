@@ -67,6 +67,11 @@ def refused(block: Block, objective: Objective, operator: str, check: Check) -> 
     return _empty(block, objective, operator, f"refused: {check.detail}", "")
 
 
+def unasked(block: Block, objective: Objective, operator: str) -> Spectrum:
+    """A block of which only estimates were asked for."""
+    return _empty(block, objective, operator, "no eigenvalues were asked for", "")
+
+
 def weight_norm_squared(block: Block, objective: Objective) -> float:
     """||theta_b||^2 in float64."""
     return sum(float(objective.parameters[name].detach().double().square().sum()) for name in block.parameters)

@@ -62,6 +62,11 @@ class Dense:
         """True once every column is known and the pairs were multiplied afresh."""
         return self._residuals is not None
 
+    @property
+    def matrix(self) -> Tensor:
+        """(n, n) float64 as it was read, zero where it was not yet."""
+        return self._matrix
+
     def candidates(self) -> Candidates:
         """The wanted pairs; none while columns are missing, unbounded ones before the fresh product."""
         theta = self._wanted_values()

@@ -127,6 +127,11 @@ class Lanczos:
                 self._polish()
 
     @property
+    def basis(self) -> tuple[Tensor, Tensor]:
+        """(m, n) orthonormal rows and their products: what was learnt of the operator."""
+        return self._basis.q, self._basis.w
+
+    @property
     def relative_residual(self) -> float:
         """Largest residual of a wanted pair (estimated) over the norm; for deciding when rounding matters."""
         return self._estimate / self._norm if self._norm else 0.0

@@ -1,0 +1,244 @@
+"""Everything beyond eigenvalues that one analysis was asked for: its companions, and what they found."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerhess.blocks import Block
+from layerhess.estimates import CouplingEstimate, TraceEstimate
+from layerhess.estimators.deflation import Deflation
+from layerhess.estimators.density import Density, StochasticLanczos, exact_density
+from layerhess.estimators.diagonal import Diagonal
+from layerhess.estimators.divergence import divergences
+from layerhess.estimators.methods import diagonal_process, trace_process
+from layerhess.estimators.trace import Trace
+from layerhess.ledger import free_bytes
+from layerhess.probing.joint import Probing
+from layerhess.probing.member import Known, shaped
+from layerhess.results import Spectrum
+from layerhess.sampling import SamplingErrors
+from layerhess.schedule import Companion, Task
+from layerhess.solvers.dense import Dense
+from layerhess.solvers.lanczos import Lanczos
+from layerhess.sweep import FULL, Request
+from layerhess.vectors import random_signs, random_unit, solver_device
+from layerhess.wishes import Wishes
+
+REST = "(rest)"
+ROOM_SHARE = 0.1  # of the free memory, for rows of the model's length
+SHARED_METHODS = ("auto", "hutchinson")  # whose probes can serve all blocks at once
+
+
+@dataclass
+class Alone:
+    """A companion around one ask/tell process of one block."""
+
+    key: str
+    block: Block
+    process: Any
+
+    @property
+    def done(self) -> bool:
+        """True when the process is."""
+        return bool(self.process.done)
+
+    def requests(self) -> dict[str, Request]:
+        """What the process asks for."""
+        return {self.key: Request(self.block, self.process.ask())}
+
+    def tell(self, products: Mapping[str, Tensor]) -> None:
+        """Hand the products on."""
+        self.process.tell(products[self.key])
+
+
+@dataclass
+class Estimation:
+    """The companions of one analysis, and their results.
+
+    Args:
+        wishes: what is asked for. blocks: those to estimate, in model order. full: the block of all parameters that
+            take part. whole: also estimate the full model. seed: of the probes. device: of the model.
+        tasks: of the eigenvalue solvers.
+    """
+
+    wishes: Wishes
+    blocks: Mapping[str, Block]
+    full: Block
+    rest: Block | None
+    whole: bool
+    seed: int
+    device: torch.device
+    tasks: Sequence[Task] = ()
+    companions: list[Companion] = field(default_factory=list)
+    _joint: Probing | None = None
+    _densities: dict[str, StochasticLanczos] = field(default_factory=dict)
+    _traces: dict[str, Any] = field(default_factory=dict)
+    _diagonals: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.dense = {task.name for task in self.tasks if isinstance(task.process, Dense)}
+        self.device = solver_device(self.device)
+        trace, diagonal = self.wishes.trace, self.wishes.diagonal
+        if trace is not None and trace.method not in SHARED_METHODS:
+            self._traces = self._alone("trace", trace)
+            trace = None
+        if diagonal is not None and diagonal.method not in SHARED_METHODS:
+            self._diagonals = self._alone("diagonal", diagonal)
+            diagonal = None
+        if self.wishes.density is not None:
+            self._plan_densities(self.wishes.density)
+        if trace or diagonal or self.wishes.coupling:
+            self._joint = self._plan_probing(trace, diagonal)
+            self.companions.append(self._joint)
+
+    # -- plans ------------------------------------------------------------------------------------------------------
+
+    def _operators(self) -> dict[str, Block]:
+        return {**self.blocks, **({FULL: self.full} if self.whole else {})}
+
+    def _plan_densities(self, options: Density) -> None:
+        for name, block in self._operators().items():
+            if name not in self.dense:
+                process = StochasticLanczos(block.numel, options, self._directions(name, block, "density"))
+                self._densities[name] = process
+                self.companions.append(Alone(f"(density) {name}", block, process))
+
+    def _alone(self, kind: str, options: Any) -> dict[str, Any]:
+        made = {}
+        for name, block in self._operators().items():
+            if name in self.dense:
+                continue
+            signs = self._signs(name, block, kind)
+            if kind == "trace":
+                directions = self._directions(name, block, kind)
+                process: Any = trace_process(block.numel, options, signs, directions, device=self.device)
+            else:
+                process = diagonal_process(block.numel, options, signs, device=self.device)
+            made[name] = process
+            self.companions.append(Alone(f"({kind}) {name}", block, process))
+        return made
+
+    def _plan_probing(self, trace: Trace | None, diagonal: Diagonal | None) -> Probing:
+        members = dict(self.blocks)
+        if self.whole and self.rest is not None and self.rest.numel:
+            members[REST] = self.rest
+        row = 8 * self.full.numel
+        return Probing(
+            blocks=members,
+            full=self.full,
+            known=self._known,
+            trace=trace,
+            diagonal=diagonal,
+            coupling=self.wishes.coupling,
+            whole=self.whole,
+            coupled=list(self.blocks),
+            seed=self.seed,
+            device=self.device,
+            room=int(min(64, max(1, ROOM_SHARE * free_bytes(self.device) // row))),
+        )
+
+    def _known(self) -> Mapping[str, Known] | None:
+        """What the solvers left, once all of them are done."""
+        if not all(task.done for task in self.tasks):
+            return None
+        return {task.name: _known(task) for task in self.tasks}
+
+    def _signs(self, name: str, block: Block, kind: str) -> Any:
+        return lambda number: random_signs(block.numel, self.seed, f"({kind}) {name}", number, self.device)
+
+    def _directions(self, name: str, block: Block, kind: str) -> Any:
+        return lambda number: random_unit(block.numel, self.seed, f"({kind}) {name}", number, self.device)
+
+    # -- results ----------------------------------------------------------------------------------------------------
+
+    def traced(self) -> dict[str, Block]:
+        """The operators whose trace is asked for."""
+        return self._operators() if self.wishes.trace is not None else {}
+
+    def attach(self, spectra: dict[str, Spectrum], sampled: SamplingErrors) -> dict[str, Spectrum]:
+        """The spectra with their estimates and sampling errors; refused blocks have none."""
+        made = {}
+        for name, spectrum in spectra.items():
+            if spectrum.status.startswith("refused"):
+                made[name] = spectrum
+                continue
+            trace = self._trace(name)
+            if trace is not None and name in sampled.traces:
+                trace = dataclasses.replace(trace, sampling_error=sampled.traces[name])
+            errors = sampled.values.get(name, np.empty(0))
+            made[name] = dataclasses.replace(
+                spectrum,
+                sampling_errors=errors if len(errors) else spectrum.sampling_errors,
+                trace=trace,
+                diagonal=self._diagonal(name),
+                density=self._density(name, spectrum),
+            )
+        return made
+
+    def coupling(self, spectra: Mapping[str, Spectrum]) -> CouplingEstimate | None:
+        """The table of couplings, with the distances between densities where those were asked for."""
+        if self._joint is None or self.wishes.coupling is None:
+            return None
+        found = self._joint.coupling_of()
+        densities = [spectra[name].density for name in self.blocks if name in spectra]
+        if found is None or not all(densities) or len(densities) != len(found.blocks):
+            return found
+        return dataclasses.replace(found, divergence=divergences([d for d in densities if d is not None]))
+
+    def _trace(self, name: str) -> TraceEstimate | None:
+        options = self.wishes.trace
+        if options is None:
+            return None
+        if name in self._traces:
+            return self._traces[name].estimate()  # type: ignore[no-any-return]
+        if self._joint is not None and self._joint.trace is not None:
+            return self._joint.trace_of(name) if self._joint.started else None
+        return self._exact(name, options)  # type: ignore[no-any-return]
+
+    def _diagonal(self, name: str) -> Any:
+        options = self.wishes.diagonal
+        if options is None:
+            return None
+        block = self._operators()[name]
+        if name in self._diagonals:
+            return shaped(block, self._diagonals[name].estimate())
+        if self._joint is not None and self._joint.diagonal is not None:
+            return self._joint.diagonal_of(name) if self._joint.started else None
+        exact = self._exact(name, options)
+        return None if exact is None else shaped(block, exact)
+
+    def _exact(self, name: str, options: Any) -> Any:
+        """For a block that its solver read whole."""
+        for task in self.tasks:
+            if task.name == name and task.done:
+                diagonal = _known(task).diagonal
+                return None if diagonal is None else options.exact(diagonal)
+        return None
+
+    def _density(self, name: str, spectrum: Spectrum) -> Any:
+        options = self.wishes.density
+        if options is None:
+            return None
+        if spectrum.spectrum is not None:
+            return exact_density(spectrum.spectrum, options)
+        if spectrum.status.startswith("zero"):
+            return exact_density(np.zeros(spectrum.numel), options)
+        return self._densities[name].result() if name in self._densities else None
+
+
+def _known(task: Task) -> Known:
+    if task.zero_bound is not None:
+        return Known(zero=True)
+    if isinstance(task.process, Dense):
+        return Known(diagonal=task.process.matrix.diagonal().clone()) if task.process.proposes else Known()
+    if isinstance(task.process, Lanczos):
+        q, w = task.process.basis
+        return Known(deflation=Deflation(q, w))
+    return Known()

@@ -1,0 +1,174 @@
+"""How far the numbers depend on the sample of data: standard errors from the spread between groups of examples.
+
+Not to be mixed up with an error bound: that says how well a number is known for *these* data, this how much it would
+change with others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerhess.blocks import Block
+from layerhess.estimates import Floats
+from layerhess.ledger import Ledger
+from layerhess.objective import Objective
+from layerhess.products.graph import GraphMaker
+from layerhess.survey import Survey
+from layerhess.sweep import FULL, Request, Sweep
+from layerhess.vectors import random_signs, solver_device
+
+GROUPS = 16  # wanted: the standard error of a standard error from g groups is 1 / sqrt(2 g) of it
+FEWEST = 4  # below this nothing is said
+PROBES = 8  # for the traces; what the probes themselves contribute is taken out
+
+PROBES_KEY = "(sampling)"
+
+
+@dataclass(frozen=True)
+class SamplingErrors:
+    """Standard errors with respect to the data.
+
+    Attributes:
+        values: name -> (k,) of its eigenvalues. traces: name -> of its trace. groups: how many groups were compared.
+        note: a sentence for the reader.
+    """
+
+    values: dict[str, Floats] = field(default_factory=dict)
+    traces: dict[str, float] = field(default_factory=dict)
+    groups: int = 0
+    note: str = ""
+
+
+def sampling_errors(
+    objective: Objective,
+    make_graph: GraphMaker,
+    surveyed: Survey,
+    pairs: Mapping[str, tuple[Block, Tensor, Floats]],
+    traced: Mapping[str, Block],
+    full: Block,
+    seed: int,
+    ledger: Ledger,
+    checkpoint: Callable[[], None] = lambda: None,
+) -> SamplingErrors:
+    """One pass over the data, group by group (in session).
+
+    For a converged pair (theta, v) the first order change of theta with the data is v'(dA)v, so its standard error is
+    that of the ratio sum_g v'A_g v / sum_g c_g over groups g (Cochran 1977, eq. 6.13). A trace is taken as the sum over
+    the block's eigenvectors and random probes orthogonal to them; two probes u, w see the same groups, so that the
+    covariance between u'A_g u and w'A_g w over the groups is the data's part alone.
+
+    Groups are the batches; where those are few, pieces of them. Examples within a group count as drawn together: data
+    in a meaningful order (sorted by class) makes the figure too large, never too small.
+
+    Args:
+        pairs: name -> (block, (k, P_b) unit eigenvectors, (k,) eigenvalues). traced: name -> block whose trace is asked
+            for. full: the block of all parameters that any of them needs.
+
+    Returns:
+        Empty with a note where the data cannot be seen as at least four groups.
+    """
+    grouped, number = _grouped(objective, surveyed)
+    if number < FEWEST:
+        return SamplingErrors(note=_too_few(objective, number))
+    requests = {name: Request(block, vectors, quadratic=(block,)) for name, (block, vectors, _) in pairs.items()}
+    if traced:
+        blocks = {name: block for name, block in traced.items() if name != FULL}
+        rows = _probes(blocks, pairs, full, seed, solver_device(objective.device))
+        requests[PROBES_KEY] = Request(full, rows, quadratic=(*blocks.values(), full))
+    sweep = Sweep(grouped, list(full.parameters), ledger, keep=0.0, checkpoint=checkpoint, make_graph=make_graph)
+    sweep.run(requests)
+    forms = {key: form.numpy() for key, form in sweep.quadratics.items()}  # (groups, vectors, blocks)
+    counts = np.ones(len(sweep.counts)) if objective.evaluation.is_sum else np.array(sweep.counts)
+    scale = len(counts) if objective.evaluation.is_sum else 1.0
+    values = {
+        name: np.array([scale * ratio_error(column, counts) for column in forms[name][:, :, 0].T]) for name in pairs
+    }
+    traces: dict[str, float] = {}
+    if traced:
+        known = {name: forms[name][:, :, 0].sum(axis=1) if name in pairs else np.zeros(len(counts)) for name in blocks}
+        for column, name in enumerate(blocks):
+            traces[name] = scale * shared_error(known[name][:, None] + forms[PROBES_KEY][:, :, column], counts)
+        if FULL in traced:
+            together = sum(known.values(), np.zeros(len(counts)))
+            traces[FULL] = scale * shared_error(together[:, None] + forms[PROBES_KEY][:, :, -1], counts)
+    return SamplingErrors(values, traces, len(counts), _sentence(len(counts), surveyed.examples))
+
+
+def _probes(
+    blocks: Mapping[str, Block],
+    pairs: Mapping[str, tuple[Block, Tensor, Floats]],
+    full: Block,
+    seed: int,
+    device: torch.device,
+) -> Tensor:
+    """(PROBES, P) Rademacher rows, each block's part orthogonal to the block's eigenvectors."""
+    signs = torch.stack([random_signs(full.numel, seed, PROBES_KEY, number, device) for number in range(PROBES)])
+    parts = dict(zip(full.parameters, torch.split(signs, [s.numel() for s in full.shapes], dim=1), strict=True))
+    for name, block in blocks.items():
+        if name in pairs:
+            vectors = pairs[name][1]
+            rows = torch.cat([parts[member] for member in block.parameters], dim=1)
+            rows = rows - (rows @ vectors.T) @ vectors
+            sizes = [shape.numel() for shape in block.shapes]
+            parts.update(zip(block.parameters, torch.split(rows, sizes, dim=1), strict=True))
+    return torch.cat([parts[name] for name in full.parameters], dim=1)
+
+
+def ratio_error(sums: Floats, counts: Floats) -> float:
+    """Standard error of sum(sums) / sum(counts) over groups: sqrt(G / (G - 1) sum e_g^2) / sum(counts).
+
+    Args:
+        sums, counts: (G,), one entry a group.
+    """
+    rest = sums - sums.sum() / counts.sum() * counts
+    groups = len(sums)
+    return float(math.sqrt(groups / (groups - 1) * float((rest**2).sum())) / counts.sum())
+
+
+def shared_error(sums: Floats, counts: Floats) -> float:
+    """The same from several probes, by their covariance over the groups: what differs between probes drops out.
+
+    Never less than half the spread of the probes' mean (which is too large, by what the probes contribute): a
+    covariance from few groups can come out near zero, or negative, by chance.
+
+    Args:
+        sums: (G, m) with m >= 2 probes. counts: (G,).
+    """
+    rest = sums - sums.sum(axis=0) / counts.sum() * counts[:, None]
+    groups, m = rest.shape
+    of_mean = float((rest.mean(axis=1) ** 2).sum())
+    own = float((rest**2).sum(axis=0).mean())
+    covariance = (m * of_mean - own) / (m - 1)  # mean over pairs of different probes
+    square = max(covariance, of_mean / 2)
+    return float(math.sqrt(groups / (groups - 1) * square) / counts.sum())
+
+
+def _grouped(objective: Objective, surveyed: Survey) -> tuple[Objective, int]:
+    number = surveyed.batches
+    if number >= GROUPS or not surveyed.examples or objective.batch_dependent_norm:
+        return objective, number
+    size = max(1, surveyed.examples // GROUPS)
+    return objective.resized(size), math.ceil(surveyed.examples / size)
+
+
+def _too_few(objective: Objective, number: int) -> str:
+    why = (
+        "BatchNorm in train mode ties each batch together, so batches cannot be cut"
+        if objective.batch_dependent_norm
+        else "the examples of a batch cannot be told apart"
+    )
+    return f"sampling error: not measured: {number} batches are too few to compare, and {why}; give smaller batches"
+
+
+def _sentence(groups: int, examples: int) -> str:
+    more = f"; {3 * examples:,} more examples would halve it" if examples else ""
+    return (
+        f"sampling error (how much a number would change with other data): from the spread between {groups} groups of "
+        f"examples{more}"
+    )
