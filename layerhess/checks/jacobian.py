@@ -65,13 +65,14 @@ class Moves:
     ) -> None:
         self._objective, self._batch, self._make_graph, self._ledger = objective, batch, make_graph, ledger
         self._direction = scaled_direction(objective, full, seed)
-        self._graph = _made(make_graph, objective, batch, list(full.parameters), ledger)
         self.error = 0.0
 
     def disagreement(self, names: Sequence[str]) -> float | None:
         """Relative, when the named tensors move together; None if no step can tell."""
         part = {name: self._direction[name] for name in names}
-        product = self._graph.push_forward(part)
+        # Made afresh: moving a weight, even there and back, invalidates the graphs that hold it.
+        graph = _made(self._make_graph, self._objective, self._batch, names, self._ledger)
+        product = graph.push_forward(part)
         size = 0.0 if product is None else float(torch.linalg.vector_norm(product))
         found: float | None = None
         for step in STEPS:

@@ -44,6 +44,7 @@ class SelfCheck:
     Attributes:
         checks: one line each, for the result. failed: block name -> its failed check ("(full)" included).
         zero_suspects: blocks whose products vanish on the sample. trace: the watched forward pass.
+        culprits: tensor -> figure, where products with the Jacobian are wrong.
         notes: sentences for the reader. graph_seconds, block_seconds: on the sample, the time to make a graph, and to
             make one product of every block and the full model with it.
     """
@@ -51,6 +52,7 @@ class SelfCheck:
     trace: Trace
     checks: list[Check] = field(default_factory=list)
     failed: dict[str, Check] = field(default_factory=dict)
+    culprits: dict[str, str] = field(default_factory=dict)
     zero_suspects: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     graph_seconds: float = 0.0
@@ -110,11 +112,11 @@ def _self_check(
             found.notes.extend(notes_on_convexity(objective, surveyed.samples, seed, ledger))
         elif curvature.name != HESSIAN.name:
             found.checks.append(check_items(objective, surveyed.samples, curvature.make_graph, ledger))
+        if curvature.name != HESSIAN.name:
+            _jacobian(objective, surveyed.samples, copied, blocks, full, seed, found, ledger, curvature)
         _symmetry(objective, sweep, copied, blocks, full, seed, found, ledger, curvature)
         if curvature.name == HESSIAN.name:
             _differences(objective, copied, blocks, full, seed, found, ledger)
-        else:
-            _jacobian(objective, surveyed.samples, copied, blocks, full, seed, found, ledger, curvature)
     sweep.release()
     return found
 
@@ -211,10 +213,13 @@ def _locate(
     """Fail the blocks that hold an asymmetric tensor; all of them, where that does not explain what was seen."""
     names = list(dict.fromkeys(name for key in wrong for name in blocks[key].parameters))
     tensors = asymmetric_tensors(judge, names, seed, limit)
-    rest = make_block("(rest)", {name: p for name, p in objective.parameters.items() if name not in tensors})
+    known = tensors.keys() | found.culprits.keys()
+    rest = make_block("(rest)", {name: p for name, p in objective.parameters.items() if name not in known})
     # A block may be wrong and symmetric, its couplings not: what is left without those tensors must pass.
     left = symmetry(judge, {"rest": rest}, seed)["rest"].asymmetry if rest.numel else 0.0
     for key, block in blocks.items():
+        if key in found.failed:
+            continue
         members = {name: tensors[name] for name in block.parameters if name in tensors}
         if members:
             worst = max(members, key=lambda name: math.inf if math.isnan(members[name]) else members[name])
@@ -315,12 +320,12 @@ def _fail_tensors(
     blocks: Mapping[str, Block],
     found: SelfCheck,
 ) -> None:
-    """Fail every block that has one of these tensors and did not fail before."""
+    """Fail every block that has one of these tensors and did not fail before; :func:`_symmetry` lists them."""
     for key, block in blocks.items():
         members = [tensor for tensor in block.parameters if tensor in figures]
-        if members and key not in found.failed and key not in found.zero_suspects:
+        if members and key not in found.failed:
             found.failed[key] = _failure(name, objective, key, members, found.trace, figures[members[0]])
-            found.checks.append(found.failed[key])
+    found.culprits.update(figures)
 
 
 def _failure(name: str, objective: Objective, key: str, tensors: Sequence[str], seen: Trace, figure: str) -> Check:
