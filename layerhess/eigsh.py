@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -11,20 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerhess.bounds import certify, total_rounding
-from layerhess.checks import self_check
-from layerhess.checks.selfcheck import refuse_failed
+from layerhess.bounds import certify
 from layerhess.errors import InputError
-from layerhess.ledger import Ledger
-from layerhess.operators.operator import BlockOperator, Operator
 from layerhess.paths.exact import goes_dense
-from layerhess.rounding import RoundingMeter
+from layerhess.single import Single, check_operator
 from layerhess.solvers.dense import Dense
 from layerhess.solvers.lanczos import Lanczos
 from layerhess.solvers.process import Process, Wanted
-from layerhess.survey import survey
-from layerhess.sweep import FULL
-from layerhess.vectors import oriented, random_unit, solver_device
+from layerhess.vectors import oriented
 
 ENDS = ("LA", "SA", "LM", "BE")
 
@@ -82,21 +75,16 @@ def eigsh(
         "BE": Wanted(top=k - k // 2, bottom=k // 2),
     }[which]
     with ExitStack() as stack:
-        single = _Single(op, n, seed, stack)
+        single = Single(op, n, seed, stack)
         process: Process = (
             Dense(n, wanted, single.device)
             if goes_dense(n, wanted)
-            else Lanczos(n, wanted, tol, single.draw, device=single.device)
+            else Lanczos(n, wanted, tol, single.directions, device=single.device)
         )
         rounding: float | None = None
         # A dense matrix is two or three passes, and nothing before the last: it is always finished.
         for _ in range(max(max_passes, n) if isinstance(process, Dense) else max_passes):
-            products = single.apply(process.ask())
-            if not bool(torch.isfinite(products).all()):
-                raise InputError(
-                    "a product of the operator is NaN or infinite", where="op", what_to_do="repair the operator"
-                )
-            process.tell(products)
+            process.tell(single.apply(process.ask()))
             noisy = getattr(process, "relative_residual", 1.0) <= 2000.0 * single.eps
             if rounding is None and (process.proposes or noisy):
                 rounding = process.rounding = single.rounding(process)
@@ -117,67 +105,8 @@ def eigsh(
     )
 
 
-class _Single:
-    """One operator seen as rows in, rows out, with its rounding error."""
-
-    def __init__(self, op: Any, n: int, seed: int, stack: ExitStack) -> None:
-        self._op = op.block(FULL) if isinstance(op, Operator) else op
-        self._meter: RoundingMeter | None = None
-        self._length = 1.0
-        self.eps = float(np.finfo(np.float64).eps)
-        self.device = torch.device("cpu")
-        if isinstance(self._op, BlockOperator):
-            objective = self._op.parent.objective
-            self.device = solver_device(objective.device)
-            stack.enter_context(self._op.parent.session())
-            ledger = Ledger()
-            surveyed = survey(objective, ledger)
-            blocks = {self._op.name: self._op.spec}
-            curvature = self._op.parent.curvature
-            checked = self_check(objective, surveyed, blocks, self._op.parent.full, seed, ledger, curvature)
-            if checked.failed:
-                raise refuse_failed(objective, blocks, checked.failed)
-            coarsest = checked.trace.coarsest
-            self._length = surveyed.longest
-            self.eps = torch.finfo(coarsest).eps
-            self._meter = stack.enter_context(
-                RoundingMeter(objective, surveyed.samples, coarsest, ledger, curvature.make_graph)
-            )
-        elif not isinstance(op, np.ndarray) and getattr(op, "dtype", None) in (np.dtype(np.float32), torch.float32):
-            self.eps = float(np.finfo(np.float32).eps)
-        name = getattr(self._op, "name", "operator")
-        self.draw = lambda number: random_unit(n, seed, name, number, self.device)
-
-    def apply(self, rows: Tensor) -> Tensor:
-        """(s, n) products."""
-        if isinstance(self._op, BlockOperator):
-            return self._op.rows(rows)
-        if isinstance(self._op, np.ndarray):
-            return torch.from_numpy(np.asarray((self._op @ rows.numpy().T).T, dtype=np.float64))
-        return torch.stack([torch.as_tensor(np.asarray(self._op.matvec(row.numpy()))).double() for row in rows])
-
-    def rounding(self, process: Process) -> float:
-        """Absolute error of a product at the candidates: measured for a network, a few eps ||A|| for a matrix."""
-        candidates = process.candidates()
-        if self._meter is None or not isinstance(self._op, BlockOperator):
-            figure = 4.0 * self.eps * math.sqrt(candidates.vectors.shape[1]) * candidates.norm
-        else:
-            largest = float(np.abs(candidates.values).max())
-            asked = {self._op.name: (self._op.spec, candidates.vectors, largest)}
-            figure = self._meter.measure(asked)[self._op.name][0]
-        return total_rounding(figure, self.eps, candidates.norm, self._length)
-
-
 def _check(op: Any, k: int, which: str, tol: float, max_passes: int) -> int:
-    shape = getattr(op, "shape", None)
-    applies = isinstance(op, np.ndarray) or hasattr(op, "matvec")
-    if shape is None or len(shape) != 2 or shape[0] != shape[1] or not applies:
-        raise InputError(
-            f"the operator is {type(op).__name__}, without a square shape and matvec",
-            where="op",
-            what_to_do="pass lh.Hessian(objective), hessian.block(name), or an object with shape and matvec",
-        )
-    n = int(shape[0])
+    n = check_operator(op)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= n:
         raise InputError(f"k is {k!r} for an operator of dimension {n}", where="k", what_to_do=f"use 1 <= k <= {n}")
     if which not in ENDS:
