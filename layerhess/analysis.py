@@ -36,9 +36,7 @@ from layerhess.solvers.zero import ZeroTest
 from layerhess.survey import Survey, survey
 from layerhess.sweep import FULL, Sweep
 from layerhess.vectors import random_unit, solver_device
-from layerhess.verdicts import refused, unasked, verdict
-
-NOT_COVERED = "(not in any block)"
+from layerhess.verdicts import mass, refused, unasked, verdict
 
 
 def analyze(
@@ -181,8 +179,7 @@ class _Run:
         for sentence in self.checked.notes:
             self._note(sentence)
         self._refuse(self.checked.failed)
-        small = [b.name for b in self._operators().values() if b.numel < self.wanted.total]
-        if small:
+        if small := [b.name for b in self._operators().values() if b.numel < self.wanted.total]:
             self._note(f"fewer than top + bottom parameters, so the whole spectrum is given: {', '.join(small[:6])}")
         if self.progress is not None:
             self.progress.forecast(
@@ -261,7 +258,7 @@ class _Run:
         return Analysis(
             blocks=spectra,
             full=full,
-            full_mass=self._mass(full) if full is not None else [],
+            full_mass=mass(full, self.divided) if full is not None else [],
             frozen=self.objective.frozen,
             uncovered=self.divided.uncovered,
             loss=self.surveyed.loss_sum / denominator,
@@ -384,18 +381,6 @@ class _Run:
         if task is None:
             return unasked(block, self.objective, operator)
         return verdict(task, self.objective, operator, self.wanted, self.arguments.tol)
-
-    def _mass(self, full: Spectrum) -> list[dict[str, float]]:
-        owner = {name: block.name for block in self.divided.blocks for name in block.parameters}
-        shares = []
-        for vector in full.eigenvectors:
-            share = dict.fromkeys([block.name for block in self.divided.blocks], 0.0)
-            for name, part in vector.items():
-                key = owner.get(name, NOT_COVERED)
-                share[key] = share.get(key, 0.0) + float(part.double().square().sum())
-            total = sum(share.values()) or 1.0
-            shares.append({key: value / total for key, value in share.items()})
-        return shares
 
     def _note(self, sentence: str) -> None:
         if sentence not in self.notes:

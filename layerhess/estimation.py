@@ -19,8 +19,7 @@ from layerhess.estimators.diagonal import Diagonal
 from layerhess.estimators.divergence import divergences
 from layerhess.estimators.methods import diagonal_process, trace_process
 from layerhess.estimators.trace import Trace
-from layerhess.ledger import free_bytes
-from layerhess.probing.joint import Probing
+from layerhess.probing.joint import Probing, room_for
 from layerhess.probing.member import Known, shaped
 from layerhess.results import Spectrum
 from layerhess.sampling import SamplingErrors
@@ -32,7 +31,6 @@ from layerhess.vectors import random_signs, random_unit, solver_device
 from layerhess.wishes import Wishes
 
 REST = "(rest)"
-ROOM_SHARE = 0.1  # of the free memory, for rows of the model's length
 SHARED_METHODS = ("auto", "hutchinson")  # whose probes can serve all blocks at once
 
 
@@ -129,7 +127,6 @@ class Estimation:
         members = dict(self.blocks)
         if self.whole and self.rest is not None and self.rest.numel:
             members[REST] = self.rest
-        row = 8 * self.full.numel
         return Probing(
             blocks=members,
             full=self.full,
@@ -141,7 +138,7 @@ class Estimation:
             coupled=list(self.blocks),
             seed=self.seed,
             device=self.device,
-            room=int(min(64, max(1, ROOM_SHARE * free_bytes(self.device) // row))),
+            room=room_for(self.full.numel, self.device),
         )
 
     def _known(self) -> Mapping[str, Known] | None:

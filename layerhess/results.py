@@ -205,11 +205,14 @@ class Analysis:
         """All blocks in model order, then the full model where there is one."""
         return [*self.blocks.values(), *([self.full] if self.full is not None else [])]
 
-    def to_frame(self) -> pd.DataFrame:
-        """One row per eigenvalue: block, operator, index, end, eigenvalue, bounds, status. Needs pandas."""
+    def to_frame(self, table: str = "eigenvalues") -> pd.DataFrame:
+        """One row per eigenvalue, or with ``table="blocks"`` one per block with its trace and what follows from it.
+
+        Needs pandas; see :func:`layerhess.show.frame.to_frame` for the columns.
+        """
         from layerhess.show.frame import to_frame
 
-        return to_frame(self)
+        return to_frame(self, table)
 
     def save(self, path: str | Path) -> Path:
         """Write analysis.json, vectors.safetensors and report.html into the folder ``path``, atomically as a whole."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerhess.blocks import Block
+from layerhess.blocks import Block, Partition
 from layerhess.bounds import MISSED_PROBABILITY, missed_factor
 from layerhess.objective import Objective
 from layerhess.results import Check, Spectrum
@@ -17,6 +17,7 @@ from layerhess.solvers.process import Wanted
 from layerhess.vectors import oriented
 
 _EMPTY = np.empty(0)
+NOT_COVERED = "(not in any block)"
 
 
 def verdict(task: Task, objective: Objective, operator: str, wanted: Wanted, tol: float) -> Spectrum:
@@ -70,6 +71,20 @@ def refused(block: Block, objective: Objective, operator: str, check: Check) -> 
 def unasked(block: Block, objective: Objective, operator: str) -> Spectrum:
     """A block of which only estimates were asked for."""
     return _empty(block, objective, operator, "no eigenvalues were asked for", "")
+
+
+def mass(full: Spectrum, divided: Partition) -> list[dict[str, float]]:
+    """For each full-model eigenvector, block -> share of its squared norm; see :class:`layerhess.results.Analysis`."""
+    owner = {name: block.name for block in divided.blocks for name in block.parameters}
+    shares = []
+    for vector in full.eigenvectors:
+        share = dict.fromkeys([block.name for block in divided.blocks], 0.0)
+        for name, part in vector.items():
+            key = owner.get(name, NOT_COVERED)
+            share[key] = share.get(key, 0.0) + float(part.double().square().sum())
+        total = sum(share.values()) or 1.0
+        shares.append({key: value / total for key, value in share.items()})
+    return shares
 
 
 def weight_norm_squared(block: Block, objective: Objective) -> float:

@@ -66,8 +66,27 @@ case("k larger than the model: eigsh", f"k is {P + 1}", f"1 <= k <= {P}")(
     lambda: ((model := mlp()), lambda: lh.eigsh(lh.Hessian(lh.Objective(model, PAIRS, CE)), k=P + 1))
 )
 case("nothing asked for", "nothing is asked for", "top=1")(analysis(top=0, bottom=0))
-for _later in ("trace", "diagonal", "density", "coupling", "resume"):
-    case(f"later work: {_later}", f"{_later} is not available yet", f"leave {_later} out")(analysis(**{_later: True}))
+case("later work: resume", "resume is not available yet", "leave resume out")(analysis(resume=True))
+for _estimate, _class in {
+    "trace": "Trace",
+    "diagonal": "Diagonal",
+    "density": "Density",
+    "coupling": "Coupling",
+}.items():
+    for _wrong in ("yes", 1, None):
+        case(f"{_estimate}: {_wrong!r}", f"{_estimate} is {_wrong!r}", f"lh.{_class}(")(analysis(**{_estimate: _wrong}))
+case("sampling: 'yes'", "sampling is 'yes'", "True or False")(analysis(sampling="yes"))
+for _name, _words, _make in (
+    ("trace tolerance 0", "rel is 0", lambda: lh.Trace(rel=0.0)),
+    ("trace tolerance NaN", "rel is nan", lambda: lh.Trace(rel=NAN)),
+    ("trace method", "unknown method 'magic'", lambda: lh.Trace(method="magic")),
+    ("one probe", "probes is 1", lambda: lh.Trace(probes=1)),
+    ("density of one step", "at least 2 Lanczos steps", lambda: lh.Density(steps=1)),
+    ("density without probes", "probes is 0", lambda: lh.Density(probes=0)),
+    ("density bandwidth", "bandwidth is -1", lambda: lh.Density(bandwidth=-1.0)),
+    ("coupling of one probe", "probes is 1", lambda: lh.Coupling(probes=1)),
+):
+    case(f"estimates: {_name}", _words)(lambda make=_make: (mlp(), make))
 for _argument, _value in {
     "max_passes": 0, "time_limit": 0.0, "seed": -1,
 }.items():  # fmt: skip

@@ -17,6 +17,7 @@ from layerhess.estimators.diagonal import Diagonal
 from layerhess.estimators.running import Running
 from layerhess.estimators.stopping import MINIMUM, excess_of, next_target, probes_needed
 from layerhess.estimators.trace import Trace
+from layerhess.ledger import free_bytes
 from layerhess.probing.member import Known, Member, Samples, shaped
 from layerhess.sweep import FULL, Request
 
@@ -26,6 +27,7 @@ FULL_COST = 5.0  # of a full product, in products of one block; 3 to 6 on the ne
 PILOT = 4  # block products from which their variance is guessed
 SKETCH_ABOVE = 64  # probes still to come that make more deflation worth its products
 SKETCH = 24  # vectors, each two products
+ROOM_SHARE = 0.1  # of the free memory, for rows of the model's length
 JOINT = "(probes)"  # the name that full probes are drawn under, and their key
 
 
@@ -108,8 +110,7 @@ class Probing:
 
     def _next(self, waiting: list[Member]) -> Script:
         joint = max((self._missing(m, m.joint) for m in waiting), default=0)
-        if self.whole and self._whole_excess() > 1.0:
-            joint = max(joint, self._joint_missing())
+        joint = max(joint, self._joint_missing() if self.whole and self._whole_excess() > 1.0 else 0)
         unseen = [m for m in waiting if m.own.count < PILOT]
         if unseen and FULL_COST * joint > PILOT * len(unseen):
             yield from self._own_products({m.name: PILOT for m in unseen})
@@ -252,11 +253,10 @@ class Probing:
     def _member(self, name: str, block: Block, known: Known | None) -> Member:
         known = known or Known()
         plain = self.trace is not None and self.trace.method == "hutchinson"
-        deflation = known.deflation if known.deflation is not None and not plain else self._nothing(block)
+        deflation = (
+            known.deflation if known.deflation is not None and not plain else Deflation.none(block.numel, self.device)
+        )
         return Member(name, block, known, deflation, self._samples(deflation), self._samples(deflation), sketched=plain)
-
-    def _nothing(self, block: Block) -> Deflation:
-        return Deflation.none(block.numel, self.device)
 
     def _samples(self, deflation: Deflation) -> Samples:
         options = self.trace or Trace()
@@ -343,9 +343,6 @@ class Probing:
     def _exact_part(self) -> float:
         return sum(float(m.known.diagonal.sum()) for m in self.members.values() if m.known.diagonal is not None)
 
-    def _whole_options(self) -> Trace:
-        return self.trace or Trace()
-
     def _whole(self) -> tuple[float, float, int, float]:
         """Value, standard error, probes and nuclear norm: from the full products, or put together from the blocks.
 
@@ -366,20 +363,20 @@ class Probing:
         if self.trace is None or self._joint.count >= self._limit:
             return 0.0
         value, error, _, nuclear = self._whole()
-        return excess_of(error, self._whole_options().tolerance(value, nuclear))
+        return excess_of(error, self.trace.tolerance(value, nuclear))
 
     def _joint_missing(self) -> int:
         count = max(self._joint.count, 1)
         return min(self._limit, probes_needed(count, self._whole_excess())) - self._joint.count
 
     def _whole_trace(self) -> TraceEstimate:
-        options = self._whole_options()
+        assert self.trace is not None
         if all(m.exact for m in self.members.values()):
-            return options.exact(torch.tensor([self._exact_part()], dtype=torch.float64))
+            return self.trace.exact(torch.tensor([self._exact_part()], dtype=torch.float64))
         value, error, probes, nuclear = self._whole()
         deflated = any(m.deflation.size for m in self.members.values())
         method = "deflated" if deflated else "hutchinson"
-        return options.estimate(value, error, probes=probes, method=method, nuclear=nuclear)
+        return self.trace.estimate(value, error, probes=probes, method=method, nuclear=nuclear)
 
 
 def _open(count: int, options: Trace | Diagonal, excess: float) -> bool:
@@ -387,6 +384,11 @@ def _open(count: int, options: Trace | Diagonal, excess: float) -> bool:
     if options.probes is not None:
         return count < options.probes
     return count < MINIMUM or (count < options.max_probes and excess > 1.0)
+
+
+def room_for(numel: int, device: torch.device) -> int:
+    """How many float64 rows of ``numel`` entries fit a tenth of the free memory; at most 64."""
+    return int(min(64, max(1, ROOM_SHARE * free_bytes(device) // (8 * numel))))
 
 
 def _own_key(name: str) -> str:

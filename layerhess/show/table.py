@@ -9,10 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from layerhess.results import Analysis, Spectrum
-from layerhess.show import summary
+from layerhess.show import estimates, summary
 from layerhess.show.formatting import count, counted, number, with_bound
 
 WIDTH = 100
+IN_TERMINAL = ("trace", "top_share", "effective_rank", "sampling_top", "sampling_trace")  # the report has them all
 
 
 def as_text(analysis: Analysis, width: int = WIDTH) -> str:
@@ -34,6 +35,9 @@ def renderable(analysis: Analysis) -> RenderableType:
     parts: list[RenderableType] = [_heading(analysis), ""]
     if analysis.spectra():
         parts += [_table(analysis), ""]
+    columns, lines = estimates.lines(analysis)
+    if columns:
+        parts += [_estimates(columns, lines), ""]
     verdict = summary.verdict(analysis)
     parts.append(Text(verdict.headline + ".", style="bold green" if verdict.good else "bold red"))
     parts += [Text(f"  ! {detail}", style="red") for detail in verdict.details]
@@ -76,6 +80,18 @@ def _table(analysis: Analysis) -> Table:
     return table
 
 
+def _estimates(columns: list[estimates.Column], lines: list[estimates.Line]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("block", overflow="fold")
+    shown = [column for column in columns if column.key in IN_TERMINAL]
+    for column in shown:
+        table.add_column(column.heading, justify="right", no_wrap=True)
+    for line in lines:
+        cells = [Text(line.cells[column.key]) for column in shown]
+        table.add_row(Text(line.name), *cells, style="" if line.ok else "bold red")
+    return table
+
+
 def _cells(spectrum: Spectrum, name: str, tops: bool, bottoms: bool) -> list[Text]:
     def end(pair: tuple[float, float] | None) -> Text:
         return Text("-") if pair is None else Text(with_bound(*pair))
@@ -100,6 +116,7 @@ def _facts(analysis: Analysis) -> list[str]:
         lines.append(f"2/lambda_max: {step.value}. {step.sentence}")
     if summary.lowest(analysis) is not None:
         lines.append(f"Most negative eigenvalue: {negative.value}. {negative.sentence}")
+    lines += estimates.sentences(analysis)
     missed = summary.missed_overall(analysis)
     lines.append(f"Could one have been missed? {missed}" if missed else "")
     more = max((len(s.eigenvalues) for s in analysis.spectra()), default=0)

@@ -1,0 +1,110 @@
+"""What was estimated beyond eigenvalues, as texts: one line for each block and for the full model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from layerhess.derived import Figure, derive
+from layerhess.estimates import CONFIDENCE
+from layerhess.results import FULL_NAME, Analysis, Spectrum
+from layerhess.show.formatting import number, share, with_bound
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: its key in :attr:`Line.cells`, its heading, and what it means."""
+
+    key: str
+    heading: str
+    meaning: str
+
+
+COLUMNS = (
+    Column("trace", "trace", "sum of the eigenvalues, with its standard error over the random probes"),
+    Column("mean", "trace / n", "average second derivative over the parameters"),
+    Column("top_share", "top share", "the eigenvalues found at the top, over the trace"),
+    Column("stable_rank", "stable rank", "||A||_F^2 / ||A||_2^2"),
+    Column("effective_rank", "effective rank", "exp of the entropy of |lambda| / sum |lambda|"),
+    Column("damping", "damping", "what has to be added to the diagonal for no eigenvalue to be negative"),
+    Column("sampling_top", "data, lambda_max", "standard error of lambda_max with respect to the sample of data"),
+    Column("sampling_trace", "data, trace", "standard error of the trace with respect to the sample of data"),
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One spectrum's texts, by the keys of :data:`COLUMNS`; "-" for what is not known."""
+
+    name: str
+    cells: dict[str, str]
+    ok: bool
+
+
+def lines(analysis: Analysis) -> tuple[list[Column], list[Line]]:
+    """The columns that hold anything, and a line for each spectrum; none where only eigenvalues were asked for."""
+    if not any(_asked(s) for s in analysis.spectra()):
+        return [], []
+    made = [_line(spectrum) for spectrum in analysis.spectra()]
+    columns = [column for column in COLUMNS if any(line.cells[column.key] != "-" for line in made)]
+    return columns, made
+
+
+def sentences(analysis: Analysis) -> list[str]:
+    """What the estimates say about the whole, in words."""
+    said = []
+    if analysis.coupling is not None:
+        share_ = analysis.coupling.off_diagonal_share
+        if not math.isnan(share_):
+            said.append(
+                f"Coupling: {share(share_)} of ||A||_F^2 lies off the block diagonal (standard error "
+                f"{share(analysis.coupling.share_error)}), so block-diagonal thinking leaves that much out."
+            )
+    traced = [s for s in analysis.blocks.values() if s.trace is not None]
+    if traced and analysis.total_numel:
+        densest = max(traced, key=lambda s: s.trace.value / s.numel if s.trace is not None else -math.inf)
+        assert densest.trace is not None
+        said.append(
+            f"Per parameter {densest.name} has the most curvature: trace / n = "
+            f"{number(densest.trace.value / densest.numel)}."
+        )
+    if any(s.trace is not None or s.density is not None for s in analysis.spectra()):
+        said.append(
+            f"Traces and densities come from random probes: the figure after ± is a standard error, a "
+            f"{CONFIDENCE:.0%} interval is about twice as wide. Eigenvalues have error bounds instead."
+        )
+    return said
+
+
+def _asked(spectrum: Spectrum) -> bool:
+    estimated = spectrum.trace is not None or spectrum.density is not None
+    return estimated or any(not math.isnan(error) for error in spectrum.sampling_errors)
+
+
+def _line(spectrum: Spectrum) -> Line:
+    found = derive(spectrum)
+    trace = spectrum.trace
+    sampled = float(spectrum.sampling_errors[0]) if len(spectrum.sampling_errors) else math.nan
+    of_trace = trace.sampling_error if trace is not None else math.nan
+    return Line(
+        name="full model" if spectrum.name == FULL_NAME else spectrum.name,
+        cells={
+            "trace": "-" if trace is None else _estimate(trace.value, trace.standard_error),
+            "mean": _figure(found.mean_curvature),
+            "top_share": share(found.top_share.value),
+            "stable_rank": _figure(found.stable_rank),
+            "effective_rank": _figure(found.effective_rank),
+            "damping": number(found.damping.value, 3),
+            "sampling_top": number(sampled, 2),
+            "sampling_trace": number(of_trace, 2),
+        },
+        ok=trace is None or trace.converged,
+    )
+
+
+def _figure(figure: Figure) -> str:
+    return _estimate(figure.value, figure.error) if figure.known else "-"
+
+
+def _estimate(value: float, error: float) -> str:
+    return number(value) if error == 0.0 else with_bound(value, error)
