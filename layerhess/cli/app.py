@@ -70,7 +70,7 @@ def analyze(
     ] = "hessian",
     top: Annotated[int, typer.Option(help="how many of the largest eigenvalues")] = 1,
     bottom: Annotated[int, typer.Option(help="how many of the smallest eigenvalues")] = 0,
-    full: Annotated[bool, typer.Option("--full/--no-full", help="also the Hessian of the whole model")] = True,
+    full: Annotated[bool, typer.Option("--full/--no-full", help="also the matrix of the whole model")] = True,
     trace: Annotated[bool, typer.Option("--trace", help="the trace of each, with its standard error")] = False,
     diagonal: Annotated[bool, typer.Option("--diagonal", help="the diagonal of each")] = False,
     density: Annotated[bool, typer.Option("--density", help="the spectral density of each")] = False,

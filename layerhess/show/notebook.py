@@ -34,9 +34,9 @@ def as_html(analysis: Analysis) -> str:
     heads = (f"block ({names.block})", "numel", "λ<sub>max</sub>", "λ<sub>min</sub>", "status")
     head = "".join(f'<th style="{_LEFT if i in (0, 4) else _CELL}">{text}</th>' for i, text in enumerate(heads))
     facts = [f"loss {number(analysis.loss)} over {summary.examples(analysis)}"]
-    if summary.largest(analysis) is not None:
+    if summary.largest(analysis) is not None and not names.caveat:
         facts.append(f"2/λ<sub>max</sub>: {escape(summary.stable_step(analysis).value)}")
-    if summary.lowest(analysis) is not None:
+    if summary.lowest(analysis) is not None and not names.caveat:
         facts.append(f"most negative eigenvalue: {escape(summary.most_negative(analysis).value)}")
     details = "".join(f'<div style="{_WRONG}">{escape(detail)}</div>' for detail in verdict.details)
     style = "font-weight:600" if verdict.good else _WRONG

@@ -186,24 +186,30 @@ def _ranking(analysis: Analysis) -> list[str]:
     first, last = order[0], order[-1]
     sentences = []
     if len(order) > 1:
+        words = ("The sharpest block is", "flattest with positive curvature is")
+        if names.caveat:
+            words = ("The largest eigenvalue is that of", "smallest of these is that of")
         ratio = formatting.times(tops[first] / tops[last])
         sentences.append(
-            f"The sharpest block is {first} (lambda_max of its {names.block} is {formatting.number(tops[first])}); the "
-            f"flattest with positive curvature is {last} ({formatting.number(tops[last])}), {ratio} times less."
+            f"{words[0]} {first} (lambda_max of its {names.block} is {formatting.number(tops[first])}); the "
+            f"{words[1]} {last} ({formatting.number(tops[last])}), {ratio} times less."
         )
     weighed = {n: tops[n] * analysis.blocks[n].weight_norm_squared for n in order}
     weighed = {n: value for n, value in weighed.items() if math.isfinite(value)}
     if weighed:
         best = max(weighed, key=lambda name: weighed[name])
+        cost = (
+            "" if names.caveat else ": a relative change of its weights along the worst direction costs the most loss"
+        )
         sentences.append(
             f"Measured against its weights, lambda_max * ||W||^2, {best} is the most sensitive "
-            f"({formatting.number(weighed[best])}): a relative change of its weights along the worst direction "
-            "costs the most loss."
+            f"({formatting.number(weighed[best])}){cost}."
         )
     zero = [s.name for s in analysis.blocks.values() if s.status.startswith("zero")]
     if zero:
         shown = ", ".join(zero[:5]) + (f" and {len(zero) - 5} more" if len(zero) > 5 else "")
-        sentences.append(f"The loss has no measurable curvature in {shown}.")
+        nothing = f"{names.block} is zero" if names.caveat else "The loss has no measurable curvature"
+        sentences.append(f"{nothing} in {shown}.")
     return sentences
 
 
@@ -223,12 +229,15 @@ def _mass_sentences(analysis: Analysis) -> list[str]:
     full = analysis.full
     if full is None or len(full.eigenvalues) != len(analysis.full_mass) or not analysis.full_mass:
         return []
-    wanted = {0: "The steepest direction of the whole model"}
+    caveat = summary.names_of(analysis).caveat
+    wanted = {0: "The top eigenvector" if caveat else "The steepest direction of the whole model"}
     if "bottom" in full.end and len(full.eigenvalues) > 1:
         last = len(full.eigenvalues) - 1
         wanted[last] = (
             "Its most negative direction" if full.eigenvalues[last] < 0 else "Its flattest computed direction"
         )
+        if caveat:
+            wanted[last] = "The lowest computed eigenvector"
     sentences = []
     for index, subject in wanted.items():
         row = analysis.full_mass[index]

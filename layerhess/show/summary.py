@@ -14,23 +14,46 @@ from layerhess.show.formatting import count, counted, number, share, with_bound
 
 @dataclass(frozen=True)
 class Names:
-    """What an operator is called: ``full`` and ``block`` are symbols, ``words`` a noun."""
+    """What an operator is called, and what must not be read into its eigenvalues.
+
+    Attributes:
+        full, block: symbols. words: a noun. product: what a product with it is called.
+        caveat: a sentence on what it is not; empty for the Hessian, whose eigenvalues are the loss's curvature.
+    """
 
     full: str
     block: str
     words: str
+    product: str = "matrix-vector product"
+    caveat: str = ""
 
 
+_NOT_CURVATURE = "its eigenvalues limit no step size, and none of them says whether these weights are at a minimum."
 _NAMES = {
-    "hessian": Names("H", "H_bb", "Hessian"),
-    "gauss_newton": Names("G", "G_bb", "generalised Gauss-Newton matrix"),
-    "empirical_fisher": Names("F", "F_bb", "empirical Fisher matrix"),
-}
+    "hessian": Names("H", "H_bb", "Hessian", "Hessian-vector product"),
+    "gauss_newton": Names(
+        "G", "G_bb", "generalised Gauss-Newton matrix", "Gauss-Newton-vector product",
+        f"G takes the network as linear in its weights and the loss in its output as it is: {_NOT_CURVATURE}",
+    ),
+    "empirical_fisher": Names(
+        "F", "F_bb", "empirical Fisher matrix", "Fisher-vector product",
+        f"F is made of the gradients of single items, not of second derivatives: {_NOT_CURVATURE}",
+    ),
+    "empirical_fisher:token": Names(
+        "F", "F_bb", "empirical Fisher matrix of tokens", "Fisher-vector product",
+        f"F is made of the gradients of single tokens, not of second derivatives: {_NOT_CURVATURE}",
+    ),
+}  # fmt: skip
 
 
 def operator_names(operator: str) -> Names:
     """Symbols and words of an operator; an unknown one is called by its own name."""
     return _NAMES.get(operator, Names(operator, f"{operator}_bb", operator))
+
+
+def names_of(analysis: Analysis) -> Names:
+    """What the operator of an analysis is called."""
+    return operator_names(operator_of(analysis))
 
 
 def operator_of(analysis: Analysis) -> str:

@@ -112,9 +112,12 @@ def short_status(spectrum: Spectrum) -> str:
 def _facts(analysis: Analysis) -> list[str]:
     step, negative = summary.stable_step(analysis), summary.most_negative(analysis)
     lines = []
-    if summary.largest(analysis) is not None:
+    names = summary.names_of(analysis)
+    if names.caveat:
+        lines.append(names.caveat)
+    if summary.largest(analysis) is not None and not names.caveat:
         lines.append(f"2/lambda_max: {step.value}. {step.sentence}")
-    if summary.lowest(analysis) is not None:
+    if summary.lowest(analysis) is not None and not names.caveat:
         lines.append(f"Most negative eigenvalue: {negative.value}. {negative.sentence}")
     lines += estimates.sentences(analysis)
     missed = summary.missed_overall(analysis)
@@ -130,7 +133,7 @@ def _facts(analysis: Analysis) -> list[str]:
         cost = analysis.counts
         lines.append(
             f"Cost: {counted(cost.passes, 'pass', 'passes')} over the data, "
-            f"{counted(cost.products, 'Hessian-vector product')} and "
+            f"{counted(cost.products, names.product)} and "
             f"{counted(cost.backwards, 'gradient')} of one batch."
         )
     return [line for line in lines if line]

@@ -3,8 +3,8 @@
 Nothing here touches the library. A loss is ``totals(call, batch)``: with a ``call`` that records what the model returns
 it gives the output, and with one that returns a given output the loss as a function of that. J is
 ``torch.autograd.functional.jacobian`` of the output with respect to the flat parameters, S
-``torch.autograd.functional.hessian`` of the loss with respect to the output, and the gradients of single items come from
-a loop over items.
+``torch.autograd.functional.hessian`` of the loss with respect to the output. The gradients of single items come from a
+loop over items.
 """
 
 from __future__ import annotations
