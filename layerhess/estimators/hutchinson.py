@@ -262,8 +262,8 @@ class HutchPP(Generic[E]):
 class Adaptive(Generic[E]):
     """Sixteen plain probes; if these call for many more, their products become a sketch that is deflated.
 
-    The probes after that are fresh: the sixteen decided what Q is and cannot be averaged with it. With the goal's
-    ``probes`` fixed, plain probes.
+    The probes after that are fresh: the sixteen decided what Q is and cannot be averaged with it. An operator of up to
+    128 dimensions is rather read at once. With the goal's ``probes`` fixed, plain probes.
 
     Args:
         n, goal, draw: see :class:`Hutchinson`.
@@ -290,7 +290,7 @@ class Adaptive(Generic[E]):
     def tell(self, products: Tensor) -> None:
         """Their products; after sixteen, the choice."""
         self._current.tell(products)
-        if self._told is None or self._plain.unit is not None:
+        if self._told is None:
             return
         self._told.append(products)
         count = self._plain.samples.count
@@ -298,7 +298,8 @@ class Adaptive(Generic[E]):
             return
         told, self._told = torch.cat(self._told), None
         needed = min(probes_needed(count, self._plain.samples.excess), self._goal.max_probes)
-        if needed > WORTH_A_SKETCH:
+        reads = self._plain.unit is not None and self.n <= 2 * WORTH_A_SKETCH
+        if needed > WORTH_A_SKETCH and not reads:
             self._current = HutchPP(
                 self.n,
                 self._goal,
