@@ -7,17 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from layerhess.errors import InputError, checked_integer
-from layerhess.estimates import CONFIDENCE, DensityEstimate, Floats
+from layerhess.estimates import DensityEstimate, Floats
 from layerhess.estimators.options import is_number
+from layerhess.estimators.running import half_width
+from layerhess.estimators.smoothing import FINEST, bandwidth_of, compressed, gaussians, grid_of, quadrature
 from layerhess.solvers.process import Source
 
 BREAKDOWN = 1e-10  # of the largest coefficient so far: below this what is left of the recurrence is rounding
-MARGIN = 5.0  # bandwidths beyond the outermost node
-REFINED = np.linspace(-5.0, 5.0, 41)  # bandwidths around a node where the grid is made finer
+AGREE = 4.0  # combined standard errors within which two estimates of one moment agree
+ARITHMETIC = 1e-6  # relative: float32 products differ by that much between two ways to the same number
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,12 @@ class Density:
     """How a spectral density is made.
 
     Args:
-        probes: random vectors; their spread is the band, so one gives none.
+        probes: random vectors; their spread is the band, so one gives none (its band is NaN, and the status says so).
         steps: Lanczos steps for each, one product a step. A block of fewer dimensions takes as many as it has.
-        points: of the uniform part of the grid. bandwidth: standard deviation of the Gaussian, in units of eigenvalues;
-            by default the range of the Ritz values over twice the number of steps.
+        points: of the uniform part of the grid.
+        bandwidth: standard deviation of the Gaussian, in units of eigenvalues; by default three quarters of the
+            distance between neighbouring nodes where the mass is, see
+            :func:`layerhess.estimators.smoothing.bandwidth_of`. Below 1e-9 of the largest |node| it is widened to that.
 
     Raises:
         InputError: fewer than two steps, no probe, or a bandwidth that is not positive.
@@ -36,7 +39,7 @@ class Density:
 
     probes: int = 6
     steps: int = 24
-    points: int = 256
+    points: int = 512
     bandwidth: float | None = None
 
     def __post_init__(self) -> None:
@@ -58,19 +61,19 @@ class StochasticLanczos:
     """Lanczos from several random vectors at once, asking for products instead of making them.
 
     The eigenvalues theta of the tridiagonal T and the squared first components w of its eigenvectors are the Gauss
-    quadrature of the density that the vector v sees: sum w f(theta) = v'f(A)v for polynomials f up to degree
-    2 steps - 1, so mean over v is tr f(A) / n (Golub & Welsch 1969; Ubaru, Chen & Saad 2017; Ghorbani, Krishnan & Xiao
-    2019).
+    quadrature of the density that the unit vector v sees: sum w f(theta) = v'f(A)v for polynomials f up to degree
+    2 steps - 1, and the mean of v'f(A)v over v is tr f(A) / n (Golub & Welsch 1969; Ubaru, Chen & Saad 2017; Ghorbani,
+    Krishnan & Xiao 2019). So the first two moments of each probe are exactly v'Av and ||Av||^2.
 
-    The short recurrence keeps three vectors of each probe and no basis, so orthogonality is lost: converged Ritz values
-    come back as ghost copies, each with a share of the weight. A density does not mind (Greenbaum 1989); as a list of
-    eigenvalues the nodes would be wrong, and nothing here reads them as such: eigenvalues come from the solver that
-    reorthogonalises.
+    The short recurrence keeps three vectors of each probe and no basis, so orthogonality is lost and converged Ritz
+    values come back as ghost copies, which share the weight of the one eigenvalue. A density does not mind (Greenbaum
+    1989); a list of eigenvalues would be wrong. Never read top eigenvalues, or their multiplicities, off the nodes:
+    they come from the solver that reorthogonalises, with a residual for each.
 
-    Cost: steps x probes products, memory 3 x probes x n float64.
+    Cost: at most steps x probes products, memory 3 x probes x n float64.
 
     Args:
-        n: dimension. options: see :class:`Density`. draw: number -> random unit vector (n,).
+        n: dimension. options: see :class:`Density`. draw: number -> random unit vector (n,) float64.
     """
 
     def __init__(self, n: int, options: Density, draw: Source) -> None:
@@ -82,6 +85,7 @@ class StochasticLanczos:
         self._alpha: list[list[float]] = [[] for _ in range(options.probes)]
         self._beta: list[list[float]] = [[] for _ in range(options.probes)]
         self._alive = list(range(options.probes))
+        self._resolved: set[int] = set()  # probes whose quadrature is exact for every function
 
     @property
     def done(self) -> bool:
@@ -89,11 +93,11 @@ class StochasticLanczos:
         return not self._alive
 
     def ask(self) -> Tensor:
-        """The (s, n) current vectors of the unfinished probes."""
+        """The (s, n) float64 vectors of the unfinished probes."""
         return self._current
 
     def tell(self, products: Tensor) -> None:
-        """One step of the three-term recurrence for each of them."""
+        """One step of the three-term recurrence for each of them, from their (s, n) products."""
         alpha = (products * self._current).sum(dim=1)
         before = torch.tensor([self._beta[i][-1] if self._beta[i] else 0.0 for i in self._alive]).to(products)
         rest = products - alpha[:, None] * self._current - before[:, None] * self._previous
@@ -102,72 +106,63 @@ class StochasticLanczos:
         for row, probe in enumerate(self._alive):
             self._alpha[probe].append(float(alpha[row]))
             scale = max(map(abs, [*self._alpha[probe], *self._beta[probe]]))
-            if len(self._alpha[probe]) < self.steps and float(beta[row]) > BREAKDOWN * scale:
+            if float(beta[row]) <= BREAKDOWN * scale or len(self._alpha[probe]) == self.n:
+                self._resolved.add(probe)
+            elif len(self._alpha[probe]) < self.steps:
                 self._beta[probe].append(float(beta[row]))
                 going.append(row)
         self._alive = [self._alive[row] for row in going]
         self._previous = self._current[going]
         self._current = rest[going] / beta[going, None]
 
-    def result(self) -> DensityEstimate:
-        """The density of what was told so far (at least one step)."""
-        probes = self.options.probes
-        longest = max(len(alpha) for alpha in self._alpha)
-        nodes, weights = np.zeros((probes, longest)), np.zeros((probes, longest))
+    @property
+    def started(self) -> bool:
+        """True once there is a :meth:`result`."""
+        return bool(self._alpha[0])
+
+    def result(self, spectrum: Floats | None = None) -> DensityEstimate:
+        """The density of what was told so far, at least one product.
+
+        Args:
+            spectrum: all eigenvalues (n,), where they became known meanwhile; the density is then exact.
+
+        Raises:
+            RuntimeError: nothing was told yet; see :attr:`started`.
+        """
+        if spectrum is not None:
+            return exact_density(spectrum, self.options)
+        if not self.started:
+            raise RuntimeError("there is no density before the first product")
+        probes, longest = self.options.probes, max(len(alpha) for alpha in self._alpha)
+        whole = self._quadratures(longest, less=0)
+        return _smoothed(*whole, self.options, probes, self._status(longest), self._quadratures(longest, less=1))
+
+    def _quadratures(self, longest: int, less: int) -> tuple[Floats, Floats]:
+        """Nodes and weights (probes, longest), without the last ``less`` steps where that makes a difference."""
+        nodes, weights = np.zeros((2, len(self._alpha), longest))
         for probe, (alpha, beta) in enumerate(zip(self._alpha, self._beta, strict=True)):
-            m = len(alpha)
-            off = np.array(beta[: m - 1])
-            values, vectors = np.linalg.eigh(np.diag(alpha) + np.diag(off, 1) + np.diag(off, -1))
-            nodes[probe, :m], weights[probe, :m] = values, vectors[0] ** 2
-        if self.options.steps > self.n:
-            status = f"{longest} steps, all that a block of {self.n} allows, from {probes} random vectors"
-        else:
-            status = f"{longest} Lanczos steps from {probes} random vector{'s' * (probes > 1)}"
-        if longest < self.steps and not self.done:
-            status = f"stopped early: {status}"
-        if probes == 1:
-            status += "; a single vector gives no band"
-        return smoothed(nodes, weights, self.options, probes=probes, status=status)
+            m = len(alpha) if probe in self._resolved else max(1, len(alpha) - less)
+            nodes[probe, :m], weights[probe, :m] = quadrature(np.array(alpha[:m]), np.array(beta[: m - 1]))
+        return nodes, weights
+
+    def _status(self, longest: int) -> str:
+        probes, steps = self.options.probes, self.options.steps
+        status = f"{longest} Lanczos step{'s' * (longest != 1)} from {probes} random vector{'s' * (probes > 1)}"
+        if not self.done:
+            status = f"stopped early, after {status} of the {self.steps} steps asked for"
+        elif longest < self.steps:
+            status += f" reached every eigenvalue they see; {steps} were asked for"
+        elif steps > self.n:
+            status += f", all that a block of {self.n} allows"
+        return status if probes > 1 else f"{status}; a single vector gives no band"
 
 
 def exact_density(spectrum: Floats, options: Density) -> DensityEstimate:
-    """The density of a spectrum that is known, smoothed in the same way; no probes, no error."""
+    """The density of a spectrum (n,) that is known, smoothed as its quadrature would be; no probes, no error."""
     values = np.sort(np.asarray(spectrum, dtype=np.float64))
     weights = np.full((1, len(values)), 1.0 / len(values))
-    return smoothed(values[None], weights, options, probes=0, status="exact: the whole spectrum is known")
-
-
-def smoothed(nodes: Floats, weights: Floats, options: Density, *, probes: int, status: str) -> DensityEstimate:
-    """Quadratures (rows of nodes and weights) as a density on a grid, with its band and its moments."""
-    there = weights > 0.0
-    low, high = float(nodes[there].min()), float(nodes[there].max())
-    sigma = options.bandwidth or _bandwidth(low, high, nodes.shape[1])
-    grid = _grid(nodes[there], low, high, sigma, options.points)
-    rows = np.array([_gaussians(x, w, grid, sigma) for x, w in zip(nodes, weights, strict=True)])
-    value = rows.mean(axis=0)
-    half = np.zeros_like(value)
-    if probes > 1:
-        t = float(stdtrit(probes - 1, (1 + CONFIDENCE) / 2))
-        half = t * rows.std(axis=0, ddof=1) / math.sqrt(probes)
-    elif probes == 1:
-        half = np.full_like(value, np.nan)
-    first, second = (weights * nodes).sum(axis=1), (weights * nodes**2).sum(axis=1)
-    return DensityEstimate(
-        grid=grid,
-        value=value,
-        low=np.maximum(value - half, 0.0) if probes != 1 else half,
-        high=value + half,
-        bandwidth=sigma,
-        probes=probes,
-        steps=nodes.shape[1] if probes else 0,
-        nodes=nodes,
-        weights=weights,
-        mean=float(first.mean()),
-        mean_error=_standard_error(first, probes),
-        second=float(second.mean()),
-        second_error=_standard_error(second, probes),
-        status=status,
-    )
+    status = f"exact: all {len(values)} eigenvalues are known" if len(values) > 1 else "exact: the only eigenvalue"
+    return _smoothed(values[None], weights, options, 0, status)
 
 
 def check_moments(
@@ -176,52 +171,99 @@ def check_moments(
     """Whether the density's moments agree with a trace and a squared Frobenius norm that were estimated apart.
 
     Args:
-        trace, frobenius2: (value, standard error), or None where there is none. n: dimension.
+        trace, frobenius2: (value, standard error) of tr A and ||A||_F^2, or None where there is none. n: dimension.
 
     Returns:
-        (agree within four combined standard errors, a sentence).
+        (agree within four combined standard errors, a sentence). What has no standard error (a single probe) is not
+        held against anything.
     """
     parts, agree = [], True
     for name, moment, error, other in (
-        ("mean eigenvalue", density.mean, density.mean_error, trace),
-        ("mean square", density.second, density.second_error, frobenius2),
+        ("the mean eigenvalue", density.mean, density.mean_error, trace),
+        ("the mean square", density.second, density.second_error, frobenius2),
     ):
         if other is None:
             continue
-        value, other_error = other[0] / n, other[1] / n
-        combined = math.hypot(error, other_error)
+        value, combined = other[0] / n, math.hypot(error, other[1] / n)
+        text = f"{name} is {moment:.3g} by the density and {value:.3g} by other probes"
+        if not math.isfinite(combined):
+            parts.append(f"{text} (no standard error to judge by)")
+            continue
         off = abs(moment - value)
-        good = off <= 4.0 * combined + 1e-6 * max(abs(moment), abs(value))
-        agree = agree and good
-        parts.append(
-            f"{name} {moment:.3g} against {value:.3g} ({off / combined if combined else 0.0:.1f} standard errors)"
-        )
-    return agree, "; ".join(parts) or "nothing to compare with"
+        agree = agree and off <= AGREE * combined + ARITHMETIC * max(abs(moment), abs(value))
+        parts.append(f"{text} ({off / combined:.1f} standard errors apart)" if combined else text)
+    if not parts:
+        return True, "there is nothing to compare the moments with"
+    return agree, ("the moments agree: " if agree else "the moments disagree: ") + "; ".join(parts)
 
 
-def _standard_error(samples: Floats, probes: int) -> float:
-    if probes == 0:
-        return 0.0
-    return float(samples.std(ddof=1) / math.sqrt(probes)) if probes > 1 else math.nan
+def _smoothed(
+    nodes: Floats,
+    weights: Floats,
+    options: Density,
+    probes: int,
+    status: str,
+    cruder: tuple[Floats, Floats] | None = None,
+) -> DensityEstimate:
+    """Quadratures (rows of nodes and weights) as a density on a grid, with its band and its moments.
+
+    Args:
+        cruder: the same quadratures with one step less, of which the band takes its share for the quadrature's error.
+    """
+    there = weights > 0.0
+    if options.bandwidth is not None:
+        sigma = max(options.bandwidth, FINEST * float(np.abs(nodes[there]).max()))
+    elif probes:
+        sigma = bandwidth_of(nodes, weights, options.steps)
+    else:  # as if it were known as well as others are, so that densities of small and large blocks can be compared
+        values, mass = compressed(nodes[0], options.steps)
+        sigma = bandwidth_of(values[None], mass[None], options.steps)
+    grid = grid_of(nodes[there], sigma, options.points)
+    rows = _rows(nodes, weights, grid, sigma)
+    value = rows.mean(axis=0)
+    off = np.abs(value - _rows(*cruder, grid, sigma).mean(axis=0)) if cruder is not None else np.zeros_like(value)
+    low, high = _band(value, _standard_error(rows, probes), off, probes)
+    first, second = (weights * nodes).sum(axis=1), (weights * nodes**2).sum(axis=1)
+    return DensityEstimate(
+        grid=grid,
+        value=value,
+        low=low,
+        high=high,
+        bandwidth=sigma,
+        probes=probes,
+        steps=nodes.shape[1] if probes else 0,
+        nodes=nodes,
+        weights=weights,
+        mean=float(first.mean()),
+        mean_error=float(_standard_error(first, probes)),
+        second=float(second.mean()),
+        second_error=float(_standard_error(second, probes)),
+        status=status,
+    )
 
 
-def _bandwidth(low: float, high: float, steps: int) -> float:
-    """Half the mean distance of the nodes: wide enough that the bulk's nodes do not look like outliers."""
-    spread = high - low
-    scale = max(abs(low), abs(high))
-    return max(spread / (2.0 * max(steps, 2)), 1e-3 * scale, 1e-12)
+def _rows(nodes: Floats, weights: Floats, grid: Floats, sigma: float) -> Floats:
+    return np.array([gaussians(x, w, grid, sigma) for x, w in zip(nodes, weights, strict=True)])
 
 
-def _grid(nodes: Floats, low: float, high: float, sigma: float, points: int) -> Floats:
-    """Uniform over the range, and finer around each node, so that no peak falls between two points."""
-    uniform = np.linspace(low - MARGIN * sigma, high + MARGIN * sigma, points)
-    if uniform[1] - uniform[0] <= sigma / 4.0:
-        return uniform
-    distinct = np.unique(np.round(nodes / sigma)) * sigma
-    fine = (distinct[:, None] + sigma * REFINED).ravel()
-    return np.unique(np.concatenate([uniform, fine]))
+def _band(value: Floats, error: Floats, off: Floats, probes: int) -> tuple[Floats, Floats]:
+    """Student's interval for the logarithm of the mean (delta method), and what one step more or less changes.
+
+    A random vector's weight on one eigenvalue is a chi-square variable over n: skewed, and never negative. An interval
+    that is symmetric in the logarithm covers outliers seen by six vectors in 93 % of cases, the plain one in 87 %. The
+    change ``off`` with the last step stands for the quadrature's own error, which probes share and cannot show.
+    """
+    if probes < 2:
+        return value + error, value + error  # zero width of an exact density, NaN of a single probe
+    half = half_width(1.0, probes) * error
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low = value * np.exp(-(half + off) / value)
+        high = value * np.exp((half + np.minimum(off, value)) / value) + np.maximum(off - value, 0.0)
+    return np.where(value > 0.0, low, 0.0), np.where(value > 0.0, high, off)
 
 
-def _gaussians(nodes: Floats, weights: Floats, grid: Floats, sigma: float) -> Floats:
-    scaled = (grid[:, None] - nodes) / sigma
-    return np.asarray(np.exp(-0.5 * scaled**2) @ weights / (sigma * math.sqrt(2.0 * math.pi)))
+def _standard_error(samples: Floats, probes: int) -> Floats:
+    """Of the mean over the first axis: zero without probes (exact), NaN of one."""
+    if probes < 2:
+        return np.full(samples.shape[1:], math.nan if probes else 0.0)
+    return np.asarray(samples.std(axis=0, ddof=1) / math.sqrt(probes))
