@@ -187,6 +187,22 @@ def test_the_estimated_size_is_of_the_order_of_the_nuclear_norm(family: str) -> 
     assert 0.3 <= ratio <= 1.3, ratio
 
 
+@pytest.mark.parametrize("method", ["hutchinson", "hutch++", "xtrace", "auto"])
+def test_whoever_is_interrupted_says_what_there_is(method: str) -> None:
+    n, truth = 300, 150.0
+    matrix = torch.from_numpy(rotated(np.linspace(0.0, 1.0, n), 0))
+    goal = Trace(rel=1e-4, method=method, max_probes=200)
+    process = trace_process(n, goal, lambda k: signs(n, 0, k), lambda k: units(n, 0, k))
+    errors = []
+    while not process.done:
+        process.tell(process.ask() @ matrix)
+        found = process.estimate()
+        assert found.low <= found.value <= found.high and not found.converged
+        assert abs(found.value - truth) <= 5.0 * found.standard_error
+        errors.append(found.standard_error)
+    assert np.isfinite(errors[-1]) and errors[-1] <= min(errors)
+
+
 @pytest.mark.parametrize("probes", [2, 7, 33])
 def test_fixed_probes_are_spent_exactly(probes: int) -> None:
     for method in ("hutchinson", "auto"):

@@ -103,8 +103,8 @@ class DiagonalSamples:
         Args:
             v: Rademacher. x: ``deflation.project(v)``, not needed here. ax: the product A x. All float64.
         """
-        for sign, row in zip(v.reshape(-1, self.deflation.n), ax.reshape(-1, self.deflation.n), strict=True):
-            self._values.add(sign * self.deflation.project(row))
+        for sample in v.reshape(-1, self.deflation.n) * self.deflation.project(ax.reshape(-1, self.deflation.n)):
+            self._values.add(sample)
 
     @property
     def count(self) -> int:

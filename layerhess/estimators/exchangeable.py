@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,7 +12,6 @@ from layerhess.estimates import TraceEstimate
 from layerhess.estimators.deflation import orthonormal_rows
 from layerhess.estimators.diagonal import Diagonal, FlatDiagonal
 from layerhess.estimators.hutchinson import Goal
-from layerhess.estimators.running import Running
 from layerhess.estimators.stopping import MINIMUM, excess_of, rows_at_a_time
 from layerhess.estimators.trace import Trace
 from layerhess.estimators.unit import UnitVectors
@@ -23,8 +22,17 @@ PAIRED = math.sqrt(2.0)  # see Exchangeable, "standard error"
 LEVERAGE = 1e-8  # a vector whose leverage is within this of 1 carries a direction that the others lack
 
 
+class Round(NamedTuple):
+    """Random vectors (k, n), their products, orthonormal rows Q (r, n) that span these, and Q's products Z."""
+
+    vectors: Tensor
+    products: Tensor
+    q: Tensor
+    z: Tensor
+
+
 class Exchangeable(Generic[E]):
-    """What XTrace and XDiag share (Epperly, Tropp & Webber 2024, section 2): the growing sketch and its ask and tell.
+    """What XTrace and XDiag share (Epperly, Tropp & Webber 2024): the growing sketch and its ask and tell.
 
     Keeps k random vectors w_i, their products y_i, orthonormal rows Q that span all y_i, and Z = A Q. Q is only ever
     extended, so that products stay good when vectors are added. Memory: 4 k n float64; cost: 2 products a vector,
@@ -46,6 +54,7 @@ class Exchangeable(Generic[E]):
         self._draw = draw
         empty = torch.empty((0, n), dtype=torch.float64, device=device)
         self._vectors, self._products, self._q, self._z = empty, empty, empty, empty
+        self._round = Round(empty, empty, empty, empty)  # the last one that is complete
         self._limit = (goal.probes or goal.max_probes) // 2
         self._target = self._limit if goal.probes else min(MINIMUM, self._limit)
         self._unit = UnitVectors(n, device) if n <= 2 * self._target else None
@@ -101,7 +110,7 @@ class Exchangeable(Generic[E]):
         without y_i (rank of A below k). The paper's column of R^-T is (C'C)^-1 c_i here, through the SVD, which
         serves when R is singular too.
         """
-        c = self._products @ self._q.T
+        c = self._round.products @ self._round.q.T
         u, sizes, v = torch.linalg.svd(c, full_matrices=False)
         s = (u / sizes) @ v if len(sizes) else c
         alone = (u * u).sum(dim=1) > 1.0 - LEVERAGE
@@ -109,6 +118,7 @@ class Exchangeable(Generic[E]):
         return c, torch.where(alone & (lengths > 0.0), 1.0 / lengths, 0.0)[:, None] * s
 
     def _decide(self) -> None:
+        self._round = Round(self._vectors, self._products, self._q, self._z)
         count = len(self._vectors)
         if self._goal.probes or count >= self._limit or self.excess <= 1.0:
             self._done = True
@@ -120,11 +130,11 @@ class Exchangeable(Generic[E]):
 
 
 class XTrace(Exchangeable[TraceEstimate]):
-    """XTrace (Epperly, Tropp & Webber 2024, section 2.1): the mean over i of tr(Q_i A Q_i') + scaled x_i'A x_i.
+    """XTrace (Epperly, Tropp & Webber 2024): the mean over i of tr(Q_i A Q_i') + scaled x_i'A x_i.
 
     x_i = (I - Q_i'Q_i) w_i. Q_i does not depend on w_i, so each term is unbiased, and exchangeability makes their mean
-    the best symmetric one. x_i is scaled to the length a random direction of the complement should have (their
-    section 2.3), which needs w_i of a rotation-invariant distribution: ``draw`` gives unit or Gaussian vectors.
+    the best symmetric one. x_i is scaled to the length a random direction of the complement should have (as in
+    their improved variant), which needs w_i of a rotation-invariant distribution: ``draw`` gives unit or Gaussian vectors.
 
     Departure: the rest's quadratic form is computed from x_i and A x_i = y_i - Z'(.) themselves, O(k^2 n), where
     the paper has O(k^3 + k n) formulas with cancellation.
@@ -139,26 +149,27 @@ class XTrace(Exchangeable[TraceEstimate]):
 
     def terms(self) -> Tensor:
         """The k exchangeable estimates, (k,)."""
+        vectors, products, q, z = self._round
         _, s = self.leave_one_out()
-        t = self._q @ self._z.T
+        t = q @ z.T
         t = (t + t.T) / 2
         inside = t.trace() - ((s @ t) * s).sum(dim=1)
-        w = self._vectors @ self._q.T
+        w = vectors @ q.T
         taken = w - (w * s).sum(dim=1, keepdim=True) * s  # coefficients of Q_i'Q_i w_i
-        x = self._vectors - taken @ self._q
-        ax = self._products - taken @ self._z
-        dimensions = self.n - len(self._q) + (s * s).sum(dim=1).round()
+        x = vectors - taken @ q
+        ax = products - taken @ z
+        dimensions = self.n - len(q) + (s * s).sum(dim=1).round()
         lengths = (x * x).sum(dim=1)
-        seen = lengths > 1e-24 * (self._vectors * self._vectors).sum(dim=1)
+        seen = lengths > 1e-24 * (vectors * vectors).sum(dim=1)
         return inside + torch.where(seen, dimensions * (x * ax).sum(dim=1) / lengths.clamp_min(1e-300), 0.0)
 
     def _figures(self) -> tuple[float, float, float]:
-        values = Running(0.0)
-        for term in self.terms().tolist():
-            values.add(term)
-        t = self._q @ self._z.T
+        if len(self._round.vectors) < 2:
+            return 0.0, math.inf, 0.0
+        terms = self.terms()
+        t = self._round.q @ self._round.z.T
         nuclear = float(torch.linalg.eigvalsh(((t + t.T) / 2).cpu()).abs().sum())
-        return values.mean, PAIRED * values.standard_error, nuclear
+        return float(terms.mean()), PAIRED * float(terms.std()) / math.sqrt(len(terms)), nuclear
 
     @property
     def excess(self) -> float:
@@ -171,11 +182,11 @@ class XTrace(Exchangeable[TraceEstimate]):
         if self._unit is not None and self._unit.done:
             return self._options.exact(self._unit.diagonal)
         value, error, nuclear = self._figures()
-        return self._options.estimate(value, error, probes=len(self._vectors), method="xtrace", nuclear=nuclear)
+        return self._options.estimate(value, error, probes=len(self._round.vectors), method="xtrace", nuclear=nuclear)
 
 
 class XDiag(Exchangeable[FlatDiagonal]):
-    """XDiag (Epperly, Tropp & Webber 2024, section 2.4): mean over i of diag(Q_i'Q_i A) + w_i * (I - Q_i'Q_i) A w_i.
+    """XDiag (Epperly, Tropp & Webber 2024): mean over i of diag(Q_i'Q_i A) + w_i * (I - Q_i'Q_i) A w_i.
 
     Unbiased for Rademacher w_i, as Q_i does not depend on w_i. (I - Q_i'Q_i) y_i is one direction only, Q'S_i.
 
@@ -188,14 +199,15 @@ class XDiag(Exchangeable[FlatDiagonal]):
         self._options = goal
 
     def _figures(self) -> tuple[Tensor, Tensor]:
+        vectors, products, q, z = self._round
+        if len(vectors) < 2:
+            nothing = torch.zeros(self.n, dtype=torch.float64, device=vectors.device)
+            return nothing, nothing + math.inf
         c, s = self.leave_one_out()
-        values = Running(torch.zeros(self.n, dtype=torch.float64, device=self._vectors.device))
-        whole = (self._q * self._z).sum(dim=0)
-        for i, sign in enumerate(self._vectors):
-            direction = s[i] @ self._q
-            outside = self._products[i] - (c[i] - (s[i] @ c[i]) * s[i]) @ self._q
-            values.add(whole - direction * (s[i] @ self._z) + sign * outside)
-        return values.mean, PAIRED * values.standard_error
+        whole = (q * z).sum(dim=0)
+        outside = products - (c - (s * c).sum(dim=1, keepdim=True) * s) @ q
+        terms = whole - (s @ q) * (s @ z) + vectors * outside
+        return terms.mean(dim=0), PAIRED * terms.std(dim=0) / math.sqrt(len(terms))
 
     @property
     def excess(self) -> float:
@@ -206,4 +218,4 @@ class XDiag(Exchangeable[FlatDiagonal]):
         """The result so far."""
         if self._unit is not None and self._unit.done:
             return self._options.exact(self._unit.diagonal)
-        return self._options.estimate(*self._figures(), probes=len(self._vectors), method="xdiag")
+        return self._options.estimate(*self._figures(), probes=len(self._round.vectors), method="xdiag")

@@ -203,6 +203,11 @@ class HutchPP(Generic[E]):
         """True when the fresh probes are."""
         return self._inner is not None and self._inner.done
 
+    @property
+    def count(self) -> int:
+        """Fresh probes so far."""
+        return 0 if self._inner is None else self._inner.samples.count
+
     def ask(self) -> Tensor:
         """Sketch vectors, then the basis, then projected probes."""
         if self._inner is not None:
@@ -275,21 +280,21 @@ class Adaptive(Generic[E]):
         self._draw = draw
         self._device = device
         self._plain = Hutchinson(n, goal, draw, device=device)
-        self._current: Process[E] = self._plain
+        self._sketched: HutchPP[E] | None = None
         self._told: list[Tensor] | None = None if goal.probes else []
 
     @property
     def done(self) -> bool:
         """True when the tolerance is met or the products are spent."""
-        return self._current.done
+        return (self._sketched or self._plain).done
 
     def ask(self) -> Tensor:
         """The next (s, n) vectors."""
-        return self._current.ask()
+        return (self._sketched or self._plain).ask()
 
     def tell(self, products: Tensor) -> None:
         """Their products; after sixteen, the choice."""
-        self._current.tell(products)
+        (self._sketched or self._plain).tell(products)
         if self._told is None:
             return
         self._told.append(products)
@@ -300,7 +305,7 @@ class Adaptive(Generic[E]):
         needed = min(probes_needed(count, self._plain.samples.excess), self._goal.max_probes)
         reads = self._plain.unit is not None and self.n <= 2 * WORTH_A_SKETCH
         if needed > WORTH_A_SKETCH and not reads:
-            self._current = HutchPP(
+            self._sketched = HutchPP(
                 self.n,
                 self._goal,
                 self._draw,
@@ -312,5 +317,7 @@ class Adaptive(Generic[E]):
             )
 
     def estimate(self) -> E:
-        """The result so far."""
-        return self._current.estimate()
+        """The result so far: of the plain probes until there are fresh ones."""
+        if self._sketched is not None and (self._sketched.done or self._sketched.count >= 2):
+            return self._sketched.estimate()
+        return self._plain.estimate()

@@ -16,7 +16,7 @@ from layerhess.estimators.running import Running, half_width
 from layerhess.estimators.stopping import excess_of
 
 LEAST = {"auto": 2, "hutchinson": 2, "hutch++": 6, "xtrace": 4}  # products without which there is no error
-NEAR_ZERO = 0.01  # of the nuclear norm: a trace below this counts as cancelled, and is known relative to this
+NEAR_ZERO = 0.1  # of the nuclear norm: a trace below this counts as cancelled, and is known relative to this
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class TraceSamples:
         self.deflation = deflation
         self.options = options or Trace()
         self._values = Running(0.0)
-        self._squares = Running(0.0)  # ||A x||^2: its mean is ||A P||_F^2
-        self._fourths = Running(0.0)  # (A x . A x')^2 for independent probes: its mean is ||P A^2 P||_F^2
+        self._squares = 0.0  # sum of ||A x||^2, whose mean is ||A P||_F^2
+        self._fourths = 0.0  # sum of (A x . A x')^2 over successive probes, whose mean is ||P A^2 P||_F^2
         self._last: Tensor | None = None
 
     def add(self, v: Tensor, x: Tensor, ax: Tensor) -> None:
@@ -108,14 +108,11 @@ class TraceSamples:
             v: Rademacher. x: ``deflation.project(v)``. ax: the product A x. All float64.
         """
         x, ax = x.reshape(-1, self.deflation.n), ax.reshape(-1, self.deflation.n)
-        before = ax[:1] if self._last is None else self._last[None]
-        crossed = (ax * torch.cat([before, ax[:-1]])).sum(dim=1).tolist()
-        for number, value in enumerate((x * ax).sum(dim=1).tolist()):
-            if self._last is not None or number:
-                self._fourths.add(crossed[number] ** 2)
+        for value in (x * ax).sum(dim=1).tolist():
             self._values.add(value)
-        for square in (ax * ax).sum(dim=1).tolist():
-            self._squares.add(square)
+        self._squares += float((ax * ax).sum())
+        follows = ax if self._last is None else torch.cat([self._last[None], ax])
+        self._fourths += float(((follows[1:] * follows[:-1]).sum(dim=1) ** 2).sum())
         self._last = ax[-1].clone()
 
     @property
@@ -141,8 +138,10 @@ class TraceSamples:
         values are; both norms of B = A P are means over the probes. sqrt(n) ||A||_F would be far above for an operator
         of low rank.
         """
-        fourth = self._fourths.mean
-        rest = self._squares.mean**1.5 / math.sqrt(fourth) if fourth > 0.0 else 0.0
+        if self._fourths == 0.0:
+            return self.deflation.nuclear
+        frobenius = math.sqrt(self._squares / self.count)
+        rest = frobenius**3 / math.sqrt(self._fourths / (self.count - 1))
         return self.deflation.nuclear + rest
 
     @property
