@@ -134,7 +134,7 @@ class XTrace(Exchangeable[TraceEstimate]):
 
     x_i = (I - Q_i'Q_i) w_i. Q_i does not depend on w_i, so each term is unbiased, and exchangeability makes their mean
     the best symmetric one. x_i is scaled to the length a random direction of the complement should have (as in
-    their improved variant), which needs w_i of a rotation-invariant distribution: ``draw`` gives unit or Gaussian vectors.
+    their improved variant), which needs w_i of a rotation-invariant distribution: ``draw`` gives unit vectors.
 
     Departure: the rest's quadratic form is computed from x_i and A x_i = y_i - Z'(.) themselves, O(k^2 n), where
     the paper has O(k^3 + k n) formulas with cancellation.
