@@ -37,7 +37,7 @@ class Density:
         InputError: fewer than two steps, no probe, or a bandwidth that is not positive.
     """
 
-    probes: int = 6
+    probes: int = 8
     steps: int = 24
     points: int = 512
     bandwidth: float | None = None
@@ -106,7 +106,7 @@ class StochasticLanczos:
         for row, probe in enumerate(self._alive):
             self._alpha[probe].append(float(alpha[row]))
             scale = max(map(abs, [*self._alpha[probe], *self._beta[probe]]))
-            if float(beta[row]) <= BREAKDOWN * scale or len(self._alpha[probe]) == self.n:
+            if float(beta[row]) <= BREAKDOWN * scale:  # n steps alone prove nothing: orthogonality may be lost by then
                 self._resolved.add(probe)
             elif len(self._alpha[probe]) < self.steps:
                 self._beta[probe].append(float(beta[row]))

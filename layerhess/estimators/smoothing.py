@@ -9,6 +9,7 @@ import numpy as np
 from layerhess.estimates import Floats
 
 REACH = 6.0  # bandwidths around a node beyond which its Gaussian is nothing (2e-9 of its mass)
+FADED = 8.5  # where even a gap of 1e9 bandwidths, integrated from its two ends, adds less than 1e-6
 PER_BANDWIDTH = 2  # grid points: the trapezoidal rule is then exact to 1e-30, as for every analytic function
 WIDTH = 0.75  # of the distance between two nodes
 FLOOR = 1e-5  # of the largest |node|: products in float32 move nodes by up to 1e-6 of it
@@ -64,7 +65,7 @@ def grid_of(nodes: Floats, sigma: float, points: int) -> Floats:
     if last < 2 * points:
         return np.linspace(low, high, max(points, last + 1))
     step = (high - low) / last
-    reach = math.ceil(REACH * PER_BANDWIDTH) + 1
+    reach = math.ceil(FADED * PER_BANDWIDTH)
     near = np.unique(np.rint((nodes - low) / step).astype(np.int64))
     around = np.clip(near[:, None] + np.arange(-reach, reach + 1), 0, last)
     between = np.rint(np.linspace(0, last, points)).astype(np.int64)
