@@ -19,8 +19,8 @@ from layerhess.estimators.diagonal import Diagonal
 from layerhess.estimators.divergence import divergences
 from layerhess.estimators.methods import diagonal_process, trace_process
 from layerhess.estimators.trace import Trace
-from layerhess.probing.joint import Probing, room_for
-from layerhess.probing.member import Known, shaped
+from layerhess.probing.joint import Probing
+from layerhess.probing.member import Known, room_for, shaped
 from layerhess.results import Spectrum
 from layerhess.sampling import SamplingErrors
 from layerhess.schedule import Companion, Task

@@ -27,6 +27,7 @@ GROUPS = 16  # wanted: the standard error of a standard error from g groups is 1
 FEWEST = 4  # below this nothing is said
 PROBES = 8  # for the traces; what the probes themselves contribute is taken out
 
+EXACT = 32  # parameters up to which a block's trace is taken whole, group by group
 PROBES_KEY = "(sampling)"
 
 
@@ -77,15 +78,19 @@ def sampling_errors(
     if number < FEWEST:
         return SamplingErrors(note=_too_few(objective, number))
     requests = {name: Request(block, vectors, quadratic=(block,)) for name, (block, vectors, _) in pairs.items()}
+    small = {name: block for name, block in traced.items() if block.numel <= EXACT and name != FULL}
+    for name, block in small.items():
+        eye = torch.eye(block.numel, dtype=torch.float64, device=solver_device(objective.device))
+        requests[f"(sampling) {name}"] = Request(block, eye, quadratic=(block,))
+    blocks = {name: block for name, block in traced.items() if name != FULL}
     if traced:
-        blocks = {name: block for name, block in traced.items() if name != FULL}
         rows = _probes(blocks, pairs, full, seed, solver_device(objective.device))
         requests[PROBES_KEY] = Request(full, rows, quadratic=(*blocks.values(), full))
     sweep = Sweep(grouped, list(full.parameters), ledger, keep=0.0, checkpoint=checkpoint, make_graph=make_graph)
     sweep.run(requests)
     forms = {key: form.numpy() for key, form in sweep.quadratics.items()}  # (groups, vectors, blocks)
-    counts = np.ones(len(sweep.counts)) if objective.evaluation.is_sum else np.array(sweep.counts)
-    scale = len(counts) if objective.evaluation.is_sum else 1.0
+    counts = np.array(sweep.counts)
+    scale = counts.sum() if objective.evaluation.is_sum else 1.0
     values = {
         name: np.array([scale * ratio_error(column, counts) for column in forms[name][:, :, 0].T]) for name in pairs
     }
@@ -93,6 +98,10 @@ def sampling_errors(
     if traced:
         known = {name: forms[name][:, :, 0].sum(axis=1) if name in pairs else np.zeros(len(counts)) for name in blocks}
         for column, name in enumerate(blocks):
+            if name in small:
+                exact = forms[f"(sampling) {name}"][:, :, 0].sum(axis=1)
+                traces[name] = scale * ratio_error(exact, counts)
+                continue
             traces[name] = scale * shared_error(known[name][:, None] + forms[PROBES_KEY][:, :, column], counts)
         if FULL in traced:
             together = sum(known.values(), np.zeros(len(counts)))

@@ -15,7 +15,8 @@ from layerhess.estimators.hutchinson import Process
 from layerhess.estimators.methods import diagonal_process, trace_process
 from layerhess.estimators.trace import Trace
 from layerhess.operators.operator import Operator
-from layerhess.probing.joint import Probing, room_for
+from layerhess.probing.joint import Probing
+from layerhess.probing.member import room_for
 from layerhess.single import Single, check_operator
 from layerhess.sweep import FULL
 
@@ -39,7 +40,7 @@ def trace(
         op: :class:`layerhess.Hessian` or another operator of a network, one of its blocks, a NumPy array, or anything
             with ``shape`` and ``matvec``; symmetric.
         rel: standard error wanted, over |trace|. absolute: standard error that is good enough in any case; by default
-            ``rel`` times 1 % of the estimated sum of the eigenvalues' magnitudes. probes: spend exactly so many
+            ``rel`` times 10 % of the estimated sum of the eigenvalues' magnitudes. probes: spend exactly so many
             products instead. max_probes: products at most. seed: of the probes.
         method: "hutchinson" (Hutchinson 1990; one product a probe, error like 1/sqrt(m)); "hutch++" (Meyer et al.
             2021) and "xtrace" (Epperly, Tropp & Webber 2024), better where the spectrum decays; "auto": sixteen
@@ -102,7 +103,7 @@ def diagonal(
 
 
 def density(
-    op: Any, probes: int = 6, steps: int = 24, seed: int = 0, *, points: int = 256, bandwidth: float | None = None
+    op: Any, probes: int = 8, steps: int = 30, seed: int = 0, *, points: int = 256, bandwidth: float | None = None
 ) -> DensityEstimate:
     """The spectral density of a symmetric operator by stochastic Lanczos quadrature, with a 95 % band over the probes.
 
@@ -133,7 +134,7 @@ def density(
     return process.result()
 
 
-def coupling(op: Operator, probes: int = 16, seed: int = 0) -> CouplingEstimate:
+def coupling(op: Operator, probes: int = 8, seed: int = 0) -> CouplingEstimate:
     """The Frobenius norms of all blocks H_bc of a network's matrix, and how much of it lies off the block diagonal.
 
     Args:

@@ -12,6 +12,14 @@ from layerhess.estimators.density import Density
 from layerhess.estimators.diagonal import Diagonal
 from layerhess.estimators.trace import Trace
 
+# A diagonal to 5 % can take thousands of probes; what 64 give has its error beside every entry.
+DEFAULTS: dict[str, Any] = {
+    "trace": Trace(),
+    "diagonal": Diagonal(max_probes=64),
+    "density": Density(),
+    "coupling": Coupling(),
+}
+
 
 @dataclass(frozen=True)
 class Wishes:
@@ -68,7 +76,7 @@ def wishes(*, trace: Any, diagonal: Any, density: Any, coupling: Any, sampling: 
             raise InputError(
                 f"{name} is {value!r}", where=name, what_to_do=f"use True, False or lh.{kind.__name__}(...)"
             )
-        made[name] = kind() if value is True else None if value is False else value
+        made[name] = DEFAULTS[name] if value is True else None if value is False else value
     if not isinstance(sampling, bool):
         raise InputError(f"sampling is {sampling!r}", where="sampling", what_to_do="use True or False")
     return Wishes(**made, sampling=sampling)

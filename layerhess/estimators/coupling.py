@@ -23,7 +23,7 @@ class Coupling:
         InputError: fewer than two.
     """
 
-    probes: int = 16
+    probes: int = 8
 
     def __post_init__(self) -> None:
         checked_integer(self.probes, "probes", 2)

@@ -38,7 +38,7 @@ class Density:
     """
 
     probes: int = 8
-    steps: int = 24
+    steps: int = 30
     points: int = 512
     bandwidth: float | None = None
 
@@ -48,7 +48,7 @@ class Density:
             raise InputError(
                 "a density needs at least 2 Lanczos steps; 1 gives the mean eigenvalue only",
                 where=f"steps={self.steps}",
-                what_to_do="use steps=24, or lh.Trace for the mean",
+                what_to_do="use steps=30, or lh.Trace for the mean",
             )
         checked_integer(self.points, "points", 16)
         if self.bandwidth is not None and not (is_number(self.bandwidth) and 0.0 < self.bandwidth < math.inf):

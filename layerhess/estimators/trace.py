@@ -25,7 +25,7 @@ class Trace:
 
     Args:
         rel: standard error over |trace|.
-        absolute: standard error that is good enough in any case; by default ``rel`` times 1 % of the nuclear norm
+        absolute: standard error that is good enough in any case; by default ``rel`` times 10 % of the nuclear norm
             (estimated), because a trace in which the eigenvalues cancel is not known to a fraction of itself.
         probes: spend exactly so many products instead, whatever the error. Hutchinson's estimator spends one a
             random vector, XTrace two, Hutch++ three.

@@ -17,8 +17,8 @@ from layerhess.estimators.diagonal import Diagonal
 from layerhess.estimators.running import Running
 from layerhess.estimators.stopping import MINIMUM, excess_of, next_target, probes_needed
 from layerhess.estimators.trace import Trace
-from layerhess.ledger import free_bytes
-from layerhess.probing.member import Known, Member, Samples, shaped
+from layerhess.estimators.unit import UnitVectors
+from layerhess.probing.member import Known, Member, Samples, is_open, shaped
 from layerhess.sweep import FULL, Request
 
 Script = Generator[dict[str, Request], Mapping[str, Tensor], None]
@@ -27,7 +27,6 @@ FULL_COST = 5.0  # of a full product, in products of one block; 3 to 6 on the ne
 PILOT = 4  # block products from which their variance is guessed
 SKETCH_ABOVE = 64  # probes still to come that make more deflation worth its products
 SKETCH = 24  # vectors, each two products
-ROOM_SHARE = 0.1  # of the free memory, for rows of the model's length
 JOINT = "(probes)"  # the name that full probes are drawn under, and their key
 
 
@@ -111,21 +110,35 @@ class Probing:
     def _next(self, waiting: list[Member]) -> Script:
         joint = max((self._missing(m, m.joint) for m in waiting), default=0)
         joint = max(joint, self._joint_missing() if self.whole and self._whole_excess() > 1.0 else 0)
-        unseen = [m for m in waiting if m.own.count < PILOT]
+        unseen = [m for m in waiting if m.own.count < PILOT and m.block.numel > PILOT]
         if unseen and FULL_COST * joint > PILOT * len(unseen):
             yield from self._own_products({m.name: PILOT for m in unseen})
             return
-        own = {m.name: self._missing(m, m.own) for m in waiting} if not unseen else {}
+        own = {m.name: min(self._missing(m, m.own), m.block.numel) for m in waiting} if not unseen else {}
         cheaper = min(FULL_COST * joint, sum(own.values()) if own else math.inf)
         sketchable = [m for m in waiting if self._may_sketch(m)]
         if sketchable and cheaper > SKETCH_ABOVE * len(waiting):
             yield from self._sketch(sketchable)
         elif own and sum(own.values()) < FULL_COST * joint:
+            yield from self._read([m for m in waiting if own[m.name] == m.block.numel])
+            waiting = [m for m in waiting if not m.exact]
             wanted = {m.name: self._target(m.own.count, self._excess(m.own)) - m.own.count for m in waiting}
             yield from self._own_products(wanted)
         else:
             worst = max([*(self._excess(m.joint) for m in waiting), self._whole_excess() if self.whole else 0.0])
             yield from self._full_products(self._target(self._joint.count, worst) - self._joint.count)
+
+    def _read(self, members: list[Member]) -> Script:
+        """Read whole diagonals, where probes would cost no less."""
+        readers = {m.name: UnitVectors(m.block.numel, self.device) for m in members}
+        while left := {name: reader for name, reader in readers.items() if not reader.done}:
+            asked = {_own_key(name): Request(self.blocks[name], reader.ask()) for name, reader in left.items()}
+            products = yield asked
+            for name, reader in left.items():
+                reader.tell(products[_own_key(name)])
+        for m in members:
+            m.known = Known(diagonal=readers[m.name].diagonal)
+            self._joint = Running(0.0)  # full products so far held this block's probes
 
     def _full_products(self, number: int) -> Script:
         active = [m for m in self.members.values() if not m.exact]
@@ -270,11 +283,11 @@ class Probing:
         best = self._best(member)
         if best.count < MINIMUM:
             return True
-        traced = self.trace is not None and _open(best.count, self.trace, best.trace.excess)
+        traced = self.trace is not None and is_open(best.count, self.trace, best.trace.excess)
         return traced or (
             self.diagonal is not None
             and best.diagonal is not None
-            and _open(best.count, self.diagonal, best.diagonal.excess)
+            and is_open(best.count, self.diagonal, best.diagonal.excess)
         )
 
     def _best(self, member: Member) -> Samples:
@@ -297,10 +310,10 @@ class Probing:
     def _excess(self, samples: Samples) -> float:
         """The larger of both excesses, or 0 for what has had all the probes it may have."""
         worst = 0.0
-        if self.trace is not None and _open(samples.count, self.trace, samples.trace.excess):
+        if self.trace is not None and is_open(samples.count, self.trace, samples.trace.excess):
             worst = samples.trace.excess
         of_diagonal = samples.diagonal.excess if samples.diagonal is not None else 0.0
-        if self.diagonal is not None and _open(samples.count, self.diagonal, of_diagonal):
+        if self.diagonal is not None and is_open(samples.count, self.diagonal, of_diagonal):
             worst = max(worst, of_diagonal)
         return worst
 
@@ -377,18 +390,6 @@ class Probing:
         deflated = any(m.deflation.size for m in self.members.values())
         method = "deflated" if deflated else "hutchinson"
         return self.trace.estimate(value, error, probes=probes, method=method, nuclear=nuclear)
-
-
-def _open(count: int, options: Trace | Diagonal, excess: float) -> bool:
-    """Whether samples of this count and excess call for more."""
-    if options.probes is not None:
-        return count < options.probes
-    return count < MINIMUM or (count < options.max_probes and excess > 1.0)
-
-
-def room_for(numel: int, device: torch.device) -> int:
-    """How many float64 rows of ``numel`` entries fit a tenth of the free memory; at most 64."""
-    return int(min(64, max(1, ROOM_SHARE * free_bytes(device) // (8 * numel))))
 
 
 def _own_key(name: str) -> str:

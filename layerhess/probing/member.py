@@ -10,9 +10,13 @@ from torch import Tensor
 from layerhess.blocks import Block
 from layerhess.estimates import DiagonalEstimate
 from layerhess.estimators.deflation import Deflation
-from layerhess.estimators.diagonal import DiagonalSamples, FlatDiagonal
-from layerhess.estimators.trace import TraceSamples
+from layerhess.estimators.diagonal import Diagonal, DiagonalSamples, FlatDiagonal
+from layerhess.estimators.stopping import MINIMUM
+from layerhess.estimators.trace import Trace, TraceSamples
+from layerhess.ledger import free_bytes
 from layerhess.vectors import random_signs
+
+ROOM_SHARE = 0.1  # of the free memory, for rows of the model's length
 
 
 @dataclass(frozen=True)
@@ -88,3 +92,15 @@ def shaped(block: Block, flat: FlatDiagonal) -> DiagonalEstimate:
         flat.method,
         flat.status,
     )
+
+
+def is_open(count: int, options: Trace | Diagonal, excess: float) -> bool:
+    """Whether samples of this count and excess call for more."""
+    if options.probes is not None:
+        return count < options.probes
+    return count < MINIMUM or (count < options.max_probes and excess > 1.0)
+
+
+def room_for(numel: int, device: torch.device) -> int:
+    """How many float64 rows of ``numel`` entries fit a tenth of the free memory; at most 64."""
+    return int(min(64, max(1, ROOM_SHARE * free_bytes(device) // (8 * numel))))

@@ -111,13 +111,13 @@ def _style(axes: Axes) -> None:
 
 def _name_rows(axes: Axes, labels: Sequence[str], *, bold: bool = False) -> None:
     size = 9.0 if len(labels) <= 45 else 7.0
-    axes.set_yticks(range(len(labels)), [_shortened(label) for label in labels], fontsize=size, color=INK)
+    axes.set_yticks(range(len(labels)), [shortened(label) for label in labels], fontsize=size, color=INK)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     if bold and labels:
         axes.get_yticklabels()[0].set_fontweight("bold")
 
 
-def _shortened(label: str, most: int = 44) -> str:
+def shortened(label: str, most: int = 44) -> str:
     """A long name without its middle, and nothing that matplotlib takes for mathematics."""
     short = label if len(label) <= most else f"{label[: most // 3]}…{label[-(2 * most // 3) :]}"
     return short.replace("$", r"\$")
@@ -190,11 +190,12 @@ def _scale(axes: Axes, rows: Iterable[Spectrum]) -> None:
 def _ticks(axes: Axes, marks: list[float]) -> None:
     if len(marks) > 11:
         marks = marks[:: math.ceil(len(marks) / 11)]
-    axes.set_xticks(marks, [_tick(mark) for mark in marks])
+    axes.set_xticks(marks, [tick_label(mark) for mark in marks])
     axes.minorticks_off()
 
 
-def _tick(mark: float) -> str:
+def tick_label(mark: float) -> str:
+    """The number at a tick, short, with a proper minus sign."""
     text = f"{mark:.0e}".replace("e-0", "e-").replace("e+0", "e") if 0 < abs(mark) < 1e-3 or abs(mark) >= 1e4 else ""
     return (text or f"{mark:g}").replace("-", "−")
 
