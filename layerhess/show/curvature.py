@@ -53,14 +53,16 @@ def densities(estimates: Mapping[str, DensityEstimate]) -> Picture:
         axes.set_title(shortened(name, 30), fontsize=8.5, color=INK, loc="left", pad=3)
         if _is_zero(estimate):
             axes.axvline(0.0, color=MUTED, linewidth=1.6)
-            axes.text(0.5, 0.5, "no curvature", transform=axes.transAxes, fontsize=8, color=MUTED, ha="center")
+            box = {"facecolor": PAPER, "edgecolor": "none", "pad": 2.0}
+            place = axes.get_xaxis_transform()
+            axes.text(0.0, 0.5, "no curvature", transform=place, fontsize=8, color=MUTED, ha="center", bbox=box)
         else:
             _draw(axes, estimate, bottom)
         axes.tick_params(labelbottom=index + columns >= len(shown), labelleft=index % columns == 0)
     _margins(figure, height, left=0.75, top=0.62, bottom=0.62)
     figure.supxlabel("eigenvalue", color=MUTED, fontsize=9, y=0.12 / height)
-    figure.supylabel("density (mass 1 in each panel)", color=MUTED, fontsize=9, x=0.008)
-    _legend(figure, [estimate for estimate in shown.values() if estimate.probes > 1], height)
+    figure.supylabel("density (mass 1 in each panel)" if rows > 1 else "density", color=MUTED, fontsize=9, x=0.008)
+    _legend(figure, [estimate for estimate in shown.values() if estimate.probes > 1], height, 0.14)
     if len(shown) < len(estimates):
         note = f"the {len(shown)} of {len(estimates)} blocks with the largest mean square eigenvalue"
         figure.text(0.99, 1.0 - 0.14 / height, note, fontsize=8.5, color=MUTED, ha="right", va="center")
@@ -105,7 +107,8 @@ def full_density(
     axes.set_xlabel("eigenvalue", color=MUTED, fontsize=9)
     axes.set_ylabel("density", color=MUTED, fontsize=9)
     if title:
-        axes.set_title(shortened(title, 90), fontsize=9.5, color=INK, loc="left", pad=22, fontweight="bold")
+        x, y = 0.1 / WIDTH, 1.0 - 0.16 / height
+        figure.text(x, y, shortened(title, 90), fontsize=9.5, color=INK, va="center", fontweight="bold")
     _margins(figure, height, left=0.8, top=0.68 if title else 0.4, bottom=0.55)
     marks = [
         Line2D([], [], marker=shape, color=colour, linestyle="", markersize=5, label=f"{words}, with error bound")
@@ -115,7 +118,7 @@ def full_density(
         )
         if end in ends
     ]
-    _legend(figure, [density] if drawn and density.probes > 1 else [], height - 0.28 * bool(title), height, marks)
+    _legend(figure, [density] if drawn and density.probes > 1 else [], height, 0.42 if title else 0.14, marks)
     return figure
 
 
@@ -139,14 +142,14 @@ def heat_map(
     count = len(names)
     side = max(2.4, min(6.3, 0.42 + 0.27 * count if count > MOST_NUMBERS else 0.46 * count))
     longest = max((len(shortened(name, 30)) for name in names), default=0)
-    margin = 0.35 + 0.068 * min(longest, 30)
+    margin = 0.3 + 0.06 * min(longest, 30)
     width, height = side + margin + 1.25, side + 0.75 * margin + 0.75
     figure = Picture(figsize=(width, height), facecolor=PAPER)
     axes = figure.add_axes((margin / width, 0.75 * margin / height + 0.1 / height, side / width, side / height))
-    scale, end = _colours(matrix, limits)
+    scale, least, end = _colours(matrix, limits)
     palette = _shades()
     edges = np.arange(count + 1) - 0.5
-    filled = np.ma.masked_invalid(np.maximum(matrix, scale.vmin) if isinstance(scale, LogNorm) else matrix)
+    filled = np.ma.masked_invalid(np.maximum(matrix, least))
     mesh = axes.pcolormesh(edges, edges, filled, cmap=palette, norm=scale, rasterized=count > MOST_NAMES)
     rows, unknown = np.nonzero(~np.isfinite(matrix))
     axes.plot(unknown, rows, linestyle="", marker="x", color=MUTED, markersize=max(2.0, min(6.0, 90.0 / max(count, 1))))
@@ -155,27 +158,34 @@ def heat_map(
     axes.set_ylim(count - 0.5, -0.5)
     _name_cells(axes, names)
     if count <= MOST_NUMBERS:
-        _number_cells(axes, matrix, scale)
+        _number_cells(axes, np.ma.filled(scale(filled), 0.0), matrix)
     for spine in axes.spines.values():
         spine.set_color(RULE)
     bar = figure.add_axes(((margin + side + 0.14) / width, (0.75 * margin + 0.1) / height, 0.14 / width, side / height))
     colours = figure.colorbar(mesh, cax=bar, extend=end)
     colours.set_label(label, color=MUTED, fontsize=9)
-    colours.outline.set_edgecolor(RULE)  # type: ignore[operator]
+    colours.outline.set_edgecolor(RULE)
     bar.tick_params(colors=MUTED, labelsize=8, length=2)
+    if isinstance(scale, LogNorm):
+        powers = [
+            10.0**k for k in range(math.ceil(math.log10(least)), math.floor(math.log10(float(scale.vmax or 1.0))) + 1)
+        ]
+        colours.set_ticks(powers, labels=[tick_label(power) for power in powers])
+        colours.minorticks_off()
     axes.set_title(title, fontsize=9.5, color=INK, loc="left", fontweight="bold", pad=8)
     return figure
 
 
-# -- densities ----------------------------------------------------------------------------------------------------------
+# -- densities ---------------------------------------------------------------------------------------------------------
 
 
 def _draw(axes: Axes, density: DensityEstimate, floor: float) -> None:
-    """The curve and its band, cut at the lower end of the axis."""
-    low, high = (np.clip(np.nan_to_num(band, nan=floor), floor, None) for band in (density.low, density.high))
+    """The curve and its band."""
+    below = 0.1 * floor  # out of sight, so that nothing lies along the axis between outliers
     if density.probes > 1:
-        axes.fill_between(density.grid, low, np.maximum(low, high), color=TOP, alpha=0.28, linewidth=0, zorder=2)
-    axes.plot(density.grid, np.maximum(density.value, floor), color=TOP, linewidth=1.1, zorder=3)
+        low, high = np.maximum(density.low, below), np.maximum(density.high, below)
+        axes.fill_between(density.grid, low, high, color=TOP, alpha=0.28, linewidth=0, zorder=2)
+    axes.plot(density.grid, np.maximum(density.value, below), color=TOP, linewidth=1.1, zorder=3)
 
 
 def _is_zero(density: DensityEstimate) -> bool:
@@ -204,7 +214,7 @@ def _eigenvalue_limits(
     if (high - low) / finest <= FINE:
         margin = 0.04 * (high - low)
         return low - margin, high + margin, 0.0
-    threshold = 10.0 ** math.floor(math.log10(max(3.0 * finest, 1e-6 * size)))
+    threshold = 10.0 ** round(math.log10(max(3.0 * finest, 1e-6 * size)))
     return low * 1.6 if low < 0 else -threshold, high * 1.6 if high > 0 else threshold, threshold
 
 
@@ -212,11 +222,12 @@ def _eigenvalue_axis(axes: Axes, left: float, right: float, threshold: float, mo
     if threshold:
         axes.set_xscale("symlog", linthresh=threshold, linscale=0.6)
         powers = range(round(math.log10(threshold)), math.floor(math.log10(max(-left, right))) + 1)
-        step = max(
-            1, math.ceil((1 + sum(10.0**k <= right for k in powers) + sum(10.0**k <= -left for k in powers)) / most)
-        )
-        marks = [10.0**k for k in powers][::-1][::step][::-1]
-        ticks = [-m for m in reversed(marks) if -m >= left] + [0.0] + [m for m in marks if m <= right]
+        sizes = [10.0**k for k in powers][::-1]
+        for step in range(1, len(sizes) + 1):
+            chosen = [m for m in sizes[::step] if m > threshold or len(sizes) == 1]  # next to 0 there is no room
+            ticks = sorted({0.0, *(-m for m in chosen if -m >= left), *(m for m in chosen if m <= right)})
+            if len(ticks) <= most:
+                break
         axes.set_xticks(ticks, [tick_label(tick) for tick in ticks])
         axes.minorticks_off()
     else:
@@ -256,9 +267,9 @@ def _margins(figure: Picture, height: float, *, left: float, top: float, bottom:
 
 
 def _legend(
-    figure: Picture, banded: Sequence[DensityEstimate], at: float, height: float = 0.0, marks: Sequence[Line2D] = ()
+    figure: Picture, banded: Sequence[DensityEstimate], height: float, down: float, marks: Sequence[Line2D] = ()
 ) -> None:
-    height = height or at
+    """Its middle ``down`` inches from the top of a figure of that height."""
     handles: list[Line2D | Patch] = [*marks]
     if banded:
         probes = sorted({density.probes for density in banded})
@@ -266,12 +277,12 @@ def _legend(
         handles.append(Patch(facecolor=TOP, alpha=0.28, label=f"95 % band over {number_of} random vectors"))
     if handles:
         figure.legend(
-            handles=handles, loc="center left", bbox_to_anchor=(0.005, (at - 0.14) / height), ncols=4, frameon=False,
+            handles=handles, loc="center left", bbox_to_anchor=(0.005, 1.0 - down / height), ncols=4, frameon=False,
             fontsize=8.5, labelcolor=INK, borderaxespad=0.3, handletextpad=0.4, handlelength=1.4,
         )  # fmt: skip
 
 
-# -- heat maps ----------------------------------------------------------------------------------------------------------
+# -- heat maps ---------------------------------------------------------------------------------------------------------
 
 
 def _shades() -> Colormap:
@@ -280,20 +291,21 @@ def _shades() -> Colormap:
     return ListedColormap([(red, green, blue, round(alpha, 3)) for alpha in np.linspace(0.04, 1.0, 48)])
 
 
-def _colours(matrix: Floats, limits: tuple[float, float] | None) -> tuple[Normalize, str]:
-    """The scale, and whether its lower end stands for smaller values too ("min" or "neither")."""
+def _colours(matrix: Floats, limits: tuple[float, float] | None) -> tuple[Normalize, float, str]:
+    """The scale, its lower end, and whether that stands for smaller values too ("min" or "neither")."""
     if limits is not None:
-        return Normalize(*limits), "neither"
+        return Normalize(*limits), limits[0], "neither"
     known = matrix[np.isfinite(matrix)]
     positive = known[known > 0.0]
     high = float(known.max(initial=0.0))
     if not len(positive) or np.any(known < 0.0):
-        return Normalize(float(known.min(initial=0.0)), high if high > 0.0 else 1.0), "neither"
+        least = float(known.min(initial=0.0))
+        return Normalize(least, high if high > 0.0 else 1.0), least, "neither"
     low = float(positive.min())
     if high / low < WIDE:
-        return Normalize(0.0, high), "neither"
+        return Normalize(0.0, high), 0.0, "neither"
     floor = max(low, high * 10.0**-COLOUR_DECADES)
-    return LogNorm(floor, high), "min" if float(known.min()) < floor else "neither"
+    return LogNorm(floor, high), floor, "min" if float(known.min()) < floor else "neither"
 
 
 def _name_cells(axes: Axes, names: Sequence[str]) -> None:
@@ -307,16 +319,8 @@ def _name_cells(axes: Axes, names: Sequence[str]) -> None:
     axes.tick_params(length=0, pad=3)
 
 
-def _number_cells(axes: Axes, matrix: Floats, scale: Normalize) -> None:
+def _number_cells(axes: Axes, shades: Floats, matrix: Floats) -> None:
     for (row, column), value in np.ndenumerate(matrix):
         if math.isfinite(value):
-            shade = float(scale(max(value, scale.vmin))) if value > 0 else 0.0  # type: ignore[type-var]
-            axes.text(
-                column,
-                row,
-                number(value, 2),
-                ha="center",
-                va="center",
-                fontsize=7,
-                color=PAPER if shade > 0.55 else INK,
-            )
+            colour = PAPER if shades[row, column] > 0.55 else INK
+            axes.text(column, row, number(value, 2), ha="center", va="center", fontsize=7, color=colour)
