@@ -253,6 +253,7 @@ class _Run:
         """The analysis of what there is."""
         assert self.surveyed is not None and self.checked is not None
         spectra = self._verdicts()
+        coupling, checks = self.estimation.overall(spectra) if self.estimation is not None else (None, [])
         full = spectra.pop(FULL, None)
         denominator = 1.0 if self.objective.evaluation.is_sum else self.surveyed.count
         return Analysis(
@@ -267,7 +268,7 @@ class _Run:
             batches=self.surveyed.batches,
             gradient_norm=self.gradient_norm,
             settings=self.settings,
-            checks=tuple(self.checked.checks),
+            checks=(*self.checked.checks, *checks),
             notes=tuple(dict.fromkeys(self.notes)),
             counts=self.ledger.counts(),
             seconds=dict(self.ledger.seconds),
@@ -276,7 +277,7 @@ class _Run:
             total_numel=self.objective.numel,
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             partial=self.partial,
-            coupling=self.estimation.coupling(spectra) if self.estimation is not None else None,
+            coupling=coupling,
         )
 
     # -- parts ------------------------------------------------------------------------------------------------------

@@ -14,14 +14,14 @@ from torch import Tensor
 from layerhess.blocks import Block
 from layerhess.estimates import CouplingEstimate, TraceEstimate
 from layerhess.estimators.deflation import Deflation
-from layerhess.estimators.density import Density, StochasticLanczos, exact_density
+from layerhess.estimators.density import Density, StochasticLanczos, check_moments, exact_density
 from layerhess.estimators.diagonal import Diagonal
 from layerhess.estimators.divergence import divergences
 from layerhess.estimators.methods import diagonal_process, trace_process
 from layerhess.estimators.trace import Trace
 from layerhess.probing.joint import Probing
 from layerhess.probing.member import Known, room_for, shaped
-from layerhess.results import Spectrum
+from layerhess.results import Check, Spectrum
 from layerhess.sampling import SamplingErrors
 from layerhess.schedule import Companion, Task
 from layerhess.solvers.dense import Dense
@@ -179,7 +179,32 @@ class Estimation:
             )
         return made
 
-    def coupling(self, spectra: Mapping[str, Spectrum]) -> CouplingEstimate | None:
+    def overall(self, spectra: Mapping[str, Spectrum]) -> tuple[CouplingEstimate | None, list[Check]]:
+        """What concerns all spectra together: the couplings, and checks of one estimate against another."""
+        coupling = self._coupling(spectra)
+        return coupling, self._checks(spectra, coupling)
+
+    def _checks(self, spectra: Mapping[str, Spectrum], coupling: CouplingEstimate | None) -> list[Check]:
+        """The densities' first two moments against trace and Frobenius norm from other probes."""
+        made, agreeing = [], 0
+        for name, spectrum in spectra.items():
+            if spectrum.density is None or not spectrum.density.probes:
+                continue
+            trace = None if spectrum.trace is None else (spectrum.trace.value, spectrum.trace.standard_error)
+            square = None
+            if coupling is not None and name in coupling.blocks:
+                place = coupling.blocks.index(name)
+                norm, error = coupling.value[place, place], coupling.standard_error[place, place]
+                square = (float(norm**2), float(2.0 * norm * error))
+            agree, sentence = check_moments(spectrum.density, trace=trace, frobenius2=square, n=spectrum.numel)
+            agreeing += agree and (trace is not None or square is not None)
+            if not agree:
+                made.append(Check("density moments", False, sentence, block=name))
+        if agreeing:
+            made.append(Check("density moments", True, f"agree with trace and Frobenius norm in {agreeing} operators"))
+        return made
+
+    def _coupling(self, spectra: Mapping[str, Spectrum]) -> CouplingEstimate | None:
         """The table of couplings, with the distances between densities where those were asked for."""
         if self._joint is None or self.wishes.coupling is None:
             return None

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from layerhess.results import Analysis, Spectrum
-from layerhess.show import figures, formatting, summary
+from layerhess.show import curvature, estimates, figures, formatting, summary
 from layerhess.show.palette import inline_svg
 from layerhess.show.table import short_status
 
@@ -68,6 +68,7 @@ def as_html(analysis: Analysis) -> str:
         overview=_overview(analysis),
         mass=_mass(analysis),
         mass_sentences=_mass_sentences(analysis),
+        beyond=_beyond(analysis),
         settings={key: _setting(value) for key, value in analysis.settings.items()},
         number=formatting.number,
         count=formatting.count,
@@ -223,6 +224,51 @@ def _mass(analysis: Analysis) -> Markup:
     if not analysis.full_mass:
         return Markup()
     return Markup(inline_svg(figures.mass(analysis), "Share of each full-model eigenvector per block"))
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """What was asked for beyond eigenvalues: a table, sentences, and figures with their captions."""
+
+    columns: list[estimates.Column]
+    lines: list[estimates.Line]
+    sentences: list[str]
+    figures: list[tuple[str, Markup]]
+
+
+def _beyond(analysis: Analysis) -> Beyond | None:
+    columns, lines = estimates.lines(analysis)
+    drawn = _curvature_figures(analysis)
+    return Beyond(columns, lines, estimates.sentences(analysis), drawn) if columns or drawn else None
+
+
+def _curvature_figures(analysis: Analysis) -> list[tuple[str, Markup]]:
+    names = summary.operator_names(summary.operator_of(analysis))
+    drawn = []
+    full, coupling = analysis.full, analysis.coupling
+    if full is not None and full.density is not None:
+        figure = curvature.full_density(full.density, full.eigenvalues, full.error_bounds, full.end)
+        caption = f"Spectral density of the full {names.words}; marked are the eigenvalues that have error bounds."
+        drawn.append((caption, _svg(figure, "Spectral density of the full model")))
+    densities = {name: s.density for name, s in analysis.blocks.items() if s.density is not None}
+    if densities:
+        caption = "Spectral density of each block, all on the same axes; the band is 95 % over the random vectors."
+        drawn.append((caption, _svg(curvature.densities(densities), "Spectral density of each block")))
+    if coupling is not None:
+        figure = curvature.heat_map(coupling.blocks, coupling.value, "Coupling between blocks", "Frobenius norm")
+        caption = f"Frobenius norms of the blocks of {names.full}: on the diagonal the layers, off it their coupling."
+        drawn.append((caption, _svg(figure, "Coupling between blocks")))
+        if coupling.divergence is not None:
+            figure = curvature.heat_map(
+                coupling.blocks, coupling.divergence, "How different the spectra are", "distance", limits=(0.0, 1.0)
+            )
+            caption = "Jensen-Shannon distance between the blocks' spectral densities: 0 the same, 1 disjoint."
+            drawn.append((caption, _svg(figure, "Distance between spectra")))
+    return drawn
+
+
+def _svg(figure: Any, label: str) -> Markup:
+    return Markup(inline_svg(figure, label))
 
 
 def _mass_sentences(analysis: Analysis) -> list[str]:
