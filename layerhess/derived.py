@@ -43,7 +43,7 @@ class Derived:
         mean_curvature: trace / n, the average second derivative over the parameters (HAWQ-V2, Dong et al. 2020).
         top_sum: sum of the eigenvalues found at the top. top_share: that over the trace.
         top_condition: largest over smallest of the eigenvalues found at the top (two or more).
-        frobenius_squared: ||A||_F^2.
+        frobenius_squared: ||A||_F^2; from the density, and never less than the squares of the eigenvalues found.
         stable_rank: ||A||_F^2 / ||A||_2^2, between 1 and the rank.
         effective_rank: exp of the entropy of |lambda| / sum |lambda| (Roy & Vetterli 2007).
         damping: what makes A + damping I positive semidefinite: the most negative eigenvalue's size, bound included; 0
@@ -124,7 +124,9 @@ def _frobenius_squared(spectrum: Spectrum) -> Figure:
     if spectrum.density is None:
         return UNKNOWN
     n = spectrum.numel
-    return Figure(n * spectrum.density.second, n * spectrum.density.second_error, "standard error")
+    # Few probes can fall short of what the eigenvalues found already add up to.
+    least = float(np.square(spectrum.eigenvalues[spectrum.converged]).sum())
+    return Figure(max(n * spectrum.density.second, least), n * spectrum.density.second_error, "standard error")
 
 
 def _scaled(figure: Figure, factor: float) -> Figure:

@@ -252,7 +252,8 @@ class Estimation:
             return exact_density(spectrum.spectrum, options)
         if spectrum.status.startswith("zero"):
             return exact_density(np.zeros(spectrum.numel), options)
-        return self._densities[name].result() if name in self._densities else None
+        process = self._densities.get(name)
+        return process.result() if process is not None and process.started else None
 
 
 def _known(task: Task) -> Known:

@@ -16,7 +16,7 @@ import torch
 
 import fabricated
 from commands import ENVIRONMENT, Capture, quick_report, refusal, workplace
-from layerhess import store
+from layerhess import codec, store
 from layerhess.cli import main
 from layerhess.cli.app import TEMPLATE
 
@@ -74,7 +74,7 @@ def test_json_of_a_refusal_leaves_stdout_empty(here: Path) -> None:
 def test_quiet_leaves_stderr_empty(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["analyze", "mine:make", "--quiet", "--json", "--out", "run"]) == 0
     streams = capfd.readouterr()
-    assert json.loads(streams.out)["schema"] == 1
+    assert json.loads(streams.out)["schema"] == codec.SCHEMA
     assert streams.err.strip() == "printed by the factory"
 
 
@@ -202,7 +202,8 @@ def test_report_refuses_what_is_no_analysis(here: Path, capsys: Capture, damage:
     if damage != "missing":
         folder = store.save(fabricated.analysis(), here / "run")
         text = (folder / "analysis.json").read_text()
-        changed = {"corrupted": text[:500], "newer": text.replace('"schema": 1', '"schema": 9'), "no analysis": "{}"}
+        newer = text.replace(f'"schema": {codec.SCHEMA}', '"schema": 99')
+        changed = {"corrupted": text[:500], "newer": newer, "no analysis": "{}"}
         (folder / "analysis.json").write_text(changed[damage])
     refusal(capsys, "report", "run")
 

@@ -84,6 +84,20 @@ def test_ranks_from_a_density_agree_with_those_of_the_spectrum() -> None:
     assert found.effective_rank.error < 0.05 * found.effective_rank.value
 
 
+def test_a_norm_is_never_less_than_the_eigenvalues_found() -> None:
+    """Probes that miss the one large eigenvalue would make a stable rank below 1."""
+    values = np.array([10.0, *np.zeros(99)])
+    unlucky = density(values, 2)
+    unlucky.weights[:] = 0.0
+    unlucky.weights[:, 1:] = 1 / 99
+    unlucky = dataclasses.replace(unlucky, second=0.0, second_error=0.0)
+    block = fabricated.spectrum(
+        shape=(100,), eigenvalues=values[[0, 1, -1]], error_bounds=np.full(3, 1e-6), density=unlucky
+    )
+    found = derive(block)
+    assert found.frobenius_squared.value == pytest.approx(100.0) and found.stable_rank.value >= 1.0
+
+
 def test_the_share_of_the_top_needs_the_trace_and_has_its_error() -> None:
     trace = TraceEstimate(10.0, 0.5, 9.0, 11.0, 32, "hutchinson", True, "")
     block = fabricated.spectrum(eigenvalues=np.array([4.0, 2.0, -1.0]), error_bounds=np.full(3, 1e-3), trace=trace)

@@ -143,7 +143,15 @@ def analyze(
             "time_limit": time_limit,
             "skip_failed": skip_failed,
         }
-        return _run(objective, arguments, folder, quiet=quiet, json=json, offer_examples=examples is None)
+        return _run(
+            objective,
+            arguments,
+            folder,
+            quiet=quiet,
+            json=json,
+            offer_examples=examples is None,
+            learning_rate=_checked_rate(learning_rate),
+        )
 
     raise typer.Exit(ended(command, show_traceback=traceback))
 
@@ -199,7 +207,14 @@ def template() -> None:
 
 
 def _run(
-    make: Any, arguments: dict[str, Any], folder: Path, *, quiet: bool, json: bool = False, offer_examples: bool = True
+    make: Any,
+    arguments: dict[str, Any],
+    folder: Path,
+    *,
+    quiet: bool,
+    json: bool = False,
+    offer_examples: bool = True,
+    learning_rate: float | None = None,
 ) -> int:
     """Analyse what ``make()`` returns, save into ``folder``, and print the table or the JSON; the exit code."""
     from layerhess import store
@@ -223,6 +238,8 @@ def _run(
         sys.stdout.flush()
     else:
         _print_table(analysis)
+        if learning_rate is not None:
+            _print_rate(analysis, learning_rate)
         print(f"\nSaved in {folder}; the report is {folder / store.REPORT}")
     return DONE if analysis.converged else UNFINISHED
 
@@ -235,6 +252,28 @@ def _print_table(analysis: Any) -> None:
         Console(highlight=False).print(renderable(analysis))
     else:
         print(as_text(analysis))
+
+
+def _checked_rate(learning_rate: float | None) -> float | None:
+    from layerhess.errors import InputError
+
+    if learning_rate is not None and not 0.0 < learning_rate < float("inf"):
+        raise InputError(
+            f"the learning rate is {learning_rate}", where="--learning-rate", what_to_do="give a number above 0"
+        )
+    return learning_rate
+
+
+def _print_rate(analysis: Any, learning_rate: float) -> None:
+    from layerhess.derived import compare_learning_rate
+    from layerhess.show.summary import largest
+
+    spectrum = largest(analysis)
+    if spectrum is not None:
+        sentence = compare_learning_rate(spectrum, learning_rate)
+        print(f"{sentence[0].upper()}{sentence[1:]}.")
+    else:
+        print("The learning rate cannot be judged: no largest eigenvalue was asked for.")
 
 
 def _rescued(error: Any) -> Exception:

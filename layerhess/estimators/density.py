@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from layerhess.errors import InputError, checked_integer
@@ -18,7 +19,7 @@ from layerhess.estimators.smoothing import FINEST, bandwidth_of, compressed, gau
 from layerhess.solvers.process import Source
 
 BREAKDOWN = 1e-10  # of the largest coefficient so far: below this what is left of the recurrence is rounding
-AGREE = 4.0  # combined standard errors within which two estimates of one moment agree
+DISAGREE = 5e-6  # chance, by Student's t, that two right estimates of one moment are called different
 ARITHMETIC = 1e-6  # relative: float32 products differ by that much between two ways to the same number
 
 
@@ -176,10 +177,12 @@ def check_moments(
         trace, frobenius2: (value, standard error) of tr A and ||A||_F^2, or None where there is none. n: dimension.
 
     Returns:
-        (agree within four combined standard errors, a sentence). What has no standard error (a single probe) is not
-        held against anything.
+        (agree, a sentence): whether they are as near as their combined standard errors let expect, with wide tails
+        where the probes are few, because those of a skewed sample are too small. What has no standard error (a single
+        probe) is not held against anything.
     """
     parts, agree = [], True
+    tolerated = float(stdtrit(max(density.probes - 1, 1), 1.0 - DISAGREE))
     for name, moment, error, other in (
         ("the mean eigenvalue", density.mean, density.mean_error, trace),
         ("the mean square", density.second, density.second_error, frobenius2),
@@ -192,7 +195,7 @@ def check_moments(
             parts.append(f"{text} (no standard error to judge by)")
             continue
         off = abs(moment - value)
-        agree = agree and off <= AGREE * combined + ARITHMETIC * max(abs(moment), abs(value))
+        agree = agree and off <= tolerated * combined + ARITHMETIC * max(abs(moment), abs(value))
         parts.append(f"{text} ({off / combined:.1f} standard errors apart)" if combined else text)
     if not parts:
         return True, "there is nothing to compare the moments with"

@@ -94,6 +94,9 @@ def _template() -> Template:
 _SYMBOLS = {
     "lambda_max": "λ<sub>max</sub>",
     "lambda_min": "λ<sub>min</sub>",
+    "||A||_F^2": "‖A‖<sub>F</sub>²",
+    "||A||_2^2": "‖A‖<sub>2</sub>²",
+    "|lambda|": "|λ|",
     " * ||W||^2": "‖W‖²",
     "H_bb": "H<sub>bb</sub>",
     "G_bb": "G<sub>bb</sub>",
