@@ -103,7 +103,7 @@ def diagonal(
 
 
 def density(
-    op: Any, probes: int = 8, steps: int = 30, seed: int = 0, *, points: int = 256, bandwidth: float | None = None
+    op: Any, probes: int = 10, steps: int = 30, seed: int = 0, *, points: int = 256, bandwidth: float | None = None
 ) -> DensityEstimate:
     """The spectral density of a symmetric operator by stochastic Lanczos quadrature, with a 95 % band over the probes.
 

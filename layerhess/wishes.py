@@ -12,10 +12,10 @@ from layerhess.estimators.density import Density
 from layerhess.estimators.diagonal import Diagonal
 from layerhess.estimators.trace import Trace
 
-# A diagonal to 5 % can take thousands of probes; what 64 give has its error beside every entry.
+# A diagonal to 5 % can take thousands of probes; what 32 give has its error beside every entry.
 DEFAULTS: dict[str, Any] = {
     "trace": Trace(),
-    "diagonal": Diagonal(max_probes=64),
+    "diagonal": Diagonal(max_probes=32),
     "density": Density(),
     "coupling": Coupling(),
 }

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import layerhess as lh
@@ -103,6 +104,48 @@ def test_estimates_are_right_on_average_and_know_how_far_off_they_are(name: str)
         assert np.mean(covered) >= 0.85
     if diagonal_scores:
         assert np.median(diagonal_scores) <= 1.6 and max(diagonal_scores) <= 6.0
+
+
+def test_intervals_cover_where_probes_are_few_and_skewed() -> None:
+    """A trained network, whose spectra have outliers: who stops on a lucky standard error covers too rarely."""
+    images, digits = load_digits(return_X_y=True)
+    x, y = torch.tensor(images[:200] / 16.0), torch.tensor(digits[:200])
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 10)).double()
+    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(60):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimiser.step()
+    objective = lh.Objective(model, (x, y), nn.CrossEntropyLoss())
+    matrix = lh.Hessian(objective).to_dense().numpy()
+    covered, scores = [], []
+    for seed in range(40):
+        analysis = lh.analyze(objective, seed=seed, trace=True)
+        start = 0
+        for name, spectrum in analysis.blocks.items():
+            truth = np.trace(matrix[start : start + spectrum.numel, start : start + spectrum.numel])
+            start += spectrum.numel
+            trace = spectrum.trace
+            assert trace is not None and trace.converged, name
+            if trace.standard_error > 0.0:
+                covered.append(trace.low <= truth <= trace.high)
+                scores.append((trace.value - truth) / trace.standard_error)
+        full = analysis.full.trace if analysis.full is not None else None
+        assert full is not None
+        covered.append(full.low <= np.trace(matrix) <= full.high)
+        scores.append((full.value - np.trace(matrix)) / full.standard_error)
+    assert len(covered) >= 120
+    assert np.mean(covered) >= 0.9
+    assert abs(np.mean(scores)) <= 0.4
+
+
+@pytest.mark.parametrize("probes", [16, 20, 64])
+def test_as_many_probes_as_asked_for(probes: int) -> None:
+    """Full products, then the blocks' own: it comes to an end, and counts what was asked."""
+    analysis = lh.analyze(twenty_blocks(), trace=lh.Trace(probes=probes))
+    used = {s.trace.probes for s in analysis.spectra() if s.trace is not None and s.trace.method != "exact"}
+    assert used and max(used) == probes
 
 
 def reference_norm(name: str) -> float:

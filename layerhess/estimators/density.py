@@ -39,7 +39,7 @@ class Density:
         InputError: fewer than two steps, no probe, or a bandwidth that is not positive.
     """
 
-    probes: int = 8
+    probes: int = 10
     steps: int = 30
     points: int = 512
     bandwidth: float | None = None

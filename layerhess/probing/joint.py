@@ -18,7 +18,7 @@ from layerhess.estimators.running import Running
 from layerhess.estimators.stopping import MINIMUM, excess_of, next_target, probes_needed
 from layerhess.estimators.trace import Trace
 from layerhess.estimators.unit import UnitVectors
-from layerhess.probing.member import Known, Member, Samples, is_open, shaped
+from layerhess.probing.member import Known, Member, Samples, cautious, is_open, part_of, shaped
 from layerhess.sweep import FULL, Request
 
 Script = Generator[dict[str, Request], Mapping[str, Tensor], None]
@@ -83,6 +83,10 @@ class Probing:
         if self._script is not None and not self.done:
             self._advance(products)
 
+    @property
+    def _spent(self) -> int:
+        return self._joint.count + sum(m.drawn + m.exact for m in self.members.values())
+
     def _advance(self, products: Mapping[str, Tensor] | None) -> None:
         assert self._script is not None
         try:
@@ -105,7 +109,10 @@ class Probing:
         if not self.coupling or self._waiting():
             yield from self._full_products(MINIMUM)
         while (waiting := self._waiting()) or (self.whole and self._whole_excess() > 1.0):
+            before = self._spent
             yield from self._next(waiting)
+            if self._spent == before:  # nobody may take more
+                break
 
     def _next(self, waiting: list[Member]) -> Script:
         joint = max((self._missing(m, m.joint) for m in waiting), default=0)
@@ -150,7 +157,7 @@ class Probing:
             rows = self._joined(parts, size)
             products = (yield {JOINT: Request(self.full, rows)})[JOINT]
             for m in active:
-                m.joint.add(signs[m.name], parts[m.name], self._part(m.block, products))
+                m.joint.add(signs[m.name], parts[m.name], part_of(self.full, m.block, products))
             for value in (rows * products).sum(dim=1).tolist():
                 self._joint.add(value)
 
@@ -195,7 +202,7 @@ class Probing:
             }
             for name, probe in batch:
                 column = products[_column_key(name, probe)]
-                parts = {other: self._part(self.blocks[other], column) for other in names}
+                parts = {other: part_of(self.full, self.blocks[other], column) for other in names}
                 squares = [float(part.square().sum()) for part in parts.values()]
                 if self._small(name):
                     self._coupling.add_exact(names.index(name), squares)
@@ -291,11 +298,13 @@ class Probing:
         )
 
     def _best(self, member: Member) -> Samples:
-        """The kind of samples that is known better, among those with enough probes."""
-        kinds = [kind for kind in (member.own, member.joint) if kind.count >= MINIMUM]
-        if not kinds:
-            return max((member.own, member.joint), key=lambda kind: kind.count)
-        return min(kinds, key=lambda kind: kind.trace.standard_error)
+        """The block's own samples where there are enough of them: they hold no noise from other blocks.
+
+        Not whichever has the smaller standard error: with skewed samples that one is low by luck, and so is its mean.
+        """
+        if member.own.count >= MINIMUM:
+            return member.own
+        return max((member.joint, member.own), key=lambda kind: kind.count)
 
     def _target(self, count: int, excess: float) -> int:
         fixed = [options.probes for options in (self.trace, self.diagonal) if options and options.probes]
@@ -311,10 +320,10 @@ class Probing:
         """The larger of both excesses, or 0 for what has had all the probes it may have."""
         worst = 0.0
         if self.trace is not None and is_open(samples.count, self.trace, samples.trace.excess):
-            worst = samples.trace.excess
+            worst = cautious(samples.count, samples.trace.excess)
         of_diagonal = samples.diagonal.excess if samples.diagonal is not None else 0.0
         if self.diagonal is not None and is_open(samples.count, self.diagonal, of_diagonal):
-            worst = max(worst, of_diagonal)
+            worst = max(worst, cautious(samples.count, of_diagonal))
         return worst
 
     def _missing(self, member: Member, samples: Samples) -> int:
@@ -343,14 +352,6 @@ class Probing:
             pieces.update(zip(member.block.parameters, torch.split(rows, sizes, dim=1), strict=True))
         return torch.cat([pieces[name] for name in self.full.parameters], dim=1)
 
-    def _part(self, block: Block, rows: Tensor) -> Tensor:
-        """The block's components of (s, P) rows over all parameters."""
-        offsets, start = {}, 0
-        for name, shape in zip(self.full.parameters, self.full.shapes, strict=True):
-            offsets[name] = (start, start + shape.numel())
-            start += shape.numel()
-        return torch.cat([rows[:, slice(*offsets[name])] for name in block.parameters], dim=1)
-
     # -- the whole model --------------------------------------------------------------------------------------------
 
     def _exact_part(self) -> float:
@@ -367,16 +368,15 @@ class Probing:
         found = (value, self._joint.standard_error, self._joint.count, nuclear)
         if all(m.own.count >= MINIMUM for m in active):
             error = math.sqrt(sum(m.own.trace.standard_error**2 for m in active))
-            if self._joint.count < MINIMUM or error < self._joint.standard_error:
-                value = self._exact_part() + sum(m.own.trace.mean for m in active)
-                found = (value, error, min((m.own.count for m in active), default=0), nuclear)
+            value = self._exact_part() + sum(m.own.trace.mean for m in active)
+            found = (value, error, min((m.own.count for m in active), default=0), nuclear)
         return found
 
     def _whole_excess(self) -> float:
         if self.trace is None or self._joint.count >= self._limit:
             return 0.0
-        value, error, _, nuclear = self._whole()
-        return excess_of(error, self.trace.tolerance(value, nuclear))
+        value, error, count, nuclear = self._whole()
+        return cautious(count, excess_of(error, self.trace.tolerance(value, nuclear)))
 
     def _joint_missing(self) -> int:
         count = max(self._joint.count, 1)

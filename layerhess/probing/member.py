@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -98,7 +99,25 @@ def is_open(count: int, options: Trace | Diagonal, excess: float) -> bool:
     """Whether samples of this count and excess call for more."""
     if options.probes is not None:
         return count < options.probes
-    return count < MINIMUM or (count < options.max_probes and excess > 1.0)
+    return count < MINIMUM or (count < options.max_probes and cautious(count, excess) > 1.0)
+
+
+def cautious(count: int, excess: float) -> float:
+    """The excess, with a margin for how uncertain a standard error from ``count`` skewed samples is itself.
+
+    Who stops as soon as the standard error looks small enough stops on those that are too small by luck: without the
+    margin 95 % intervals covered 78 to 95 % on a trained network (16 probes and more).
+    """
+    return excess * (1.0 + 4.0 / math.sqrt(max(count, 1)))
+
+
+def part_of(full: Block, block: Block, rows: Tensor) -> Tensor:
+    """The block's components, (s, P_b), of (s, P) rows over all parameters of ``full``."""
+    offsets, start = {}, 0
+    for name, shape in zip(full.parameters, full.shapes, strict=True):
+        offsets[name] = (start, start + shape.numel())
+        start += shape.numel()
+    return torch.cat([rows[:, slice(*offsets[name])] for name in block.parameters], dim=1)
 
 
 def room_for(numel: int, device: torch.device) -> int:
