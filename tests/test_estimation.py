@@ -99,7 +99,8 @@ def test_estimates_are_right_on_average_and_know_how_far_off_they_are(name: str)
         if values:
             # Student's t of few probes has long tails: medians say whether the errors are of the stated size.
             assert abs(np.median(values)) <= 4 * 1.3 / math.sqrt(SEEDS), (kind, np.round(values, 1))
-            assert np.median(np.abs(values)) <= 1.6, (kind, np.round(values, 1))
+            # A right median is 0.7 to 1.2 here; that of few values scatters by a third of 3 / sqrt(their number).
+            assert np.median(np.abs(values)) <= 1.2 * (1.0 + 3.0 / math.sqrt(len(values))), (kind, np.round(values, 1))
     if len(covered) >= 20:
         assert np.mean(covered) >= 0.85
     if diagonal_scores:
