@@ -269,7 +269,9 @@ def _print_rate(analysis: Any, learning_rate: float) -> None:
     from layerhess.show.summary import largest
 
     spectrum = largest(analysis)
-    if spectrum is not None:
+    if spectrum is not None and (spectrum.operator != "hessian" or spectrum is not analysis.full):
+        print("The learning rate was not judged: that takes the largest eigenvalue of the full Hessian.")
+    elif spectrum is not None:
         sentence = compare_learning_rate(spectrum, learning_rate)
         print(f"{sentence[0].upper()}{sentence[1:]}.")
     else:
