@@ -31,7 +31,7 @@ from torch import Tensor
 from layerhess.results import Analysis, Floats, Spectrum
 
 FORMAT = "layerhess analysis"
-SCHEMA = 2
+SCHEMA = 3
 
 
 class NewerSchemaError(ValueError):
@@ -188,9 +188,16 @@ def _pretty(value: Any, depth: int) -> str:
 
 
 def _upgraded(document: dict[str, Any]) -> dict[str, Any]:
-    """A document of schema 1 with what schema 2 added, at its default."""
-    if document.get("schema") != 1:
-        return document
+    """A document of an earlier schema with what later ones added, at its default."""
+    schema = document["schema"]
+    if schema < 2:
+        document = _with_estimates(document)
+    if schema < 3 and isinstance(document.get("coupling"), dict):
+        document = document | {"coupling": {"divergence_error": None, **document["coupling"]}}
+    return document
+
+
+def _with_estimates(document: dict[str, Any]) -> dict[str, Any]:
     blocks, full = document.get("blocks"), document.get("full")
     upgraded = {"coupling": None, **document}
     if isinstance(blocks, dict):

@@ -95,8 +95,9 @@ class CouplingEstimate:
         blocks: names, in model order. value, standard_error: (B, B) float64, ||H_bc||_F, symmetric.
         off_diagonal_share: of ||H||_F^2, what lies off the block diagonal (blocks covered only);
             share_error: its standard error.
-        divergence: (B, B) Jensen-Shannon distances of the blocks' spectral densities, NaN where one is unknown; None
-            where densities were not asked for.
+        divergence: (B, B) Jensen-Shannon distances of the blocks' spectral densities; None where densities were not
+            asked for, or one is missing. divergence_error: their root mean square errors over the random vectors,
+            bias included (:func:`layerhess.estimators.divergence.divergences`); NaN where there is a single vector.
         probes: random vectors per block; 0 when exact. status: a sentence.
     """
 
@@ -108,3 +109,4 @@ class CouplingEstimate:
     probes: int
     status: str
     divergence: Floats | None = None
+    divergence_error: Floats | None = None

@@ -212,7 +212,8 @@ class Estimation:
         densities = [spectra[name].density for name in self.blocks if name in spectra]
         if found is None or not all(densities) or len(densities) != len(found.blocks):
             return found
-        return dataclasses.replace(found, divergence=divergences([d for d in densities if d is not None]))
+        distances, errors = divergences([d for d in densities if d is not None])
+        return dataclasses.replace(found, divergence=distances, divergence_error=errors)
 
     def _trace(self, name: str) -> TraceEstimate | None:
         options = self.wishes.trace

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from layerhess.arguments import Arguments
 from layerhess.blocks import Block
 from layerhess.checks import SelfCheck
-from layerhess.paths.exact import expected_products
+from layerhess.paths.exact import expected_products, goes_dense
 from layerhess.progress import Forecast
 from layerhess.solvers.process import Wanted
 from layerhess.survey import Survey
+from layerhess.sweep import FULL
 
 SLOWDOWN = (0.7, 2.2)  # between easy spectra on kept graphs, and hard ones remade every pass
 
@@ -30,14 +31,18 @@ def forecast(
     size = surveyed.sample_size
     scale = surveyed.examples / size if size else float(surveyed.batches)
     # The first pass is cold and the sample is small: the faster of the two estimates is the nearer.
-    gradient = min(3.0 * seconds["survey"], scale * checked.graph_seconds)
-    per_product = scale * checked.block_seconds / (len(operators) + (not arguments.full))
+    scaled = scale * checked.graph_seconds
+    gradient = min(3.0 * seconds["survey"], scaled)
+    # What a large batch saves on its gradient, it saves on its products.
+    saved = gradient / scaled if scaled > 0.0 else 1.0
+    per_product = saved * scale * checked.block_seconds / (len(operators) + (not arguments.full))
     wanted = Wanted(top=arguments.top, bottom=arguments.bottom)
     expected = {name: expected_products(block.numel, wanted) for name, block in operators.items()}
-    products = sum(expected.values()) + arguments.wishes.expected_products(len(operators))
+    sampled = [b.numel for name, b in operators.items() if name != FULL and not goes_dense(b.numel, wanted)]
+    products = sum(expected.values()) + arguments.wishes.expected_products(sampled, arguments.full)
     passes = max(expected.values()) + arguments.wishes.expected_passes
-    base = per_product * products + scale * checked.graph_seconds
-    remade = scale * checked.graph_seconds * passes
+    base = per_product * products + saved * scaled
+    remade = saved * scaled * passes
     fixed = seconds["checks"]
     low, high = fixed + SLOWDOWN[0] * base, fixed + SLOWDOWN[1] * base + remade
     return Forecast(

@@ -206,7 +206,7 @@ class Analysis:
         return [*self.blocks.values(), *([self.full] if self.full is not None else [])]
 
     def to_frame(self, table: str = "eigenvalues") -> pd.DataFrame:
-        """One row per eigenvalue, or with ``table="blocks"`` one per block with its trace and what follows from it.
+        """One row per eigenvalue; ``table=`` "blocks" (traces and what follows), "density", "diagonal", "coupling".
 
         Needs pandas; see :func:`layerhess.show.frame.to_frame` for the columns.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,17 +46,41 @@ class Wishes:
         """Rough number of passes that only estimates need."""
         return max(self.density.steps if self.density else 0, 6 * bool(self.trace or self.diagonal or self.coupling))
 
-    def expected_products(self, operators: int) -> int:
-        """Rough number of products, in units of one block's, for ``operators`` blocks (the full model is one)."""
-        probes = 5 * 64 if self.trace or self.diagonal else 0
-        columns = 3 * operators * self.coupling.probes if self.coupling else 0
-        return probes + columns + (operators * self.density.probes * self.density.steps if self.density else 0)
+    def expected_products(self, sampled: Sequence[int], whole: bool) -> int:
+        """Rough number of products, in units of one block's.
+
+        Args:
+            sampled: sizes of the blocks that are not read whole. whole: the full model is estimated as well; one of its
+                products counts as five.
+        """
+        units = len(sampled) + 5 * whole
+        probes = 32 * units if self.trace or self.diagonal else 0
+        columns = 3 * len(sampled) * self.coupling.probes if self.coupling else 0
+        if self.density is None:
+            return probes + columns
+        steps = sum(min(self.density.steps, size) for size in sampled) + 5 * whole * self.density.steps
+        return probes + columns + self.density.probes * steps
 
     def settings(self) -> dict[str, Any]:
         """As JSON types, for the result."""
         asked = {name: getattr(self, name) for name in ("trace", "diagonal", "density", "coupling")}
         made = {name: False if wish is None else dataclasses.asdict(wish) for name, wish in asked.items()}
         return {**made, "sampling": self.sampling}
+
+
+def option(kind: str, asked: bool, **given: Any) -> Any:
+    """What :func:`wishes` takes for "trace" and so on: the default options with those that were ``given`` (not None).
+
+    Whoever gives one asks for the estimate.
+
+    Raises:
+        InputError: an option that cannot be meant.
+
+    >>> option("coupling", False), option("coupling", False, probes=4), option("density", True, probes=None)
+    (False, Coupling(probes=4), True)
+    """
+    changes = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(DEFAULTS[kind], **changes) if changes else asked
 
 
 def wishes(*, trace: Any, diagonal: Any, density: Any, coupling: Any, sampling: Any) -> Wishes:

@@ -53,6 +53,32 @@ def test_analyze_prints_a_table_saves_a_folder_and_exits_with_zero(here: Path, c
     assert (here / "run" / "report.html").stat().st_size > 10_000
 
 
+def test_options_of_the_estimates_reach_the_analysis(here: Path) -> None:
+    options = ["--trace-tol", "0.3", "--trace-method", "xtrace", "--density-steps", "4", "--density-probes", "2"]
+    assert main(["analyze", "mine.py:make", *options, "--coupling-probes", "3", "--out", "run"]) == 0
+    settings = store.load(here / "run").settings
+    assert settings["trace"]["rel"] == 0.3 and settings["trace"]["method"] == "xtrace"
+    assert settings["density"]["steps"] == 4 and settings["density"]["probes"] == 2
+    assert settings["coupling"] == {"probes": 3} and settings["diagonal"] is False
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "word"),
+    [
+        ("--density-steps", "1", "at least 2 Lanczos steps"),
+        ("--trace-tol", "0", "rel is 0"),
+        ("--trace-method", "magic", "unknown method"),
+        ("--coupling-probes", "1", "probes"),
+        ("--density-probes", "0", "probes"),
+        ("--diagonal-probes", "1", "max_probes"),
+    ],
+)
+def test_options_of_the_estimates_that_make_no_sense(
+    here: Path, capsys: Capture, option: str, value: str, word: str
+) -> None:
+    assert word in refusal(capsys, "analyze", "mine.py:make", option, value)
+
+
 def test_json_is_the_only_thing_on_stdout(here: Path) -> None:
     (here / "loud.py").write_text(
         "import os, mine\nprint('at import')\nos.system('echo from a child process')\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,12 +14,17 @@ from scipy.stats import norm
 from layerhess.errors import InputError
 from layerhess.estimates import DensityEstimate
 from layerhess.estimators.density import Density, StochasticLanczos, exact_density
-from layerhess.estimators.divergence import divergences, jensen_shannon
+from layerhess.estimators.divergence import Mass, distance, jensen_shannon
+from layerhess.estimators.divergence import divergences as with_errors
 from layerhess.vectors import random_unit
 from references.spectra import Matrix, rotated
 
 N = 200
 BULK = np.linspace(0.0, 1.0, N)
+
+
+def divergences(densities: list[DensityEstimate], **options: Any) -> Matrix:
+    return with_errors(densities, **options)[0]
 
 
 def exact(values: Matrix, **options: float) -> DensityEstimate:
@@ -129,3 +136,46 @@ def test_no_blocks_and_one_block() -> None:
 def test_bandwidths_that_cannot_be_meant(bandwidth: object) -> None:
     with pytest.raises(InputError, match="bandwidth is"):
         divergences([exact(BULK)], bandwidth=bandwidth)  # type: ignore[arg-type]
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+
+def noisy(truth: Matrix, vectors: int, rng: np.random.Generator) -> Mass:
+    """A mean of ``vectors`` random masses whose expectation is ``truth``."""
+    rows = rng.gamma(5.0, truth / 5.0, (vectors, len(truth)))
+    value = rows.mean(axis=0)
+    return Mass(value, np.arange(len(truth)), rows - value)
+
+
+@pytest.mark.parametrize("contrast", [0.0, 0.3, 1.0, 3.0])
+def test_the_error_of_a_distance_is_its_root_mean_square_error(contrast: float) -> None:
+    """Masses drawn around known ones: what is stated against what is seen, noise and bias together."""
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.full(60, 5.0))
+    q = p * np.exp(contrast * rng.standard_normal(60))
+    q /= q.sum()
+    truth = jensenshannon(p, q, base=2)
+    found = [distance(noisy(p, 10, rng), noisy(q, 10, rng)) for _ in range(400)]
+    off = np.array([value - truth for value, _ in found])
+    stated = np.array([error for _, error in found])
+    assert 0.7 <= np.sqrt((off**2).mean()) / np.sqrt((stated**2).mean()) <= 1.3
+    assert np.mean(np.abs(off) <= 2.0 * stated) >= 0.9
+
+
+def test_estimates_of_one_spectrum_are_no_further_apart_than_their_error_says() -> None:
+    values, errors = with_errors([estimated(BULK, seed) for seed in range(6)])
+    apart = ~np.eye(6, dtype=bool)
+    assert not np.diag(errors).any() and (errors == errors.T).all()
+    assert np.mean(values[apart] <= 2.0 * errors[apart]) >= 0.9
+    far, of_far = with_errors([estimated(BULK, 0), estimated(BULK**4, 1)])
+    assert far[0, 1] > 5.0 * of_far[0, 1] > 0.0
+
+
+def test_exact_densities_have_exact_distances_and_single_vectors_unknown_errors() -> None:
+    assert not with_errors([exact(BULK), exact(2.0 * BULK)])[1].any()
+    process = StochasticLanczos(N, Density(probes=1), lambda number: random_unit(N, 0, "test", number))
+    while not process.done:
+        process.tell(torch.from_numpy(process.ask().numpy() * BULK))
+    errors = with_errors([process.result(), exact(BULK)])[1]
+    assert np.isnan(errors[0, 1]) and errors[0, 0] == 0.0

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import trapezoid
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -82,7 +83,7 @@ def test_estimates_are_right_on_average_and_know_how_far_off_they_are(name: str)
                 square = (matrix**2).sum() / n
                 floor = 1e-9 * max(square, 1e-300)
                 scores["second"].append((density.second - square) / max(density.second_error, floor))
-            mass = np.trapezoid(density.value, density.grid)
+            mass = trapezoid(density.value, density.grid)
             assert mass == pytest.approx(1.0, abs=2e-3)
         coupling = analysis.coupling
         assert coupling is not None

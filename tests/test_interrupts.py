@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -279,3 +280,63 @@ def test_ctrl_c_after_the_last_pass_is_not_forgotten(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         lh.analyze(objective, progress=PressesAtTheEnd(), out=tmp_path / "run")
     assert lh.load(tmp_path / "run").partial
+
+
+# -- with estimates under way ------------------------------------------------------------------------------------------
+
+EVERYTHING: Any = {"trace": True, "diagonal": True, "density": True, "coupling": True, "sampling": True}
+
+
+@cache
+def finished() -> lh.Analysis:
+    analysis = lh.analyze(lh.Objective(delicate(), BATCHES, nn.CrossEntropyLoss()), **EVERYTHING)
+    assert analysis.converged and analysis.counts.passes > 29
+    return analysis
+
+
+def assert_honest_estimates(analysis: lh.Analysis) -> None:
+    """What was cut short says so; what is shown as done is within its own error of the truth."""
+    assert not analysis.converged and analysis.partial
+    assert "NOT CONVERGED" in str(analysis) or "STOPPED EARLY" in str(analysis)
+    assert "stopped early" in str(analysis)
+    for spectrum in analysis.spectra():
+        if spectrum.trace is not None and spectrum.trace.probes < 2:
+            assert spectrum.trace.method == "exact" or not spectrum.trace.converged
+        if spectrum.density is not None and spectrum.density.probes:
+            assert "stopped early" in spectrum.density.status or spectrum.density.steps == 30
+
+
+@pytest.mark.parametrize("passes", [1, 5, 20, 29])
+def test_a_limit_in_mid_estimation_leaves_an_honest_result(tmp_path: Path, passes: int) -> None:
+    objective = lh.Objective(delicate(), BATCHES, nn.CrossEntropyLoss())
+    with untouched(objective.model):
+        analysis = lh.analyze(objective, max_passes=passes, out=tmp_path / "run", **EVERYTHING)
+    assert analysis.partial.startswith("max_passes") and analysis.counts.passes == passes
+    assert_honest_estimates(analysis)
+    again = lh.load(tmp_path / "run")
+    assert_honest_estimates(again)
+    assert (tmp_path / "run" / "report.html").exists()
+    for early, late in zip(analysis.spectra(), finished().spectra(), strict=True):
+        if early.trace is not None and early.trace.converged:
+            assert late.trace is not None
+            slack = 5.0 * (early.trace.standard_error + late.trace.standard_error) + 1e-5 * abs(late.trace.value)
+            assert abs(early.trace.value - late.trace.value) <= slack
+
+
+@pytest.mark.usefixtures("ctrl_c_raises")
+@pytest.mark.parametrize("after", [2, 12, 28])
+def test_ctrl_c_in_mid_estimation_leaves_an_honest_result(tmp_path: Path, after: int) -> None:
+    objective = lh.Objective(delicate(), BATCHES, nn.CrossEntropyLoss())
+    with untouched(objective.model), pytest.raises(KeyboardInterrupt) as stop:
+        lh.analyze(objective, out=tmp_path / "run", progress=Armed(press_ctrl_c, after), **EVERYTHING)
+    assert any(str(tmp_path / "run") in note for note in stop.value.__notes__)
+    analysis = lh.load(tmp_path / "run")
+    assert analysis.partial == "interrupted"
+    assert_honest_estimates(analysis)
+
+
+def test_a_time_limit_in_mid_estimation_leaves_an_honest_result() -> None:
+    objective = lh.Objective(delicate(), BATCHES, nn.CrossEntropyLoss())
+    analysis = lh.analyze(objective, time_limit=1e-9, **EVERYTHING)
+    assert analysis.partial.startswith("time_limit")
+    assert not analysis.converged and all(s.trace is None for s in analysis.spectra())

@@ -9,12 +9,15 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 import fabricated
+import layerhess as lh
 from layerhess.errors import InputError
+from layerhess.estimates import TraceEstimate
 from layerhess.results import Analysis, Spectrum
 from layerhess.show import figures, formatting, summary
 from layerhess.show.frame import COLUMNS, to_frame
@@ -225,6 +228,33 @@ def test_the_frame_has_one_row_per_eigenvalue_and_one_for_a_refused_block() -> N
     assert refused["status"].item().startswith("refused")
 
 
+def test_every_estimate_has_a_frame_of_its_own() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 9), torch.nn.Tanh(), torch.nn.Linear(9, 2)).double()
+    objective = lh.Objective(model, (torch.randn(12, 4).double(), torch.randn(12, 2).double()), torch.nn.MSELoss())
+    found = lh.analyze(objective, diagonal=True, density=lh.Density(probes=2, steps=4), coupling=True)
+    assert found.coupling is not None and found.coupling.divergence_error is not None and found.full is not None
+    pairs = found.to_frame("coupling")
+    assert pairs.norm.to_numpy().reshape(4, 4) == pytest.approx(found.coupling.value)
+    assert pairs.standard_error.to_numpy().reshape(4, 4) == pytest.approx(found.coupling.standard_error)
+    assert pairs.divergence_error.to_numpy().reshape(4, 4) == pytest.approx(found.coupling.divergence_error)
+    assert list(pairs.other[:4]) == list(found.blocks) and set(pairs.operator) == {"hessian"}
+    diagonal = found.to_frame("diagonal")
+    assert len(diagonal) == 2 * found.total_numel
+    whole = diagonal[(diagonal.block == "(full)") & (diagonal.parameter == "0.weight")]
+    assert found.full.diagonal is not None
+    assert whole.value.to_numpy() == pytest.approx(found.full.diagonal.value["0.weight"].reshape(-1).numpy())
+    density = found.to_frame("density")
+    block = density[density.block == "0.weight"]
+    own = found.blocks["0.weight"].density
+    assert own is not None and block.density.to_numpy() == pytest.approx(own.value)
+    assert block.high.to_numpy() == pytest.approx(own.high)
+    plain = fabricated.analysis()
+    assert not any(len(plain.to_frame(table)) for table in ("coupling", "diagonal", "density"))
+    with pytest.raises(InputError, match="no table 'traces'.*'coupling'"):
+        found.to_frame("traces")
+
+
 def test_without_pandas_a_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(InputError, match="pandas is not installed") as caught:
@@ -241,6 +271,21 @@ def test_the_notebook_cell_is_self_contained_and_escaped() -> None:
         if s.top is not None:
             assert formatting.with_bound(*s.top) in html
     assert "NOT CONVERGED" in html and "REFUSED" in html
+
+
+def test_the_notebook_cell_has_the_estimates_with_their_errors() -> None:
+    trace = TraceEstimate(3.25, 0.05, 3.15, 3.35, 32, "hutchinson", True, "standard error 1.5 %")
+    made = fabricated.analysis()
+    blocks = {name: dataclasses.replace(s, trace=trace) for name, s in made.blocks.items()}
+    text = as_html(dataclasses.replace(made, blocks=blocks))
+    assert text.count("3.250 ± 0.050") == len(blocks)
+    assert "standard error over the random probes" in text and "a 95% interval is about twice as wide" in text
+    assert "3.250" not in as_html(made)
+    late = dataclasses.replace(trace, converged=False)
+    bad = dataclasses.replace(
+        made, blocks=blocks | {"head.bias": dataclasses.replace(made.blocks["head.bias"], trace=late)}
+    )
+    assert text.count("#d03a34") == 0 and as_html(bad).count("#d03a34") >= 2
 
 
 def test_the_notebook_cell_of_a_huge_model_stays_small_and_says_so() -> None:

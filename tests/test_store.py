@@ -111,7 +111,17 @@ def test_estimates_come_back_to_the_last_bit(tmp_path: Path) -> None:
     name = next(iter(made.blocks))
     block = dataclasses.replace(made.blocks[name], **estimates(made.blocks[name].numel))
     rng = np.random.default_rng(1)
-    coupling = CouplingEstimate(("a", "b"), rng.random((2, 2)), rng.random((2, 2)), 0.1, 0.01, 16, "fine")
+    coupling = CouplingEstimate(
+        ("a", "b"),
+        rng.random((2, 2)),
+        rng.random((2, 2)),
+        0.1,
+        0.01,
+        16,
+        "fine",
+        rng.random((2, 2)),
+        rng.random((2, 2)),
+    )
     made = dataclasses.replace(made, blocks={**made.blocks, name: block}, coupling=coupling)
     back = store.load(store.save(made, tmp_path / "run"))
     for kind in ("trace", "diagonal", "density"):
@@ -134,6 +144,18 @@ def test_a_document_of_the_first_schema_is_read(tmp_path: Path) -> None:
     for name, block in back.blocks.items():
         assert block.trace is None and block.eigenvalues.tobytes() == made.blocks[name].eigenvalues.tobytes()
         assert np.isnan(block.sampling_errors).all() and len(block.sampling_errors) == len(block.eigenvalues)
+
+
+def test_a_document_of_the_second_schema_is_read() -> None:
+    """Written before distances had errors."""
+    coupling = CouplingEstimate(("a",), np.ones((1, 1)), np.zeros((1, 1)), 0.0, 0.0, 16, "fine", np.zeros((1, 1)))
+    document, tensors = codec.encode(dataclasses.replace(fabricated.analysis(), coupling=coupling))
+    document["schema"] = 2
+    del document["coupling"]["divergence_error"]
+    assert same(codec.decode(codec.loads(codec.dumps(document).encode()), tensors).coupling, coupling)
+    del document["coupling"]["divergence"]
+    with pytest.raises(ValueError, match="divergence is missing"):
+        codec.decode(document, tensors)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

@@ -80,6 +80,14 @@ def analyze(
         typer.Option("--sampling/--no-sampling", help="how far numbers depend on the data  [default: with --examples]"),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="all of the above, and the bottom eigenvalue")] = False,
+    trace_tol: Annotated[float | None, typer.Option(help="standard error of traces, relative  [default: 0.02]")] = None,
+    trace_method: Annotated[
+        str | None, typer.Option(help="auto, hutchinson, hutch++ or xtrace  [default: auto]")
+    ] = None,
+    diagonal_probes: Annotated[int | None, typer.Option(help="random vectors at most  [default: 32]")] = None,
+    density_probes: Annotated[int | None, typer.Option(help="random vectors a density  [default: 10]")] = None,
+    density_steps: Annotated[int | None, typer.Option(help="Lanczos steps for each of them  [default: 30]")] = None,
+    coupling_probes: Annotated[int | None, typer.Option(help="random vectors a block  [default: 8]")] = None,
     learning_rate: Annotated[
         float | None, typer.Option("--learning-rate", help="of your training, to be held against 2 / lambda_max")
     ] = None,
@@ -109,6 +117,7 @@ def analyze(
         from layerhess import store
         from layerhess.cli.factory import load_objective
         from layerhess.cli.prepare import block_scheme, prepared
+        from layerhess.wishes import option
 
         scheme = block_scheme(blocks or ["parameter"])
         folder = store.check_writable(out if out is not None else _default_folder(factory))
@@ -131,10 +140,10 @@ def analyze(
             "top": top,
             "bottom": max(bottom, 1) if everything else bottom,
             "full": full,
-            "trace": trace or everything,
-            "diagonal": diagonal or everything,
-            "density": density or everything,
-            "coupling": coupling or everything,
+            "trace": option("trace", trace or everything, rel=trace_tol, method=trace_method),
+            "diagonal": option("diagonal", diagonal or everything, max_probes=diagonal_probes),
+            "density": option("density", density or everything, probes=density_probes, steps=density_steps),
+            "coupling": option("coupling", coupling or everything, probes=coupling_probes),
             "sampling": everything or examples is not None if sampling is None else sampling,
             "tol": tol,
             "seed": seed,

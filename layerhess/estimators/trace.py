@@ -60,9 +60,12 @@ class Trace:
 
     def exact(self, diagonal: Tensor) -> TraceEstimate:
         """The estimate when all (n,) diagonal entries were read."""
-        value = float(diagonal.sum())
         entries = "the only diagonal entry was" if len(diagonal) == 1 else f"all {len(diagonal)} diagonal entries were"
-        return TraceEstimate(value, 0.0, value, value, 0, "exact", True, f"exact: {entries} read")
+        return self.known(float(diagonal.sum()), f"exact: {entries} read")
+
+    def known(self, value: float, status: str) -> TraceEstimate:
+        """The estimate when no probe was needed, for the reason that ``status`` gives."""
+        return TraceEstimate(value, 0.0, value, value, 0, "exact", True, status)
 
     def estimate(self, value: float, error: float, *, probes: int, method: str, nuclear: float) -> TraceEstimate:
         """The estimate with its interval and its sentence, from a mean over ``probes`` samples."""

@@ -237,7 +237,7 @@ class Probing:
         if member.known.diagonal is not None:
             return self.trace.exact(member.known.diagonal)
         if member.known.zero:
-            return self.trace.exact(torch.zeros(1, dtype=torch.float64))
+            return self.trace.known(0.0, "zero: the block has no curvature above its zero level")
         return self._best(member).trace.estimate()
 
     def diagonal_of(self, name: str) -> DiagonalEstimate:
@@ -385,7 +385,7 @@ class Probing:
     def _whole_trace(self) -> TraceEstimate:
         assert self.trace is not None
         if all(m.exact for m in self.members.values()):
-            return self.trace.exact(torch.tensor([self._exact_part()], dtype=torch.float64))
+            return self.trace.known(self._exact_part(), "exact: the sum of the blocks' traces, which are all exact")
         value, error, probes, nuclear = self._whole()
         deflated = any(m.deflation.size for m in self.members.values())
         method = "deflated" if deflated else "hutchinson"

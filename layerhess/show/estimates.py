@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from layerhess.derived import Figure, derive
 from layerhess.estimates import CONFIDENCE
 from layerhess.results import FULL_NAME, Analysis, Spectrum
-from layerhess.show.formatting import number, share, with_bound
+from layerhess.show.formatting import number, rounded_up, share_with_error, with_bound
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,10 @@ class Column:
 COLUMNS = (
     Column("trace", "trace", "sum of the eigenvalues, with its standard error over the random probes"),
     Column("mean", "trace / n", "average second derivative over the parameters"),
-    Column("top_share", "top share", "the eigenvalues found at the top, over the trace"),
+    Column("diagonal", "diagonal", "Euclidean norm of the diagonal's entries, and of their standard errors"),
+    Column("top_sum", "top sum", "sum of the eigenvalues found at the top, with its bound"),
+    Column("top_share", "top share", "that over the trace"),
+    Column("top_condition", "top condition", "largest over smallest of the eigenvalues found at the top"),
     Column("stable_rank", "stable rank", "||A||_F^2 / ||A||_2^2"),
     Column("effective_rank", "effective rank", "exp of the entropy of |lambda| / sum |lambda|"),
     Column("damping", "damping", "what has to be added to the diagonal for no eigenvalue to be negative"),
@@ -54,11 +57,11 @@ def sentences(analysis: Analysis) -> list[str]:
     """What the estimates say about the whole, in words."""
     said = []
     if analysis.coupling is not None:
-        share_ = analysis.coupling.off_diagonal_share
-        if not math.isnan(share_):
+        found = analysis.coupling
+        if not math.isnan(found.off_diagonal_share):
             said.append(
-                f"Coupling: {share(share_)} of ||A||_F^2 lies off the block diagonal (standard error "
-                f"{share(analysis.coupling.share_error)}), so block-diagonal thinking leaves that much out."
+                f"Coupling: {share_with_error(found.off_diagonal_share, found.share_error)} of ||A||_F^2 lies off the "
+                "block diagonal: so much is left out by block-diagonal thinking."
             )
     traced = [s for s in analysis.blocks.values() if s.trace is not None]
     if traced and analysis.total_numel:
@@ -66,7 +69,7 @@ def sentences(analysis: Analysis) -> list[str]:
         assert densest.trace is not None
         said.append(
             f"Per parameter {densest.name} has the most curvature: trace / n = "
-            f"{number(densest.trace.value / densest.numel)}."
+            f"{_figure(derive(densest).mean_curvature)}."
         )
     if any(s.trace is not None or s.density is not None for s in analysis.spectra()):
         said.append(
@@ -77,7 +80,7 @@ def sentences(analysis: Analysis) -> list[str]:
 
 
 def _asked(spectrum: Spectrum) -> bool:
-    estimated = spectrum.trace is not None or spectrum.density is not None
+    estimated = any(part is not None for part in (spectrum.trace, spectrum.density, spectrum.diagonal))
     return estimated or any(not math.isnan(error) for error in spectrum.sampling_errors)
 
 
@@ -91,15 +94,33 @@ def _line(spectrum: Spectrum) -> Line:
         cells={
             "trace": "-" if trace is None else _estimate(trace.value, trace.standard_error),
             "mean": _figure(found.mean_curvature),
-            "top_share": share(found.top_share.value),
+            "diagonal": _diagonal(spectrum),
+            "top_sum": _figure(found.top_sum) if spectrum.end.count("top") > 1 else "-",
+            "top_share": share_with_error(found.top_share.value, found.top_share.error),
+            "top_condition": _figure(found.top_condition),
             "stable_rank": _figure(found.stable_rank),
             "effective_rank": _figure(found.effective_rank),
-            "damping": number(found.damping.value, 3),
+            "damping": _damping(found.damping),
             "sampling_top": number(sampled, 2),
             "sampling_trace": number(of_trace, 2),
         },
         ok=trace is None or trace.converged,
     )
+
+
+def _diagonal(spectrum: Spectrum) -> str:
+    if spectrum.diagonal is None:
+        return "-"
+    norms = [
+        math.sqrt(sum(float(part.square().sum()) for part in parts.values()))
+        for parts in (spectrum.diagonal.value, spectrum.diagonal.standard_error)
+    ]
+    return _estimate(*norms)
+
+
+def _damping(figure: Figure) -> str:
+    """The bound is part of the value already: with it, no eigenvalue can be negative."""
+    return f"≥ {rounded_up(figure.value)}" if figure.value > 0.0 else number(figure.value)
 
 
 def _figure(figure: Figure) -> str:

@@ -122,6 +122,19 @@ def share(part: float) -> str:
     return f"{100 * part:.2g} %" if part < 0.0995 else f"{100 * part:.0f} %"
 
 
+def share_with_error(part: float, error: float) -> str:
+    """A share of one and its absolute error as percentages; the error is rounded up, to a tenth of a per cent at least.
+
+    >>> share_with_error(0.4312, 0.0181), share_with_error(0.4312, 1e-6), share_with_error(0.4312, float("inf"))
+    ('43.1 ± 1.9 %', '43.12 ± 0.10 %', '43 % ± unknown')
+    """
+    if math.isnan(part) or error == 0.0:
+        return share(part)
+    if not math.isfinite(error):
+        return f"{share(part)} ± unknown"
+    return f"{with_bound(100 * part, max(100 * error, 0.1))} %"
+
+
 def count(value: int | float) -> str:
     """A count with thousands separated; whole floats as integers.
 

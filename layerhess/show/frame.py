@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from layerhess.derived import Derived, derive
 from layerhess.errors import InputError
 from layerhess.results import Analysis, Spectrum
+from layerhess.show.summary import operator_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,27 +46,40 @@ BLOCK_COLUMNS = (
     *(f"{item.name}{suffix}" for item in fields(Derived) for suffix in ("", "_error")),
     "status",
 )
-TABLES = ("eigenvalues", "blocks")
+DENSITY_COLUMNS = ("block", "operator", "eigenvalue", "density", "low", "high")
+DIAGONAL_COLUMNS = ("block", "operator", "parameter", "index", "value", "standard_error")
+COUPLING_COLUMNS = ("block", "other", "operator", "norm", "standard_error", "divergence", "divergence_error")
+TABLES = {
+    "eigenvalues": COLUMNS,
+    "blocks": BLOCK_COLUMNS,
+    "density": DENSITY_COLUMNS,
+    "diagonal": DIAGONAL_COLUMNS,
+    "coupling": COUPLING_COLUMNS,
+}
 
 
 def to_frame(analysis: Analysis, table: str = "eigenvalues") -> pd.DataFrame:
-    """One row per eigenvalue or per block, blocks in model order and then the full model ("(full)").
+    """One row per eigenvalue, block, ..., blocks in model order and then the full model ("(full)").
 
     A spectrum without eigenvalues (refused) has one row with NaN in it, so that it cannot be overlooked.
 
     Args:
         analysis: the result to tabulate.
-        table: "eigenvalues", or "blocks" for traces and all that is derived from eigenvalues, trace and density.
+        table: "eigenvalues"; "blocks" for traces and all that is derived from eigenvalues, trace and density;
+            "density", a row per point of each density's grid; "diagonal", a row per entry (``index`` in the flattened
+            parameter); "coupling", a row per pair of blocks. Empty where what it shows was not asked for.
 
     Returns:
-        A frame with the columns of ``COLUMNS`` or ``BLOCK_COLUMNS``; all numbers are float64 and absolute.
+        A frame with the columns of :data:`TABLES`; all numbers are float64 and absolute.
 
     Raises:
         InputError: unknown table; pandas is not installed.
     """
     if table not in TABLES:
         raise InputError(
-            f"there is no table {table!r}", where="Analysis.to_frame", what_to_do="use 'eigenvalues' or 'blocks'"
+            f"there is no table {table!r}",
+            where="Analysis.to_frame",
+            what_to_do="use " + " or ".join(repr(name) for name in TABLES),
         )
     try:
         import pandas as pd
@@ -73,8 +89,18 @@ def to_frame(analysis: Analysis, table: str = "eigenvalues") -> pd.DataFrame:
             where="Analysis.to_frame",
             what_to_do="pip install pandas, or read analysis.blocks[name].eigenvalues directly",
         ) from error
-    if table == "blocks":
-        return pd.DataFrame([_block(s) for s in analysis.spectra()], columns=list(BLOCK_COLUMNS))
+    columns = list(TABLES[table])
+    if table == "diagonal":
+        return pd.DataFrame(_diagonals(analysis), columns=columns)
+    makers = {"eigenvalues": _eigenvalues, "blocks": _blocks, "density": _densities, "coupling": _couplings}
+    return pd.DataFrame(makers[table](analysis), columns=columns)
+
+
+def _blocks(analysis: Analysis) -> list[dict[str, Any]]:
+    return [_block(spectrum) for spectrum in analysis.spectra()]
+
+
+def _eigenvalues(analysis: Analysis) -> list[dict[str, Any]]:
     nan = float("nan")
     rows: list[dict[str, Any]] = []
     for spectrum in analysis.spectra():
@@ -100,7 +126,56 @@ def to_frame(analysis: Analysis, table: str = "eigenvalues") -> pd.DataFrame:
         if not len(spectrum.eigenvalues):
             nothing = dict.fromkeys(("eigenvalue", "error_bound", "conditional_bound", "sampling_error"), nan)
             rows.append(common | {"index": 0, "end": "", "converged": False} | nothing)
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return rows
+
+
+def _densities(analysis: Analysis) -> list[dict[str, Any]]:
+    return [
+        dict(zip(DENSITY_COLUMNS, (s.name, s.operator, *map(float, point)), strict=True))
+        for s in analysis.spectra()
+        if (d := s.density) is not None
+        for point in zip(d.grid, d.value, d.low, d.high, strict=True)
+    ]
+
+
+def _diagonals(analysis: Analysis) -> dict[str, Any]:
+    """Column by column: models have many entries."""
+    parts = [
+        (spectrum, name, value.reshape(-1).numpy(), spectrum.diagonal.standard_error[name].reshape(-1).numpy())
+        for spectrum in analysis.spectra()
+        if spectrum.diagonal is not None
+        for name, value in spectrum.diagonal.value.items()
+    ]
+    if not parts:
+        return {}
+    sizes = [len(value) for _, _, value, _ in parts]
+    return {
+        "block": np.repeat([spectrum.name for spectrum, *_ in parts], sizes),
+        "operator": np.repeat([spectrum.operator for spectrum, *_ in parts], sizes),
+        "parameter": np.repeat([name for _, name, *_ in parts], sizes),
+        "index": np.concatenate([np.arange(size) for size in sizes]),
+        "value": np.concatenate([value for *_, value, _ in parts]),
+        "standard_error": np.concatenate([error for *_, error in parts]),
+    }
+
+
+def _couplings(analysis: Analysis) -> list[dict[str, Any]]:
+    found = analysis.coupling
+    if found is None:
+        return []
+    unknown = np.full_like(found.value, np.nan)
+    tables = [
+        found.value,
+        found.standard_error,
+        unknown if found.divergence is None else found.divergence,
+        unknown if found.divergence_error is None else found.divergence_error,
+    ]
+    operator = operator_of(analysis)
+    return [
+        dict(zip(COUPLING_COLUMNS, (block, other, operator, *(float(table[b, c]) for table in tables)), strict=True))
+        for b, block in enumerate(found.blocks)
+        for c, other in enumerate(found.blocks)
+    ]
 
 
 def _block(spectrum: Spectrum) -> dict[str, Any]:

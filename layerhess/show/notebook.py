@@ -5,9 +5,9 @@ from __future__ import annotations
 from html import escape
 
 from layerhess.results import Analysis, Spectrum
-from layerhess.show import summary
+from layerhess.show import estimates, summary
 from layerhess.show.formatting import count, number, with_bound
-from layerhess.show.table import short_status
+from layerhess.show.table import IN_TERMINAL, short_status
 
 MOST_ROWS = 60  # blocks shown in a cell; to_frame() has all
 _WRONG = "color:#d03a34;font-weight:600"
@@ -16,7 +16,7 @@ _LEFT = "padding:2px 12px 2px 0;text-align:left"
 
 
 def as_html(analysis: Analysis) -> str:
-    """A fragment of HTML: heading, verdict, headline numbers, one row per block and the full model last.
+    """A fragment of HTML: heading, verdict, headline numbers, one row per block and the full model last; estimates.
 
     Args:
         analysis: complete or partial; names in it may contain anything, they are escaped.
@@ -46,7 +46,28 @@ def as_html(analysis: Analysis) -> str:
         f"{escape(summary.operator_of(analysis))}; {'; '.join(facts)}</div>"
         f'<div style="{style}">{escape(verdict.headline)}.</div>{details}'
         f'<table style="border-collapse:collapse;margin-top:6px"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f"<tbody>{''.join(rows)}</tbody></table>{_estimates(analysis)}</div>"
+    )
+
+
+def _estimates(analysis: Analysis) -> str:
+    """What was estimated beyond eigenvalues, in the columns of the terminal, and in sentences."""
+    columns, lines = estimates.lines(analysis)
+    said = "".join(f"<div>{escape(sentence)}</div>" for sentence in estimates.sentences(analysis))
+    shown = [column for column in columns if column.key in IN_TERMINAL]
+    if not shown:
+        return said
+    heads = "".join(f'<th style="{_CELL}" title="{escape(c.meaning)}">{escape(c.heading)}</th>' for c in shown)
+    blocks = lines[: len(analysis.blocks)]
+    rows = "".join(
+        f'<tr style="{"" if line.ok else _WRONG}"><td style="{_LEFT}">{escape(line.name)}</td>'
+        + "".join(f'<td style="{_CELL}">{escape(line.cells[c.key])}</td>' for c in shown)
+        + "</tr>"
+        for line in [*blocks[:MOST_ROWS], *lines[len(blocks) :]]
+    )
+    return (
+        f'<table style="border-collapse:collapse;margin-top:6px"><thead><tr><th style="{_LEFT}">block</th>{heads}</tr>'
+        f"</thead><tbody>{rows}</tbody></table>{said}"
     )
 
 

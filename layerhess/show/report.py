@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
-from layerhess.results import Analysis, Spectrum
+from layerhess.results import Analysis, Floats, Spectrum
 from layerhess.show import curvature, estimates, figures, formatting, summary
 from layerhess.show.palette import inline_svg
 from layerhess.show.table import short_status
@@ -260,14 +261,32 @@ def _curvature_figures(analysis: Analysis) -> list[tuple[str, Markup]]:
     if coupling is not None:
         figure = curvature.heat_map(coupling.blocks, coupling.value, "Coupling between blocks", "Frobenius norm")
         caption = f"Frobenius norms of the blocks of {names.full}: on the diagonal the layers, off it their coupling."
+        caption += _uncertainty(coupling.standard_error, coupling.value)
         drawn.append((caption, _svg(figure, "Coupling between blocks")))
         if coupling.divergence is not None:
             figure = curvature.heat_map(
                 coupling.blocks, coupling.divergence, "How different the spectra are", "distance", limits=(0.0, 1.0)
             )
             caption = "Jensen-Shannon distance between the blocks' spectral densities: 0 the same, 1 disjoint."
+            caption += _uncertainty(coupling.divergence_error)
             drawn.append((caption, _svg(figure, "Distance between spectra")))
     return drawn
+
+
+def _uncertainty(errors: Floats | None, values: Floats | None = None) -> str:
+    """How large the errors of a table are, relative to its values where those are given."""
+    if errors is None or not errors.size:
+        return ""
+    if not np.isfinite(errors).all():
+        return " Some have no known error, since they come from a single random vector."
+    if not errors.any():
+        return " All are exact."
+    if values is None:
+        return f" Errors (noise and bias): half are below {np.median(errors):.2g}, all below {errors.max():.2g}."
+    relative = errors[values > 0.0] / values[values > 0.0]
+    if not len(relative):
+        return ""
+    return f" Standard errors: half are below {np.median(relative):.0%} of the norm, all below {relative.max():.0%}."
 
 
 def _svg(figure: Any, label: str) -> Markup:

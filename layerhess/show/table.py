@@ -13,7 +13,7 @@ from layerhess.show import estimates, summary
 from layerhess.show.formatting import count, counted, number, with_bound
 
 WIDTH = 100
-IN_TERMINAL = ("trace", "top_share", "effective_rank", "sampling_top", "sampling_trace")  # the report has them all
+IN_TERMINAL = ("trace", "effective_rank", "sampling_top", "sampling_trace")  # the report has them all
 
 
 def as_text(analysis: Analysis, width: int = WIDTH) -> str:
