@@ -40,7 +40,7 @@ class Derived:
     """What follows from one operator's eigenvalues, trace and density (A the operator, n its dimension).
 
     Attributes:
-        mean_curvature: trace / n, the average second derivative over the parameters (HAWQ-V2, Dong et al. 2020).
+        trace: sum of all eigenvalues. mean_curvature: trace / n, the average second derivative over the parameters (HAWQ-V2, Dong et al. 2020).
         top_sum: sum of the eigenvalues found at the top. top_share: that over the trace.
         top_condition: largest over smallest of the eigenvalues found at the top (two or more).
         frobenius_squared: ||A||_F^2; from the density, and never less than the squares of the eigenvalues found.
@@ -51,6 +51,7 @@ class Derived:
         critical_learning_rate: 2 / lambda_max, above which gradient descent on the quadratic model diverges.
     """
 
+    trace: Figure = UNKNOWN
     mean_curvature: Figure = UNKNOWN
     top_sum: Figure = UNKNOWN
     top_share: Figure = UNKNOWN
@@ -72,6 +73,7 @@ def derive(spectrum: Spectrum) -> Derived:
     trace = _trace(spectrum)
     frobenius = _frobenius_squared(spectrum)
     return Derived(
+        trace=trace,
         mean_curvature=_scaled(trace, 1.0 / max(spectrum.numel, 1)),
         top_sum=Figure(float(top.sum()), float(errors.sum()), "bound") if len(top) else UNKNOWN,
         top_share=_top_share(top, errors, trace),

@@ -21,11 +21,11 @@ class Column:
 
 
 COLUMNS = (
-    Column("trace", "trace", "sum of the eigenvalues, with its standard error over the random probes"),
+    Column("trace", "trace", "sum of the eigenvalues, with its standard error over the random probes, or its bound where all are known"),
     Column("mean", "trace / n", "average second derivative over the parameters"),
     Column("diagonal", "diagonal", "Euclidean norm of the diagonal's entries, and of their standard errors"),
     Column("top_sum", "top sum", "sum of the eigenvalues found at the top, with its bound"),
-    Column("top_share", "top share", "that over the trace"),
+    Column("top_share", "top share", "sum of the eigenvalues found at the top, over the trace"),
     Column("top_condition", "top condition", "largest over smallest of the eigenvalues found at the top"),
     Column("stable_rank", "stable rank", "||A||_F^2 / ||A||_2^2"),
     Column("effective_rank", "effective rank", "exp of the entropy of |lambda| / sum |lambda|"),
@@ -92,7 +92,7 @@ def _line(spectrum: Spectrum) -> Line:
     return Line(
         name="full model" if spectrum.name == FULL_NAME else spectrum.name,
         cells={
-            "trace": "-" if trace is None else _estimate(trace.value, trace.standard_error),
+            "trace": "-" if trace is None else _figure(found.trace),
             "mean": _figure(found.mean_curvature),
             "diagonal": _diagonal(spectrum),
             "top_sum": _figure(found.top_sum) if spectrum.end.count("top") > 1 else "-",

@@ -43,7 +43,7 @@ BLOCK_COLUMNS = (
     "trace_low",
     "trace_high",
     "trace_sampling_error",
-    *(f"{item.name}{suffix}" for item in fields(Derived) for suffix in ("", "_error")),
+    *(f"{item.name}{suffix}" for item in fields(Derived) if item.name != "trace" for suffix in ("", "_error")),
     "status",
 )
 DENSITY_COLUMNS = ("block", "operator", "eigenvalue", "density", "low", "high")
@@ -197,7 +197,7 @@ def _block(spectrum: Spectrum) -> dict[str, Any]:
         "trace_sampling_error": nan if trace is None else trace.sampling_error,
         "status": spectrum.status,
     }
-    for item in fields(Derived):
+    for item in fields(Derived)[1:]:  # the trace has columns of its own
         figure = getattr(found, item.name)
         row[item.name], row[f"{item.name}_error"] = figure.value, figure.error
     return row
