@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import math
-import platform
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -25,6 +23,7 @@ from layerhess.interrupts import deferred_interrupts
 from layerhess.ledger import Ledger
 from layerhess.objective import Objective
 from layerhess.paths.exact import basis_limit, goes_dense, make_process, source
+from layerhess.paths.factors import graph_maker, note_on_licence, refuse_without_licence
 from layerhess.progress import Progress
 from layerhess.restore import preserved_random_state
 from layerhess.results import Analysis, Check, Spectrum
@@ -37,6 +36,7 @@ from layerhess.survey import Survey, survey
 from layerhess.sweep import FULL, Sweep
 from layerhess.vectors import random_unit, solver_device
 from layerhess.verdicts import mass, refused, unasked, verdict
+from layerhess.versions import versions
 
 
 def analyze(
@@ -60,6 +60,7 @@ def analyze(
     max_passes: int = 500,
     time_limit: float | None = None,
     method: str = "lanczos",
+    path: str = "auto",
     skip_failed: bool = False,
 ) -> Analysis:
     """Top and bottom eigenpairs of every diagonal block of the Hessian and of the full Hessian, each with its bound.
@@ -89,6 +90,8 @@ def analyze(
         sampling: also standard errors of eigenvalues and traces with respect to the data, by one more pass.
         max_passes: passes over the data. time_limit: seconds. Past either the result is what there is, marked.
         method: "lanczos", or "power" for power iteration (top=1, bottom=0).
+        path: "auto": products from factors wherever a block has a licence for them, which is checked on a few examples;
+            "exact": exact products everywhere; "factors": refuse blocks that have no licence.
         skip_failed: analyse the blocks that pass the self-check and mark the others "refused".
 
     Returns:
@@ -108,7 +111,7 @@ def analyze(
     """
     arguments = check_arguments(
         objective, operator=operator, top=top, bottom=bottom, full=full, tol=tol, seed=seed, out=out,
-        max_passes=max_passes, time_limit=time_limit, method=method, resume=resume,
+        max_passes=max_passes, time_limit=time_limit, method=method, path=path, resume=resume,
         progress=progress, trace=trace, diagonal=diagonal, density=density, coupling=coupling, sampling=sampling,
     )  # fmt: skip
     divided = partition(objective.model, objective.parameters, objective.frozen, blocks)
@@ -174,11 +177,15 @@ class _Run:
         with self.ledger.during("checks"):
             self.checked = self_check(
                 self.objective, self.surveyed, self._operators(), self.full_block, self.arguments.seed, self.ledger,
-                self.arguments.curvature,
+                self.arguments.curvature, factors=self.arguments.path != "exact",
             )  # fmt: skip
         for sentence in self.checked.notes:
             self._note(sentence)
         self._refuse(self.checked.failed)
+        names = [block.name for block in self.divided.blocks]
+        if self.arguments.path == "factors":
+            refuse_without_licence(self.checked.licence, names)
+        self._note(note_on_licence(self.checked.licence, names, self.arguments.operator))
         if small := [b.name for b in self._operators().values() if b.numel < self.wanted.total]:
             self._note(f"fewer than top + bottom parameters, so the whole spectrum is given: {', '.join(small[:6])}")
         if self.progress is not None:
@@ -190,7 +197,7 @@ class _Run:
         """All tasks in lockstep, and their verdicts while the model is still in session."""
         assert self.surveyed is not None and self.checked is not None
         names = list(self.objective.parameters) if self.arguments.full else self._covered()
-        make_graph = self.arguments.curvature.make_graph
+        make_graph = graph_maker(self.arguments.curvature, self.checked.licence)
         sweep = Sweep(self.objective, names, self.ledger, checkpoint=self.checkpoint, make_graph=make_graph)
         sweep.expected = (self.surveyed.loss_sum, self.surveyed.count)
         coarsest = self.checked.trace.coarsest
@@ -272,7 +279,7 @@ class _Run:
             notes=tuple(dict.fromkeys(self.notes)),
             counts=self.ledger.counts(),
             seconds=dict(self.ledger.seconds),
-            versions=_versions(),
+            versions=versions(),
             model=type(self.objective.model).__name__,
             total_numel=self.objective.numel,
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -324,7 +331,9 @@ class _Run:
             )  # fmt: skip
             suspect = name in self.checked.zero_suspects
             draw = source(block, arguments.seed, solver_device(device))
-            tasks.append(Task(name, block, process, ZeroTest(draw, solver_device(device)) if suspect else None))
+            test = ZeroTest(draw, solver_device(device)) if suspect else None
+            licence = self.checked.licence
+            tasks.append(Task(name, block, process, test, name in licence.blocks, licence.sentence(name)))
         return tasks
 
     def _estimation(self, tasks: list[Task]) -> Estimation:
@@ -346,6 +355,7 @@ class _Run:
 
     def _sample(self, names: list[str]) -> None:
         assert self.surveyed is not None and self.schedule is not None and self.estimation is not None
+        assert self.checked is not None
         found = {t.name: t.candidates for t in self.schedule.tasks if t.done and t.candidates is not None}
         pairs = {
             task.name: (task.block, found[task.name].vectors, found[task.name].values)
@@ -354,7 +364,7 @@ class _Run:
         }
         with self.ledger.during("sampling"):
             self.sampled = sampling_errors(
-                self.objective, self.arguments.curvature.make_graph, self.surveyed, pairs,
+                self.objective, graph_maker(self.arguments.curvature, self.checked.licence), self.surveyed, pairs,
                 self.estimation.traced(), make_block(FULL, {n: self.objective.parameters[n] for n in names}),
                 self.arguments.seed, self.ledger, self.checkpoint,
             )  # fmt: skip
@@ -384,17 +394,7 @@ class _Run:
         return verdict(task, self.objective, operator, self.wanted, self.arguments.tol)
 
     def _note(self, sentence: str) -> None:
-        if sentence not in self.notes:
+        if sentence and sentence not in self.notes:
             self.notes.append(sentence)
             if self.progress is not None:
                 self.progress.note(sentence)
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in ("layerhess", "numpy", "scipy"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found

@@ -12,6 +12,7 @@ from typing import Any
 from layerhess.errors import InputError, checked_integer
 from layerhess.objective import Objective
 from layerhess.operators.curvature import CURVATURES, Curvature
+from layerhess.paths import PATHS
 from layerhess.paths.exact import METHODS
 from layerhess.wishes import Wishes, wishes
 
@@ -32,6 +33,7 @@ class Arguments:
     max_passes: int
     time_limit: float | None
     method: str
+    path: str
     wishes: Wishes
 
     @property
@@ -57,6 +59,7 @@ class Arguments:
             "max_passes": self.max_passes,
             "time_limit": self.time_limit,
             "method": self.method,
+            "path": self.path,
             "skip_failed": skip_failed,
             **self.wishes.settings(),
             "loss": objective.evaluation.name,
@@ -80,6 +83,7 @@ def check_arguments(
     max_passes: int,
     time_limit: float | None,
     method: str,
+    path: str = "auto",
     resume: bool,
     progress: Any,
     trace: Any = False,
@@ -108,6 +112,9 @@ def check_arguments(
     CURVATURES[operator].admit(objective)
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}", where="method", what_to_do="use 'lanczos' or 'power'")
+    if path not in PATHS:
+        names = ", ".join(repr(name) for name in PATHS)
+        raise InputError(f"unknown path {path!r}", where="path", what_to_do=f"use one of: {names}")
     top, bottom = checked_integer(top, "top", 0), checked_integer(bottom, "bottom", 0)
     if top + bottom == 0 and not asked.any:
         raise InputError("nothing is asked for: top and bottom are 0", where="top, bottom", what_to_do="use top=1")
@@ -143,7 +150,9 @@ def check_arguments(
         folder = Path(out)
         check_writable(folder)
     limit = None if time_limit is None else float(time_limit)
-    return Arguments(operator, top, bottom, bool(full), float(tol), seed, folder, max_passes, limit, method, asked)
+    return Arguments(
+        operator, top, bottom, bool(full), float(tol), seed, folder, max_passes, limit, method, path, asked
+    )
 
 
 def _is_number(value: Any) -> bool:

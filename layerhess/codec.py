@@ -18,7 +18,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import PurePath
@@ -192,23 +192,32 @@ def _upgraded(document: dict[str, Any]) -> dict[str, Any]:
     schema = document["schema"]
     if schema < 2:
         document = _with_estimates(document)
-    if schema < 3 and isinstance(document.get("coupling"), dict):
-        document = document | {"coupling": {"divergence_error": None, **document["coupling"]}}
+    if schema < 3:
+        document = _with_licences(document)
     return document
 
 
+def _with_licences(document: dict[str, Any]) -> dict[str, Any]:
+    upgraded = dict(document)
+    if isinstance(document.get("coupling"), dict):
+        upgraded["coupling"] = {"divergence_error": None, **document["coupling"]}
+    return _each_spectrum(upgraded, lambda entry: {"licence": "", **entry})
+
+
 def _with_estimates(document: dict[str, Any]) -> dict[str, Any]:
-    blocks, full = document.get("blocks"), document.get("full")
-    upgraded = {"coupling": None, **document}
-    if isinstance(blocks, dict):
-        upgraded["blocks"] = {name: _upgraded_spectrum(entry) for name, entry in blocks.items()}
-    upgraded["full"] = _upgraded_spectrum(full)
-    return upgraded
+    return _each_spectrum({"coupling": None, **document}, _with_estimates_of_one)
 
 
-def _upgraded_spectrum(entry: Any) -> Any:
-    if not isinstance(entry, dict):
-        return entry
+def _each_spectrum(document: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    def changed(entry: Any) -> Any:
+        return change(entry) if isinstance(entry, dict) else entry
+
+    blocks = document.get("blocks")
+    made = {name: changed(entry) for name, entry in blocks.items()} if isinstance(blocks, dict) else blocks
+    return {**document, "blocks": made, "full": changed(document.get("full"))}
+
+
+def _with_estimates_of_one(entry: dict[str, Any]) -> dict[str, Any]:
     pairs = entry.get("eigenvalues")
     unknown = [None] * (len(pairs) if isinstance(pairs, list) else 0)
     return {"sampling_errors": unknown, "trace": None, "diagonal": None, "density": None, **entry}

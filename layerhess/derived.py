@@ -40,7 +40,8 @@ class Derived:
     """What follows from one operator's eigenvalues, trace and density (A the operator, n its dimension).
 
     Attributes:
-        trace: sum of all eigenvalues. mean_curvature: trace / n, the average second derivative over the parameters (HAWQ-V2, Dong et al. 2020).
+        trace: sum of all eigenvalues.
+        mean_curvature: trace / n, the average second derivative over the parameters (HAWQ-V2, Dong et al. 2020).
         top_sum: sum of the eigenvalues found at the top. top_share: that over the trace.
         top_condition: largest over smallest of the eigenvalues found at the top (two or more).
         frobenius_squared: ||A||_F^2; from the density, and never less than the squares of the eigenvalues found.

@@ -32,6 +32,7 @@ _CGROUPS = (  # a container's limit, its use, and how much of that is file cache
 )
 # Of the memory that is free when the first graph is made; nothing is kept where its size could not be measured.
 KEPT_SHARE = 0.5 if HAS_RESOURCE or _STATM.exists() else 0.0
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
 
 
 class Ledger:
@@ -123,3 +124,9 @@ def _free_in_cgroup(folder: Path, limit: str, used: str, cached: tuple[str, ...]
     except (OSError, ValueError):  # no such group, or the word "max"
         return sys.maxsize
     return max(0, ceiling - taken)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for torch's and the system's out-of-memory errors, on any device."""
+    text = str(error).lower()
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in text for sign in OUT_OF_MEMORY)

@@ -57,7 +57,9 @@ class Spectrum:
         missed_below: the same at the bottom end (an eigenvalue below it is excluded).
         missed_probability: the probability p of that statement; 0.0 when complete.
         steps: operator products spent on this block by the solver.
-        path: how the candidates were made: "dense", "lanczos", "power", "zero test".
+        path: how the candidates were made: "dense", "lanczos", "power", "zero test"; " on factors" behind it where the
+            products came from factors. licence: on how many examples these were held against exact products; where
+            they were not used, why not; empty where the question did not arise.
         weight_norm_squared: ||theta_b||^2 of the block's parameters (float64), for lambda_max ||W||^2.
         trace, diagonal, density: estimates where they were asked for, else None.
         sampling_errors: (k,) float64, standard error of each eigenvalue with respect to the data (another sample of as
@@ -85,6 +87,7 @@ class Spectrum:
     missed_probability: float = float("nan")
     steps: int = 0
     path: str = ""
+    licence: str = ""
     weight_norm_squared: float = float("nan")
     trace: TraceEstimate | None = None
     diagonal: DiagonalEstimate | None = None

@@ -43,12 +43,18 @@ class Companion(Protocol):
 
 @dataclass
 class Task:
-    """One operator's way through the solver, from the first product to the certificate."""
+    """One operator's way through the solver, from the first product to the certificate.
+
+    Attributes:
+        factors: its products come from factors. licence: why they may, or why not.
+    """
 
     name: str
     block: Block
     process: Process
     zero_test: ZeroTest | None = None
+    factors: bool = False
+    licence: str = ""
     rounding: float | None = None
     rounding_source: str = "not measured"
     zero_bound: float | None = None

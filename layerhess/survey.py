@@ -13,11 +13,11 @@ import torch
 from layerhess import batches
 from layerhess.blocks import make_block
 from layerhess.errors import InputError
-from layerhess.ledger import Ledger
+from layerhess.ledger import Ledger, is_out_of_memory
 from layerhess.objective import Objective
 from layerhess.randomness import randomness_refused, repeats
 from layerhess.sample import Sampler
-from layerhess.sweep import FULL, Request, Sweep, is_out_of_memory
+from layerhess.sweep import FULL, Request, Sweep
 from layerhess.vectors import solver_device
 from layerhess.watch import non_finite_weight, trace
 

@@ -14,14 +14,13 @@ from torch import Tensor
 from layerhess.batches import is_stable
 from layerhess.blocks import Block
 from layerhess.errors import CheckError, InputError
-from layerhess.ledger import KEPT_SHARE, Ledger, free_bytes, used_bytes
+from layerhess.ledger import KEPT_SHARE, Ledger, free_bytes, is_out_of_memory, used_bytes
 from layerhess.objective import Objective
 from layerhess.products.graph import Graph, GraphMaker
 from layerhess.products.reverse import BatchGraph
 from layerhess.vectors import solver_device
 
 FULL = "(full)"
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
 
 
 @dataclass(frozen=True)
@@ -292,12 +291,6 @@ class Sweep:
             if size
             else "not even one example fits: use a smaller model or another device",
         )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for torch's and the system's out-of-memory errors, on any device."""
-    text = str(error).lower()
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in text for sign in OUT_OF_MEMORY)
 
 
 def loss_tolerance(dtype: torch.dtype) -> float:

@@ -58,7 +58,8 @@ def verdict(task: Task, objective: Objective, operator: str, wanted: Wanted, tol
         missed_below=certificate.missed_below,
         missed_probability=certificate.missed_probability,
         steps=candidates.steps,
-        path=task.process.path,
+        path=f"{task.process.path} on factors" if task.factors else task.process.path,
+        licence=task.licence,
         weight_norm_squared=weight_norm_squared(task.block, objective),
     )
 

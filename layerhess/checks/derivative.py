@@ -9,11 +9,10 @@ from typing import Any
 import torch
 
 from layerhess.errors import InputError
-from layerhess.ledger import Ledger
+from layerhess.ledger import Ledger, is_out_of_memory
 from layerhess.objective import Objective
 from layerhess.products.graph import Graph, GraphMaker
 from layerhess.products.reverse import BatchGraph
-from layerhess.sweep import is_out_of_memory
 from layerhess.watch import ONCE_DIFFERENTIABLE, Trace, walk
 
 ONCE = "Error"  # the autograd node that torch puts behind what may be differentiated once

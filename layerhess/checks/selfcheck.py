@@ -17,18 +17,19 @@ from layerhess.bounds import zero_level
 from layerhess.checks.derivative import check_second_derivative
 from layerhess.checks.differences import AGREEMENT, finite_differences
 from layerhess.checks.jacobian import Moves, disagreements
+from layerhess.checks.licence import Licence, licence
 from layerhess.checks.loss import check_additivity, check_determinism
 from layerhess.checks.output import check_cut, check_items, notes_on_convexity
 from layerhess.checks.suspects import advice, suspects_of
-from layerhess.checks.symmetry import Symmetry, asymmetric_tensors, symmetry
+from layerhess.checks.symmetry import Symmetry, asymmetric_tensors, size_of_product, symmetry
 from layerhess.errors import CheckError
-from layerhess.ledger import Ledger
+from layerhess.ledger import Ledger, is_out_of_memory
 from layerhess.objective import HALF, Objective
 from layerhess.operators.curvature import GAUSS_NEWTON, HESSIAN, Curvature
 from layerhess.randomness import refuse_state_that_follows
 from layerhess.results import Check
 from layerhess.survey import Survey, too_large
-from layerhess.sweep import FULL, Sweep, is_out_of_memory
+from layerhess.sweep import FULL, Sweep
 from layerhess.watch import Trace, trace
 
 # Asymmetry above the first is looked at again in float64; above the second it is refused where that is impossible.
@@ -45,8 +46,8 @@ class SelfCheck:
         checks: one line each, for the result. failed: block name -> its failed check ("(full)" included).
         zero_suspects: blocks whose products vanish on the sample. trace: the watched forward pass.
         culprits: tensor -> figure, where products with the Jacobian are wrong.
-        notes: sentences for the reader. graph_seconds, block_seconds: on the sample, the time to make a graph, and to
-            make one product of every block and the full model with it.
+        notes: sentences for the reader. licence: which blocks may use factors. graph_seconds, block_seconds: on the
+            sample, the time to make a graph, and to make one product of every block and the full model with it.
     """
 
     trace: Trace
@@ -55,26 +56,28 @@ class SelfCheck:
     culprits: dict[str, str] = field(default_factory=dict)
     zero_suspects: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+    licence: Licence = field(default_factory=Licence)
     graph_seconds: float = 0.0
     block_seconds: float = 0.0
 
 
 def self_check(
     objective: Objective, surveyed: Survey, blocks: Mapping[str, Block], full: Block, seed: int, ledger: Ledger,
-    curvature: Curvature = HESSIAN,
+    curvature: Curvature = HESSIAN, factors: bool = False,
 ) -> SelfCheck:  # fmt: skip
     """Run all checks on the survey's sample (in session).
 
     Args:
         blocks: those to analyse, under their names; the full model under "(full)" if it is asked for.
-        curvature: the matrix whose products are checked.
+        curvature: the matrix whose products are checked. factors: look for blocks that may use factors; one exact
+            product of theirs is then compared instead of three for symmetry.
 
     Raises:
         InputError: active randomness; no second derivative; a loss that depends on no parameter; batches that do not
             add up although they are to be split; out of memory.
     """
     try:
-        return _self_check(objective, surveyed, blocks, full, seed, ledger, curvature)
+        return _self_check(objective, surveyed, blocks, full, seed, ledger, curvature, factors)
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, CheckError) or not is_out_of_memory(error):
             raise
@@ -83,7 +86,7 @@ def self_check(
 
 def _self_check(
     objective: Objective, surveyed: Survey, blocks: Mapping[str, Block], full: Block, seed: int, ledger: Ledger,
-    curvature: Curvature,
+    curvature: Curvature, factors: bool,
 ) -> SelfCheck:  # fmt: skip
     sample = surveyed.sample
     found = SelfCheck(trace(objective, sample))
@@ -112,6 +115,8 @@ def _self_check(
             found.notes.extend(notes_on_convexity(objective, surveyed.samples, seed, ledger))
         elif curvature.name != HESSIAN.name:
             found.checks.append(check_items(objective, surveyed.samples, curvature.make_graph, ledger))
+        if factors:
+            _licence(objective, surveyed, blocks, seed, found, sweep, ledger, curvature)
         if curvature.name != HESSIAN.name:
             _jacobian(objective, surveyed.samples, copied, blocks, full, seed, found, ledger, curvature)
         _symmetry(objective, sweep, copied, blocks, full, seed, found, ledger, curvature)
@@ -119,6 +124,26 @@ def _self_check(
             _differences(objective, copied, blocks, full, seed, found, ledger)
     sweep.release()
     return found
+
+
+def _licence(
+    objective: Objective,
+    surveyed: Survey,
+    blocks: Mapping[str, Block],
+    seed: int,
+    found: SelfCheck,
+    sweep: Sweep,
+    ledger: Ledger,
+    curvature: Curvature,
+) -> None:
+    found.licence = licence(
+        objective, surveyed.samples, surveyed.sample_size, blocks, curvature, found.trace.coarsest, sweep, seed, ledger
+    )
+    if found.licence.blocks:
+        found.checks.append(
+            Check("factors", True, f"products by factors agree with exact ones to {found.licence.agreement:.1e} in "
+                  f"{len(found.licence.blocks)} blocks, on {_size(sweep)}")
+        )  # fmt: skip
 
 
 def _float64_copy(objective: Objective, samples: list[Any], stack: ExitStack) -> Objective | None:
@@ -145,10 +170,14 @@ def _symmetry(
     curvature: Curvature,
 ) -> None:
     coarsest = found.trace.coarsest
-    measured = symmetry(sweep, {**blocks, FULL: full}, seed)
-    found.block_seconds = sweep.seconds  # the last pass makes one product of each, and is warm
-    floor = zero_level(torch.finfo(coarsest).eps, measured[FULL].norm)
-    found.zero_suspects = {key for key in blocks if key != FULL and measured[key].norm <= floor}
+    compared = found.licence.exact  # with a product that is symmetric by construction, see checks/licence.py
+    rest = {key: block for key, block in blocks.items() if key not in compared}
+    measured = symmetry(sweep, {**rest, FULL: full}, seed) if rest else {}
+    norms = {key: m.norm for key, m in measured.items()} or {FULL: size_of_product(sweep, full, seed)}
+    found.block_seconds = sweep.seconds + found.licence.seconds  # the last pass makes one product of each, and is warm
+    norms.update({key: float(torch.linalg.vector_norm(product)) for key, product in compared.items()})
+    floor = zero_level(torch.finfo(coarsest).eps, norms[FULL])
+    found.zero_suspects = {key for key in blocks if key != FULL and norms[key] <= floor}
     live = {key: m for key, m in measured.items() if key not in found.zero_suspects}
     suspicious = SUSPICIOUS.get(coarsest, 0.0)  # half precision shows nothing: always look at the float64 copy
     doubtful = {key for key, m in live.items() if not m.asymmetry <= suspicious}

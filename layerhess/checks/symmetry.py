@@ -63,6 +63,12 @@ def symmetry(sweep: Sweep, blocks: Mapping[str, Block], seed: int) -> dict[str, 
     return measured
 
 
+def size_of_product(sweep: Sweep, block: Block, seed: int) -> float:
+    """||A u|| for a random unit u: what :attr:`Symmetry.norm` is where symmetry itself is not in question."""
+    u = random_unit(block.numel, seed, f"symmetry {block.name}", 0, sweep.objective.device)
+    return float(torch.linalg.vector_norm(sweep.run({block.name: Request(block, u[None])})[block.name]))
+
+
 def asymmetric_tensors(sweep: Sweep, names: list[str], seed: int, limit: float) -> dict[str, float]:
     """Which single tensors have an asymmetric diagonal block, and by how much; those that count as zero do not."""
     parameters = sweep.objective.parameters

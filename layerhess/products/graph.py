@@ -15,14 +15,19 @@ class Graph(Protocol):
     """One batch's share of a curvature matrix A, kept so that it can be multiplied again.
 
     Attributes:
-        loss_sum, count: of the batch. gradient: of the loss sum, by parameter (None: no dependence).
-        differentiable: the first derivatives that products differentiate again.
+        loss_sum, count: of the batch.
     """
 
     loss_sum: float
     count: float
-    gradient: dict[str, Tensor | None]
-    differentiable: list[Tensor]
+
+    @property
+    def gradient(self) -> dict[str, Tensor | None]:
+        """Of the loss sum, by parameter; None where there is no dependence."""
+
+    @property
+    def differentiable(self) -> list[Tensor]:
+        """The first derivatives that products differentiate again."""
 
     def product(
         self, names: Sequence[str], vector: dict[str, Tensor], rows: Sequence[str] | None = None

@@ -1,0 +1,135 @@
+"""Which blocks may take their products from factors: by the structure of the graph, and by numbers on the sample."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from layerhess.blocks import Block
+from layerhess.errors import InputError
+from layerhess.ledger import Ledger
+from layerhess.objective import Objective
+from layerhess.operators.curvature import GAUSS_NEWTON, HESSIAN, Curvature
+from layerhess.products.factors import FactorGraph
+from layerhess.sweep import FULL, Request, Sweep
+from layerhess.vectors import random_unit, solver_device
+
+# Relative difference of two products up to which they are the same one; a larger one costs time, never a right answer.
+SAME = {torch.float64: 1e-10, torch.float32: 5e-5}
+
+
+@dataclass
+class Licence:
+    """What was found on the sample.
+
+    Attributes:
+        blocks: key -> parameter names of the blocks that may use factors. agreement: their largest relative
+            difference from exact products. examples: of the sample, 0 where unknown.
+        reasons: key -> why not, for the others that were looked at.
+        exact: key -> the exact product with the vector it was compared at, (P_b,) float64.
+        seconds: that one product by factors of each took on the sample.
+    """
+
+    blocks: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    agreement: float = 0.0
+    examples: int = 0
+    reasons: dict[str, str] = field(default_factory=dict)
+    exact: dict[str, torch.Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def sentence(self, key: str) -> str:
+        """Why a block's products are what they are."""
+        if key in self.blocks:
+            seen = f"{self.examples} examples" if self.examples else "a sample"
+            return f"checked on {seen}"
+        return self.reasons.get(key, "")
+
+
+def licence(
+    objective: Objective,
+    samples: list[Any],
+    examples: int,
+    blocks: Mapping[str, Block],
+    curvature: Curvature,
+    coarsest: torch.dtype,
+    sweep: Sweep,
+    seed: int,
+    ledger: Ledger,
+) -> Licence:
+    """Compare factor products with exact ones for every block that the graph's structure admits (in session).
+
+    Two conditions: for the Hessian every operation behind the block is one of a list that is piecewise linear (an
+    unknown one forbids it; see :func:`layerhess.products.linearity.not_linear`), so that its block is Gauss-Newton's;
+    and on the sample a product by factors is the exact one. That is a check on some examples, no proof: each further
+    batch is looked at for its structure, not for its numbers. Cost: one exact product a block on the sample.
+
+    Args:
+        samples: prepared pieces of batches, ``examples`` together. blocks: to look at; the full model is passed over.
+        coarsest: dtype in the objective's graph. sweep: exact products on the samples.
+    """
+    found = Licence(examples=examples)
+    if curvature.name not in (HESSIAN.name, GAUSS_NEWTON.name) or coarsest not in SAME:
+        return found
+    if objective.batch_dependent_norm:
+        found.reasons = dict.fromkeys(blocks, "BatchNorm in train mode ties the examples of a batch together")
+        return found
+    names = {key: block.parameters for key, block in blocks.items() if key != FULL}
+    try:
+        graphs = [FactorGraph(objective, sample, names, ledger) for sample in samples]
+    except InputError as error:  # the loss has no output of its own
+        found.reasons = dict.fromkeys(names, error.message)
+        return found
+    candidates = []
+    for key in names:
+        if not all(key in graph.factored for graph in graphs):
+            found.reasons[key] = "it has no factors: its layer is of another kind, or the output has too many numbers"
+        elif curvature.name == HESSIAN.name and not all(key in graph.linear for graph in graphs):
+            found.reasons[key] = "the network is not piecewise linear in it"
+        else:
+            candidates.append(key)
+    device = solver_device(objective.device)
+    vectors = {key: random_unit(blocks[key].numel, seed, f"licence {key}", 0, device)[None] for key in candidates}
+    exact = sweep.run({key: Request(blocks[key], vectors[key]) for key in candidates}) if candidates else {}
+    start = time.perf_counter()
+    ours = _by_factors(objective, graphs, blocks, vectors, sweep.denominator) if candidates else {}
+    found.seconds = time.perf_counter() - start
+    for key in candidates:
+        size = float(torch.linalg.vector_norm(exact[key]))
+        off = float(torch.linalg.vector_norm(ours[key] - exact[key][0]))
+        if not off <= SAME[coarsest] * size:
+            found.reasons[key] = f"a product by factors is off by {off / max(size, 1e-300):.1e} from the exact one"
+            continue
+        found.blocks[key] = names[key]
+        found.exact[key] = exact[key][0]
+        found.agreement = max(found.agreement, off / size if size else 0.0)
+    return found
+
+
+def _by_factors(
+    objective: Objective,
+    graphs: list[FactorGraph],
+    blocks: Mapping[str, Block],
+    vectors: Mapping[str, torch.Tensor],
+    denominator: float,
+) -> dict[str, torch.Tensor]:
+    made = {}
+    for key, rows in vectors.items():
+        block = blocks[key]
+        parts = {
+            name: part.to(dtype=objective.parameters[name].dtype, device=objective.parameters[name].device)
+            for name, part in block.split(rows[0]).items()
+        }
+        total = torch.zeros_like(rows[0])
+        for graph in graphs:
+            found = graph.product(block.parameters, parts)
+            flat = [
+                parts[name].new_zeros(parts[name].shape) if part is None else part
+                for name, part in zip(block.parameters, found, strict=True)
+            ]
+            total += torch.cat([part.reshape(-1) for part in flat]).to(total)
+        made[key] = total / denominator
+    return made

@@ -1,0 +1,77 @@
+"""One batch's products by factors for the blocks that have a licence, and exact ones for everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from layerhess.ledger import Ledger
+from layerhess.objective import Objective
+from layerhess.products.factors import FactorGraph
+from layerhess.products.graph import Graph, GraphMaker
+
+
+@dataclass(frozen=True)
+class Hybrid:
+    """Makes :class:`HybridGraph` objects; a :data:`layerhess.products.graph.GraphMaker`.
+
+    Args:
+        blocks: key -> parameter names of the blocks with a licence. exact: makes the graph for all other products.
+        linear: the matrix is the Hessian, whose blocks are J' S J only where the output is piecewise linear in them.
+    """
+
+    blocks: Mapping[str, tuple[str, ...]]
+    exact: GraphMaker
+    linear: bool
+
+    def __call__(self, objective: Objective, batch: Any, names: Iterable[str], ledger: Ledger) -> Graph:
+        """The graph of one batch; nothing is factored where no block has a licence."""
+        if not self.blocks:
+            return self.exact(objective, batch, names, ledger)
+        return HybridGraph(self, objective, batch, list(names), ledger)
+
+
+class HybridGraph:
+    """Factors of one batch, and its exact graph once it is asked for a product that needs one.
+
+    Whether the batch's own graph is piecewise linear in a block is looked at again here, batch by batch: where it is
+    not, the block's products are exact ones.
+    """
+
+    def __init__(self, plan: Hybrid, objective: Objective, batch: Any, names: Sequence[str], ledger: Ledger) -> None:
+        self._plan, self._objective, self._batch, self._names, self._ledger = plan, objective, batch, names, ledger
+        self._factors = FactorGraph(objective, batch, plan.blocks, ledger)
+        held = self._factors.linear if plan.linear else self._factors.factored
+        self._served = {plan.blocks[key] for key in held}
+        self._covered = {name for key in self._factors.factored for name in plan.blocks[key]}
+        self._exact: Graph | None = None
+        self.loss_sum, self.count = self._factors.loss_sum, self._factors.count
+
+    def product(
+        self, names: Sequence[str], vector: dict[str, Tensor], rows: Sequence[str] | None = None
+    ) -> list[Tensor | None]:
+        """The batch's share of A[rows, names] v; see :meth:`layerhess.products.graph.Graph.product`."""
+        if tuple(names) in self._served and (rows is None or tuple(rows) == tuple(names)):
+            return self._factors.product(names, vector)
+        return self._graph().product(names, vector, rows)
+
+    @property
+    def gradient(self) -> dict[str, Tensor | None]:
+        """Of the loss sum, by parameter."""
+        if self._exact is None and self._covered.issuperset(self._names):
+            known = self._factors.gradients
+            return {name: known.get(name) for name in self._names}
+        return self._graph().gradient  # who asks for parameters outside will ask for their products as well
+
+    @property
+    def differentiable(self) -> list[Tensor]:
+        """The first derivatives that exact products differentiate again."""
+        return self._graph().differentiable
+
+    def _graph(self) -> Graph:
+        if self._exact is None:
+            self._exact = self._plan.exact(self._objective, self._batch, self._names, self._ledger)
+        return self._exact
