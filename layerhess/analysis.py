@@ -35,7 +35,7 @@ from layerhess.solvers.zero import ZeroTest
 from layerhess.survey import Survey, survey
 from layerhess.sweep import FULL, Sweep
 from layerhess.vectors import random_unit, solver_device
-from layerhess.verdicts import mass, refused, unasked, verdict
+from layerhess.verdicts import cost_of, mass, refused, unasked, verdict
 from layerhess.versions import versions
 
 
@@ -183,8 +183,7 @@ class _Run:
             self._note(sentence)
         self._refuse(self.checked.failed)
         names = [block.name for block in self.divided.blocks]
-        if self.arguments.path == "factors":
-            refuse_without_licence(self.checked.licence, names)
+        refuse_without_licence(self.checked.licence, names if self.arguments.path == "factors" else ())
         self._note(note_on_licence(self.checked.licence, names, self.arguments.operator))
         if small := [b.name for b in self._operators().values() if b.numel < self.wanted.total]:
             self._note(f"fewer than top + bottom parameters, so the whole spectrum is given: {', '.join(small[:6])}")
@@ -197,11 +196,11 @@ class _Run:
         """All tasks in lockstep, and their verdicts while the model is still in session."""
         assert self.surveyed is not None and self.checked is not None
         names = list(self.objective.parameters) if self.arguments.full else self._covered()
-        make_graph = graph_maker(self.arguments.curvature, self.checked.licence)
-        sweep = Sweep(self.objective, names, self.ledger, checkpoint=self.checkpoint, make_graph=make_graph)
+        make = graph_maker(self.arguments.curvature, self.checked.licence)
+        sweep = Sweep(self.objective, names, self.ledger, checkpoint=self.checkpoint, make_graph=make, time_unit=True)
         sweep.expected = (self.surveyed.loss_sum, self.surveyed.count)
         coarsest = self.checked.trace.coarsest
-        meter = RoundingMeter(self.objective, self.surveyed.samples, coarsest, self.ledger, make_graph)
+        meter = RoundingMeter(self.objective, self.surveyed.samples, coarsest, self.ledger, make)
         tasks = self._tasks()
         self.estimation = self._estimation(tasks)
         self.schedule = Schedule(
@@ -285,6 +284,7 @@ class _Run:
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             partial=self.partial,
             coupling=coupling,
+            cost=cost_of(self.ledger, spectra, full),
         )
 
     # -- parts ------------------------------------------------------------------------------------------------------

@@ -198,7 +198,7 @@ def _upgraded(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_licences(document: dict[str, Any]) -> dict[str, Any]:
-    upgraded = dict(document)
+    upgraded = {"cost": None, **document}
     if isinstance(document.get("coupling"), dict):
         upgraded["coupling"] = {"divergence_error": None, **document["coupling"]}
     return _each_spectrum(upgraded, lambda entry: {"licence": "", **entry})

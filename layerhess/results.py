@@ -158,6 +158,27 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """The time an analysis took, in units of one gradient over the same data.
+
+    Attributes:
+        gradient_seconds: one plain gradient of the loss over the data, timed on one batch.
+        gradients: phase -> its seconds over that.
+        one_by_one: what the solvers' products would have cost as exact products, each block and each step on its own;
+            an estimate from their number, good to about 30 %.
+    """
+
+    gradient_seconds: float
+    gradients: dict[str, float]
+    one_by_one: float
+
+    @property
+    def total(self) -> float:
+        """Of all phases."""
+        return sum(self.gradients.values())
+
+
+@dataclass(frozen=True)
 class Analysis:
     """Everything one call of :func:`layerhess.analyze` found.
 
@@ -175,6 +196,7 @@ class Analysis:
         counts: the cost. seconds: phase -> wall-clock seconds. versions: package -> version.
         partial: empty when the analysis ran to its end, otherwise why it stopped early.
         coupling: the :class:`layerhess.estimates.CouplingEstimate` of all pairs of blocks, where asked for.
+        cost: the same in gradients; None if it stopped before the first pass.
     """
 
     blocks: Mapping[str, Spectrum]
@@ -198,6 +220,7 @@ class Analysis:
     created: str = ""
     partial: str = ""
     coupling: CouplingEstimate | None = None
+    cost: Cost | None = None
 
     @property
     def converged(self) -> bool:

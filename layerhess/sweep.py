@@ -14,7 +14,7 @@ from torch import Tensor
 from layerhess.batches import is_stable
 from layerhess.blocks import Block
 from layerhess.errors import CheckError, InputError
-from layerhess.ledger import KEPT_SHARE, Ledger, free_bytes, is_out_of_memory, used_bytes
+from layerhess.ledger import KEPT_SHARE, Ledger, free_bytes, is_out_of_memory, synchronise, used_bytes
 from layerhess.objective import Objective
 from layerhess.products.graph import Graph, GraphMaker
 from layerhess.products.reverse import BatchGraph
@@ -55,6 +55,7 @@ class Sweep:
         keep: share of the free memory that kept graphs may take; 0 keeps none.
         checkpoint: called between batches; raises to stop (an interrupt that waited).
         make_graph: makes one batch's share of the matrix to multiply by; the Hessian's by default.
+        time_unit: time one plain gradient of the first batch, for :attr:`layerhess.ledger.Ledger.gradient_seconds`.
     """
 
     def __init__(
@@ -66,7 +67,9 @@ class Sweep:
         keep: float = KEPT_SHARE,
         checkpoint: Callable[[], None] = lambda: None,
         make_graph: GraphMaker = BatchGraph,
+        time_unit: bool = False,
     ) -> None:
+        self._time_unit = time_unit
         self.objective = objective
         self.ledger = ledger
         self._names = names
@@ -158,6 +161,9 @@ class Sweep:
             self.release()  # which batches are kept is only known after a whole pass
             raise
         self._check_totals(loss_sum, count, fresh)
+        if self._time_unit and counts[0] > 0.0:
+            self.ledger.gradient_seconds *= count / counts[0]
+            self._time_unit = False
         if gradient:
             self.gradient_norm = math.sqrt(sum(float(g.square().sum()) for g in gradient.values())) / self.denominator
         for total in sums.values():
@@ -216,6 +222,8 @@ class Sweep:
         for number, batch in enumerate(self.objective.batches(), 1):
             if number <= skip:
                 continue
+            if number == 1 and self._time_unit:
+                self.ledger.gradient_seconds = self._timed_gradient(batch)
             before = used_bytes(self.objective.device)
             graph = self._make_graph(self.objective, batch, self._names, self.ledger)
             yield graph
@@ -233,6 +241,18 @@ class Sweep:
         self._kept_all = all_kept and number > 0
         if not all_kept:
             self._budget = 0.0  # decided once: later passes keep exactly these
+
+    def _timed_gradient(self, batch: Any) -> float:
+        """Seconds of one plain gradient of a batch."""
+        parameters = [self.objective.parameters[name] for name in self._names]
+        synchronise(self.objective.device)
+        start = time.perf_counter()
+        with self.ledger.during("unit"):
+            loss, _ = self.objective.terms(batch)
+            if loss.requires_grad:
+                torch.autograd.grad(loss, parameters, allow_unused=True)
+            synchronise(self.objective.device)
+        return time.perf_counter() - start
 
     def _check_totals(self, loss_sum: float, count: float, fresh: bool) -> None:
         if count == 0.0 and not self.objective.evaluation.is_sum:

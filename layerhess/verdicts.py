@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from layerhess.blocks import Block, Partition
 from layerhess.bounds import MISSED_PROBABILITY, missed_factor
+from layerhess.ledger import Ledger
 from layerhess.objective import Objective
-from layerhess.results import Check, Spectrum
+from layerhess.results import Check, Cost, Spectrum
 from layerhess.schedule import Task
 from layerhess.solvers.process import Wanted
 from layerhess.vectors import oriented
@@ -86,6 +88,11 @@ def mass(full: Spectrum, divided: Partition) -> list[dict[str, float]]:
         total = sum(share.values()) or 1.0
         shares.append({key: value / total for key, value in share.items()})
     return shares
+
+
+def cost_of(ledger: Ledger, blocks: Mapping[str, Spectrum], full: Spectrum | None) -> Cost | None:
+    """What the analysis cost in gradients; see :meth:`layerhess.ledger.Ledger.cost`."""
+    return ledger.cost(sum(s.steps for s in blocks.values()), full.steps if full is not None else 0)
 
 
 def weight_norm_squared(block: Block, objective: Objective) -> float:

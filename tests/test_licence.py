@@ -169,3 +169,16 @@ def test_batches_of_any_cut_give_the_same() -> None:
     whole, split = lh.analyze(relu_problem(), full=False), lh.analyze(relu_problem(batch_size=7), full=False)
     for one, other in zip(whole.spectra(), split.spectra(), strict=True):
         assert np.abs(one.eigenvalues - other.eigenvalues) <= one.error_bounds + other.error_bounds
+
+
+def test_the_cost_is_told_in_gradients() -> None:
+    found = lh.analyze(relu_problem())
+    cost = found.cost
+    assert cost is not None and cost.gradient_seconds > 0.0
+    assert set(cost.gradients) == set(found.seconds) and {"survey", "checks", "solve", "rounding"} <= set(
+        cost.gradients
+    )
+    assert cost.total * cost.gradient_seconds == pytest.approx(sum(found.seconds.values()))
+    steps = sum(s.steps for s in found.blocks.values())
+    assert found.full is not None and cost.one_by_one == pytest.approx(1.1 * steps + 3.2 * found.full.steps)
+    assert "In gradients over the same data" in str(found) and "block by block would have cost" in str(found)

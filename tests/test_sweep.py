@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import pytest
 import torch
@@ -146,3 +147,30 @@ def test_a_pass_that_failed_half_way_leaves_nothing_behind(shuffle: bool) -> Non
         found = hessian.matvec(v)
     expected = lh.Hessian(Objective(net(), examples(), nn.CrossEntropyLoss())).matvec(v)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_time_inside_another_phase_counts_once() -> None:
+    ledger = Ledger()
+    start = time.perf_counter()
+    with ledger.during("outer"):
+        time.sleep(0.02)
+        with ledger.during("inner"):
+            time.sleep(0.03)
+            with ledger.during("outer"):
+                time.sleep(0.01)
+        with ledger.during("inner"):
+            time.sleep(0.01)
+    assert sum(ledger.seconds.values()) == pytest.approx(time.perf_counter() - start, abs=2e-3)
+    assert ledger.seconds["inner"] >= 0.04 and ledger.seconds["outer"] >= 0.03
+
+
+def test_a_gradient_is_timed_on_one_batch_and_scaled_by_its_share() -> None:
+    ledger = Ledger()
+    objective = Objective(net(), batches(), nn.CrossEntropyLoss())
+    with objective.session():
+        sweep = Sweep(objective, list(objective.parameters), ledger, time_unit=True)
+        sweep.run({})
+        assert ledger.gradient_seconds == pytest.approx(ledger.seconds["unit"] * sweep.count / sweep.counts[0], rel=0.3)
+        before = ledger.gradient_seconds
+        sweep.run({})
+    assert ledger.gradient_seconds == before

@@ -59,6 +59,7 @@ def as_html(analysis: Analysis) -> str:
         verdict=summary.verdict(analysis),
         step=summary.stable_step(analysis),
         negative=summary.most_negative(analysis),
+        cost=summary.cost(analysis),
         examples=summary.examples(analysis),
         interlacing=summary.interlacing(analysis),
         missed=summary.missed_overall(analysis),

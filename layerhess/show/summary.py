@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from layerhess.results import FULL_NAME, Analysis, Spectrum
-from layerhess.show.formatting import count, counted, number, share, with_bound
+from layerhess.show.formatting import count, counted, duration, number, share, with_bound
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,21 @@ def most_negative(analysis: Analysis) -> Fact:
         return Fact("none found", f"The smallest eigenvalue of {of} is {with_bound(value, bound)}.{unsure}")
     tail = "" if full else f" The full {names.words}'s smallest eigenvalue is at most this."
     return Fact(number(value), f"The smallest eigenvalue of {of} is {with_bound(value, bound)}.{tail}{unsure}")
+
+
+def cost(analysis: Analysis) -> str:
+    """The time in gradients, by phase, and what the solvers' products would have cost one by one; "" if unknown."""
+    spent = analysis.cost
+    if spent is None:
+        return ""
+    parts = [f"{phase} {number(size, 2)}" for phase, size in spent.gradients.items() if size >= 0.05]
+    text = (
+        f"In gradients over the same data (about {duration(spent.gradient_seconds)} each): {number(spent.total, 3)} "
+        f"({', '.join(parts)})"
+    )
+    if not spent.one_by_one:
+        return f"{text}."
+    return f"{text}; exact products block by block would have cost about {number(spent.one_by_one, 2)} for the solvers."
 
 
 def examples(analysis: Analysis) -> str:

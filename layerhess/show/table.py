@@ -136,6 +136,7 @@ def _facts(analysis: Analysis) -> list[str]:
             f"{counted(cost.products, names.product)} and "
             f"{counted(cost.backwards, 'gradient')} of one batch."
         )
+    lines.append(summary.cost(analysis))
     return [line for line in lines if line]
 
 
