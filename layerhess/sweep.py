@@ -21,6 +21,7 @@ from layerhess.products.reverse import BatchGraph
 from layerhess.vectors import solver_device
 
 FULL = "(full)"
+TOGETHER = 16  # vectors of one request that are multiplied at once, where a graph gains by that
 
 
 @dataclass(frozen=True)
@@ -185,27 +186,29 @@ class Sweep:
         block, image = request.block, request.image
         parameters = self.objective.parameters
         forms = torch.zeros((len(request.vectors), len(request.quadratic)), dtype=torch.float64)
-        for row, vector in enumerate(request.vectors):
-            exact = block.split(vector)
+        for start in range(0, len(request.vectors), TOGETHER):
+            exact = _split(block, request.vectors[start : start + TOGETHER])
             parts = {
                 name: part.to(dtype=parameters[name].dtype, device=parameters[name].device)
                 for name, part in exact.items()
             }
-            offset = 0
-            inner: dict[str, float] = {}
-            products = graph.product(block.parameters, parts, image.parameters)
+            products = graph.products(block.parameters, parts, image.parameters)
+            stop, offset = start + len(exact[block.parameters[0]]), 0
+            inner: dict[str, Tensor] = {}
             for name, part, shape in zip(image.parameters, products, image.shapes, strict=True):
                 size = shape.numel()
                 if part is not None:
                     if request.rows is None:
                         self.touched.add(block.name)
-                    flat = part.reshape(-1).to(total.device)
-                    total[row, offset : offset + size] += flat
+                    flat = part.reshape(stop - start, size).to(total.device)
+                    total[start:stop, offset : offset + size] += flat
                     if request.quadratic and name in exact:
-                        inner[name] = float(flat.double() @ exact[name].reshape(-1))
+                        inner[name] = (flat.double() * exact[name].reshape(stop - start, size)).sum(dim=1).cpu()
                 offset += size
             for column, member in enumerate(request.quadratic):
-                forms[row, column] = sum(inner.get(name, 0.0) for name in member.parameters)
+                for name in member.parameters:
+                    if name in inner:
+                        forms[start:stop, column] += inner[name]
         return forms
 
     def _graphs(self) -> Iterator[Graph]:
@@ -316,6 +319,16 @@ class Sweep:
 def loss_tolerance(dtype: torch.dtype) -> float:
     """Relative change of a loss total that summation order alone may cause."""
     return max(1e-6, 100.0 * torch.finfo(dtype).eps) if dtype != torch.float64 else 1e-6
+
+
+def _split(block: Block, vectors: Tensor) -> dict[str, Tensor]:
+    """(s, P_b) rows as (s, *shape) parts."""
+    sizes = [shape.numel() for shape in block.shapes]
+    parts = torch.split(vectors, sizes, dim=1)
+    return {
+        name: part.reshape(len(vectors), *shape)
+        for name, shape, part in zip(block.parameters, block.shapes, parts, strict=True)
+    }
 
 
 def _accumulate(total: dict[str, Tensor], gradient: Mapping[str, Tensor | None]) -> None:

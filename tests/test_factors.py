@@ -171,6 +171,26 @@ def test_what_looks_piecewise_linear_and_is_not(kind: str) -> None:
         assert close or key not in linear, key
 
 
+@pytest.mark.parametrize("case", [c for c in CASES if c.name not in TIED], ids=str)
+def test_products_of_several_vectors_are_those_of_each(case: Case) -> None:
+    objective = built(case)
+    blocks = schemes(objective)
+    drawn = torch.Generator().manual_seed(4)
+    rows = {n: torch.randn((3, *p.shape), generator=drawn, dtype=p.dtype) for n, p in objective.parameters.items()}
+    with objective.session():
+        graph = FactorGraph(objective, next(iter(objective.batches())), blocks, Ledger())
+        largest = 0.0
+        for key in sorted(graph.factored, key=lambda key: -len(blocks[key])):  # everything first
+            together = graph.products(blocks[key], rows)
+            largest = max(largest, *(float(part.abs().max()) for part in together if part is not None), 0.0)
+            for i in range(3):
+                alone = graph.product(blocks[key], {n: part[i] for n, part in rows.items()})
+                for one, many in zip(alone, together, strict=True):
+                    assert (one is None) == (many is None)
+                    if one is not None and many is not None:
+                        assert torch.allclose(one, many[i], rtol=1e-9, atol=1e-14 * largest), key
+
+
 @pytest.mark.parametrize("name", ["mlp-relu-ce", "cnn-batchnorm-eval", "partly-frozen", "tied-used-twice"])
 def test_the_gradient_comes_along(name: str) -> None:
     objective = built(BY_NAME[name])

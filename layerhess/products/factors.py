@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from layerhess.products.linearity import leaves, not_linear
 from layerhess.products.taps import Tap, Taps
 
 MOST_DIRECTIONS = 32  # per item of the output: beyond, as many backward passes cost more than exact products
+MOST_AT_ONCE = 1 << 24  # numbers in the outputs of a layer for all vectors that are multiplied together
 NEGLIGIBLE = 4.0  # eps: an eigenvalue of S below this share of the largest is rounding
 
 
@@ -77,30 +78,44 @@ class FactorGraph:
 
     def product(self, names: Sequence[str], vector: Mapping[str, Tensor]) -> list[Tensor | None]:
         """The batch's share of (J' S J)[names, names] v for the parameters of a factored block, not divided."""
-        self._ledger.count("products")
-        wanted = set(names)
-        layers = [layer for layer in self._layers if wanted.intersection(entry.name for entry in layer.tap.entries)]
+        made = self.products(names, {name: vector[name].unsqueeze(0) for name in names})
+        return [None if part is None else part[0] for part in made]
+
+    def products(self, names: Sequence[str], vectors: Mapping[str, Tensor]) -> list[Tensor | None]:
+        """The same for s vectors, (s, *shape) each: sensitivities are read once for as many as fit some memory."""
+        layers = self._layers_of(names)
+        count = len(vectors[names[0]])
+        largest = max((layer.tap.shape.numel() for layer in layers), default=1)
+        step = max(1, min(count, MOST_AT_ONCE // largest))
+        chunks = [
+            self._some_products(layers, names, {name: vectors[name][start : start + step] for name in names})
+            for start in range(0, count, step)
+        ]
+        return [None if parts[0] is None else torch.cat(parts) for parts in zip(*chunks, strict=True)]
+
+    def _some_products(
+        self, layers: Sequence[Layer], names: Sequence[str], vectors: Mapping[str, Tensor]
+    ) -> list[Tensor | None]:
+        self._ledger.count("products", len(vectors[names[0]]))
         weights: Tensor | None = None
         for layer in layers:
-            moved = None
-            for entry in layer.tap.entries:
-                if entry.name in wanted:
-                    part = entry.push(vector[entry.name])
-                    moved = part if moved is None else moved + part
-            assert moved is not None
-            _, n, d = layer.sensitivities.shape
-            rows = torch.bmm(layer.sensitivities.transpose(0, 1), moved.reshape(n, d, 1))
+            moved = sum_of(entry.pushed(vectors[entry.name]) for entry in layer.tap.entries if entry.name in vectors)
+            rows = torch.bmm(_by_item(moved, layer), layer.sensitivities.permute(1, 2, 0))  # (N, s, Q)
             weights = rows if weights is None else weights + rows
+        if weights is None:
+            return [None] * len(names)
+        weights = weights * self._signs.unsqueeze(1)
         made: dict[str, Tensor] = {}
-        if weights is not None:
-            weights = (weights.squeeze(2) * self._signs).unsqueeze(1)
-            for layer in layers:
-                back = torch.bmm(weights, layer.sensitivities.transpose(0, 1)).view(layer.tap.shape)
-                for entry in layer.tap.entries:
-                    if entry.name in wanted:
-                        part = entry.pull(back)
-                        made[entry.name] = made[entry.name] + part if entry.name in made else part
+        for layer in layers:
+            back = _by_call(torch.bmm(weights, layer.sensitivities.transpose(0, 1)), layer)
+            for entry in layer.tap.entries:
+                if entry.name in vectors:
+                    part = entry.pulled(back)
+                    made[entry.name] = made[entry.name] + part if entry.name in made else part
         return [made.get(name) for name in names]
+
+    def _layers_of(self, names: Sequence[str]) -> list[Layer]:
+        return [layer for layer in self._layers if any(entry.name in names for entry in layer.tap.entries)]
 
     @property
     def gradients(self) -> dict[str, Tensor]:
@@ -126,6 +141,28 @@ class FactorGraph:
             if rows is not None:
                 self._layers.append(Layer(tap, rows[:most].reshape(most, n, -1)))
                 self._slopes.append((tap, rows[most]))
+
+
+def sum_of(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of at least one tensor."""
+    first, *rest = parts
+    for part in rest:
+        first = first + part
+    return first
+
+
+def _by_item(moved: Tensor, layer: Layer) -> Tensor:
+    """(M, s, ...) changes of a call's outputs as (N, s, D), where each of N items has M / N of the calls' rows."""
+    n = layer.sensitivities.shape[1]
+    m, s = moved.shape[:2]
+    return moved.reshape(n, m // n, s, -1).transpose(1, 2).reshape(n, s, -1)
+
+
+def _by_call(back: Tensor, layer: Layer) -> Tensor:
+    """The way back: (N, s, D) to (M, s, ...)."""
+    n, s, _ = back.shape
+    m = layer.tap.shape[0]
+    return back.view(n, s, m // n, -1).transpose(1, 2).reshape(m, s, *layer.tap.shape[1:])
 
 
 def _backward(output: Tensor, edges: list[Any], seeds: Tensor) -> list[Tensor | None]:

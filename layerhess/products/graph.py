@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from layerhess.ledger import Ledger
@@ -41,6 +42,27 @@ class Graph(Protocol):
         Returns:
             Parameter-shaped tensors; None where there is no dependence.
         """
+
+    def products(
+        self, names: Sequence[str], vectors: dict[str, Tensor], rows: Sequence[str] | None = None
+    ) -> list[Tensor | None]:
+        """The same for s vectors, (s, *shape) each in and out."""
+
+
+def one_by_one(
+    graph: Graph, names: Sequence[str], vectors: dict[str, Tensor], rows: Sequence[str] | None = None
+) -> list[Tensor | None]:
+    """:meth:`Graph.products` from single products."""
+    count = len(vectors[names[0]])
+    made = [graph.product(names, {name: vectors[name][i] for name in names}, rows) for i in range(count)]
+    stacked: list[Tensor | None] = []
+    for parts in zip(*made, strict=True):
+        known = next((part for part in parts if part is not None), None)
+        if known is None:
+            stacked.append(None)
+        else:
+            stacked.append(torch.stack([torch.zeros_like(known) if part is None else part for part in parts]))
+    return stacked
 
 
 GraphMaker = Callable[[Objective, Any, Iterable[str], Ledger], Graph]

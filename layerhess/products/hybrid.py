@@ -54,9 +54,20 @@ class HybridGraph:
         self, names: Sequence[str], vector: dict[str, Tensor], rows: Sequence[str] | None = None
     ) -> list[Tensor | None]:
         """The batch's share of A[rows, names] v; see :meth:`layerhess.products.graph.Graph.product`."""
-        if tuple(names) in self._served and (rows is None or tuple(rows) == tuple(names)):
+        if self._serves(names, rows):
             return self._factors.product(names, vector)
         return self._graph().product(names, vector, rows)
+
+    def products(
+        self, names: Sequence[str], vectors: dict[str, Tensor], rows: Sequence[str] | None = None
+    ) -> list[Tensor | None]:
+        """The same for s vectors."""
+        if self._serves(names, rows):
+            return self._factors.products(names, vectors)
+        return self._graph().products(names, vectors, rows)
+
+    def _serves(self, names: Sequence[str], rows: Sequence[str] | None) -> bool:
+        return tuple(names) in self._served and (rows is None or tuple(rows) == tuple(names))
 
     @property
     def gradient(self) -> dict[str, Tensor | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,12 +21,28 @@ class Entry:
         name: of the parameter. push: f(a; v) for v of the parameter's shape, of y's shape. pull: its transpose in v,
             of the parameter's shape.
         inputs: what both hold on to, and must not be overwritten.
+        push_rows, pull_rows: the same for s vectors at once, (s, *w.shape) to (M, s, *y.shape[1:]) and back, where that
+            is faster than one by one; M = len(y).
     """
 
     name: str
     push: Callable[[Tensor], Tensor]
     pull: Callable[[Tensor], Tensor]
     inputs: tuple[Tensor, ...] = ()
+    push_rows: Callable[[Tensor], Tensor] | None = None
+    pull_rows: Callable[[Tensor], Tensor] | None = None
+
+    def pushed(self, rows: Tensor) -> Tensor:
+        """(s, *w.shape) vectors to (M, s, *y.shape[1:])."""
+        if self.push_rows is not None:
+            return self.push_rows(rows)
+        return torch.stack([self.push(row) for row in rows], dim=1)
+
+    def pulled(self, rows: Tensor) -> Tensor:
+        """(M, s, *y.shape[1:]) to (s, *w.shape)."""
+        if self.pull_rows is not None:
+            return self.pull_rows(rows)
+        return torch.stack([self.pull(rows[:, i]) for i in range(rows.shape[1])])
 
 
 def linear(name: str, a: Tensor) -> Entry:
@@ -35,7 +51,16 @@ def linear(name: str, a: Tensor) -> Entry:
     def pull(d: Tensor) -> Tensor:
         return d.reshape(-1, d.shape[-1]).T @ a.reshape(-1, a.shape[-1])
 
-    return Entry(name, lambda v: F.linear(a, v), pull, (a,))
+    def push_rows(rows: Tensor) -> Tensor:
+        s, out, size = rows.shape
+        y = F.linear(a, rows.reshape(s * out, size))
+        return y.view(*y.shape[:-1], s, out).movedim(-2, 1)
+
+    def pull_rows(rows: Tensor) -> Tensor:
+        flat = a.reshape(-1, a.shape[-1])
+        return torch.stack([rows[:, i].reshape(-1, rows.shape[-1]).T @ flat for i in range(rows.shape[1])])
+
+    return Entry(name, lambda v: F.linear(a, v), pull, (a,), push_rows, pull_rows)
 
 
 def bias(name: str, shape: torch.Size, axis: int) -> Entry:
@@ -76,15 +101,26 @@ def convolution(
     """The kernel of a convolution; ``options`` are stride, padding, dilation and groups as the function takes them."""
     n = CONVOLUTIONS[function]
     stride, padding, dilation = (_each(options[key], n) for key in ("stride", "padding", "dilation"))
-    template = weight.detach()
+    template, groups = weight.detach(), options["groups"]
 
-    def pull(d: Tensor) -> Tensor:
+    def gradient(d: Tensor, kernel: Tensor) -> Tensor:
         made: Tensor = torch.ops.aten.convolution_backward(
-            d, a, template, None, stride, padding, dilation, False, [0] * n, options["groups"], [False, True, False]
+            d, a, kernel, None, stride, padding, dilation, False, [0] * n, groups, [False, True, False]
         )[1]
         return made
 
-    return Entry(name, lambda v: function(a, v, None, **options), pull, (a,))
+    def push_rows(rows: Tensor) -> Tensor:
+        y = function(a, rows.flatten(0, 1), None, **options)
+        return y.reshape(len(y), len(rows), -1, *y.shape[2:])
+
+    def pull_rows(rows: Tensor) -> Tensor:
+        s = rows.shape[1]
+        many = template.unsqueeze(0).expand(s, *template.shape).reshape(-1, *template.shape[1:])
+        return gradient(rows.flatten(1, 2), many).view(s, *template.shape)
+
+    single = Entry(name, lambda v: function(a, v, None, **options), lambda d: gradient(d, template), (a,))
+    # With groups, output channels of several kernels would have to be interleaved.
+    return single if groups != 1 else replace(single, push_rows=push_rows, pull_rows=pull_rows)
 
 
 def embedding(name: str, indices: Tensor, rows: int, padding: int | None) -> Entry:

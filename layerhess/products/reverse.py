@@ -11,6 +11,7 @@ from torch import Tensor
 from layerhess.ledger import Ledger
 from layerhess.objective import Objective
 from layerhess.products.affine_norm import affine_batch_norm
+from layerhess.products.graph import one_by_one
 
 
 class BatchGraph:
@@ -64,3 +65,9 @@ class BatchGraph:
             return [None] * len(rows)
         inputs = [self._parameters[name] for name in rows]
         return list(torch.autograd.grad(outputs, inputs, weights, retain_graph=True, allow_unused=True))
+
+    def products(
+        self, names: Sequence[str], vectors: dict[str, Tensor], rows: Sequence[str] | None = None
+    ) -> list[Tensor | None]:
+        """The same for s vectors, one after the other."""
+        return one_by_one(self, names, vectors, rows)
