@@ -68,7 +68,7 @@ def licence(
     batch is looked at for its structure, not for its numbers. Cost: one exact product a block on the sample.
 
     Args:
-        samples: prepared pieces of batches, ``examples`` together. blocks: to look at; the full model is passed over.
+        samples: prepared pieces of batches, ``examples`` together. blocks: to look at; the full model only for Gauss-Newton.
         coarsest: dtype in the objective's graph. sweep: exact products on the samples.
     """
     found = Licence(examples=examples)
@@ -77,7 +77,9 @@ def licence(
     if objective.batch_dependent_norm:
         found.reasons = dict.fromkeys(blocks, "BatchNorm in train mode ties the examples of a batch together")
         return found
-    names = {key: block.parameters for key, block in blocks.items() if key != FULL}
+    # The full Hessian is no J' S J: what layers do to each other bends the output.
+    alike = curvature.name == GAUSS_NEWTON.name
+    names = {key: block.parameters for key, block in blocks.items() if alike or key != FULL}
     try:
         graphs = [FactorGraph(objective, sample, names, ledger) for sample in samples]
     except InputError as error:  # the loss has no output of its own

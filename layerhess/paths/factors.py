@@ -35,11 +35,12 @@ def refuse_without_licence(licence: Licence, names: Sequence[str]) -> None:
 
 def note_on_licence(licence: Licence, names: Sequence[str], operator: str) -> str:
     """A sentence on how the products of which blocks are made; empty where all are exact."""
-    if not licence.blocks:
+    held = [name for name in names if name in licence.blocks]
+    if not held:
         return ""
     equal = "H_bb = G_bb, so products come" if operator == HESSIAN.name else "products come"
-    count = f"all {len(names)}" if len(licence.blocks) == len(names) else f"{len(licence.blocks)} of {len(names)}"
+    count = f"all {len(names)}" if len(held) == len(names) else f"{len(held)} of {len(names)}"
     return (
         f"{count} blocks: {equal} from each layer's inputs and output sensitivities; "
-        f"{licence.sentence(next(iter(licence.blocks)))} (equal to {licence.agreement:.1e}), not proved"
+        f"{licence.sentence(held[0])} (equal to {licence.agreement:.1e}), not proved"
     )
