@@ -65,6 +65,7 @@ class FactorGraph:
         self.linear: frozenset[str] = frozenset()
         self._layers: list[Layer] = []
         self._slopes: list[tuple[Tap, Tensor]] = []
+        self._found: dict[tuple[str, ...], list[Layer]] = {}
         output = judged.output
         if not output.requires_grad or not output.ndim or not len(output):
             return
@@ -115,7 +116,13 @@ class FactorGraph:
         return [made.get(name) for name in names]
 
     def _layers_of(self, names: Sequence[str]) -> list[Layer]:
-        return [layer for layer in self._layers if any(entry.name in names for entry in layer.tap.entries)]
+        key = tuple(names)
+        if key not in self._found:
+            wanted = set(names)
+            self._found[key] = [
+                layer for layer in self._layers if wanted.intersection(entry.name for entry in layer.tap.entries)
+            ]
+        return self._found[key]
 
     @property
     def gradients(self) -> dict[str, Tensor]:
