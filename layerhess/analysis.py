@@ -24,6 +24,8 @@ from layerhess.ledger import Ledger
 from layerhess.objective import Objective
 from layerhess.paths.exact import basis_limit, goes_dense, make_process, source
 from layerhess.paths.factors import graph_maker, note_on_licence, refuse_without_licence
+from layerhess.pieces import piece_size
+from layerhess.products.graph import GraphMaker
 from layerhess.progress import Progress
 from layerhess.restore import preserved_random_state
 from layerhess.results import Analysis, Check, Spectrum
@@ -61,6 +63,7 @@ def analyze(
     time_limit: float | None = None,
     method: str = "lanczos",
     path: str = "auto",
+    memory: str | int | None = None,
     skip_failed: bool = False,
 ) -> Analysis:
     """Top and bottom eigenpairs of every diagonal block of the Hessian and of the full Hessian, each with its bound.
@@ -92,6 +95,8 @@ def analyze(
         method: "lanczos", or "power" for power iteration (top=1, bottom=0).
         path: "auto": products from factors wherever a block has a licence for them, which is checked on a few examples;
             "exact": exact products everywhere; "factors": refuse blocks that have no licence.
+        memory: budget for graphs, factors and solvers' vectors, such as "8GiB" or a number of bytes; by default shares
+            of what is free. Batches whose graph does not fit are cut into smaller ones, with the same result.
         skip_failed: analyse the blocks that pass the self-check and mark the others "refused".
 
     Returns:
@@ -111,7 +116,7 @@ def analyze(
     """
     arguments = check_arguments(
         objective, operator=operator, top=top, bottom=bottom, full=full, tol=tol, seed=seed, out=out,
-        max_passes=max_passes, time_limit=time_limit, method=method, path=path, resume=resume,
+        max_passes=max_passes, time_limit=time_limit, method=method, path=path, memory=memory, resume=resume,
         progress=progress, trace=trace, diagonal=diagonal, density=density, coupling=coupling, sampling=sampling,
     )  # fmt: skip
     divided = partition(objective.model, objective.parameters, objective.frozen, blocks)
@@ -197,7 +202,10 @@ class _Run:
         assert self.surveyed is not None and self.checked is not None
         names = list(self.objective.parameters) if self.arguments.full else self._covered()
         make = graph_maker(self.arguments.curvature, self.checked.licence)
-        sweep = Sweep(self.objective, names, self.ledger, checkpoint=self.checkpoint, make_graph=make, time_unit=True)
+        sweep = Sweep(
+            self._cut(make), names, self.ledger, checkpoint=self.checkpoint, make_graph=make, time_unit=True,
+            memory=self.arguments.memory,
+        )  # fmt: skip
         sweep.expected = (self.surveyed.loss_sum, self.surveyed.count)
         coarsest = self.checked.trace.coarsest
         meter = RoundingMeter(self.objective, self.surveyed.samples, coarsest, self.ledger, make)
@@ -322,7 +330,7 @@ class _Run:
         if not wanted.total:  # small blocks are read whole all the same: nothing is cheaper
             wanted = Wanted(top=1)
             operators = {n: b for n, b in operators.items() if goes_dense(b.numel, wanted)}
-        limit = basis_limit(sum(block.numel for block in operators.values()), wanted, device)
+        limit = basis_limit(sum(block.numel for block in operators.values()), wanted, device, arguments.memory)
         tasks = []
         for name, block in operators.items():
             process = make_process(
@@ -351,7 +359,19 @@ class _Run:
             seed=self.arguments.seed,
             device=self.objective.device,
             tasks=tasks,
+            memory=self.arguments.memory,
         )
+
+    def _cut(self, make: GraphMaker) -> Objective:
+        """The objective, in pieces whose graphs fit the budget where one is given."""
+        assert self.surveyed is not None and self.checked is not None
+        size, blocks = None, list(self._operators().values())
+        if self.checked.cuttable:
+            size = piece_size(self.objective, self.surveyed, make, blocks, self.arguments.memory)
+        if size is None:
+            return self.objective
+        self._note(f"memory: batches are cut into pieces of {size} examples to stay within the budget")
+        return self.objective.resized(size)
 
     def _sample(self, names: list[str]) -> None:
         assert self.surveyed is not None and self.schedule is not None and self.estimation is not None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from layerhess.errors import InputError, checked_integer
+from layerhess.memory import Budget, budget
 from layerhess.objective import Objective
 from layerhess.operators.curvature import CURVATURES, Curvature
 from layerhess.paths import PATHS
@@ -34,6 +35,7 @@ class Arguments:
     time_limit: float | None
     method: str
     path: str
+    memory: Budget
     wishes: Wishes
 
     @property
@@ -60,6 +62,7 @@ class Arguments:
             "time_limit": self.time_limit,
             "method": self.method,
             "path": self.path,
+            "memory": self.memory.limit,
             "skip_failed": skip_failed,
             **self.wishes.settings(),
             "loss": objective.evaluation.name,
@@ -84,6 +87,7 @@ def check_arguments(
     time_limit: float | None,
     method: str,
     path: str = "auto",
+    memory: Any = None,
     resume: bool,
     progress: Any,
     trace: Any = False,
@@ -151,7 +155,19 @@ def check_arguments(
         check_writable(folder)
     limit = None if time_limit is None else float(time_limit)
     return Arguments(
-        operator, top, bottom, bool(full), float(tol), seed, folder, max_passes, limit, method, path, asked
+        operator,
+        top,
+        bottom,
+        bool(full),
+        float(tol),
+        seed,
+        folder,
+        max_passes,
+        limit,
+        method,
+        path,
+        budget(memory),
+        asked,
     )
 
 

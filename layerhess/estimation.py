@@ -19,6 +19,7 @@ from layerhess.estimators.diagonal import Diagonal
 from layerhess.estimators.divergence import divergences
 from layerhess.estimators.methods import diagonal_process, trace_process
 from layerhess.estimators.trace import Trace
+from layerhess.memory import Budget
 from layerhess.probing.joint import Probing
 from layerhess.probing.member import Known, room_for, shaped
 from layerhess.results import Check, Spectrum
@@ -63,7 +64,7 @@ class Estimation:
     Args:
         wishes: what is asked for. blocks: those to estimate, in model order. full: the block of all parameters that
             take part. whole: also estimate the full model. seed: of the probes. device: of the model.
-        tasks: of the eigenvalue solvers.
+        tasks: of the eigenvalue solvers. memory: the budget.
     """
 
     wishes: Wishes
@@ -74,6 +75,7 @@ class Estimation:
     seed: int
     device: torch.device
     tasks: Sequence[Task] = ()
+    memory: Budget = Budget()  # noqa: RUF009  (frozen)
     companions: list[Companion] = field(default_factory=list)
     _joint: Probing | None = None
     _densities: dict[str, StochasticLanczos] = field(default_factory=dict)
@@ -138,7 +140,7 @@ class Estimation:
             coupled=list(self.blocks),
             seed=self.seed,
             device=self.device,
-            room=room_for(self.full.numel, self.device),
+            room=room_for(self.full.numel, self.device, self.memory),
         )
 
     def _known(self) -> Mapping[str, Known] | None:

@@ -13,7 +13,8 @@ import torch
 from layerhess import batches
 from layerhess.blocks import make_block
 from layerhess.errors import InputError
-from layerhess.ledger import Ledger, is_out_of_memory
+from layerhess.ledger import Ledger
+from layerhess.memory import is_out_of_memory
 from layerhess.objective import Objective
 from layerhess.randomness import randomness_refused, repeats
 from layerhess.sample import Sampler

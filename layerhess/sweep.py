@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerhess.batches import is_stable
+from layerhess.batches import is_stable, leading_size, take
 from layerhess.blocks import Block
 from layerhess.errors import CheckError, InputError
-from layerhess.ledger import KEPT_SHARE, Ledger, free_bytes, is_out_of_memory, synchronise, used_bytes
+from layerhess.ledger import Ledger
+from layerhess.memory import KEPT_SHARE, Budget, is_out_of_memory, synchronise, used_bytes
 from layerhess.objective import Objective
 from layerhess.products.graph import Graph, GraphMaker
 from layerhess.products.reverse import BatchGraph
@@ -53,7 +54,8 @@ class Sweep:
         objective: in session for as long as the sweep is used.
         names: the parameters any request may need.
         ledger: counts the work.
-        keep: share of the free memory that kept graphs may take; 0 keeps none.
+        keep: share of the free memory, or of the budget, that kept graphs may take; 0 keeps none.
+        memory: the budget.
         checkpoint: called between batches; raises to stop (an interrupt that waited).
         make_graph: makes one batch's share of the matrix to multiply by; the Hessian's by default.
         time_unit: time one plain gradient of the first batch, for :attr:`layerhess.ledger.Ledger.gradient_seconds`.
@@ -69,6 +71,7 @@ class Sweep:
         checkpoint: Callable[[], None] = lambda: None,
         make_graph: GraphMaker = BatchGraph,
         time_unit: bool = False,
+        memory: Budget = Budget(),  # noqa: B008  (frozen)
     ) -> None:
         self._time_unit = time_unit
         self.objective = objective
@@ -79,7 +82,7 @@ class Sweep:
         self._kept: list[Graph] = []
         self._kept_all = False
         self._stable = is_stable(objective.data)
-        self._budget = keep * free_bytes(objective.device) if keep else 0.0
+        self._budget = keep * memory.free(objective.device) if keep else 0.0
         self._used = 0.0
         self.loss_sum = math.nan
         self.count = math.nan
@@ -292,8 +295,6 @@ class Sweep:
 
     def _too_large(self, requests: Mapping[str, Request]) -> InputError:
         """Find, by trying, a batch size that fits; say it."""
-        from layerhess.batches import leading_size, take
-
         key = max(requests, key=lambda k: requests[k].block.numel)
         request = Request(requests[key].block, requests[key].vectors[:1])
         batch: Any = max(self.objective.batches(), key=lambda b: leading_size(b) or 0)

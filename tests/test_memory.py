@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import layerhess as lh
-from layerhess import ledger
-from layerhess.ledger import free_bytes, used_bytes
+from layerhess import memory
+from layerhess.memory import free_bytes, used_bytes
 from witness import refused
 
 CPU = torch.device("cpu")
@@ -57,20 +57,20 @@ def test_two_hundred_products_leave_nothing_behind(kept: bool) -> None:
         hessian.block_matvec(blocks)
 
     def growth(times: int) -> tuple[int, int]:
-        objects, memory = len(gc.get_objects()), used_bytes(CPU)
+        objects, taken = len(gc.get_objects()), used_bytes(CPU)
         for _ in range(times):
             both()
-        return len(gc.get_objects()) - objects, used_bytes(CPU) - memory
+        return len(gc.get_objects()) - objects, used_bytes(CPU) - taken
 
     if kept:
         with hessian.session():
             growth(10)
-            objects, memory = growth(REPETITIONS // 2)
+            objects, taken = growth(REPETITIONS // 2)
     else:
         growth(10)
-        objects, memory = growth(REPETITIONS // 2)
+        objects, taken = growth(REPETITIONS // 2)
     assert objects <= 10
-    assert memory <= 16 << 20, "a hundred graphs would take half a gigabyte"
+    assert taken <= 16 << 20, "a hundred graphs would take half a gigabyte"
 
 
 # -- what stays after an analysis --------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def test_graphs_die_with_an_interrupted_analysis(kind: type[BaseException], tmp_
 def test_graphs_are_kept_while_a_share_of_the_free_memory_lasts(
     monkeypatch: pytest.MonkeyPatch, free: int, expected: int
 ) -> None:
-    monkeypatch.setattr("layerhess.sweep.free_bytes", lambda device: free)
+    monkeypatch.setattr("layerhess.memory.free_bytes", lambda device: free)
     hessian = lh.Hessian(wide())
     vector = torch.ones(hessian.shape[0])
     with hessian.session() as sweep:
@@ -198,7 +198,7 @@ def test_the_limit_of_a_container_counts(
     (tmp_path / "memory.max").write_text(limit + "\n")
     (tmp_path / "memory.current").write_text(f"{used}\n")
     (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {cached}\nactive_file 0\n")
-    monkeypatch.setattr(ledger, "_CGROUPS", [(tmp_path, "memory.max", "memory.current", ("inactive_file",))])
+    monkeypatch.setattr(memory, "_CGROUPS", [(tmp_path, "memory.max", "memory.current", ("inactive_file",))])
     found = free_bytes(CPU)
     assert found == min(expected, found) if expected is not None else found >= without // 2
 
@@ -282,3 +282,64 @@ small = tuple(t[: 2 * size] for t in data)
 assert lh.analyze(lh.Objective(model, small, torch.nn.MSELoss(), batch_size=size), **arguments).converged
 """
     subprocess.run([sys.executable, "-c", code], check=True, env=ENVIRONMENT)
+
+
+# -- a budget ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory", ["lots", "8 parsecs", "", 0, -5, 1000, True, float("nan"), "1 KiB", [8]])
+def test_budgets_that_cannot_be_meant_are_refused(memory: Any) -> None:
+    with refused(None, "memory is", "'8GiB'"):
+        lh.analyze(wide(), memory=memory)
+
+
+BUDGETED = """
+import resource, sys, torch
+import layerhess as lh
+torch.set_num_threads(1)
+torch.manual_seed(0)
+layers = [torch.nn.Linear(64, 128), KIND()]
+for _ in range(6):
+    layers += [torch.nn.Linear(128, 128), KIND()]
+model = torch.nn.Sequential(*layers, torch.nn.Linear(128, 10))
+data = [(torch.randn(SIZE, 64), torch.randint(10, (SIZE,))) for _ in range(BATCHES)]
+objective = lh.Objective(model, data, torch.nn.CrossEntropyLoss())
+lh.analyze(objective.subset(20), blocks="weight", full=False, top=1, tol=0.1, path=PATH)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = lh.analyze(objective, blocks="weight", full=False, tol=1e-2, path=PATH, memory=MEMORY)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert found.converged
+print((after - before) / 1024, found.counts.passes, found.counts.by_phase["solve"]["forwards"],
+      any("cut into pieces" in note for note in found.notes), found.blocks["0.weight"].eigenvalues[0])
+"""
+
+
+def budgeted(kind: str, path: str, size: int, batches: int, memory: int | None) -> tuple[float, int, int, bool, float]:
+    """Peak growth in MiB, passes, forwards while solving, whether batches were cut, an eigenvalue."""
+    values = {"KIND": f"torch.nn.{kind}", "PATH": repr(path), "SIZE": size, "BATCHES": batches, "MEMORY": memory}
+    code = BUDGETED
+    for name, value in values.items():
+        code = code.replace(name, str(value))
+    done = subprocess.run([sys.executable, "-c", code], check=True, env=ENVIRONMENT, capture_output=True, text=True)
+    grown, passes, forwards, cut, value = done.stdout.split()
+    return float(grown), int(passes), int(forwards), cut == "True", float(value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "budget"), [("ReLU", "factors", 150), pytest.param("Tanh", "exact", 100, marks=pytest.mark.slow)]
+)
+def test_the_peak_stays_within_the_budget(kind: str, path: str, budget: int) -> None:
+    """Sixteen batches whose graphs together take more than twice as much; a margin of half for what allocators keep."""
+    free = budgeted(kind, path, 1024, 16, None)
+    held = budgeted(kind, path, 1024, 16, budget << 20)
+    assert free[0] > 2.0 * budget, "a model that does not need a budget shows nothing"
+    assert held[0] <= 1.5 * budget, held
+    assert held[2] > free[2], "what does not fit is made anew"
+    assert held[4] == pytest.approx(free[4], rel=2e-2)
+
+
+def test_a_batch_that_does_not_fit_is_cut() -> None:
+    held = budgeted("ReLU", "factors", 8192, 1, 200 << 20)
+    assert held[3] and held[0] <= 1.5 * 200, held
+    free = budgeted("ReLU", "factors", 8192, 1, None)
+    assert not free[3] and held[4] == pytest.approx(free[4], rel=2e-2)

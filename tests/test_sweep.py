@@ -55,7 +55,7 @@ def test_kept_graphs_give_the_products_of_fresh_ones_without_another_forward() -
 def test_as_many_graphs_are_kept_as_fit_the_budget(monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
     used = iter(range(0, 10_000, 100))
     monkeypatch.setattr(sweep_module, "used_bytes", lambda device: next(used))
-    monkeypatch.setattr(sweep_module, "free_bytes", lambda device: 100 * fits + 50)
+    monkeypatch.setattr("layerhess.memory.free_bytes", lambda device: 100 * fits + 50)
     objective = Objective(net(), batches(), nn.CrossEntropyLoss())
     ledger = Ledger()
     with objective.session():
@@ -71,7 +71,7 @@ def test_as_many_graphs_are_kept_as_fit_the_budget(monkeypatch: pytest.MonkeyPat
 def test_batches_that_may_change_places_are_kept_all_or_not_at_all(monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
     used = iter(range(0, 10_000, 100))
     monkeypatch.setattr(sweep_module, "used_bytes", lambda device: next(used))
-    monkeypatch.setattr(sweep_module, "free_bytes", lambda device: 100 * fits + 50)
+    monkeypatch.setattr("layerhess.memory.free_bytes", lambda device: 100 * fits + 50)
     loader = DataLoader(TensorDataset(*examples()), batch_size=30, shuffle=True)
     objective = Objective(net(), loader, nn.CrossEntropyLoss())
     reference = lh.Hessian(Objective(net(), examples(), nn.CrossEntropyLoss()))

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from layerhess.errors import InputError
-from layerhess.ledger import Ledger, is_out_of_memory
+from layerhess.ledger import Ledger
+from layerhess.memory import is_out_of_memory
 from layerhess.objective import Objective
 from layerhess.products.graph import Graph, GraphMaker
 from layerhess.products.reverse import BatchGraph

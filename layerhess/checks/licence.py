@@ -68,7 +68,8 @@ def licence(
     batch is looked at for its structure, not for its numbers. Cost: one exact product a block on the sample.
 
     Args:
-        samples: prepared pieces of batches, ``examples`` together. blocks: to look at; the full model only for Gauss-Newton.
+        samples: prepared pieces of batches, ``examples`` together. blocks: to look at (the full model
+            only for Gauss-Newton).
         coarsest: dtype in the objective's graph. sweep: exact products on the samples.
     """
     found = Licence(examples=examples)

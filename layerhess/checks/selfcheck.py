@@ -23,7 +23,8 @@ from layerhess.checks.output import check_cut, check_items, notes_on_convexity
 from layerhess.checks.suspects import advice, suspects_of
 from layerhess.checks.symmetry import Symmetry, asymmetric_tensors, size_of_product, symmetry
 from layerhess.errors import CheckError
-from layerhess.ledger import Ledger, is_out_of_memory
+from layerhess.ledger import Ledger
+from layerhess.memory import is_out_of_memory
 from layerhess.objective import HALF, Objective
 from layerhess.operators.curvature import GAUSS_NEWTON, HESSIAN, Curvature
 from layerhess.randomness import refuse_state_that_follows
@@ -44,6 +45,7 @@ class SelfCheck:
 
     Attributes:
         checks: one line each, for the result. failed: block name -> its failed check ("(full)" included).
+        cuttable: a batch may be cut along dimension 0 without changing the loss.
         zero_suspects: blocks whose products vanish on the sample. trace: the watched forward pass.
         culprits: tensor -> figure, where products with the Jacobian are wrong.
         notes: sentences for the reader. licence: which blocks may use factors. graph_seconds, block_seconds: on the
@@ -56,6 +58,7 @@ class SelfCheck:
     culprits: dict[str, str] = field(default_factory=dict)
     zero_suspects: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+    cuttable: bool = False
     licence: Licence = field(default_factory=Licence)
     graph_seconds: float = 0.0
     block_seconds: float = 0.0
@@ -99,6 +102,8 @@ def _self_check(
     found.checks.append(check_determinism(objective, sample, found.trace))
     additivity, note = check_additivity(objective, sample)
     found.checks.append(additivity)
+    seen = additivity.passed and not additivity.detail.startswith("not applicable")
+    found.cuttable = seen and not objective.batch_dependent_norm
     found.notes.extend([note] if note else [])
     seconds = check_second_derivative(objective, sample, full.parameters, found.trace, ledger, curvature.make_graph)
     found.graph_seconds = seconds * len(surveyed.samples)

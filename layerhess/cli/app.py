@@ -95,6 +95,9 @@ def analyze(
     seed: Annotated[int, typer.Option(help="seed of the random starts")] = 0,
     method: Annotated[str, typer.Option(help="lanczos, or power (power iteration)")] = "lanczos",
     path: Annotated[str, typer.Option(help="of products: auto, exact, factors (refuse where not licensed)")] = "auto",
+    memory: Annotated[
+        str | None, typer.Option(help="budget for graphs and vectors, such as 8GiB  [default: shares of what is free]")
+    ] = None,
     out: Out = None,
     json: Annotated[bool, typer.Option("--json", help="print analysis.json on stdout, and nothing else there")] = False,
     device: Device = None,
@@ -150,6 +153,7 @@ def analyze(
             "seed": seed,
             "method": method,
             "path": path,
+            "memory": memory,
             "max_passes": max_passes,
             "time_limit": time_limit,
             "skip_failed": skip_failed,

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from layerhess.blocks import Block, Scheme, make_block, partition
 from layerhess.errors import InputError
-from layerhess.ledger import KEPT_SHARE, Ledger
+from layerhess.ledger import Ledger
+from layerhess.memory import KEPT_SHARE
 from layerhess.objective import Objective
 from layerhess.operators.curvature import Curvature
 from layerhess.sweep import FULL, Request, Sweep

@@ -6,7 +6,7 @@ import torch
 
 from layerhess.blocks import Block
 from layerhess.errors import InputError
-from layerhess.ledger import free_bytes
+from layerhess.memory import Budget
 from layerhess.solvers.dense import Dense
 from layerhess.solvers.lanczos import Lanczos, comfortable_basis
 from layerhess.solvers.power import Power
@@ -50,18 +50,18 @@ def expected_products(numel: int, wanted: Wanted) -> int:
     return 6 + 5 * wanted.total + (12 if copies else 0) + (25 if wanted.bottom else 0)
 
 
-def basis_limit(total_numel: int, wanted: Wanted, device: torch.device) -> int:
-    """Rows per Lanczos basis, so that all bases (each row with its product) fit a share of the free memory.
+def basis_limit(total_numel: int, wanted: Wanted, device: torch.device, memory: Budget) -> int:
+    """Rows per Lanczos basis, so that all bases (each row with its product) fit a share of the budget.
 
     Raises:
         InputError: if not even the smallest useful basis fits.
     """
-    fits = int(BASIS_SHARE * free_bytes(solver_device(device)) // (16 * max(1, total_numel)))
+    fits = int(BASIS_SHARE * memory.free(solver_device(device)) // (16 * max(1, total_numel)))
     if fits < wanted.total + 6:
         raise InputError(
             f"the solvers' vectors do not fit into memory ({total_numel:,} parameters in all blocks and the full "
             f"model, room for {fits} vectors each)",
             where="memory",
-            what_to_do="use full=False, fewer eigenvalues, or blocks that cover less of the model",
+            what_to_do="give more memory, or use full=False, fewer eigenvalues, or blocks that cover less of the model",
         )
     return min(comfortable_basis(wanted), fits)

@@ -14,7 +14,7 @@ from layerhess.estimators.deflation import Deflation
 from layerhess.estimators.diagonal import Diagonal, DiagonalSamples, FlatDiagonal
 from layerhess.estimators.stopping import MINIMUM
 from layerhess.estimators.trace import Trace, TraceSamples
-from layerhess.ledger import free_bytes
+from layerhess.memory import Budget
 from layerhess.vectors import random_signs
 
 ROOM_SHARE = 0.1  # of the free memory, for rows of the model's length
@@ -120,6 +120,6 @@ def part_of(full: Block, block: Block, rows: Tensor) -> Tensor:
     return torch.cat([rows[:, slice(*offsets[name])] for name in block.parameters], dim=1)
 
 
-def room_for(numel: int, device: torch.device) -> int:
-    """How many float64 rows of ``numel`` entries fit a tenth of the free memory; at most 64."""
-    return int(min(64, max(1, ROOM_SHARE * free_bytes(device) // (8 * numel))))
+def room_for(numel: int, device: torch.device, memory: Budget = Budget()) -> int:  # noqa: B008  (frozen)
+    """How many float64 rows of ``numel`` entries fit a tenth of the free memory, or of the budget; at most 64."""
+    return int(min(64, max(1, ROOM_SHARE * memory.free(device) // (8 * numel))))

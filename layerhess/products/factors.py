@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from layerhess.errors import InputError
-from layerhess.ledger import Ledger, is_out_of_memory
+from layerhess.ledger import Ledger
+from layerhess.memory import is_out_of_memory
 from layerhess.objective import Objective
 from layerhess.products.linearity import leaves, not_linear
 from layerhess.products.taps import Tap, Taps
@@ -123,6 +124,14 @@ class FactorGraph:
                 layer for layer in self._layers if wanted.intersection(entry.name for entry in layer.tap.entries)
             ]
         return self._found[key]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of sensitivities and inputs."""
+        held = [layer.sensitivities for layer in self._layers] + [slope for _, slope in self._slopes]
+        held += [tensor for layer in self._layers for entry in layer.tap.entries for tensor in entry.inputs]
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in held}
+        return sum(storages.values())
 
     @property
     def gradients(self) -> dict[str, Tensor]:

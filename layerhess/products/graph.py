@@ -23,6 +23,10 @@ class Graph(Protocol):
     count: float
 
     @property
+    def nbytes(self) -> int:
+        """Bytes held besides what autograd saved."""
+
+    @property
     def gradient(self) -> dict[str, Tensor | None]:
         """Of the loss sum, by parameter; None where there is no dependence."""
 

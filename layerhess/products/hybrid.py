@@ -70,6 +70,11 @@ class HybridGraph:
         return tuple(names) in self._served and (rows is None or tuple(rows) == tuple(names))
 
     @property
+    def nbytes(self) -> int:
+        """Of the factors, and of the exact graph once there is one."""
+        return self._factors.nbytes + (0 if self._exact is None else self._exact.nbytes)
+
+    @property
     def gradient(self) -> dict[str, Tensor | None]:
         """Of the loss sum, by parameter."""
         if self._exact is None and self._covered.issuperset(self._names):

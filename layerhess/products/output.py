@@ -60,6 +60,12 @@ class OutputGraph:
         self._linear = dict(zip(self._parameters, parts, strict=True))
         self.differentiable = [part for part in parts if part is not None]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes held besides what autograd saved: the gradient and the parts of J' u."""
+        parts = [*self.gradient.values(), *self._linear.values()]
+        return sum(part.numel() * part.element_size() for part in parts if part is not None)
+
     def curve(self, direction: Tensor) -> Tensor | None:
         """S x for x of the output's shape; None where S is zero."""
         return direction

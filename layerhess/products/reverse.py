@@ -44,6 +44,11 @@ class BatchGraph:
         self.gradient = dict(zip(self._parameters, gradients, strict=True))
         self.differentiable = [gradient for gradient in gradients if gradient is not None]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes held besides what autograd saved: the gradient."""
+        return sum(part.numel() * part.element_size() for part in self.gradient.values() if part is not None)
+
     def product(
         self, names: Sequence[str], vector: dict[str, Tensor], rows: Sequence[str] | None = None
     ) -> list[Tensor | None]:

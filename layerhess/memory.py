@@ -1,0 +1,137 @@
+"""How much memory there is, how much is in use, and what an analysis may take of it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from layerhess.errors import InputError
+
+try:
+    import resource
+except ImportError:  # Windows has no such module
+    HAS_RESOURCE = False
+else:
+    HAS_RESOURCE = True
+
+_STATM = Path("/proc/self/statm")
+_CGROUPS = (  # a container's limit, its use, and how much of that is file cache, which gives way
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", ("inactive_file", "active_file")),
+    (
+        Path("/sys/fs/cgroup/memory"),
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        ("total_inactive_file", "total_active_file"),
+    ),
+)
+# Of the memory that is free when the first graph is made; nothing is kept where its size could not be measured.
+KEPT_SHARE = 0.5 if HAS_RESOURCE or _STATM.exists() else 0.0
+PIECE_SHARE = 0.15  # of a budget, for the graph of one batch that is not kept
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
+UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30,
+         "tib": 1 << 40}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an analysis may take beyond the memory that was in use when it began.
+
+    Attributes:
+        limit: bytes; None for what is free.
+    """
+
+    limit: int | None = None
+
+    def free(self, device: torch.device) -> int:
+        """Bytes that may still be planned with on ``device``."""
+        free = free_bytes(device)
+        return free if self.limit is None else min(free, self.limit)
+
+
+def budget(memory: Any) -> Budget:
+    """The budget behind ``memory="8GiB"``, a number of bytes, or None.
+
+    Raises:
+        InputError: neither, or less than a megabyte.
+
+    >>> budget("1.5 GiB").limit, budget("200MB").limit, budget(None).limit
+    (1610612736, 200000000, None)
+    """
+    if memory is None:
+        return Budget()
+    size: float | None = None
+    if isinstance(memory, (int, float)) and not isinstance(memory, bool):
+        size = float(memory)
+    elif isinstance(memory, str) and (found := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", memory)):
+        factor = UNITS.get(found[2].lower())
+        size = None if factor is None else float(found[1]) * factor
+    if size is None or not 1e6 <= size < 2.0**62:
+        raise InputError(
+            f"memory is {memory!r}",
+            where="memory",
+            what_to_do="give a size such as '8GiB' or '500MB', bytes as a number (a megabyte or more), or None",
+        )
+    return Budget(int(size))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be had on ``device``; a cautious 2 GiB where the system does not say."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + reusable
+    free = 2 << 30
+    info = Path("/proc/meminfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) * 1024
+    if HAS_RESOURCE:
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            free = min(free, max(0, limit - _address_space()))
+    return min(free, *(_free_in_cgroup(*group) for group in _CGROUPS))
+
+
+def used_bytes(device: torch.device) -> int:
+    """Memory this process holds on ``device`` now (resident set on the CPU; 0 where the system does not say)."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    if _STATM.exists():
+        return int(_STATM.read_text().split()[1]) * resource.getpagesize()
+    if not HAS_RESOURCE:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for what a device has been given to do, so that a clock can be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _address_space() -> int:
+    return int(_STATM.read_text().split()[0]) * resource.getpagesize() if _STATM.exists() else 0
+
+
+def _free_in_cgroup(folder: Path, limit: str, used: str, cached: tuple[str, ...]) -> int:
+    """What a container may still take; no limit counts as a very large one."""
+    try:
+        ceiling = int((folder / limit).read_text())
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        taken = int((folder / used).read_text()) - sum(int(statistics.get(name, 0)) for name in cached)
+    except (OSError, ValueError):  # no such group, or the word "max"
+        return sys.maxsize
+    return max(0, ceiling - taken)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for torch's and the system's out-of-memory errors, on any device."""
+    text = str(error).lower()
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in text for sign in OUT_OF_MEMORY)
