@@ -176,7 +176,7 @@ def _too_few(objective: Objective, number: int) -> str:
 
 
 def _sentence(groups: int, examples: int) -> str:
-    more = f"; {3 * examples:,} more examples would halve it" if examples else ""
+    more = f"; {3 * examples:,} more examples of the same kind would halve it" if examples else ""
     return (
         f"sampling error (how much a number would change with other data): from the spread between {groups} groups of "
         f"examples{more}"
