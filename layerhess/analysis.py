@@ -175,8 +175,7 @@ class _Run:
 
     def prepare(self) -> None:
         """Survey, self-check, forecast: everything that can refuse, before the first step."""
-        for sentence in self.objective.notes:
-            self._note(sentence)
+        self._note(*self.objective.notes)
         with self.ledger.during("survey"):
             self.surveyed = survey(self.objective, self.ledger, self.checkpoint)
         with self.ledger.during("checks"):
@@ -184,8 +183,7 @@ class _Run:
                 self.objective, self.surveyed, self._operators(), self.full_block, self.arguments.seed, self.ledger,
                 self.arguments.curvature, factors=self.arguments.path != "exact",
             )  # fmt: skip
-        for sentence in self.checked.notes:
-            self._note(sentence)
+        self._note(*self.checked.notes)
         self._refuse(self.checked.failed)
         names = [block.name for block in self.divided.blocks]
         refuse_without_licence(self.checked.licence, names if self.arguments.path == "factors" else ())
@@ -211,6 +209,7 @@ class _Run:
         meter = RoundingMeter(self.objective, self.surveyed.samples, coarsest, self.ledger, make)
         tasks = self._tasks()
         self.estimation = self._estimation(tasks)
+        self._note(*self.estimation.notes)
         self.schedule = Schedule(
             sweep=sweep,
             meter=meter,
@@ -413,8 +412,9 @@ class _Run:
             return unasked(block, self.objective, operator)
         return verdict(task, self.objective, operator, self.wanted, self.arguments.tol)
 
-    def _note(self, sentence: str) -> None:
-        if sentence and sentence not in self.notes:
-            self.notes.append(sentence)
-            if self.progress is not None:
-                self.progress.note(sentence)
+    def _note(self, *sentences: str) -> None:
+        for sentence in sentences:
+            if sentence and sentence not in self.notes:
+                self.notes.append(sentence)
+                if self.progress is not None:
+                    self.progress.note(sentence)

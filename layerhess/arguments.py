@@ -122,6 +122,12 @@ def check_arguments(
     top, bottom = checked_integer(top, "top", 0), checked_integer(bottom, "bottom", 0)
     if top + bottom == 0 and not asked.any:
         raise InputError("nothing is asked for: top and bottom are 0", where="top, bottom", what_to_do="use top=1")
+    if asked.sampling and top + bottom == 0 and asked.trace is None:
+        raise InputError(
+            "sampling errors are those of eigenvalues and traces, and neither is asked for",
+            where="sampling",
+            what_to_do="use top=1 or trace=True, or leave sampling out",
+        )
     if method == "power" and (top, bottom) != (1, 0):
         raise InputError(
             "power iteration finds one eigenvalue, the largest", where="method", what_to_do="use top=1, bottom=0"

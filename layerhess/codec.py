@@ -7,9 +7,9 @@ The document's keys are the attribute names of :mod:`layerhess.results`, nested 
 2. ``eigenvectors`` is a list with one object per pair, parameter name -> name of a tensor in vectors.safetensors:
    ``full.eigenvectors[0].fc.weight``, or ``blocks[3].eigenvectors[0].fc.weight`` for the fourth block in order. A
    diagonal's ``value`` and ``standard_error`` are kept in the same way.
-3. Extra keys that are derived from the others (``converged`` of the whole, ``ok`` of a spectrum) are for readers in
-   other languages; they are not read back. ``schema`` is the version of this layout; what a later version added is at
-   its default when an earlier document is read.
+3. Extra keys that are derived from the others (``converged`` of the whole, ``ok`` and ``derived`` of a spectrum) are
+   for readers in other languages; they are not read back. ``schema`` is the version of this layout; what a later
+   version added is at its default when an earlier document is read.
 """
 
 from __future__ import annotations
@@ -152,7 +152,9 @@ def _plain(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
         return _float(value)
     if is_dataclass(value) and not isinstance(value, type):
         made = {f.name: _plain(getattr(value, f.name), f"{where}.{f.name}", tensors) for f in fields(value)}
-        return made | {"ok": value.ok} if isinstance(value, Spectrum) else made
+        if isinstance(value, Spectrum):
+            return made | {"ok": value.ok, "derived": _plain(value.derived, where, tensors)}
+        return made
     if isinstance(value, Mapping):
         return {str(key): _plain(item, f"{where}.{key}", tensors) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -193,15 +195,8 @@ def _upgraded(document: dict[str, Any]) -> dict[str, Any]:
     if schema < 2:
         document = _with_estimates(document)
     if schema < 3:
-        document = _with_licences(document)
+        document = _with_verdicts(document)
     return document
-
-
-def _with_licences(document: dict[str, Any]) -> dict[str, Any]:
-    upgraded = {"cost": None, **document}
-    if isinstance(document.get("coupling"), dict):
-        upgraded["coupling"] = {"divergence_error": None, **document["coupling"]}
-    return _each_spectrum(upgraded, lambda entry: {"licence": "", **entry})
 
 
 def _with_estimates(document: dict[str, Any]) -> dict[str, Any]:
@@ -215,6 +210,26 @@ def _each_spectrum(document: dict[str, Any], change: Callable[[dict[str, Any]], 
     blocks = document.get("blocks")
     made = {name: changed(entry) for name, entry in blocks.items()} if isinstance(blocks, dict) else blocks
     return {**document, "blocks": made, "full": changed(document.get("full"))}
+
+
+def _with_verdicts(document: dict[str, Any]) -> dict[str, Any]:
+    """Schema 3: errors of the distances, costs and licences, and whether densities and diagonals are what was asked."""
+    upgraded = {"cost": None, **document}
+    if isinstance(document.get("coupling"), dict):
+        upgraded["coupling"] = {"divergence_error": None, **document["coupling"]}
+    return _each_spectrum(upgraded, _judged)
+
+
+def _judged(entry: dict[str, Any]) -> dict[str, Any]:
+    density, diagonal = entry.get("density"), entry.get("diagonal")
+    judged = {"licence": "", **entry}
+    # Until then, only the sentences said it.
+    if isinstance(density, dict):
+        judged["density"] = {"finished": not str(density.get("status")).startswith("stopped early"), **density}
+    if isinstance(diagonal, dict):
+        reached = " asked for: allow more" not in str(diagonal.get("status"))
+        judged["diagonal"] = {"converged": reached, "required": False, **diagonal}
+    return judged
 
 
 def _with_estimates_of_one(entry: dict[str, Any]) -> dict[str, Any]:

@@ -70,6 +70,11 @@ def derive(spectrum: Spectrum) -> Derived:
     Args:
         spectrum: of a block or the full model. Only converged eigenvalues are used.
     """
+    with np.errstate(all="ignore"):  # of numbers near the ends of float64: inf and NaN say it
+        return _derived(spectrum)
+
+
+def _derived(spectrum: Spectrum) -> Derived:
     top, errors = _at_the_top(spectrum)
     trace = _trace(spectrum)
     frobenius = _frobenius_squared(spectrum)
@@ -124,7 +129,7 @@ def _trace(spectrum: Spectrum) -> Figure:
 def _frobenius_squared(spectrum: Spectrum) -> Figure:
     if spectrum.spectrum is not None:
         return Figure(float(np.square(spectrum.spectrum).sum()), 0.0, "exact")
-    if spectrum.density is None:
+    if spectrum.density is None or math.isnan(spectrum.density.second):
         return UNKNOWN
     n = spectrum.numel
     # Few probes can fall short of what the eigenvalues found already add up to.
@@ -175,7 +180,7 @@ def _effective_rank(spectrum: Spectrum) -> Figure:
         sizes = np.abs(spectrum.spectrum)
         return Figure(_rank(float(sizes.sum()), float(_x_log_x(sizes).sum())), 0.0, "exact")
     density = spectrum.density
-    if density is None or density.probes < 2:
+    if density is None or density.probes < 2 or not density.finished:
         return UNKNOWN
     n = spectrum.numel
     # Both sums are linear in the density, so their means over probes are unbiased; the rank of a single probe is not.

@@ -46,8 +46,11 @@ class DiagonalEstimate:
     Attributes:
         value, standard_error: parameter name -> float64 tensor of the parameter's shape; errors per entry, over the
             random probes, zero when exact.
-        probes: random vectors that went into it; 0 when exact. method: "exact", "hutchinson", "deflated" or "xdiag".
-        status: a sentence.
+        probes: random vectors that went into it; 0 when exact. method: "exact", "hutchinson", "deflated", "xdiag", or
+            "assembled" from those of the blocks. status: a sentence.
+        converged: the standard errors are within what was asked for, in the Euclidean norm.
+        required: they had to be. False for ``diagonal=True`` and for a fixed number of probes, which ask for what those
+            probes give, whatever the error.
     """
 
     value: dict[str, Tensor]
@@ -55,6 +58,13 @@ class DiagonalEstimate:
     probes: int
     method: str
     status: str
+    converged: bool = True
+    required: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """False when the error asked for was not reached."""
+        return self.converged or not self.required
 
 
 @dataclass(frozen=True)
@@ -67,8 +77,10 @@ class DensityEstimate:
         probes, steps: of the stochastic Lanczos quadrature; probes 0 when the whole spectrum was known.
         nodes, weights: (probes, steps) Ritz values and their weights, each row's weights sum to 1 (zero-padded).
         mean, mean_error: first moment (trace / n) and its standard error.
-        second, second_error: second moment (||A||_F^2 / n) and its standard error.
+        second, second_error: second moment (||A||_F^2 / n) and its standard error; NaN before the second step.
         status: a sentence.
+        finished: every random vector took all its steps. One that was stopped early knows its two moments, and no other
+            function of the spectrum: what is worked out from it would be off by more than its probes can show.
     """
 
     grid: Floats
@@ -85,6 +97,7 @@ class DensityEstimate:
     second: float
     second_error: float
     status: str
+    finished: bool = True
 
 
 @dataclass(frozen=True)
@@ -96,8 +109,9 @@ class CouplingEstimate:
         off_diagonal_share: of ||H||_F^2, what lies off the block diagonal (blocks covered only);
             share_error: its standard error.
         divergence: (B, B) Jensen-Shannon distances of the blocks' spectral densities; None where densities were not
-            asked for, or one is missing. divergence_error: their root mean square errors over the random vectors,
-            bias included (:func:`layerhess.estimators.divergence.divergences`); NaN where there is a single vector.
+            asked for, or one is missing or was stopped early. divergence_error: their root mean square errors over the
+            random vectors, bias included (:func:`layerhess.estimators.divergence.divergences`); NaN where there is a
+            single vector.
         probes: random vectors per block; 0 when exact. status: a sentence.
     """
 

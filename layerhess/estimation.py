@@ -65,6 +65,9 @@ class Estimation:
         wishes: what is asked for. blocks: those to estimate, in model order. full: the block of all parameters that
             take part. whole: also estimate the full model. seed: of the probes. device: of the model.
         tasks: of the eigenvalue solvers. memory: the budget.
+
+    Attributes:
+        notes: sentences for the reader. companions: of the schedule.
     """
 
     wishes: Wishes
@@ -77,6 +80,7 @@ class Estimation:
     tasks: Sequence[Task] = ()
     memory: Budget = Budget()  # noqa: RUF009  (frozen)
     companions: list[Companion] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     _joint: Probing | None = None
     _densities: dict[str, StochasticLanczos] = field(default_factory=dict)
     _traces: dict[str, Any] = field(default_factory=dict)
@@ -109,6 +113,12 @@ class Estimation:
                 process = StochasticLanczos(block.numel, options, self._directions(name, block, "density"))
                 self._densities[name] = process
                 self.companions.append(Alone(f"(density) {name}", block, process))
+        if short := [name for name, process in self._densities.items() if process.n < options.steps]:
+            more = f" and {len(short) - 6} more" if len(short) > 6 else ""
+            self.notes.append(
+                f"a density can take no more Lanczos steps than its block has parameters, fewer than the "
+                f"{options.steps} asked for in: {', '.join(short[:6])}{more}"
+            )
 
     def _alone(self, kind: str, options: Any) -> dict[str, Any]:
         made = {}
@@ -212,9 +222,10 @@ class Estimation:
             return None
         found = self._joint.coupling_of()
         densities = [spectra[name].density for name in self.blocks if name in spectra]
-        if found is None or not all(densities) or len(densities) != len(found.blocks):
+        finished = [d for d in densities if d is not None and d.finished]
+        if found is None or len(finished) != len(found.blocks):
             return found
-        distances, errors = divergences([d for d in densities if d is not None])
+        distances, errors = divergences(finished)
         return dataclasses.replace(found, divergence=distances, divergence_error=errors)
 
     def _trace(self, name: str) -> TraceEstimate | None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from layerhess.derived import Derived
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
@@ -99,10 +101,29 @@ class Spectrum:
             object.__setattr__(self, "sampling_errors", np.full(len(self.eigenvalues), np.nan))
 
     @property
+    def solved(self) -> bool:
+        """True when every eigenvalue asked for has converged (a refused block is not solved)."""
+        return not self.status.startswith(("refused", "not converged")) and bool(np.all(self.converged))
+
+    @property
     def ok(self) -> bool:
-        """True when everything asked for has converged (a refused block is not ok)."""
+        """True when everything asked for is done: eigenvalues and trace converged, the density with all its steps.
+
+        A diagonal counts where its error was asked for; see :class:`layerhess.estimates.DiagonalEstimate`.
+        """
         traced = self.trace is None or self.trace.converged
-        return traced and not self.status.startswith(("refused", "not converged")) and bool(np.all(self.converged))
+        drawn = self.density is None or self.density.finished
+        return self.solved and traced and drawn and (self.diagonal is None or self.diagonal.ok)
+
+    @property
+    def derived(self) -> Derived:
+        """Numbers people act on that follow from these: effective rank, damping, 2/lambda_max and so on, with errors.
+
+        See :class:`layerhess.derived.Derived`; what they need and was not asked for makes them NaN.
+        """
+        from layerhess.derived import derive
+
+        return derive(self)
 
     @property
     def top(self) -> tuple[float, float] | None:
@@ -224,7 +245,7 @@ class Analysis:
 
     @property
     def converged(self) -> bool:
-        """True when every eigenvalue of every block and of the full model has converged and nothing was refused."""
+        """True when all that was asked for is done in every block and the full model, and nothing was refused."""
         return not self.partial and all(s.ok for s in self.spectra())
 
     def spectra(self) -> list[Spectrum]:

@@ -79,9 +79,10 @@ def sampling_errors(
         return SamplingErrors(note=_too_few(objective, number))
     requests = {name: Request(block, vectors, quadratic=(block,)) for name, (block, vectors, _) in pairs.items()}
     small = {name: block for name, block in traced.items() if block.numel <= EXACT and name != FULL}
-    for name, block in small.items():
+    for name, block in small.items():  # an orthonormal basis that begins with the eigenvectors serves both
         eye = torch.eye(block.numel, dtype=torch.float64, device=solver_device(objective.device))
-        requests[f"(sampling) {name}"] = Request(block, eye, quadratic=(block,))
+        rows = _completed(pairs[name][1], eye) if name in pairs else eye
+        requests[name] = Request(block, rows, quadratic=(block,))
     blocks = {name: block for name, block in traced.items() if name != FULL}
     if traced:
         rows = _probes(blocks, pairs, full, seed, solver_device(objective.device))
@@ -92,15 +93,18 @@ def sampling_errors(
     counts = np.array(sweep.counts)
     scale = counts.sum() if objective.evaluation.is_sum else 1.0
     values = {
-        name: np.array([scale * ratio_error(column, counts) for column in forms[name][:, :, 0].T]) for name in pairs
+        name: np.array([scale * ratio_error(column, counts) for column in forms[name][:, : len(vectors), 0].T])
+        for name, (_, vectors, _) in pairs.items()
     }
     traces: dict[str, float] = {}
     if traced:
-        known = {name: forms[name][:, :, 0].sum(axis=1) if name in pairs else np.zeros(len(counts)) for name in blocks}
+        known = {
+            name: forms[name][:, : len(pairs[name][1]), 0].sum(axis=1) if name in pairs else np.zeros(len(counts))
+            for name in blocks
+        }
         for column, name in enumerate(blocks):
             if name in small:
-                exact = forms[f"(sampling) {name}"][:, :, 0].sum(axis=1)
-                traces[name] = scale * ratio_error(exact, counts)
+                traces[name] = scale * ratio_error(forms[name][:, :, 0].sum(axis=1), counts)
                 continue
             traces[name] = scale * shared_error(known[name][:, None] + forms[PROBES_KEY][:, :, column], counts)
         if FULL in traced:
@@ -127,6 +131,12 @@ def _probes(
             sizes = [shape.numel() for shape in block.shapes]
             parts.update(zip(block.parameters, torch.split(rows, sizes, dim=1), strict=True))
     return torch.cat([parts[name] for name in full.parameters], dim=1)
+
+
+def _completed(vectors: Tensor, eye: Tensor) -> Tensor:
+    """(n, n) an orthonormal basis whose first rows are the (k, n) orthonormal ``vectors``."""
+    rest = torch.linalg.qr(torch.cat([vectors, eye]).T).Q.T[len(vectors) : len(eye)]
+    return torch.cat([vectors, rest])
 
 
 def ratio_error(sums: Floats, counts: Floats) -> float:
@@ -176,7 +186,7 @@ def _too_few(objective: Objective, number: int) -> str:
 
 
 def _sentence(groups: int, examples: int) -> str:
-    more = f"; {3 * examples:,} more examples would halve it" if examples else ""
+    more = f"; {3 * examples:,} more examples of the same kind would halve it" if examples else ""
     return (
         f"sampling error (how much a number would change with other data): from the spread between {groups} groups of "
         f"examples{more}"

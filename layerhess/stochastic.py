@@ -99,7 +99,7 @@ def diagonal(
         single = Single(op, n, checked_integer(seed, "seed", 0), stack)
         flat = _driven(diagonal_process(n, goal, single.signs, device=single.device), single)
     shaped = [{ARRAY: v} if single.spec is None else single.spec.split(v) for v in (flat.value, flat.standard_error)]
-    return DiagonalEstimate(shaped[0], shaped[1], flat.probes, flat.method, flat.status)
+    return DiagonalEstimate(shaped[0], shaped[1], flat.probes, flat.method, flat.status, flat.converged, flat.required)
 
 
 def density(

@@ -16,7 +16,7 @@ from layerhess.estimators.trace import Trace
 # A diagonal to 5 % can take thousands of probes; what 32 give has its error beside every entry.
 DEFAULTS: dict[str, Any] = {
     "trace": Trace(),
-    "diagonal": Diagonal(max_probes=32),
+    "diagonal": Diagonal(max_probes=32, required=False),
     "density": Density(),
     "coupling": Coupling(),
 }

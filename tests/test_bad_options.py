@@ -75,6 +75,9 @@ for _estimate, _class in {
 }.items():
     for _wrong in ("yes", 1, None):
         case(f"{_estimate}: {_wrong!r}", f"{_estimate} is {_wrong!r}", f"lh.{_class}(")(analysis(**{_estimate: _wrong}))
+case("sampling errors of nothing", "sampling errors are those of eigenvalues and traces", "trace=True")(
+    analysis(top=0, sampling=True, density=True)
+)
 case("sampling: 'yes'", "sampling is 'yes'", "True or False")(analysis(sampling="yes"))
 for _name, _words, _make in (
     ("trace tolerance 0", "rel is 0", lambda: lh.Trace(rel=0.0)),
@@ -82,6 +85,8 @@ for _name, _words, _make in (
     ("trace method", "unknown method 'magic'", lambda: lh.Trace(method="magic")),
     ("one probe", "probes is 1", lambda: lh.Trace(probes=1)),
     ("density of one step", "at least 2 Lanczos steps", lambda: lh.Density(steps=1)),
+    ("density of no step", "use steps=30", lambda: lh.Density(steps=0)),
+    ("diagonal that is perhaps required", "required is None", lambda: lh.Diagonal(required=None)),
     ("density without probes", "probes is 0", lambda: lh.Density(probes=0)),
     ("density bandwidth", "bandwidth is -1", lambda: lh.Density(bandwidth=-1.0)),
     ("coupling of one probe", "probes is 1", lambda: lh.Coupling(probes=1)),

@@ -66,17 +66,26 @@ def test_options_of_the_estimates_reach_the_analysis(here: Path) -> None:
     ("option", "value", "word"),
     [
         ("--density-steps", "1", "at least 2 Lanczos steps"),
-        ("--trace-tol", "0", "rel is 0"),
+        ("--density-steps", "0", "use --density-steps 30"),
+        ("--trace-tol", "0", "--trace-tol is 0"),
         ("--trace-method", "magic", "unknown method"),
-        ("--coupling-probes", "1", "probes"),
-        ("--density-probes", "0", "probes"),
-        ("--diagonal-probes", "1", "max_probes"),
+        ("--coupling-probes", "1", "--coupling-probes is 1"),
+        ("--density-probes", "0", "--density-probes is 0"),
+        ("--diagonal-probes", "1", "--diagonal-probes is 1"),
     ],
 )
 def test_options_of_the_estimates_that_make_no_sense(
     here: Path, capsys: Capture, option: str, value: str, word: str
 ) -> None:
     assert word in refusal(capsys, "analyze", "mine.py:make", option, value)
+
+
+def test_a_subset_is_given_sampling_errors_only_where_there_can_be_any(here: Path) -> None:
+    subset = ["analyze", "mine.py:make", "--examples", "8", "--top", "0"]
+    assert main([*subset, "--diagonal", "--out", "run"]) == 0
+    assert store.load(here / "run").settings["sampling"] is False
+    assert main([*subset, "--trace-tol", "0.1", "--out", "run"]) == 0
+    assert store.load(here / "run").settings["sampling"] is True
 
 
 def test_json_is_the_only_thing_on_stdout(here: Path) -> None:

@@ -334,8 +334,9 @@ def test_a_single_probe_is_not_held_against_anything() -> None:
     ("arguments", "words"),
     [
         ({"steps": 1}, "at least 2 Lanczos steps"),
-        ({"steps": 0}, "steps is 0"),
+        ({"steps": 0}, "at least 2 Lanczos steps"),
         ({"steps": 24.0}, "steps is 24.0"),
+        ({"steps": True}, "use an integer >= 2"),
         ({"probes": 0}, "probes is 0"),
         ({"probes": True}, "probes is True"),
         ({"points": 3}, "points is 3"),

@@ -84,6 +84,20 @@ def test_ranks_from_a_density_agree_with_those_of_the_spectrum() -> None:
     assert found.effective_rank.error < 0.05 * found.effective_rank.value
 
 
+def test_a_density_that_was_stopped_early_gives_no_effective_rank() -> None:
+    """Its spread over the probes knows nothing of the steps that are missing; its two moments are exact."""
+    values = np.sort(np.concatenate([[50.0, 20.0, 9.0], np.linspace(-0.3, 1.0, 197)]))[::-1]
+    stopped = dataclasses.replace(density(values, 400), finished=False)
+    block = fabricated.spectrum(
+        shape=(200,), eigenvalues=values[[0, 1, -1]], error_bounds=np.full(3, 1e-6), density=stopped
+    )
+    assert not block.derived.effective_rank.known and not block.ok and block.solved
+    assert block.derived.frobenius_squared.known and block.derived.stable_rank.known
+    first = dataclasses.replace(stopped, second=math.nan, second_error=math.nan)
+    after_one_step = dataclasses.replace(block, density=first).derived
+    assert not after_one_step.frobenius_squared.known and not after_one_step.stable_rank.known
+
+
 def test_a_norm_is_never_less_than_the_eigenvalues_found() -> None:
     """Probes that miss the one large eigenvalue would make a stable rank below 1."""
     values = np.array([10.0, *np.zeros(99)])

@@ -276,6 +276,20 @@ def test_sampling_errors_are_those_of_the_groups_own_matrices() -> None:
     assert any("would halve it" in note for note in analysis.notes)
 
 
+def test_eigenvalues_of_a_block_read_whole_take_no_products_beside_its_trace() -> None:
+    """16 groups: two eigenvectors of each of the larger blocks and the full model, the small ones whole, 8 probes."""
+    model, batches = grouped_problem()
+    analysis = lh.analyze(
+        lh.Objective(model, batches[:16], nn.CrossEntropyLoss()), bottom=1, trace=True, sampling=True, tol=1e-9
+    )
+    sizes = {name: s.numel for name, s in analysis.blocks.items()}
+    assert sizes == {"0.weight": 60, "0.bias": 12, "2.weight": 36, "2.bias": 3}
+    assert analysis.counts.by_phase["sampling"]["products"] == 16 * (3 * 2 + 12 + 3 + 8)
+    alone = lh.analyze(lh.Objective(model, batches[:16], nn.CrossEntropyLoss()), bottom=1, sampling=True, tol=1e-9)
+    for one, other in zip(analysis.spectra(), alone.spectra(), strict=True):
+        assert one.sampling_errors == pytest.approx(other.sampling_errors, rel=1e-6)
+
+
 def test_one_large_batch_is_cut_into_groups() -> None:
     model, batches = grouped_problem()
     whole = (torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches]))

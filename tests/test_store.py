@@ -17,6 +17,7 @@ import torch
 
 import fabricated
 from layerhess import codec, folders, store
+from layerhess.derived import Derived
 from layerhess.errors import InputError, LayerhessWarning
 from layerhess.estimates import CouplingEstimate, DensityEstimate, DiagonalEstimate, TraceEstimate
 from layerhess.results import Analysis, Spectrum
@@ -97,11 +98,11 @@ def estimates(numel: int) -> dict[str, Any]:
     shape = {"weight": torch.rand(numel, dtype=torch.float64)}
     return {
         "trace": TraceEstimate(np.pi, 0.1, 3.0, np.inf, 16, "hutchinson", True, "fine", np.nan),
-        "diagonal": DiagonalEstimate(shape, {"weight": shape["weight"] / 7}, 16, "hutchinson", "fine"),
+        "diagonal": DiagonalEstimate(shape, {"weight": shape["weight"] / 7}, 16, "hutchinson", "fine", False, True),
         "density": DensityEstimate(
             grid=rng.random(5), value=rng.random(5), low=rng.random(5), high=rng.random(5), bandwidth=0.1, probes=2,
             steps=3, nodes=rng.random((2, 3)), weights=rng.random((2, 3)), mean=1 / 3, mean_error=1e-300,
-            second=2 / 3, second_error=0.0, status="fine",
+            second=2 / 3, second_error=0.0, status="fine", finished=False,
         ),
     }  # fmt: skip
 
@@ -147,7 +148,7 @@ def test_a_document_of_the_first_schema_is_read(tmp_path: Path) -> None:
 
 
 def test_a_document_of_the_second_schema_is_read() -> None:
-    """Written before distances had errors."""
+    """Written before distances had errors, and before densities and diagonals said whether they are finished."""
     coupling = CouplingEstimate(("a",), np.ones((1, 1)), np.zeros((1, 1)), 0.0, 0.0, 16, "fine", np.zeros((1, 1)))
     document, tensors = codec.encode(dataclasses.replace(fabricated.analysis(), coupling=coupling))
     document["schema"] = 2
@@ -156,6 +157,36 @@ def test_a_document_of_the_second_schema_is_read() -> None:
     del document["coupling"]["divergence"]
     with pytest.raises(ValueError, match="divergence is missing"):
         codec.decode(document, tensors)
+
+
+@pytest.mark.parametrize(
+    ("density", "diagonal", "finished", "converged"),
+    [
+        ("30 Lanczos steps from 10 random vectors", "standard error 2 % of the diagonal's norm", True, True),
+        (
+            "stopped early, after 8 Lanczos steps from 10 random vectors of the 30 steps asked for",
+            "standard error 89 % of the diagonal's norm from 32 random vectors, above the 5 % asked for: allow more "
+            "probes, or a larger error",
+            False,
+            False,
+        ),
+    ],
+)
+def test_unfinished_estimates_of_the_second_schema_are_known_by_their_sentences(
+    density: str, diagonal: str, finished: bool, converged: bool
+) -> None:
+    made = fabricated.analysis()
+    block = dataclasses.replace(made.blocks["stem.weight"], **estimates(made.blocks["stem.weight"].numel))
+    document, tensors = codec.encode(dataclasses.replace(made, blocks={**made.blocks, "stem.weight": block}))
+    document["schema"] = 2
+    entry = document["blocks"]["stem.weight"]
+    for kind, status, keys in (("density", density, ("finished",)), ("diagonal", diagonal, ("converged", "required"))):
+        entry[kind]["status"] = status
+        for key in keys:
+            del entry[kind][key]
+    back = codec.decode(codec.loads(codec.dumps(document).encode()), tensors).blocks["stem.weight"]
+    assert back.density is not None and back.density.finished is finished
+    assert back.diagonal is not None and back.diagonal.converged is converged and back.diagonal.ok
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -185,6 +216,20 @@ def test_keys_are_the_attribute_names(saved: Path) -> None:
     assert document["blocks"]["stem.weight"]["eigenvalues"] == list(
         fabricated.analysis().blocks["stem.weight"].eigenvalues
     )
+
+
+def test_derived_numbers_are_in_the_document_for_readers_and_not_read_back(saved: Path) -> None:
+    document, tensors = codec.encode(fabricated.analysis())
+    block = fabricated.analysis().blocks["head.bias"]
+    entry = document["blocks"]["head.bias"]["derived"]
+    assert set(entry) == {f.name for f in dataclasses.fields(Derived)}
+    figure = block.derived.effective_rank
+    assert entry["effective_rank"] == {"value": figure.value, "error": 0.0, "kind": "exact"} and figure.value > 1.0
+    assert document["blocks"]["stem.weight"]["derived"]["effective_rank"]["value"] is None
+    entry["effective_rank"]["value"] = -1.0
+    assert codec.decode(document, tensors).blocks["head.bias"].derived.effective_rank == figure
+    del document["blocks"]["head.bias"]["derived"]
+    codec.decode(document, tensors)
 
 
 def test_settings_without_a_json_type_are_kept_as_text(tmp_path: Path) -> None:
@@ -270,6 +315,7 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 import torch, fabricated
 from layerhess import store
+from layerhess.derived import Derived
 from layerhess.errors import InputError
 big = fabricated.spectrum("w", (100_000,))
 try:

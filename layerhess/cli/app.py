@@ -120,8 +120,7 @@ def analyze(
     def command() -> int:
         from layerhess import store
         from layerhess.cli.factory import load_objective
-        from layerhess.cli.prepare import block_scheme, prepared
-        from layerhess.wishes import option
+        from layerhess.cli.prepare import block_scheme, estimate, prepared
 
         scheme = block_scheme(blocks or ["parameter"])
         folder = store.check_writable(out if out is not None else _default_folder(factory))
@@ -138,17 +137,21 @@ def analyze(
                 batch_size=batch_size,
             )
 
+        # A subset has a sampling error, where anything is asked for that can have one.
+        sampled = examples is not None and (
+            top + bottom > 0 or trace or trace_tol is not None or trace_method is not None
+        )
         arguments = {
             "blocks": scheme,
             "operator": operator,
             "top": top,
             "bottom": max(bottom, 1) if everything else bottom,
             "full": full,
-            "trace": option("trace", trace or everything, rel=trace_tol, method=trace_method),
-            "diagonal": option("diagonal", diagonal or everything, max_probes=diagonal_probes),
-            "density": option("density", density or everything, probes=density_probes, steps=density_steps),
-            "coupling": option("coupling", coupling or everything, probes=coupling_probes),
-            "sampling": everything or examples is not None if sampling is None else sampling,
+            "trace": estimate("trace", trace or everything, rel=trace_tol, method=trace_method),
+            "diagonal": estimate("diagonal", diagonal or everything, max_probes=diagonal_probes),
+            "density": estimate("density", density or everything, probes=density_probes, steps=density_steps),
+            "coupling": estimate("coupling", coupling or everything, probes=coupling_probes),
+            "sampling": everything or sampled if sampling is None else sampling,
             "tol": tol,
             "seed": seed,
             "method": method,

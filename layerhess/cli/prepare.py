@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from layerhess.errors import InputError
 from layerhess.objective import Objective
+from layerhess.wishes import option
 
 _MOST_NAMES = 3
 
@@ -67,6 +69,33 @@ def block_scheme(given: Sequence[str]) -> str | dict[str, list[str]]:
             )
         groups.setdefault(name, []).append(pattern)
     return groups
+
+
+_FLAGS = {
+    ("trace", "rel"): "--trace-tol",
+    ("trace", "method"): "--trace-method",
+    ("diagonal", "max_probes"): "--diagonal-probes",
+    ("density", "probes"): "--density-probes",
+    ("density", "steps"): "--density-steps",
+    ("coupling", "probes"): "--coupling-probes",
+}
+
+
+def estimate(kind: str, asked: bool, **given: Any) -> Any:
+    """The option of an estimate as :func:`layerhess.wishes.option` has it; a refusal names the flag that was typed.
+
+    >>> estimate("trace", False, rel=0.0)
+    Traceback (most recent call last):
+        ...
+    layerhess.errors.InputError: --trace-tol is 0.0. Where: --trace-tol. What to do: use a number > 0, such as 0.02.
+    """
+    try:
+        return option(kind, asked, **given)
+    except InputError as error:
+        field = error.where.partition("=")[0]
+        flag = _FLAGS.get((kind, field), field)
+        message = error.message.replace(f"{field} is ", f"{flag} is ")
+        raise InputError(message, where=flag, what_to_do=error.what_to_do.replace(f"{field}=", f"{flag} ")) from None
 
 
 def load_checkpoint(model: nn.Module, path: Path) -> None:

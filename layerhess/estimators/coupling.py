@@ -180,4 +180,9 @@ def _sentence(share: float, error: float, random: list[int], blocks: int) -> str
         how = f"{min(random)} random vectors a block; {blocks - len(random)} small ones were read whole"
     if math.isnan(share):
         return f"not all columns were made ({how})"
-    return f"{100 * share:.2g} % of ||H||_F^2 lies off the block diagonal (standard error {100 * error:.2g} %; {how})"
+    if blocks == 1:
+        return f"a single block, which has nothing to couple with ({how})"
+    return (
+        f"among these blocks, {100 * share:.2g} % of ||A||_F^2 lies off the block diagonal (standard error "
+        f"{100 * error:.2g} %; {how})"
+    )

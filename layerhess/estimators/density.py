@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,12 +47,13 @@ class Density:
 
     def __post_init__(self) -> None:
         checked_integer(self.probes, "probes", 1)
-        if checked_integer(self.steps, "steps", 1) < 2:
+        if is_number(self.steps) and self.steps < 2:
             raise InputError(
                 "a density needs at least 2 Lanczos steps; 1 gives the mean eigenvalue only",
                 where=f"steps={self.steps}",
                 what_to_do="use steps=30, or lh.Trace for the mean",
             )
+        checked_integer(self.steps, "steps", 2)
         checked_integer(self.points, "points", 16)
         if self.bandwidth is not None and not (is_number(self.bandwidth) and 0.0 < self.bandwidth < math.inf):
             raise InputError(
@@ -138,7 +140,12 @@ class StochasticLanczos:
         probes, longest = self.options.probes, max(len(alpha) for alpha in self._alpha)
         whole = self._quadratures(longest, less=0)
         cruder = [self._quadratures(longest, less) for less in (1, 2)]
-        return _smoothed(*whole, self.options, probes, self._status(longest), cruder)
+        made = _smoothed(*whole, self.options, probes, self._status(longest), cruder)
+        if self.done:
+            return made
+        made = dataclasses.replace(made, finished=False)
+        # One step knows v'Av alone.
+        return made if longest > 1 else dataclasses.replace(made, second=math.nan, second_error=math.nan)
 
     def _quadratures(self, longest: int, less: int) -> tuple[Floats, Floats]:
         """Nodes and weights (probes, longest), without the last ``less`` steps where that makes a difference."""
@@ -188,6 +195,8 @@ def check_moments(
         ("the mean square", density.second, density.second_error, frobenius2),
     ):
         if other is None:
+            continue
+        if math.isnan(moment):
             continue
         value, combined = other[0] / n, math.hypot(error, other[1] / n)
         text = f"{name} is {moment:.3g} by the density and {value:.3g} by other probes"
@@ -246,6 +255,7 @@ def _smoothed(
         second=float(second.mean()),
         second_error=float(_standard_error(second, probes)),
         status=status,
+        finished=True,
     )
 
 

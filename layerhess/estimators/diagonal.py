@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from layerhess.errors import InputError
 from layerhess.estimators.deflation import Deflation
 from layerhess.estimators.options import check_common
 from layerhess.estimators.running import Running
@@ -22,6 +23,7 @@ class FlatDiagonal:
     Attributes:
         value, standard_error: (n,) float64. probes, method, status: see :class:`layerhess.estimates.DiagonalEstimate`.
         converged: root of the sum of squared standard errors within ``rel`` of the value's Euclidean norm.
+        required: see :class:`layerhess.estimates.DiagonalEstimate`.
     """
 
     value: Tensor
@@ -30,6 +32,7 @@ class FlatDiagonal:
     method: str
     status: str
     converged: bool
+    required: bool = True
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Diagonal:
         rel: root of the sum of squared standard errors over the diagonal's Euclidean norm.
         probes: spend exactly so many products instead, whatever the error (XDiag spends two a random vector).
         method: "auto" (deflated where a basis is at hand), "hutchinson" or "xdiag". max_probes: products at most.
+        required: a diagonal that ends at ``max_probes`` without having reached ``rel`` counts as not converged. With
+            ``probes`` it never does.
 
     Raises:
         InputError: a number that cannot be meant, or an unknown method.
@@ -49,9 +54,12 @@ class Diagonal:
     probes: int | None = None
     method: str = "auto"
     max_probes: int = 1000
+    required: bool = True
 
     def __post_init__(self) -> None:
         check_common(self.rel, self.probes, self.max_probes, self.method, LEAST)
+        if not isinstance(self.required, bool):
+            raise InputError(f"required is {self.required!r}", where="required", what_to_do="use True or False")
 
     def samples(self, deflation: Deflation) -> DiagonalSamples:
         """An empty accumulator."""
@@ -71,9 +79,10 @@ class Diagonal:
         excess = self.excess(value, error)
         size = f"{100 * excess * self.rel:.2g} %" if _norm(value) > 0.0 or excess == 0.0 else "all"
         status = f"standard error {size} of the diagonal's norm from {probes} random vectors"
-        if excess > 1.0:
+        required = self.required and self.probes is None
+        if excess > 1.0 and required:
             status += f", above the {100 * self.rel:.2g} % asked for: allow more probes, or a larger error"
-        return FlatDiagonal(value, error, probes, method, status, excess <= 1.0)
+        return FlatDiagonal(value, error, probes, method, status, excess <= 1.0, required)
 
 
 class DiagonalSamples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -247,14 +248,13 @@ class Probing:
             parts = [self.diagonal_of(member) for member in self.members]
             value = {k: v for part in parts for k, v in part.value.items()}
             error = {k: v for part in parts for k, v in part.standard_error.items()}
-            order = self.full.parameters
-            return DiagonalEstimate(
-                {k: value[k] for k in order},
-                {k: error[k] for k in order},
-                max((part.probes for part in parts), default=0),
-                "exact" if all(part.method == "exact" for part in parts) else "assembled",
-                "assembled from the diagonals of the blocks",
-            )
+            whole, errors = (torch.cat([part[k].reshape(-1) for k in self.full.parameters]) for part in (value, error))
+            probes = max((part.probes for part in parts), default=0)
+            if all(part.method == "exact" for part in parts):
+                return shaped(self.full, self.diagonal.exact(whole))
+            made = self.diagonal.estimate(whole, errors, probes=probes, method="assembled")
+            status = f"assembled from the diagonals of the blocks: {made.status}"
+            return shaped(self.full, dataclasses.replace(made, status=status))
         member = self.members[name]
         if member.exact:
             flat = member.known.diagonal

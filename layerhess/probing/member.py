@@ -92,6 +92,8 @@ def shaped(block: Block, flat: FlatDiagonal) -> DiagonalEstimate:
         flat.probes,
         flat.method,
         flat.status,
+        flat.converged,
+        flat.required,
     )
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from layerhess.derived import Figure, derive
 from layerhess.estimates import CONFIDENCE
 from layerhess.results import FULL_NAME, Analysis, Spectrum
-from layerhess.show.formatting import number, rounded_up, share_with_error, with_bound
+from layerhess.show.formatting import counted, number, rounded_up, share_with_error, with_bound
+from layerhess.show.summary import some
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Column:
     meaning: str
 
 
+# The report has them all; elsewhere those that fit, the first ones first.
+BRIEFLY = ("trace", "effective_rank", "sampling_top", "sampling_trace", "diagonal")
 COLUMNS = (
     Column(
         "trace",
@@ -45,7 +48,7 @@ class Line:
 
     name: str
     cells: dict[str, str]
-    ok: bool
+    ok: bool  # False when an estimate is not what was asked for; eigenvalues have a table of their own
 
 
 def lines(analysis: Analysis) -> tuple[list[Column], list[Line]]:
@@ -60,13 +63,8 @@ def lines(analysis: Analysis) -> tuple[list[Column], list[Line]]:
 def sentences(analysis: Analysis) -> list[str]:
     """What the estimates say about the whole, in words."""
     said = []
-    if analysis.coupling is not None:
-        found = analysis.coupling
-        if not math.isnan(found.off_diagonal_share):
-            said.append(
-                f"Coupling: {share_with_error(found.off_diagonal_share, found.share_error)} of ||A||_F^2 lies off the "
-                "block diagonal: so much is left out by block-diagonal thinking."
-            )
+    said += _coupled(analysis)
+    said += _drawn(analysis)
     traced = [s for s in analysis.blocks.values() if s.trace is not None]
     if traced and analysis.total_numel:
         densest = max(traced, key=lambda s: s.trace.value / s.numel if s.trace is not None else -math.inf)
@@ -75,12 +73,53 @@ def sentences(analysis: Analysis) -> list[str]:
             f"Per parameter {densest.name} has the most curvature: trace / n = "
             f"{_figure(derive(densest).mean_curvature)}."
         )
-    if any(s.trace is not None or s.density is not None for s in analysis.spectra()):
+    if any(part is not None for s in analysis.spectra() for part in (s.trace, s.density, s.diagonal)):
         said.append(
-            f"Traces and densities come from random probes: the figure after ± is a standard error, a "
+            f"Traces, diagonals and densities come from random probes: the figure after ± is a standard error, a "
             f"{CONFIDENCE:.0%} interval is about twice as wide. Eigenvalues have error bounds instead."
         )
     return said
+
+
+def brief(columns: list[Column]) -> list[Column]:
+    """The columns for a place where not all of them fit, the most telling first."""
+    return sorted((c for c in columns if c.key in BRIEFLY), key=lambda column: BRIEFLY.index(column.key))
+
+
+def _coupled(analysis: Analysis) -> list[str]:
+    """What the couplings say; nothing where there is a single block, or not all columns were made."""
+    found = analysis.coupling
+    if found is None or len(found.blocks) < 2 or math.isnan(found.off_diagonal_share):
+        return []
+    share = share_with_error(found.off_diagonal_share, found.share_error)
+    refused = [s.name for s in analysis.blocks.values() if s.name not in found.blocks]
+    if not analysis.uncovered and not refused:
+        return [
+            f"Coupling: {share} of ||A||_F^2 lies off the block diagonal: so much is left out by block-diagonal "
+            "thinking."
+        ]
+    left_out = [f"{some(analysis.uncovered)} in no block"] if analysis.uncovered else []
+    left_out += [f"{some(refused)} refused"] if refused else []
+    return [
+        f"Coupling: among the blocks analysed {share} of ||A||_F^2 lies off the block diagonal. It says nothing about "
+        f"the rest of the model ({'; '.join(left_out)})."
+    ]
+
+
+def _drawn(analysis: Analysis) -> list[str]:
+    """How the densities were made; they are pictures, and have no place in a table."""
+    found = [s for s in analysis.spectra() if s.density is not None]
+    if not found:
+        return []
+    made = counted(len(found), "spectral density", "spectral densities")
+    sampled = [s.density for s in found if s.density is not None and s.density.probes]
+    how = []
+    if sampled:
+        steps, probes = max(d.steps for d in sampled), counted(sampled[0].probes, "random vector")
+        how.append(f"{counted(steps, 'Lanczos step')} from {probes}")
+    if whole := len(found) - len(sampled):
+        how.append(f"{whole} from whole spectra")
+    return [f'{made} ({"; ".join(how)}): the report draws them, to_frame("density") has their values.']
 
 
 def _asked(spectrum: Spectrum) -> bool:
@@ -108,7 +147,7 @@ def _line(spectrum: Spectrum) -> Line:
             "sampling_top": number(sampled, 2),
             "sampling_trace": number(of_trace, 2),
         },
-        ok=trace is None or trace.converged,
+        ok=spectrum.ok or not spectrum.solved,
     )
 
 

@@ -126,13 +126,16 @@ def share_with_error(part: float, error: float) -> str:
     """A share of one and its absolute error as percentages; the error is rounded up, to a tenth of a per cent at least.
 
     >>> share_with_error(0.4312, 0.0181), share_with_error(0.4312, 1e-6), share_with_error(0.4312, float("inf"))
-    ('43.1 ± 1.9 %', '43.12 ± 0.10 %', '43 % ± unknown')
+    ('43.1 ± 1.9 %', '43.1 ± 0.1 %', '43 % ± unknown')
     """
     if math.isnan(part) or error == 0.0:
         return share(part)
     if not math.isfinite(error):
         return f"{share(part)} ± unknown"
-    return f"{with_bound(100 * part, max(100 * error, 0.1))} %"
+    value, spread = 100 * part, 100 * error
+    if abs(value - round(value, 1)) + spread <= 0.1:  # tenths hold all of it
+        return f"{value:.1f} ± 0.1 %"
+    return f"{with_bound(value, max(spread, 0.1))} %"
 
 
 def count(value: int | float) -> str:

@@ -7,7 +7,7 @@ from html import escape
 from layerhess.results import Analysis, Spectrum
 from layerhess.show import estimates, summary
 from layerhess.show.formatting import count, number, with_bound
-from layerhess.show.table import IN_TERMINAL, short_status
+from layerhess.show.table import short_status
 
 MOST_ROWS = 60  # blocks shown in a cell; to_frame() has all
 _WRONG = "color:#d03a34;font-weight:600"
@@ -54,7 +54,7 @@ def _estimates(analysis: Analysis) -> str:
     """What was estimated beyond eigenvalues, in the columns of the terminal, and in sentences."""
     columns, lines = estimates.lines(analysis)
     said = "".join(f"<div>{escape(sentence)}</div>" for sentence in estimates.sentences(analysis))
-    shown = [column for column in columns if column.key in IN_TERMINAL]
+    shown = [column for column in columns if column.key in estimates.BRIEFLY]
     if not shown:
         return said
     heads = "".join(f'<th style="{_CELL}" title="{escape(c.meaning)}">{escape(c.heading)}</th>' for c in shown)
@@ -75,7 +75,7 @@ def _row(spectrum: Spectrum, name: str, style: str = "") -> str:
     def end(pair: tuple[float, float] | None) -> str:
         return "-" if pair is None else escape(with_bound(*pair))
 
-    style = style if spectrum.ok else f"{style};{_WRONG}".lstrip(";")
+    style = style if spectrum.solved else f"{style};{_WRONG}".lstrip(";")
     return (
         f'<tr style="{style}"><td style="{_LEFT}">{escape(name)}</td><td style="{_CELL}">{count(spectrum.numel)}</td>'
         f'<td style="{_CELL}">{end(spectrum.top)}</td><td style="{_CELL}">{end(spectrum.bottom)}</td>'

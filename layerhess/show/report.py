@@ -26,7 +26,7 @@ class Row:
 
     Attributes:
         name, numel, share, top, bottom, norm, sensitivity, missed, status: texts.
-        ok: False when something in the line has not converged.
+        ok: False when an eigenvalue in the line has not converged.
         keys: column -> number.
         bar: lambda_max over the largest one of all lines, 0 to 1, for the bar behind the number.
     """
@@ -140,7 +140,7 @@ def _row(spectrum: Spectrum, total: int, largest: float) -> Row:
         sensitivity=formatting.number(sensitivity),
         missed=excluded,
         status=short_status(spectrum),
-        ok=spectrum.ok,
+        ok=spectrum.solved,
         keys={
             "numel": _key(part),
             "top": _key(top[0] if top else math.nan),
@@ -254,10 +254,12 @@ def _curvature_figures(analysis: Analysis) -> list[tuple[str, Markup]]:
     if full is not None and full.density is not None:
         figure = curvature.full_density(full.density, full.eigenvalues, full.error_bounds, full.end)
         caption = f"Spectral density of the full {names.words}; marked are the eigenvalues that have error bounds."
+        caption += _cut_short([full])
         drawn.append((caption, _svg(figure, "Spectral density of the full model")))
     densities = {name: s.density for name, s in analysis.blocks.items() if s.density is not None}
     if densities:
         caption = "Spectral density of each block, all on the same axes; the band is 95 % over the random vectors."
+        caption += _cut_short(list(analysis.blocks.values()))
         drawn.append((caption, _svg(curvature.densities(densities), "Spectral density of each block")))
     if coupling is not None:
         figure = curvature.heat_map(coupling.blocks, coupling.value, "Coupling between blocks", "Frobenius norm")
@@ -272,6 +274,15 @@ def _curvature_figures(analysis: Analysis) -> list[tuple[str, Markup]]:
             caption += _uncertainty(coupling.divergence_error)
             drawn.append((caption, _svg(figure, "Distance between spectra")))
     return drawn
+
+
+def _cut_short(spectra: list[Spectrum]) -> str:
+    """Which of the densities drawn lack steps; their bands do not know it."""
+    names = [s.name for s in spectra if s.density is not None and not s.density.finished]
+    if not names:
+        return ""
+    which = "" if len(spectra) == 1 else f" ({summary.some(names)})"
+    return f" STOPPED EARLY{which}: it is coarser than was asked for, and its band does not say by how much."
 
 
 def _uncertainty(errors: Floats | None, values: Floats | None = None) -> str:

@@ -6,6 +6,7 @@ One place for the sentences, so that the terminal, the notebook and the report s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from layerhess.results import FULL_NAME, Analysis, Spectrum
@@ -81,7 +82,8 @@ class Verdict:
     Attributes:
         good: True when it did and nothing was refused or cut short.
         headline: a few words.
-        details: one sentence for each spectrum that is not done, and for an early stop.
+        details: one sentence for each spectrum that is not done, for each reason why estimates are not, and for an
+            early stop.
     """
 
     good: bool
@@ -90,23 +92,81 @@ class Verdict:
 
 
 def verdict(analysis: Analysis) -> Verdict:
-    """Whether every number asked for has converged, and if not, which ones have not."""
+    """Whether every number asked for has converged, and if not, which ones have not, and what was not begun."""
     spectra = analysis.spectra()
-    open_ones = [s for s in spectra if not s.ok]
     details = [f"The analysis stopped early: {analysis.partial.rstrip('.')}."] if analysis.partial else []
-    details += [f"{_called(s)}: {s.status.rstrip('.')}." for s in open_ones]
-    done = f"{len(spectra) - len(open_ones)} of {len(spectra)} spectra"
+    if missing := not_begun(analysis):
+        details.append(f"Asked for, and not begun when it stopped: {', '.join(missing)}.")
+    details += [f"{_called(s)}: {s.status.rstrip('.')}." for s in spectra if not s.solved]
+    alike: dict[str, list[str]] = {}
+    for spectrum in spectra:
+        for sentence in _unfinished(spectrum).values():
+            alike.setdefault(sentence.rstrip("."), []).append(_called(spectrum))
+    details += [f"{some(names)}: {sentence}." for sentence, names in alike.items()]
     if not details:
-        return Verdict(True, f"Everything converged: {done}", ())
-    refused = sum(s.status.startswith("refused") for s in open_ones)
-    missing = len(open_ones) - refused
-    parts = [f"{missing} of {len(spectra)} spectra NOT CONVERGED"] if missing else []
-    parts += [f"{refused} of {len(spectra)} spectra REFUSED"] if refused else []
+        return Verdict(True, f"Everything converged: {len(spectra)} of {len(spectra)} spectra", ())
+    refused = sum(s.status.startswith("refused") for s in spectra)
+    unsolved = sum(not s.solved for s in spectra) - refused
+    counts = {"spectra NOT CONVERGED": unsolved, "spectra REFUSED": refused}
+    for kind, words in _UNFINISHED.items():
+        counts[words] = sum(kind in _unfinished(s) for s in spectra)
+    parts = [f"{number} of {len(spectra)} {words}" for words, number in counts.items() if number]
     return Verdict(False, ", ".join(parts) or "STOPPED EARLY", tuple(details))
+
+
+_UNFINISHED = {
+    "trace": "traces NOT CONVERGED",
+    "diagonal": "diagonals NOT CONVERGED",
+    "density": "densities STOPPED EARLY",
+}
+
+
+def _unfinished(spectrum: Spectrum) -> dict[str, str]:
+    """The estimates that are not what was asked for: a key of ``_UNFINISHED`` -> why, in the estimate's own words."""
+    made = {}
+    if spectrum.trace is not None and not spectrum.trace.converged:
+        made["trace"] = f"trace not converged: {spectrum.trace.status}"
+    if spectrum.diagonal is not None and not spectrum.diagonal.ok:
+        made["diagonal"] = f"diagonal not converged: {spectrum.diagonal.status}"
+    if spectrum.density is not None and not spectrum.density.finished:
+        made["density"] = f"density {spectrum.density.status}"
+    return made
+
+
+def not_begun(analysis: Analysis) -> list[str]:
+    """What an analysis that stopped early was asked for and has nothing of."""
+    if not analysis.partial:
+        return []
+    spectra = analysis.spectra()
+    there = {
+        "trace": any(s.trace is not None for s in spectra),
+        "diagonal": any(s.diagonal is not None for s in spectra),
+        "density": any(s.density is not None for s in spectra),
+        "coupling": analysis.coupling is not None,
+        "sampling": any(math.isfinite(error) for s in spectra for error in s.sampling_errors),
+    }
+    words = {
+        "trace": "traces",
+        "diagonal": "diagonals",
+        "density": "densities",
+        "coupling": "couplings",
+        "sampling": "sampling errors",
+    }
+    return [words[kind] for kind, found in there.items() if analysis.settings.get(kind) and not found]
 
 
 def _called(spectrum: Spectrum) -> str:
     return "full model" if spectrum.name == FULL_NAME else spectrum.name
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first few of a list of names, and how many more there are.
+
+    >>> some(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    listed = ", ".join(names[:most])
+    return listed if len(names) <= most else f"{listed} and {len(names) - most} more"
 
 
 def largest(analysis: Analysis) -> Spectrum | None:
@@ -135,7 +195,7 @@ def stable_step(analysis: Analysis) -> Fact:
     if value <= 0:
         return Fact("no limit", f"No positive curvature was found: lambda_max is {with_bound(value, bound)}.")
     shown = with_bound(value, bound)
-    unsure = "" if spectrum.ok else " It has not converged, so the true step is smaller or equal."
+    unsure = "" if spectrum.solved else " It has not converged, so the true step is smaller or equal."
     if spectrum is analysis.full:
         return Fact(
             number(2 / value),
@@ -159,7 +219,7 @@ def most_negative(analysis: Analysis) -> Fact:
     names = operator_names(spectrum.operator)
     full = spectrum is analysis.full
     of = f"the full {names.words} {names.full}" if full else f"{names.block} of the block {spectrum.name}"
-    unsure = "" if spectrum.ok else " It has not converged: the true one is at most this plus its bound."
+    unsure = "" if spectrum.solved else " It has not converged: the true one is at most this plus its bound."
     if value >= 0 or value + bound > 0:
         return Fact("none found", f"The smallest eigenvalue of {of} is {with_bound(value, bound)}.{unsure}")
     tail = "" if full else f" The full {names.words}'s smallest eigenvalue is at most this."

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -13,7 +15,8 @@ from layerhess.show import estimates, summary
 from layerhess.show.formatting import count, counted, number, with_bound
 
 WIDTH = 100
-IN_TERMINAL = ("trace", "effective_rank", "sampling_top", "sampling_trace")  # the report has them all
+SHORT = 24  # characters of a block's name that are never folded
+_STATUS = 12  # characters of the status that are to stay on one line
 
 
 def as_text(analysis: Analysis, width: int = WIDTH) -> str:
@@ -34,10 +37,10 @@ def renderable(analysis: Analysis) -> RenderableType:
     """The same for a rich console of any width, with colours."""
     parts: list[RenderableType] = [_heading(analysis), ""]
     if analysis.spectra():
-        parts += [_table(analysis), ""]
+        parts += [Eigenvalues(analysis), ""]
     columns, lines = estimates.lines(analysis)
     if columns:
-        parts += [_estimates(columns, lines), ""]
+        parts += [Estimates(estimates.brief(columns), lines), ""]
     verdict = summary.verdict(analysis)
     parts.append(Text(verdict.headline + ".", style="bold green" if verdict.good else "bold red"))
     parts += [Text(f"  ! {detail}", style="red") for detail in verdict.details]
@@ -59,54 +62,79 @@ def _heading(analysis: Analysis) -> Text:
     return Text.assemble((first, "bold"), "\n", second)
 
 
-def _table(analysis: Analysis) -> Table:
-    tops = any(s.top is not None for s in analysis.spectra())
-    bottoms = any(s.bottom is not None for s in analysis.spectra())
-    names = summary.operator_names(summary.operator_of(analysis))
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column(f"block ({names.block})", overflow="fold")
-    table.add_column("numel", justify="right", no_wrap=True)
-    if tops:
-        table.add_column("lambda_max", justify="right", no_wrap=True)
-    if bottoms:
-        table.add_column("lambda_min", justify="right", no_wrap=True)
-    table.add_column("status", overflow="fold")
-    for spectrum in analysis.blocks.values():
-        table.add_row(*_cells(spectrum, spectrum.name, tops, bottoms))
-    if analysis.full is not None:
-        if analysis.blocks:
-            table.add_section()
-        table.add_row(*_cells(analysis.full, f"full model ({names.full})", tops, bottoms), style="bold")
-    return table
+@dataclass(frozen=True)
+class Eigenvalues:
+    """The table of both ends of each spectrum; in a narrow console without sizes, its numbers folded and never cut."""
+
+    analysis: Analysis
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """One table."""
+        spectra = self.analysis.spectra()
+        names = summary.operator_names(summary.operator_of(self.analysis))
+        called = [f"full model ({names.full})" if s is self.analysis.full else s.name for s in spectra]
+        columns = {f"block ({names.block})": called, "numel": [count(s.numel) for s in spectra]}
+        if any(s.top is not None for s in spectra):
+            columns["lambda_max"] = [_end(s.top) for s in spectra]
+        if any(s.bottom is not None for s in spectra):
+            columns["lambda_min"] = [_end(s.bottom) for s in spectra]
+        widths = [max(map(cell_len, [heading, *texts])) for heading, texts in columns.items()]
+        narrow = min(widths[0], SHORT) + sum(widths[1:]) + 2 * len(widths) + _STATUS > options.max_width
+        if narrow:
+            del columns["numel"]
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for heading in columns:
+            if heading.startswith("block"):
+                table.add_column(heading, overflow="fold", no_wrap=widths[0] <= SHORT)
+            else:
+                table.add_column(heading, justify="right", overflow="fold", no_wrap=not narrow)
+        table.add_column("status", overflow="fold")
+        for spectrum, *cells in zip(spectra, *columns.values(), strict=True):
+            last = spectrum is self.analysis.full
+            if last and self.analysis.blocks:
+                table.add_section()
+            status = Text(short_status(spectrum), style="" if spectrum.solved else "bold red")
+            table.add_row(*map(Text, cells), status, style="bold" if last else "")
+        yield table
 
 
-def _estimates(columns: list[estimates.Column], lines: list[estimates.Line]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("block", overflow="fold")
-    shown = [column for column in columns if column.key in IN_TERMINAL]
-    for column in shown:
-        table.add_column(column.heading, justify="right", no_wrap=True)
-    for line in lines:
-        cells = [Text(line.cells[column.key]) for column in shown]
-        table.add_row(Text(line.name), *cells, style="" if line.ok else "bold red")
-    return table
+@dataclass(frozen=True)
+class Estimates:
+    """The table of estimates with as many of its columns, the first ones first, as the console is wide enough for."""
+
+    columns: list[estimates.Column]
+    lines: list[estimates.Line]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """One table; at least its first column is there."""
+        longest = max(cell_len(line.name) for line in self.lines)
+        room = options.max_width - min(longest, SHORT)
+        shown: list[str] = []
+        for column in self.columns:
+            width = max(cell_len(text) for text in [column.heading, *(line.cells[column.key] for line in self.lines)])
+            room -= width + 2
+            if shown and room < 0:
+                break
+            shown.append(column.key)
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        table.add_column("block", overflow="fold", no_wrap=longest <= SHORT)
+        in_order = [column for column in estimates.COLUMNS if column.key in shown]
+        for column in in_order:
+            table.add_column(column.heading, justify="right", no_wrap=True)
+        for line in self.lines:
+            cells = [Text(line.cells[column.key]) for column in in_order]
+            table.add_row(Text(line.name), *cells, style="" if line.ok else "bold red")
+        yield table
 
 
-def _cells(spectrum: Spectrum, name: str, tops: bool, bottoms: bool) -> list[Text]:
-    def end(pair: tuple[float, float] | None) -> Text:
-        return Text("-") if pair is None else Text(with_bound(*pair))
-
-    cells = [Text(name), Text(count(spectrum.numel))]
-    cells += [end(spectrum.top)] if tops else []
-    cells += [end(spectrum.bottom)] if bottoms else []
-    word = short_status(spectrum)
-    return [*cells, Text(word, style="" if spectrum.ok else "bold red")]
+def _end(pair: tuple[float, float] | None) -> str:
+    return "-" if pair is None else with_bound(*pair)
 
 
 def short_status(spectrum: Spectrum) -> str:
-    """The status in a word or two; whatever is not done is in capitals."""
+    """The status of the eigenvalues in a word or two; whatever is not done is in capitals."""
     word = spectrum.status.split(":")[0]
-    return word if spectrum.ok else word.upper()
+    return word if spectrum.solved else word.upper()
 
 
 def _facts(analysis: Analysis) -> list[str]:
@@ -126,9 +154,9 @@ def _facts(analysis: Analysis) -> list[str]:
     if more > 2:
         lines.append(f"Up to {more} eigenvalues per spectrum: see .eigenvalues, to_frame() or the report.")
     if analysis.frozen:
-        lines.append(f"Left out because they are frozen: {_some(analysis.frozen)}.")
+        lines.append(f"Left out because they are frozen: {summary.some(analysis.frozen)}.")
     if analysis.uncovered:
-        lines.append(f"In no block, only in the full model: {_some(analysis.uncovered)}.")
+        lines.append(f"In no block, only in the full model: {summary.some(analysis.uncovered)}.")
     if analysis.counts.passes:
         cost = analysis.counts
         lines.append(
@@ -138,8 +166,3 @@ def _facts(analysis: Analysis) -> list[str]:
         )
     lines.append(summary.cost(analysis))
     return [line for line in lines if line]
-
-
-def _some(names: tuple[str, ...], most: int = 5) -> str:
-    listed = ", ".join(names[:most])
-    return listed if len(names) <= most else f"{listed} and {len(names) - most} more"
