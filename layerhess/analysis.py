@@ -345,7 +345,7 @@ class _Run:
         )
 
     def _sample(self, names: list[str]) -> None:
-        assert self.surveyed is not None and self.schedule is not None and self.estimation is not None
+        assert self.surveyed and self.checked and self.schedule and self.estimation
         found = {t.name: t.candidates for t in self.schedule.tasks if t.done and t.candidates is not None}
         pairs = {
             task.name: (task.block, found[task.name].vectors, found[task.name].values)
@@ -356,7 +356,7 @@ class _Run:
             self.sampled = sampling_errors(
                 self.objective, self.arguments.curvature.make_graph, self.surveyed, pairs,
                 self.estimation.traced(), make_block(FULL, {n: self.objective.parameters[n] for n in names}),
-                self.arguments.seed, self.ledger, self.checkpoint,
+                self.arguments.seed, self.ledger, self.checkpoint, self.checked.uncut,
             )  # fmt: skip
         self._note(self.sampled.note)
 

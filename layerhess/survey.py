@@ -142,7 +142,7 @@ def _surveyed(objective: Objective, batch: Any, where: str) -> tuple[float, floa
 def _refuse_unless_mean(objective: Objective, batch: Any, where: str) -> None:
     """A batch against its two parts: a mean over the counted items satisfies sum = sum + sum."""
     with torch.no_grad():
-        tied = bool(objective.batch_dependent_norm)
+        tied = bool(objective.tied_norms)
         pairs = objective.evaluation.whole_and_parts(objective.model, batch, tied=tied)
         if pairs is None:
             return

@@ -45,8 +45,9 @@ class SelfCheck:
         checks: one line each, for the result. failed: block name -> its failed check ("(full)" included).
         zero_suspects: blocks whose products vanish on the sample. trace: the watched forward pass.
         culprits: tensor -> figure, where products with the Jacobian are wrong.
-        notes: sentences for the reader. graph_seconds, block_seconds: on the sample, the time to make a graph, and to
-            make one product of every block and the full model with it.
+        notes: sentences for the reader. uncut: why batches must not be cut, "" if they may be.
+        graph_seconds, block_seconds: on the sample, the time to make a graph, and to make one product of every block
+            and the full model with it.
     """
 
     trace: Trace
@@ -55,6 +56,7 @@ class SelfCheck:
     culprits: dict[str, str] = field(default_factory=dict)
     zero_suspects: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+    uncut: str = ""
     graph_seconds: float = 0.0
     block_seconds: float = 0.0
 
@@ -94,9 +96,10 @@ def _self_check(
     if found.trace.coarsest in HALF and objective.dtype not in HALF:
         found.notes.append(_half_precision_inside(found.trace.coarsest))
     found.checks.append(check_determinism(objective, sample, found.trace))
-    additivity, note = check_additivity(objective, sample)
-    found.checks.append(additivity)
-    found.notes.extend([note] if note else [])
+    additivity = check_additivity(objective, sample)
+    found.checks.append(additivity.check)
+    found.uncut = additivity.uncut
+    found.notes.extend([additivity.note] if additivity.note else [])
     seconds = check_second_derivative(objective, sample, full.parameters, found.trace, ledger, curvature.make_graph)
     found.graph_seconds = seconds * len(surveyed.samples)
     sweep = Sweep(
@@ -111,7 +114,9 @@ def _self_check(
             found.checks.append(check_cut(objective, surveyed.samples, list(full.parameters), ledger))
             found.notes.extend(notes_on_convexity(objective, surveyed.samples, seed, ledger))
         elif curvature.name != HESSIAN.name:
-            found.checks.append(check_items(objective, surveyed.samples, curvature.make_graph, ledger))
+            found.checks.append(
+                check_items(objective, surveyed.samples, curvature.make_graph, found.trace.coarsest, ledger)
+            )
         if curvature.name != HESSIAN.name:
             _jacobian(objective, surveyed.samples, copied, blocks, full, seed, found, ledger, curvature)
         _symmetry(objective, sweep, copied, blocks, full, seed, found, ledger, curvature)

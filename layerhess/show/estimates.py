@@ -21,7 +21,11 @@ class Column:
 
 
 COLUMNS = (
-    Column("trace", "trace", "sum of the eigenvalues, with its standard error over the random probes, or its bound where all are known"),
+    Column(
+        "trace",
+        "trace",
+        "sum of the eigenvalues, with its standard error over the random probes, or its bound where all are known",
+    ),
     Column("mean", "trace / n", "average second derivative over the parameters"),
     Column("diagonal", "diagonal", "Euclidean norm of the diagonal's entries, and of their standard errors"),
     Column("top_sum", "top sum", "sum of the eigenvalues found at the top, with its bound"),
