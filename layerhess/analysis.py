@@ -17,7 +17,7 @@ import torch
 from layerhess.arguments import Arguments, check_arguments
 from layerhess.blocks import Block, Partition, Scheme, make_block, partition
 from layerhess.checks import SelfCheck, check_awake, self_check
-from layerhess.checks.selfcheck import refuse_failed
+from layerhess.checks.suspects import refuse_failed
 from layerhess.errors import InputError
 from layerhess.estimation import Estimation
 from layerhess.forecast import forecast
@@ -287,7 +287,7 @@ class _Run:
         if not failed:
             return
         if not self.skip_failed:
-            raise refuse_failed(self.objective, self._operators(), failed)
+            raise refuse_failed(self.objective, self._operators(), failed, skippable=True)
         self._note("blocks refused by the self-check: " + ", ".join(failed))
 
     def _check_awake(self, sweep: Sweep, blocks: dict[str, Block], full_norm: float) -> Mapping[str, Check]:

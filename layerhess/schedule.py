@@ -13,7 +13,6 @@ import torch
 
 from layerhess.blocks import Block
 from layerhess.bounds import Certificate, certify, total_rounding, zero_bound, zero_level
-from layerhess.errors import InputError
 from layerhess.progress import Progress, Snapshot
 from layerhess.rounding import RoundingMeter
 from layerhess.solvers.process import Candidates, Process
@@ -139,9 +138,7 @@ class Schedule:
         if testing:
             requests[PROBE] = Request(self.full_block, self.probe())
         products = self.sweep.run(requests)
-        for key, rows in products.items():
-            if not bool(torch.isfinite(rows).all()):
-                raise self._not_finite(requests[key])
+        self.sweep.refuse_not_finite(requests, products)
         for companion, asked in riding:
             companion.tell({key: products[key] for key in asked})
         for task in tasks:
@@ -154,16 +151,6 @@ class Schedule:
         if testing:
             self._settle_zero_tests(testing, float(torch.linalg.vector_norm(products[PROBE])))
         self._settle([task for task in tasks if not task.done and task.zero_test is None and task.told])
-
-    def _not_finite(self, request: Request) -> InputError:
-        block, batch = request.block, self.sweep.first_not_finite(request)
-        place = "" if batch is None else f"batch {batch}, "
-        return InputError(
-            f"a product with block {block.name!r} is NaN or infinite, though the loss is finite",
-            where=place + ", ".join(block.parameters[:3]),
-            what_to_do="look for sqrt, norm, log or division at 0 in that module (their second derivatives are "
-            "infinite), or use float64",
-        )
 
     def _settle_zero_tests(self, testing: list[Task], full_norm: float) -> None:
         level = zero_level(self.eps, full_norm)

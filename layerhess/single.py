@@ -13,14 +13,14 @@ from torch import Tensor
 from layerhess.blocks import Block
 from layerhess.bounds import total_rounding
 from layerhess.checks import self_check
-from layerhess.checks.selfcheck import refuse_failed
+from layerhess.checks.suspects import refuse_failed
 from layerhess.errors import InputError
 from layerhess.ledger import Ledger
 from layerhess.operators.operator import BlockOperator, Operator
 from layerhess.rounding import RoundingMeter
 from layerhess.solvers.process import Process, Source
 from layerhess.survey import survey
-from layerhess.sweep import FULL
+from layerhess.sweep import FULL, Request, Sweep
 from layerhess.vectors import random_signs, random_unit, solver_device
 
 
@@ -59,13 +59,14 @@ class Single:
     def __init__(self, op: Any, n: int, seed: int, stack: ExitStack) -> None:
         self._op = op.block(FULL) if isinstance(op, Operator) else op
         self._meter: RoundingMeter | None = None
+        self._sweep: Sweep | None = None
         self._length = 1.0
         self.eps = float(np.finfo(np.float64).eps)
         self.device = torch.device("cpu")
         if isinstance(self._op, BlockOperator):
             objective = self._op.parent.objective
             self.device = solver_device(objective.device)
-            stack.enter_context(self._op.parent.session())
+            self._sweep = stack.enter_context(self._op.parent.session())
             ledger = Ledger()
             surveyed = survey(objective, ledger)
             blocks = {self._op.name: self._op.spec}
@@ -90,9 +91,11 @@ class Single:
         """(s, n) products, float64.
 
         Raises:
-            InputError: one of them is NaN or infinite.
+            InputError: one of them is NaN or infinite; for a network's operator the batch is named.
         """
         products = self._products(rows)
+        if self._sweep is not None and self.spec is not None:
+            self._sweep.refuse_not_finite({self.spec.name: Request(self.spec, rows)}, {self.spec.name: products})
         if not bool(torch.isfinite(products).all()):
             raise InputError(
                 "a product of the operator is NaN or infinite", where="op", what_to_do="repair the operator"

@@ -178,7 +178,9 @@ def coupling(op: Operator, probes: int = 8, seed: int = 0) -> CouplingEstimate:
             device=single.device,
         )
         while (asked := probing.requests()) or not probing.done:
-            probing.tell(sweep.run(asked))
+            products = sweep.run(asked)
+            sweep.refuse_not_finite(asked, products)
+            probing.tell(products)
     found = probing.coupling_of()
     assert found is not None
     return found

@@ -33,20 +33,32 @@ INDEFINITE = (
 )
 
 
-def check_cut(objective: Objective, samples: Sequence[Any], names: Sequence[str], ledger: Ledger) -> Check:
+def check_cut(
+    objective: Objective, samples: Sequence[Any], places: Sequence[int], names: Sequence[str], ledger: Ledger
+) -> Check:
     """The gradient must reach the parameters through the output alone: J' (d loss / d output) is all of it.
 
+    Args:
+        places: which batches the samples are pieces of.
+
     Raises:
+        InputError: the gradient is NaN or infinite; the batch and the parameters are named.
         CheckError: it does not, as with an auxiliary loss or a weight penalty; the parameters are named.
     """
     worst = 0.0
-    for batch in samples:
+    for batch, place in zip(samples, places, strict=True):
         graph = GaussNewtonGraph(objective, batch, names, ledger)
         if not graph.loss.requires_grad:
             continue
         inputs = [objective.parameters[name] for name in names]
         whole = dict(zip(names, torch.autograd.grad(graph.loss, inputs, allow_unused=True), strict=True))
         ledger.count("backwards")
+        if wrong := [n for n, part in whole.items() if part is not None and not bool(torch.isfinite(part).all())]:
+            raise InputError(
+                "the gradient is NaN or infinite, though the loss is finite",
+                where=f"batch {place}, " + ", ".join(wrong[:3]),
+                what_to_do="look for sqrt, norm, log or division at 0 in that module (their derivatives are infinite)",
+            )
         size = _norm([part for part in whole.values() if part is not None])
         floor = 100.0 * torch.finfo(objective.dtype).eps * size
         beside = {}
