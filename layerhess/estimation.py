@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ from layerhess.estimators.methods import diagonal_process, trace_process
 from layerhess.estimators.trace import Trace
 from layerhess.probing.joint import Probing
 from layerhess.probing.member import Known, room_for, shaped
+from layerhess.probing.starts import DensityRide
 from layerhess.results import Check, Spectrum
 from layerhess.sampling import SamplingErrors
 from layerhess.schedule import Companion, Task
@@ -31,6 +33,7 @@ from layerhess.vectors import random_signs, random_unit, solver_device
 from layerhess.wishes import Wishes
 
 REST = "(rest)"
+MOST_COLUMNS = 4096
 SHARED_METHODS = ("auto", "hutchinson")  # whose probes can serve all blocks at once
 
 
@@ -77,6 +80,7 @@ class Estimation:
     companions: list[Companion] = field(default_factory=list)
     _joint: Probing | None = None
     _densities: dict[str, StochasticLanczos] = field(default_factory=dict)
+    _rides: dict[str, DensityRide] = field(default_factory=dict)
     _traces: dict[str, Any] = field(default_factory=dict)
     _diagonals: dict[str, Any] = field(default_factory=dict)
 
@@ -91,7 +95,7 @@ class Estimation:
             self._diagonals = self._alone("diagonal", diagonal)
             diagonal = None
         if self.wishes.density is not None:
-            self._plan_densities(self.wishes.density)
+            self._plan_densities(self.wishes.density, shared=trace is not None or diagonal is not None)
         if trace or diagonal or self.wishes.coupling:
             self._joint = self._plan_probing(trace, diagonal)
             self.companions.append(self._joint)
@@ -101,12 +105,36 @@ class Estimation:
     def _operators(self) -> dict[str, Block]:
         return {**self.blocks, **({FULL: self.full} if self.whole else {})}
 
-    def _plan_densities(self, options: Density) -> None:
+    def _plan_densities(self, options: Density, shared: bool) -> None:
+        """Densities of all that is not read whole.
+
+        Args:
+            shared: traces or diagonals by shared probes are wanted too, which take what the densities begin with.
+        """
+        coupling = self.wishes.coupling
+        coupled = self.blocks if coupling is not None else {}
+        room = room_for(self.full.numel, self.device, most=MOST_COLUMNS)
+        left = room  # whole columns in the first pass; those that do not fit are made later
         for name, block in self._operators().items():
-            if name not in self.dense:
-                process = StochasticLanczos(block.numel, options, self._directions(name, block, "density"))
-                self._densities[name] = process
-                self.companions.append(Alone(f"(density) {name}", block, process))
+            if name in self.dense:
+                continue
+            process = StochasticLanczos(block.numel, options, self._starts(name, block))
+            columns = 0
+            if coupling is not None and name in coupled and block.numel > coupling.probes:
+                columns = min(coupling.probes, options.probes, left)
+                left -= columns
+            ride = DensityRide(
+                f"(density) {name}",
+                block,
+                process,
+                full=self.full,
+                others=coupled,
+                columns=columns,
+                remembers=shared or columns > 0,
+                bases=min(options.probes // 2, room // (2 * options.steps)) if shared and name != FULL else 0,
+            )
+            self._densities[name], self._rides[name] = process, ride
+            self.companions.append(ride)
 
     def _alone(self, kind: str, options: Any) -> dict[str, Any]:
         made = {}
@@ -139,16 +167,22 @@ class Estimation:
             seed=self.seed,
             device=self.device,
             room=room_for(self.full.numel, self.device),
+            starts=self._rides,
         )
 
     def _known(self) -> Mapping[str, Known] | None:
-        """What the solvers left, once all of them are done."""
-        if not all(task.done for task in self.tasks):
+        """What the solvers left, once all of them are done; and the densities, whose products are used as well."""
+        if not all(task.done for task in self.tasks) or not all(ride.done for ride in self._rides.values()):
             return None
         return {task.name: _known(task) for task in self.tasks}
 
     def _signs(self, name: str, block: Block, kind: str) -> Any:
         return lambda number: random_signs(block.numel, self.seed, f"({kind}) {name}", number, self.device)
+
+    def _starts(self, name: str, block: Block) -> Any:
+        """Signs over sqrt(n): unit vectors whose products are probes of the trace and the diagonal as well."""
+        signs = self._signs(name, block, "density")
+        return lambda number: signs(number) / math.sqrt(block.numel)
 
     def _directions(self, name: str, block: Block, kind: str) -> Any:
         return lambda number: random_unit(block.numel, self.seed, f"({kind}) {name}", number, self.device)

@@ -103,6 +103,7 @@ class TraceSamples:
         self._squares = 0.0  # sum of ||A x||^2, whose mean is ||A P||_F^2
         self._fourths = 0.0  # sum of (A x . A x')^2 over successive probes, whose mean is ||P A^2 P||_F^2
         self._last: Tensor | None = None
+        self.nuclear_elsewhere = 0.0  # another estimate of the nuclear norm, where there is a better one
 
     def add(self, v: Tensor, x: Tensor, ax: Tensor) -> None:
         """One probe, (n,) each, or several, (s, n).
@@ -141,11 +142,11 @@ class TraceSamples:
         values are; both norms of B = A P are means over the probes. sqrt(n) ||A||_F would be far above for an operator
         of low rank.
         """
-        if self._fourths == 0.0:
-            return self.deflation.nuclear
-        frobenius = math.sqrt(self._squares / self.count)
-        rest = frobenius**3 / math.sqrt(self._fourths / (self.count - 1))
-        return self.deflation.nuclear + rest
+        rest = 0.0
+        if self._fourths > 0.0:
+            frobenius = math.sqrt(self._squares / self.count)
+            rest = frobenius**3 / math.sqrt(self._fourths / (self.count - 1))
+        return max(self.deflation.nuclear + rest, self.nuclear_elsewhere)
 
     @property
     def excess(self) -> float:
