@@ -176,7 +176,7 @@ class _Run:
                 self.objective, self.surveyed, self._operators(), self.full_block, self.arguments.seed, self.ledger,
                 self.arguments.curvature,
             )  # fmt: skip
-        for sentence in self.checked.notes:
+        for sentence in (*self.checked.notes, *self.checked.concerns):
             self._note(sentence)
         self._refuse(self.checked.failed)
         if small := [b.name for b in self._operators().values() if b.numel < self.wanted.total]:
@@ -196,7 +196,7 @@ class _Run:
         coarsest = self.checked.trace.coarsest
         meter = RoundingMeter(self.objective, self.surveyed.samples, coarsest, self.ledger, make_graph)
         tasks = self._tasks()
-        self.estimation = self._estimation(tasks)
+        self.estimation = self._estimation(tasks, torch.finfo(coarsest).eps, self.surveyed.longest)
         self.schedule = Schedule(
             sweep=sweep,
             meter=meter,
@@ -327,22 +327,18 @@ class _Run:
             tasks.append(Task(name, block, process, ZeroTest(draw, solver_device(device)) if suspect else None))
         return tasks
 
-    def _estimation(self, tasks: list[Task]) -> Estimation:
+    def _estimation(self, tasks: list[Task], eps: float, length: float) -> Estimation:
         assert self.checked is not None
         blocks = {b.name: b for b in self.divided.blocks if b.name not in self.checked.failed}
         whole = self.arguments.full and FULL not in self.checked.failed
         taken = {name for block in blocks.values() for name in block.parameters}
         parameters = self.objective.parameters
         return Estimation(
-            self.arguments.wishes,
-            blocks=blocks,
+            self.arguments.wishes, blocks=blocks, whole=whole, seed=self.arguments.seed, device=self.objective.device,
             full=make_block(FULL, {n: p for n, p in parameters.items() if whole or n in taken}),
             rest=make_block("(rest)", {n: p for n, p in parameters.items() if n not in taken}),
-            whole=whole,
-            seed=self.arguments.seed,
-            device=self.objective.device,
-            tasks=tasks,
-        )
+            tasks=tasks, eps=eps, length=length,
+        )  # fmt: skip
 
     def _sample(self, names: list[str]) -> None:
         assert self.surveyed and self.checked and self.schedule and self.estimation

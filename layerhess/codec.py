@@ -194,7 +194,26 @@ def _upgraded(document: dict[str, Any]) -> dict[str, Any]:
         document = _with_estimates(document)
     if schema < 3 and isinstance(document.get("coupling"), dict):
         document = document | {"coupling": {"divergence_error": None, **document["coupling"]}}
+    if schema < 3:
+        document = _with_rounding(document)
     return document
+
+
+def _with_rounding(document: dict[str, Any]) -> dict[str, Any]:
+    """Schema 3: the rounding of traces and diagonals, which nobody wrote down before."""
+    blocks, full = document.get("blocks"), document.get("full")
+    upgraded = dict(document)
+    if isinstance(blocks, dict):
+        upgraded["blocks"] = {name: _rounded_spectrum(entry) for name, entry in blocks.items()}
+    upgraded["full"] = _rounded_spectrum(full)
+    return upgraded
+
+
+def _rounded_spectrum(entry: Any) -> Any:
+    if not isinstance(entry, dict):
+        return entry
+    kinds = [kind for kind in ("trace", "diagonal") if isinstance(entry.get(kind), dict)]
+    return {**entry, **{kind: {"rounding": 0.0, **entry[kind]} for kind in kinds}}
 
 
 def _with_estimates(document: dict[str, Any]) -> dict[str, Any]:

@@ -19,13 +19,14 @@ class TraceEstimate:
 
     Attributes:
         value: sum of the eigenvalues. standard_error: of ``value`` over the random probes; 0.0 when exact.
-        low, high: 95 % confidence interval (Student's t).
+        low, high: 95 % confidence interval (Student's t), widened by ``rounding`` on both sides.
         probes: random vectors that went into it; 0 when exact.
         method: "exact", "hutchinson", "deflated", "hutch++" or "xtrace".
         converged: the standard error is within what was asked for.
         status: a sentence.
         sampling_error: standard error of ``value`` with respect to the data (another sample of examples); NaN if it
             was not measured. It is no part of the interval.
+        rounding: how far ``value`` may be off, absolutely, because products are rounded; all there is of it when exact.
     """
 
     value: float
@@ -37,6 +38,7 @@ class TraceEstimate:
     converged: bool
     status: str
     sampling_error: float = float("nan")
+    rounding: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class DiagonalEstimate:
             random probes, zero when exact.
         probes: random vectors that went into it; 0 when exact. method: "exact", "hutchinson", "deflated" or "xdiag".
         status: a sentence.
+        rounding: how far any entry may be off, absolutely, because products are rounded; no part of the errors.
     """
 
     value: dict[str, Tensor]
@@ -55,6 +58,7 @@ class DiagonalEstimate:
     probes: int
     method: str
     status: str
+    rounding: float = 0.0
 
 
 @dataclass(frozen=True)

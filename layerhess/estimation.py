@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from layerhess.blocks import Block
+from layerhess.bounds import unit_rounding
 from layerhess.estimates import CouplingEstimate, TraceEstimate
 from layerhess.estimators.deflation import Deflation
 from layerhess.estimators.density import Density, StochasticLanczos, check_moments, exact_density
 from layerhess.estimators.diagonal import Diagonal
 from layerhess.estimators.divergence import divergences
 from layerhess.estimators.methods import diagonal_process, trace_process
-from layerhess.estimators.trace import Trace
+from layerhess.estimators.rounding import coarser
+from layerhess.estimators.trace import Trace, rounded
 from layerhess.probing.joint import Probing
 from layerhess.probing.member import Known, room_for, shaped
 from layerhess.probing.starts import DensityRide
@@ -66,7 +68,8 @@ class Estimation:
     Args:
         wishes: what is asked for. blocks: those to estimate, in model order. full: the block of all parameters that
             take part. whole: also estimate the full model. seed: of the probes. device: of the model.
-        tasks: of the eigenvalue solvers.
+        tasks: of the eigenvalue solvers. eps, length: of the products' rounding, see
+            :func:`layerhess.bounds.unit_rounding`.
     """
 
     wishes: Wishes
@@ -77,6 +80,8 @@ class Estimation:
     seed: int
     device: torch.device
     tasks: Sequence[Task] = ()
+    eps: float = 0.0
+    length: float = 1.0
     companions: list[Companion] = field(default_factory=list)
     _joint: Probing | None = None
     _densities: dict[str, StochasticLanczos] = field(default_factory=dict)
@@ -131,7 +136,7 @@ class Estimation:
                 others=coupled,
                 columns=columns,
                 remembers=shared or columns > 0,
-                bases=min(options.probes // 2, room // (2 * options.steps)) if shared and name != FULL else 0,
+                bases=min(4 * options.probes // 5, room // (2 * options.steps)) if shared and name != FULL else 0,
             )
             self._densities[name], self._rides[name] = process, ride
             self.companions.append(ride)
@@ -250,6 +255,10 @@ class Estimation:
         return dataclasses.replace(found, divergence=distances, divergence_error=errors)
 
     def _trace(self, name: str) -> TraceEstimate | None:
+        found = self._found_trace(name)
+        return None if found is None else rounded(found, self._relative(name))
+
+    def _found_trace(self, name: str) -> TraceEstimate | None:
         options = self.wishes.trace
         if options is None:
             return None
@@ -259,7 +268,23 @@ class Estimation:
             return self._joint.trace_of(name) if self._joint.started else None
         return self._exact(name, options)  # type: ignore[no-any-return]
 
+    def _relative(self, name: str) -> float:
+        """Relative error of a product by rounding: measured at the eigenvectors, the worst of the others where not."""
+        measured = {
+            task.name: task.rounding / task.candidates.norm
+            for task in self.tasks
+            if task.rounding is not None and task.candidates is not None and task.candidates.norm > 0.0
+        }
+        worst = max(measured.values(), default=0.0)
+        return max(unit_rounding(self.eps, self.length), measured.get(name, worst))
+
     def _diagonal(self, name: str) -> Any:
+        found = self._found_diagonal(name)
+        if found is None:
+            return None
+        return dataclasses.replace(found, rounding=found.rounding * coarser(self._relative(name)))
+
+    def _found_diagonal(self, name: str) -> Any:
         options = self.wishes.diagonal
         if options is None:
             return None
@@ -275,8 +300,8 @@ class Estimation:
         """For a block that its solver read whole."""
         for task in self.tasks:
             if task.name == name and task.done:
-                diagonal = _known(task).diagonal
-                return None if diagonal is None else options.exact(diagonal)
+                known = _known(task)
+                return None if known.diagonal is None else options.exact(known.diagonal, known.lengths)
         return None
 
     def _density(self, name: str, spectrum: Spectrum) -> Any:
@@ -295,7 +320,9 @@ def _known(task: Task) -> Known:
     if task.zero_bound is not None:
         return Known(zero=True)
     if isinstance(task.process, Dense):
-        return Known(diagonal=task.process.matrix.diagonal().clone()) if task.process.proposes else Known()
+        matrix = task.process.matrix
+        lengths = torch.linalg.vector_norm(matrix, dim=1)
+        return Known(diagonal=matrix.diagonal().clone(), lengths=lengths) if task.process.proposes else Known()
     if isinstance(task.process, Lanczos):
         q, w = task.process.basis
         return Known(deflation=Deflation(q, w))

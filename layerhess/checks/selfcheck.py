@@ -46,7 +46,8 @@ class SelfCheck:
         checks: one line each, for the result. failed: block name -> its failed check ("(full)" included).
         zero_suspects: blocks whose products vanish on the sample. trace: the watched forward pass.
         culprits: tensor -> figure, where products with the Jacobian are wrong.
-        notes: sentences for the reader. uncut: why batches must not be cut, "" if they may be.
+        notes: sentences for the reader. concerns: those that cast doubt on the numbers, or on what they are.
+        uncut: why batches must not be cut, "" if they may be.
         place: " in batch 3", where products are NaN or infinite and one batch shows it alone.
         graph_seconds, block_seconds: on the sample, the time to make a graph, and to make one product of every block
             and the full model with it.
@@ -58,6 +59,7 @@ class SelfCheck:
     culprits: dict[str, str] = field(default_factory=dict)
     zero_suspects: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+    concerns: list[str] = field(default_factory=list)
     uncut: str = ""
     place: str = ""
     graph_seconds: float = 0.0
@@ -97,12 +99,12 @@ def _self_check(
             "scaled-dot-product attention runs under torch's MATH kernels: the fused ones have no second derivative"
         )
     if found.trace.coarsest in HALF and objective.dtype not in HALF:
-        found.notes.append(_half_precision_inside(found.trace.coarsest))
+        found.concerns.append(_half_precision_inside(found.trace.coarsest))
     found.checks.append(check_determinism(objective, sample, found.trace))
     additivity = check_additivity(objective, sample)
     found.checks.append(additivity.check)
     found.uncut = additivity.uncut
-    found.notes.extend([additivity.note] if additivity.note else [])
+    found.concerns.extend([additivity.note] if additivity.note else [])
     seconds = check_second_derivative(objective, sample, full.parameters, found.trace, ledger, curvature.make_graph)
     found.graph_seconds = seconds * len(surveyed.samples)
     sweep = Sweep(
@@ -116,7 +118,7 @@ def _self_check(
         if curvature.name == GAUSS_NEWTON.name:
             names = list(full.parameters)
             found.checks.append(check_cut(objective, surveyed.samples, surveyed.places, names, ledger))
-            found.notes.extend(notes_on_convexity(objective, surveyed.samples, seed, ledger))
+            found.concerns.extend(notes_on_convexity(objective, surveyed.samples, seed, ledger))
         elif curvature.name != HESSIAN.name:
             found.checks.append(
                 check_items(objective, surveyed.samples, curvature.make_graph, found.trace.coarsest, ledger)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from layerhess.estimators.deflation import Deflation
 from layerhess.estimators.options import check_common
+from layerhess.estimators.rounding import RELATIVE, entry_scales
 from layerhess.estimators.running import Running
 from layerhess.estimators.stopping import excess_of
 
@@ -21,6 +23,7 @@ class FlatDiagonal:
 
     Attributes:
         value, standard_error: (n,) float64. probes, method, status: see :class:`layerhess.estimates.DiagonalEstimate`.
+        rounding: how far an entry may be off, absolutely, because products are rounded.
         converged: root of the sum of squared standard errors within ``rel`` of the value's Euclidean norm.
     """
 
@@ -30,6 +33,7 @@ class FlatDiagonal:
     method: str
     status: str
     converged: bool
+    rounding: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,12 @@ class Diagonal:
         """Standard error over the tolerated one, in the Euclidean norm; at most 1 when the goal is reached."""
         return excess_of(_norm(error), self.rel * _norm(value))
 
-    def exact(self, diagonal: Tensor) -> FlatDiagonal:
-        """The estimate when all (n,) entries were read."""
+    def exact(self, diagonal: Tensor, lengths: Tensor | None = None) -> FlatDiagonal:
+        """The estimate when all (n,) entries were read, and the lengths (n,) of their columns are known."""
         entries = "the only entry was" if len(diagonal) == 1 else f"all {len(diagonal)} entries were"
-        return FlatDiagonal(diagonal, torch.zeros_like(diagonal), 0, "exact", f"exact: {entries} read", True)
+        status = f"exact: {entries} read"
+        rounding = RELATIVE * float(entry_scales(diagonal, lengths).max())
+        return FlatDiagonal(diagonal, torch.zeros_like(diagonal), 0, "exact", status, True, rounding)
 
     def estimate(self, value: Tensor, error: Tensor, *, probes: int, method: str) -> FlatDiagonal:
         """The estimate with its sentence, from a mean over ``probes`` samples."""
@@ -73,7 +79,10 @@ class Diagonal:
         status = f"standard error {size} of the diagonal's norm from {probes} random vectors"
         if excess > 1.0:
             status += f", above the {100 * self.rel:.2g} % asked for: allow more probes, or a larger error"
-        return FlatDiagonal(value, error, probes, method, status, excess <= 1.0)
+        # The variance of an entry's sample is its row's squared length, less the entry's square.
+        lengths = (value.square() + max(probes, 1) * error.square()).sqrt()
+        rounding = RELATIVE * float(lengths.max()) if probes > 1 else math.inf
+        return FlatDiagonal(value, error, probes, method, status, excess <= 1.0, rounding)
 
 
 class DiagonalSamples:

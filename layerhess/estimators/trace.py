@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from layerhess.errors import InputError
 from layerhess.estimates import TraceEstimate
 from layerhess.estimators.deflation import Deflation
 from layerhess.estimators.options import check_common, is_number
+from layerhess.estimators.rounding import RELATIVE, coarser, entry_scales
 from layerhess.estimators.running import Running, half_width
 from layerhess.estimators.stopping import excess_of
 
@@ -58,18 +60,32 @@ class Trace:
         """An empty accumulator."""
         return TraceSamples(deflation, self)
 
-    def exact(self, diagonal: Tensor) -> TraceEstimate:
-        """The estimate when all (n,) diagonal entries were read."""
+    def exact(self, diagonal: Tensor, lengths: Tensor | None = None) -> TraceEstimate:
+        """The estimate when all (n,) diagonal entries were read, and the lengths (n,) of their columns are known."""
         entries = "the only diagonal entry was" if len(diagonal) == 1 else f"all {len(diagonal)} diagonal entries were"
-        return self.known(float(diagonal.sum()), f"exact: {entries} read")
+        return self.known(float(diagonal.sum()), f"exact: {entries} read", float(entry_scales(diagonal, lengths).sum()))
 
-    def known(self, value: float, status: str) -> TraceEstimate:
-        """The estimate when no probe was needed, for the reason that ``status`` gives."""
-        return TraceEstimate(value, 0.0, value, value, 0, "exact", True, status)
+    def known(self, value: float, status: str, scale: float = 0.0) -> TraceEstimate:
+        """The estimate when no probe was needed, for the reason that ``status`` gives.
 
-    def estimate(self, value: float, error: float, *, probes: int, method: str, nuclear: float) -> TraceEstimate:
-        """The estimate with its interval and its sentence, from a mean over ``probes`` samples."""
-        half = half_width(error, probes)
+        Args:
+            scale: sum of the magnitudes of what was added up.
+        """
+        rounding = RELATIVE * scale
+        return TraceEstimate(
+            value, 0.0, value - rounding, value + rounding, 0, "exact", True, status, rounding=rounding
+        )
+
+    def estimate(
+        self, value: float, error: float, *, probes: int, method: str, nuclear: float, scale: float = 0.0
+    ) -> TraceEstimate:
+        """The estimate with its interval and its sentence, from a mean over ``probes`` samples.
+
+        Args:
+            nuclear: norm, which a cancelling trace is held against. scale: of what was added up, if that is more.
+        """
+        rounding = RELATIVE * max(nuclear, abs(value), scale)
+        half = half_width(error, probes) + rounding
         tolerated = self.tolerance(value, nuclear)
         converged = error <= tolerated
         size = f"{100 * error / abs(value):.2g} % of the value" if value else f"{error:.2g}"
@@ -78,7 +94,19 @@ class Trace:
             status += f", above the {tolerated:.2g} asked for: allow more probes, or a larger error"
         elif error > self.rel * abs(value):
             status += ": the value is small against the absolute error that is tolerated"
-        return TraceEstimate(value, error, value - half, value + half, probes, method, converged, status)
+        return TraceEstimate(
+            value, error, value - half, value + half, probes, method, converged, status, rounding=rounding
+        )
+
+
+def rounded(found: TraceEstimate, relative: float) -> TraceEstimate:
+    """The estimate of :class:`Trace`, which takes products to be right to float64, with their true relative error.
+
+    The interval and ``rounding`` grow; the standard error is what it was, since that is over the random vectors.
+    """
+    rounding = found.rounding * coarser(relative)
+    more = rounding - found.rounding
+    return dataclasses.replace(found, low=found.low - more, high=found.high + more, rounding=rounding)
 
 
 class TraceSamples:

@@ -14,17 +14,15 @@ from layerhess.estimates import CouplingEstimate, DiagonalEstimate, TraceEstimat
 from layerhess.estimators.coupling import Coupling
 from layerhess.estimators.deflation import Deflation, orthonormal_rows
 from layerhess.estimators.diagonal import Diagonal
-from layerhess.estimators.running import Running
-from layerhess.estimators.stopping import MINIMUM, excess_of, next_target, probes_needed
 from layerhess.estimators.trace import Trace
 from layerhess.estimators.unit import UnitVectors
 from layerhess.probing.columns import Columns, Script
-from layerhess.probing.goals import Goals, cautious
+from layerhess.probing.goals import Goals
 from layerhess.probing.member import Known, Member, Samples, part_of, shaped
 from layerhess.probing.starts import DensityRide, widened
+from layerhess.probing.total import FULL_COST, FullTrace
 from layerhess.sweep import FULL, Request
 
-FULL_COST = 5.0  # of a full product, in products of one block; 3 to 6 on the networks of benchmarks/
 PILOT = 4  # block products from which their variance is guessed
 SKETCH_ABOVE = 64  # probes still to come that make more deflation worth its products
 SKETCH = 24  # vectors, each two products
@@ -66,8 +64,11 @@ class Probing:
     members: dict[str, Member] = field(default_factory=dict)
     _pending: dict[str, Request] = field(default_factory=dict)
     _script: Script | None = None
-    _joint: Running[float] = field(default_factory=lambda: Running(0.0))
+    _total: FullTrace = field(init=False)
     _columns: Columns | None = None
+
+    def __post_init__(self) -> None:
+        self._total = FullTrace(self.trace if self.whole else None, self.goals, self.members)
 
     # -- the companion's verbs --------------------------------------------------------------------------------------
 
@@ -80,7 +81,7 @@ class Probing:
             if self.coupling is not None:
                 coupled = {name: self.blocks[name] for name in self.coupled}
                 self._columns = Columns(self.coupling, coupled, self.full, self.seed, self.room)
-            self.members = {name: self._member(name, block, known.get(name)) for name, block in self.blocks.items()}
+            self.members.update({n: self._member(n, block, known.get(n)) for n, block in self.blocks.items()})
             self._take_full_start()
             self._script = self._run()
             self._advance(None)
@@ -98,7 +99,7 @@ class Probing:
 
     @property
     def _spent(self) -> int:
-        return self._joint.count + sum(m.drawn + m.exact for m in self.members.values())
+        return self._total.count + sum(m.drawn + m.exact for m in self.members.values())
 
     def _advance(self, products: Mapping[str, Tensor] | None) -> None:
         assert self._script is not None
@@ -120,18 +121,18 @@ class Probing:
         if not self.goals:
             return
         if self._waiting() and not self.goals.fixed:
-            yield from self._full_products(self.goals.enough - self._joint.count)
-        while (waiting := self._waiting()) or self._whole_excess() > 1.0:
+            yield from self._full_products(self.goals.enough - self._total.count)
+        while (waiting := self._waiting()) or self._total.excess > 1.0:
             before = self._spent
             yield from self._next(waiting)
             if self._spent == before:  # nobody may take more
                 break
 
     def _next(self, waiting: list[Member]) -> Script:
-        if not waiting and (wanted := self._own_for_the_whole()):
+        if not waiting and (wanted := self._total.own_products()):
             yield from self._own_products(wanted)
             return
-        joint = max([self._joint_missing(), *(self._missing(m, m.joint) for m in waiting)])
+        joint = max([self._total.missing, *(self._missing(m, m.joint) for m in waiting)])
         many = self.goals.limit > SKETCH_ABOVE and not self.goals.fixed  # else there is nothing to find out
         unseen = [m for m in waiting if m.own.count < PILOT and m.block.numel > PILOT] if many else []
         if unseen and FULL_COST * joint > PILOT * len(unseen):
@@ -152,7 +153,7 @@ class Probing:
             )
         else:
             aims = [self.goals.target(m.joint, m.beside(m.joint)) - m.joint.count for m in waiting]
-            yield from self._full_products(max([self._whole_target() - self._joint.count, *aims]))
+            yield from self._full_products(max([self._total.target - self._total.count, *aims]))
 
     def _read(self, members: list[Member]) -> Script:
         """Read whole diagonals, where probes would cost no less."""
@@ -163,8 +164,8 @@ class Probing:
             for name, reader in left.items():
                 reader.tell(products[_own_key(name)])
         for m in members:
-            m.known = Known(diagonal=readers[m.name].diagonal)
-            self._joint = Running(0.0)  # full products so far held this block's probes
+            m.known = Known(diagonal=readers[m.name].diagonal, lengths=readers[m.name].lengths)
+            self._total.reset()  # full products so far held this block's probes
 
     def _full_products(self, number: int) -> Script:
         active = [m for m in self.members.values() if not m.exact]
@@ -179,7 +180,7 @@ class Probing:
                 m.joint.add(signs[m.name], parts[m.name], part_of(self.full, m.block, products))
                 m.spent += size
             for value in (rows * products).sum(dim=1).tolist():
-                self._joint.add(value)
+                self._total.add(value)
 
     def _own_products(self, wanted: Mapping[str, int]) -> Script:
         left = dict(wanted)
@@ -206,7 +207,7 @@ class Probing:
             m.spent += size[m.name] + len(bases[m.name])
             m.deflation = Deflation(q, torch.cat([m.deflation.w, products[_own_key(m.name)]]))
             m.own, m.joint, m.sketched = self._samples(m.deflation), self._samples(m.deflation), True
-        self._joint = Running(0.0)
+        self._total.reset()
         for m in self.members.values():  # joint samples before and after do not mix
             m.joint = self._samples(m.deflation)
 
@@ -216,10 +217,10 @@ class Probing:
         """The trace of a block, or of all of them for "(full)"."""
         assert self.trace is not None
         if name == FULL:
-            return self._whole_trace()
+            return self._total.estimate()
         member = self.members[name]
         if member.known.diagonal is not None:
-            return self.trace.exact(member.known.diagonal)
+            return self.trace.exact(member.known.diagonal, member.known.lengths)
         if member.known.zero:
             return self.trace.known(0.0, "zero: the block has no curvature above its zero level")
         return member.best.trace.estimate()
@@ -238,12 +239,13 @@ class Probing:
                 max((part.probes for part in parts), default=0),
                 "exact" if all(part.method == "exact" for part in parts) else "assembled",
                 "assembled from the diagonals of the blocks",
+                rounding=max((part.rounding for part in parts), default=0.0),
             )
         member = self.members[name]
         if member.exact:
             flat = member.known.diagonal
             flat = torch.zeros(member.block.numel, dtype=torch.float64) if flat is None else flat
-            return shaped(member.block, self.diagonal.exact(flat))
+            return shaped(member.block, self.diagonal.exact(flat, member.known.lengths))
         samples = member.best.diagonal
         assert samples is not None
         return shaped(member.block, samples.estimate())
@@ -289,7 +291,7 @@ class Probing:
             v, rows = (part_of(self.full, m.block, whole) for whole in (start.vectors, start.products))
             values += (m.deflation.project(v) * m.joint.add_free(v, rows)).sum(dim=1)
         for value in values.tolist():
-            self._joint.add(value)
+            self._total.add(value)
 
     def _waiting(self) -> list[Member]:
         """Those that are neither good enough nor at their limit."""
@@ -320,76 +322,6 @@ class Probing:
             sizes = [shape.numel() for shape in member.block.shapes]
             pieces.update(zip(member.block.parameters, torch.split(rows, sizes, dim=1), strict=True))
         return torch.cat([pieces[name] for name in self.full.parameters], dim=1)
-
-    # -- the whole model --------------------------------------------------------------------------------------------
-
-    def _exact_part(self) -> float:
-        return sum(float(m.known.diagonal.sum()) for m in self.members.values() if m.known.diagonal is not None)
-
-    def _whole(self) -> tuple[float, float, int, float]:
-        """Value, standard error, probes and nuclear norm: from the full products, or put together from the blocks.
-
-        Blocks' own probes are independent of each other, so their variances add; full products are one sample each.
-        """
-        active = [m for m in self.members.values() if not m.exact]
-        nuclear = sum(m.best.trace.nuclear for m in active)
-        value = self._exact_part() + sum(m.deflation.trace for m in active) + self._joint.mean
-        found = (value, self._joint.standard_error, self._joint.count, nuclear)
-        if all(m.own.count >= self.goals.enough for m in active):
-            error = math.sqrt(sum(m.own.trace.standard_error**2 for m in active))
-            value = self._exact_part() + sum(m.own.trace.mean for m in active)
-            found = (value, error, min((m.own.count for m in active), default=0), nuclear)
-        return found
-
-    def _whole_excess(self) -> float:
-        """Above 1 where the full trace calls for more full products."""
-        if self.trace is None or not self.whole or all(m.exact for m in self.members.values()):
-            return 0.0
-        value, error, count, nuclear = self._whole()
-        if self.trace.probes is not None:
-            return math.inf if count < self.trace.probes else 0.0
-        if self._joint.count >= self.trace.max_probes:
-            return 0.0
-        return cautious(count, excess_of(error, self.trace.tolerance(value, nuclear)))
-
-    def _own_for_the_whole(self) -> dict[str, int]:
-        """Blocks' own products that the full trace waits for, where they cost less than full products.
-
-        First those without which it cannot be put together from the blocks at all, then those of the worst block.
-        """
-        active = [m for m in self.members.values() if not m.exact]
-        left = {m.name: self.goals.enough - m.own.count for m in active if m.own.count < self.goals.enough}
-        if not left and active:
-            worst = max(active, key=lambda m: m.own.trace.standard_error)
-            aim = next_target(worst.own.count, self._whole_excess(), self.goals.limit - worst.beside(worst.own))
-            left = {worst.name: aim - worst.own.count}
-        wanted = {name: number for name, number in left.items() if number > 0}
-        return wanted if sum(wanted.values()) < FULL_COST * self._joint_missing() else {}
-
-    def _joint_missing(self) -> int:
-        excess = self._whole_excess()
-        if self.trace is None or excess <= 1.0:
-            return 0
-        if self.trace.probes is not None:
-            return self.trace.probes - self._joint.count
-        return min(self.trace.max_probes, probes_needed(max(self._joint.count, 1), excess)) - self._joint.count
-
-    def _whole_target(self) -> int:
-        count, excess = self._joint.count, self._whole_excess()
-        if self.trace is None or excess <= 1.0:
-            return count
-        if self.trace.probes is not None:
-            return self.trace.probes
-        return self.goals.enough if count < MINIMUM else next_target(count, excess, self.trace.max_probes)
-
-    def _whole_trace(self) -> TraceEstimate:
-        assert self.trace is not None
-        if all(m.exact for m in self.members.values()):
-            return self.trace.known(self._exact_part(), "exact: the sum of the blocks' traces, which are all exact")
-        value, error, probes, nuclear = self._whole()
-        deflated = any(m.deflation.size for m in self.members.values())
-        method = "deflated" if deflated else "hutchinson"
-        return self.trace.estimate(value, error, probes=probes, method=method, nuclear=nuclear)
 
 
 def _own_key(name: str) -> str:

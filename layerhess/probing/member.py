@@ -24,12 +24,13 @@ class Known:
 
     Attributes:
         deflation: from its basis; None for nothing. diagonal: (n,) all entries, where the whole block was read.
-        zero: the block counts as zero.
+        lengths: (n,) of the columns, with it. zero: the block counts as zero.
     """
 
     deflation: Deflation | None = None
     diagonal: Tensor | None = None
     zero: bool = False
+    lengths: Tensor | None = None
 
 
 @dataclass
@@ -119,6 +120,7 @@ def shaped(block: Block, flat: FlatDiagonal) -> DiagonalEstimate:
         flat.probes,
         flat.method,
         flat.status,
+        rounding=flat.rounding,
     )
 
 
