@@ -65,8 +65,16 @@ def sampling_errors(
     the block's eigenvectors and random probes orthogonal to them; two probes u, w see the same groups, so that the
     covariance between u'A_g u and w'A_g w over the groups is the data's part alone.
 
-    Groups are the batches; where those are few, pieces of them. Examples within a group count as drawn together: data
-    in a meaningful order (sorted by class) makes the figure too large, never too small.
+    Groups are the batches; where those are few, pieces of them. Two things make the figure too large, and neither is
+    corrected, since a right correction would have to know the spectrum without noise:
+
+    1. Examples within a group count as drawn together, and data in a meaningful order (sorted by class) were not.
+    2. The eigenvector was fitted to the same examples, and first order holds as long as the standard error is small
+       against the distance to the next eigenvalue. Among close neighbours eigenvectors turn into one another while the
+       eigenvalues, which repel each other, move less. With 40 fresh data sets for fixed random weights (10-20-3, tanh,
+       cross entropy) the stated error was 2.1, 2.0, 2.7 times the actual spread for the three largest of 0.weight at
+       256 examples, and 1.3, 1.8, 2.3 times at 4096; for the well separated ones of the full Hessian 1.0, 1.0, 1.3 and
+       0.9, 1.2, 1.1 times.
 
     Args:
         pairs: name -> (block, (k, P_b) unit eigenvectors, (k,) eigenvalues). traced: name -> block whose trace is asked

@@ -42,7 +42,8 @@ class Diagonal:
 
     Args:
         rel: root of the sum of squared standard errors over the diagonal's Euclidean norm.
-        probes: spend exactly so many products instead, whatever the error (XDiag spends two a random vector).
+        probes: spend exactly so many products instead, whatever the error (XDiag spends two a random vector); at least
+            so many where other wishes give more away, see :class:`layerhess.Trace`.
         method: "auto" (deflated where a basis is at hand), "hutchinson" or "xdiag". max_probes: products at most.
 
     Raises:

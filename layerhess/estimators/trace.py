@@ -30,8 +30,10 @@ class Trace:
         absolute: standard error that is good enough in any case; by default ``rel`` times 10 % of the nuclear norm
             (estimated), because a trace in which the eigenvalues cancel is not known to a fraction of itself.
         probes: spend exactly so many products instead, whatever the error. Hutchinson's estimator spends one a
-            random vector, XTrace two, Hutch++ three.
-        method: "auto", "hutchinson", "hutch++" or "xtrace". max_probes: products at most.
+            random vector, XTrace two, Hutch++ three. Where one analysis is asked for more than traces, products that
+            something else needs are used as well, so that it is at least so many.
+        method: "auto", "hutchinson", "hutch++" or "xtrace". max_probes: products at most, a full product being one of
+            every block; those that something else needs do not count.
 
     Raises:
         InputError: a number that cannot be meant, or an unknown method.
