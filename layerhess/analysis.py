@@ -15,14 +15,13 @@ import torch
 from layerhess.arguments import Arguments, check_arguments
 from layerhess.blocks import Block, Partition, Scheme, make_block, partition
 from layerhess.checks import SelfCheck, check_awake, self_check
-from layerhess.checks.selfcheck import refuse_failed
+from layerhess.checks.suspects import refuse_failed
 from layerhess.errors import InputError
 from layerhess.estimation import Estimation
 from layerhess.forecast import forecast
 from layerhess.interrupts import deferred_interrupts
 from layerhess.ledger import Ledger
 from layerhess.objective import Objective
-from layerhess.paths.exact import basis_limit, goes_dense, make_process, source
 from layerhess.paths.factors import graph_maker, note_on_licence, refuse_without_licence
 from layerhess.pieces import piece_size
 from layerhess.products.graph import GraphMaker
@@ -31,11 +30,11 @@ from layerhess.restore import preserved_random_state
 from layerhess.results import Analysis, Check, Spectrum
 from layerhess.rounding import RoundingMeter
 from layerhess.sampling import SamplingErrors, sampling_errors
-from layerhess.schedule import Schedule, Task
+from layerhess.schedule import Schedule
 from layerhess.solvers.process import Wanted
-from layerhess.solvers.zero import ZeroTest
 from layerhess.survey import Survey, survey
 from layerhess.sweep import FULL, Sweep
+from layerhess.tasks import Task, make_tasks
 from layerhess.vectors import random_unit, solver_device
 from layerhess.verdicts import cost_of, mass, refused, unasked, verdict
 from layerhess.versions import versions
@@ -183,7 +182,7 @@ class _Run:
                 self.objective, self.surveyed, self._operators(), self.full_block, self.arguments.seed, self.ledger,
                 self.arguments.curvature, factors=self.arguments.path != "exact",
             )  # fmt: skip
-        self._note(*self.checked.notes)
+        self._note(*self.checked.notes, *self.checked.concerns)
         self._refuse(self.checked.failed)
         names = [block.name for block in self.divided.blocks]
         refuse_without_licence(self.checked.licence, names if self.arguments.path == "factors" else ())
@@ -207,8 +206,11 @@ class _Run:
         sweep.expected = (self.surveyed.loss_sum, self.surveyed.count)
         coarsest = self.checked.trace.coarsest
         meter = RoundingMeter(self.objective, self.surveyed.samples, coarsest, self.ledger, make)
-        tasks = self._tasks()
-        self.estimation = self._estimation(tasks)
+        tasks = make_tasks(
+            self._operators(), self.checked, self.wanted, tol=self.arguments.tol, seed=self.arguments.seed,
+            method=self.arguments.method, device=self.objective.device, memory=self.arguments.memory,
+        )  # fmt: skip
+        self.estimation = self._estimation(tasks, torch.finfo(coarsest).eps, self.surveyed.longest)
         self._note(*self.estimation.notes)
         self.schedule = Schedule(
             sweep=sweep,
@@ -301,7 +303,7 @@ class _Run:
         if not failed:
             return
         if not self.skip_failed:
-            raise refuse_failed(self.objective, self._operators(), failed)
+            raise refuse_failed(self.objective, self._operators(), failed, skippable=True)
         self._note("blocks refused by the self-check: " + ", ".join(failed))
 
     def _check_awake(self, sweep: Sweep, blocks: dict[str, Block], full_norm: float) -> Mapping[str, Check]:
@@ -320,52 +322,24 @@ class _Run:
         covered = {name for block in self.divided.blocks for name in block.parameters}
         return [name for name in self.objective.parameters if name in covered]
 
-    def _tasks(self) -> list[Task]:
-        assert self.checked is not None
-        device = self.objective.device
-        arguments = self.arguments
-        operators = {n: b for n, b in self._operators().items() if n not in self.checked.failed}
-        wanted = self.wanted
-        if not wanted.total:  # small blocks are read whole all the same: nothing is cheaper
-            wanted = Wanted(top=1)
-            operators = {n: b for n, b in operators.items() if goes_dense(b.numel, wanted)}
-        limit = basis_limit(sum(block.numel for block in operators.values()), wanted, device, arguments.memory)
-        tasks = []
-        for name, block in operators.items():
-            process = make_process(
-                block, wanted, tol=arguments.tol, seed=arguments.seed, method=arguments.method, device=device,
-                basis_limit=limit,
-            )  # fmt: skip
-            suspect = name in self.checked.zero_suspects
-            draw = source(block, arguments.seed, solver_device(device))
-            test = ZeroTest(draw, solver_device(device)) if suspect else None
-            licence = self.checked.licence
-            tasks.append(Task(name, block, process, test, name in licence.blocks, licence.sentence(name)))
-        return tasks
-
-    def _estimation(self, tasks: list[Task]) -> Estimation:
+    def _estimation(self, tasks: list[Task], eps: float, length: float) -> Estimation:
         assert self.checked is not None
         blocks = {b.name: b for b in self.divided.blocks if b.name not in self.checked.failed}
         whole = self.arguments.full and FULL not in self.checked.failed
         taken = {name for block in blocks.values() for name in block.parameters}
         parameters = self.objective.parameters
         return Estimation(
-            self.arguments.wishes,
-            blocks=blocks,
+            self.arguments.wishes, blocks=blocks, whole=whole, seed=self.arguments.seed, device=self.objective.device,
             full=make_block(FULL, {n: p for n, p in parameters.items() if whole or n in taken}),
             rest=make_block("(rest)", {n: p for n, p in parameters.items() if n not in taken}),
-            whole=whole,
-            seed=self.arguments.seed,
-            device=self.objective.device,
-            tasks=tasks,
-            memory=self.arguments.memory,
-        )
+            tasks=tasks, eps=eps, length=length, memory=self.arguments.memory,
+        )  # fmt: skip
 
     def _cut(self, make: GraphMaker) -> Objective:
         """The objective, in pieces whose graphs fit the budget where one is given."""
         assert self.surveyed is not None and self.checked is not None
         size, blocks = None, list(self._operators().values())
-        if self.checked.cuttable:
+        if not self.checked.uncut:
             size = piece_size(self.objective, self.surveyed, make, blocks, self.arguments.memory)
         if size is None:
             return self.objective
@@ -373,8 +347,7 @@ class _Run:
         return self.objective.resized(size)
 
     def _sample(self, names: list[str]) -> None:
-        assert self.surveyed is not None and self.schedule is not None and self.estimation is not None
-        assert self.checked is not None
+        assert self.surveyed and self.checked and self.schedule and self.estimation
         found = {t.name: t.candidates for t in self.schedule.tasks if t.done and t.candidates is not None}
         pairs = {
             task.name: (task.block, found[task.name].vectors, found[task.name].values)
@@ -385,7 +358,7 @@ class _Run:
             self.sampled = sampling_errors(
                 self.objective, graph_maker(self.arguments.curvature, self.checked.licence), self.surveyed, pairs,
                 self.estimation.traced(), make_block(FULL, {n: self.objective.parameters[n] for n in names}),
-                self.arguments.seed, self.ledger, self.checkpoint,
+                self.arguments.seed, self.ledger, self.checkpoint, self.checked.uncut,
             )  # fmt: skip
         self._note(self.sampled.note)
 

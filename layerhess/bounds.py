@@ -138,17 +138,23 @@ def zero_bound(level: float, norm: float, n: int, p: float = MISSED_PROBABILITY)
     return bound if norm <= level and bound <= 10.0 * level else None
 
 
+def unit_rounding(eps: float, length: float) -> float:
+    """Relative error of a product that arithmetic itself costs: two roundings, more where a batch sums up many terms.
+
+    A small sample cannot show the latter: errors of a sum grow like the root of its length, less what blocked summation
+    saves. Arguments as for :func:`total_rounding`.
+    """
+    return max(2.0, math.sqrt(length) / 16.0) * eps
+
+
 def total_rounding(measured: float, eps: float, norm: float, length: float) -> float:
     """The rounding part of a bound: what was measured, and never less than arithmetic itself costs.
 
-    One measurement can be lucky, so two roundings of the coarsest dtype are the least that is believed; more where one
-    batch sums up very many terms, which a small sample cannot show (errors of a sum grow like the root of its length,
-    less what blocked summation saves). To that come 16 roundings of float64 for the small eigenproblem.
+    One measurement can be lucky, so :func:`unit_rounding` is the least that is believed. To that come 16 roundings of
+    float64 for the small eigenproblem.
 
     Args:
         measured: absolute, see :class:`layerhess.rounding.RoundingMeter`. eps: of the coarsest dtype in the graph.
         norm: of the operator. length: the most terms summed up in one batch.
     """
-    return (
-        max(measured, max(2.0, math.sqrt(length) / 16.0) * eps * norm) + 16.0 * float(np.finfo(np.float64).eps) * norm
-    )
+    return max(measured, unit_rounding(eps, length) * norm) + 16.0 * float(np.finfo(np.float64).eps) * norm

@@ -221,14 +221,16 @@ def _with_verdicts(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _judged(entry: dict[str, Any]) -> dict[str, Any]:
-    density, diagonal = entry.get("density"), entry.get("diagonal")
+    density, diagonal, trace = (entry.get(kind) for kind in ("density", "diagonal", "trace"))
     judged = {"licence": "", **entry}
+    if isinstance(trace, dict):
+        judged["trace"] = {"rounding": 0.0, **trace}
     # Until then, only the sentences said it.
     if isinstance(density, dict):
         judged["density"] = {"finished": not str(density.get("status")).startswith("stopped early"), **density}
     if isinstance(diagonal, dict):
         reached = " asked for: allow more" not in str(diagonal.get("status"))
-        judged["diagonal"] = {"converged": reached, "required": False, **diagonal}
+        judged["diagonal"] = {"converged": reached, "required": False, "rounding": 0.0, **diagonal}
     return judged
 
 

@@ -122,8 +122,10 @@ def _trace(spectrum: Spectrum) -> Figure:
         return Figure(float(spectrum.spectrum.sum()), n * float(np.max(spectrum.error_bounds, initial=0.0)), "bound")
     if spectrum.trace is None:
         return UNKNOWN
-    exact = spectrum.trace.method == "exact"
-    return Figure(spectrum.trace.value, spectrum.trace.standard_error, "exact" if exact else "standard error")
+    found = spectrum.trace
+    if found.method == "exact":
+        return Figure(found.value, found.rounding, "bound" if found.rounding else "exact")
+    return Figure(found.value, math.hypot(found.standard_error, found.rounding), "standard error")
 
 
 def _frobenius_squared(spectrum: Spectrum) -> Figure:

@@ -19,13 +19,14 @@ class TraceEstimate:
 
     Attributes:
         value: sum of the eigenvalues. standard_error: of ``value`` over the random probes; 0.0 when exact.
-        low, high: 95 % confidence interval (Student's t).
+        low, high: 95 % confidence interval (Student's t), widened by ``rounding`` on both sides.
         probes: random vectors that went into it; 0 when exact.
         method: "exact", "hutchinson", "deflated", "hutch++" or "xtrace".
         converged: the standard error is within what was asked for.
         status: a sentence.
         sampling_error: standard error of ``value`` with respect to the data (another sample of examples); NaN if it
             was not measured. It is no part of the interval.
+        rounding: how far ``value`` may be off, absolutely, because products are rounded; all there is of it when exact.
     """
 
     value: float
@@ -37,6 +38,7 @@ class TraceEstimate:
     converged: bool
     status: str
     sampling_error: float = float("nan")
+    rounding: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class DiagonalEstimate:
         converged: the standard errors are within what was asked for, in the Euclidean norm.
         required: they had to be. False for ``diagonal=True`` and for a fixed number of probes, which ask for what those
             probes give, whatever the error.
+        rounding: how far any entry may be off, absolutely, because products are rounded; no part of the errors.
     """
 
     value: dict[str, Tensor]
@@ -60,6 +63,7 @@ class DiagonalEstimate:
     status: str
     converged: bool = True
     required: bool = False
+    rounding: float = 0.0
 
     @property
     def ok(self) -> bool:

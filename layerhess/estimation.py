@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,26 +13,31 @@ import torch
 from torch import Tensor
 
 from layerhess.blocks import Block
+from layerhess.bounds import unit_rounding
 from layerhess.estimates import CouplingEstimate, TraceEstimate
 from layerhess.estimators.deflation import Deflation
 from layerhess.estimators.density import Density, StochasticLanczos, check_moments, exact_density
 from layerhess.estimators.diagonal import Diagonal
 from layerhess.estimators.divergence import divergences
 from layerhess.estimators.methods import diagonal_process, trace_process
-from layerhess.estimators.trace import Trace
+from layerhess.estimators.rounding import coarser
+from layerhess.estimators.trace import Trace, rounded
 from layerhess.memory import Budget
 from layerhess.probing.joint import Probing
 from layerhess.probing.member import Known, room_for, shaped
+from layerhess.probing.starts import DensityRide
 from layerhess.results import Check, Spectrum
 from layerhess.sampling import SamplingErrors
-from layerhess.schedule import Companion, Task
+from layerhess.schedule import Companion
 from layerhess.solvers.dense import Dense
 from layerhess.solvers.lanczos import Lanczos
 from layerhess.sweep import FULL, Request
+from layerhess.tasks import Task
 from layerhess.vectors import random_signs, random_unit, solver_device
 from layerhess.wishes import Wishes
 
 REST = "(rest)"
+MOST_COLUMNS = 4096
 SHARED_METHODS = ("auto", "hutchinson")  # whose probes can serve all blocks at once
 
 
@@ -64,7 +70,8 @@ class Estimation:
     Args:
         wishes: what is asked for. blocks: those to estimate, in model order. full: the block of all parameters that
             take part. whole: also estimate the full model. seed: of the probes. device: of the model.
-        tasks: of the eigenvalue solvers. memory: the budget.
+        tasks: of the eigenvalue solvers. eps, length: of the products' rounding, see
+            :func:`layerhess.bounds.unit_rounding`. memory: the budget.
 
     Attributes:
         notes: sentences for the reader. companions: of the schedule.
@@ -78,11 +85,14 @@ class Estimation:
     seed: int
     device: torch.device
     tasks: Sequence[Task] = ()
+    eps: float = 0.0
+    length: float = 1.0
     memory: Budget = Budget()  # noqa: RUF009  (frozen)
     companions: list[Companion] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _joint: Probing | None = None
     _densities: dict[str, StochasticLanczos] = field(default_factory=dict)
+    _rides: dict[str, DensityRide] = field(default_factory=dict)
     _traces: dict[str, Any] = field(default_factory=dict)
     _diagonals: dict[str, Any] = field(default_factory=dict)
 
@@ -97,7 +107,7 @@ class Estimation:
             self._diagonals = self._alone("diagonal", diagonal)
             diagonal = None
         if self.wishes.density is not None:
-            self._plan_densities(self.wishes.density)
+            self._plan_densities(self.wishes.density, shared=trace is not None or diagonal is not None)
         if trace or diagonal or self.wishes.coupling:
             self._joint = self._plan_probing(trace, diagonal)
             self.companions.append(self._joint)
@@ -107,12 +117,36 @@ class Estimation:
     def _operators(self) -> dict[str, Block]:
         return {**self.blocks, **({FULL: self.full} if self.whole else {})}
 
-    def _plan_densities(self, options: Density) -> None:
+    def _plan_densities(self, options: Density, shared: bool) -> None:
+        """Densities of all that is not read whole.
+
+        Args:
+            shared: traces or diagonals by shared probes are wanted too, which take what the densities begin with.
+        """
+        coupling = self.wishes.coupling
+        coupled = self.blocks if coupling is not None else {}
+        room = room_for(self.full.numel, self.device, self.memory, most=MOST_COLUMNS)
+        left = room  # whole columns in the first pass; those that do not fit are made later
         for name, block in self._operators().items():
-            if name not in self.dense:
-                process = StochasticLanczos(block.numel, options, self._directions(name, block, "density"))
-                self._densities[name] = process
-                self.companions.append(Alone(f"(density) {name}", block, process))
+            if name in self.dense:
+                continue
+            process = StochasticLanczos(block.numel, options, self._starts(name, block))
+            columns = 0
+            if coupling is not None and name in coupled and block.numel > coupling.probes:
+                columns = min(coupling.probes, options.probes, left)
+                left -= columns
+            ride = DensityRide(
+                f"(density) {name}",
+                block,
+                process,
+                full=self.full,
+                others=coupled,
+                columns=columns,
+                remembers=shared or columns > 0,
+                bases=min(4 * options.probes // 5, room // (2 * options.steps)) if shared and name != FULL else 0,
+            )
+            self._densities[name], self._rides[name] = process, ride
+            self.companions.append(ride)
         if short := [name for name, process in self._densities.items() if process.n < options.steps]:
             more = f" and {len(short) - 6} more" if len(short) > 6 else ""
             self.notes.append(
@@ -151,16 +185,22 @@ class Estimation:
             seed=self.seed,
             device=self.device,
             room=room_for(self.full.numel, self.device, self.memory),
+            starts=self._rides,
         )
 
     def _known(self) -> Mapping[str, Known] | None:
-        """What the solvers left, once all of them are done."""
-        if not all(task.done for task in self.tasks):
+        """What the solvers left, once all of them are done; and the densities, whose products are used as well."""
+        if not all(task.done for task in self.tasks) or not all(ride.done for ride in self._rides.values()):
             return None
         return {task.name: _known(task) for task in self.tasks}
 
     def _signs(self, name: str, block: Block, kind: str) -> Any:
         return lambda number: random_signs(block.numel, self.seed, f"({kind}) {name}", number, self.device)
+
+    def _starts(self, name: str, block: Block) -> Any:
+        """Signs over sqrt(n): unit vectors whose products are probes of the trace and the diagonal as well."""
+        signs = self._signs(name, block, "density")
+        return lambda number: signs(number) / math.sqrt(block.numel)
 
     def _directions(self, name: str, block: Block, kind: str) -> Any:
         return lambda number: random_unit(block.numel, self.seed, f"({kind}) {name}", number, self.device)
@@ -229,6 +269,10 @@ class Estimation:
         return dataclasses.replace(found, divergence=distances, divergence_error=errors)
 
     def _trace(self, name: str) -> TraceEstimate | None:
+        found = self._found_trace(name)
+        return None if found is None else rounded(found, self._relative(name))
+
+    def _found_trace(self, name: str) -> TraceEstimate | None:
         options = self.wishes.trace
         if options is None:
             return None
@@ -238,7 +282,23 @@ class Estimation:
             return self._joint.trace_of(name) if self._joint.started else None
         return self._exact(name, options)  # type: ignore[no-any-return]
 
+    def _relative(self, name: str) -> float:
+        """Relative error of a product by rounding: measured at the eigenvectors, the worst of the others where not."""
+        measured = {
+            task.name: task.rounding / task.candidates.norm
+            for task in self.tasks
+            if task.rounding is not None and task.candidates is not None and task.candidates.norm > 0.0
+        }
+        worst = max(measured.values(), default=0.0)
+        return max(unit_rounding(self.eps, self.length), measured.get(name, worst))
+
     def _diagonal(self, name: str) -> Any:
+        found = self._found_diagonal(name)
+        if found is None:
+            return None
+        return dataclasses.replace(found, rounding=found.rounding * coarser(self._relative(name)))
+
+    def _found_diagonal(self, name: str) -> Any:
         options = self.wishes.diagonal
         if options is None:
             return None
@@ -254,8 +314,8 @@ class Estimation:
         """For a block that its solver read whole."""
         for task in self.tasks:
             if task.name == name and task.done:
-                diagonal = _known(task).diagonal
-                return None if diagonal is None else options.exact(diagonal)
+                known = _known(task)
+                return None if known.diagonal is None else options.exact(known.diagonal, known.lengths)
         return None
 
     def _density(self, name: str, spectrum: Spectrum) -> Any:
@@ -274,7 +334,9 @@ def _known(task: Task) -> Known:
     if task.zero_bound is not None:
         return Known(zero=True)
     if isinstance(task.process, Dense):
-        return Known(diagonal=task.process.matrix.diagonal().clone()) if task.process.proposes else Known()
+        matrix = task.process.matrix
+        lengths = torch.linalg.vector_norm(matrix, dim=1)
+        return Known(diagonal=matrix.diagonal().clone(), lengths=lengths) if task.process.proposes else Known()
     if isinstance(task.process, Lanczos):
         q, w = task.process.basis
         return Known(deflation=Deflation(q, w))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from layerhess import batches
+from layerhess.batch_norm import TiedNorms, tied_norms
 from layerhess.errors import InputError, LayerhessWarning, checked_integer
 from layerhess.evaluation import Evaluation, evaluation_of
 from layerhess.kernels import plain_kernels
@@ -94,15 +95,9 @@ class Objective:
         return self.evaluation(self.model, batch)
 
     @property
-    def batch_dependent_norm(self) -> list[str]:
-        """Names of BatchNorm modules that will run in train mode: the split into batches is then part of the loss."""
-        if self.mode == "eval":
-            return []
-        return [
-            name
-            for name, module in self.model.named_modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)
-        ]
+    def tied_norms(self) -> TiedNorms:
+        """BatchNorm modules that will use the batch's own statistics: the split into batches is part of the loss."""
+        return tied_norms(self.model, self.mode)
 
     @property
     def random_modules(self) -> list[str]:
@@ -260,27 +255,24 @@ class Objective:
                 return model
 
     def _refuse_split_batch_norm(self) -> None:
-        names = self.batch_dependent_norm
-        if not names:
+        norms = self.tied_norms
+        if not norms:
             return
         if batches.is_shuffling(self.data):
             raise InputError(
-                "BatchNorm runs in train mode, where the split into batches is part of the loss, and the loader "
-                "shuffles: every pass would have another loss",
-                where=", ".join(names[:3]),
-                what_to_do="use mode='eval', or shuffle=False",
+                f"{norms.what}, so that the split into batches is part of the loss, and the loader shuffles: every "
+                "pass would have another loss",
+                where=norms.where,
+                what_to_do=f"{norms.cure}, or shuffle=False",
             )
         if self.batch_size is not None:
             raise InputError(
-                "BatchNorm runs in train mode, where the split into batches is part of the loss, so batch_size would "
-                "change the loss",
-                where=", ".join(names[:3]),
-                what_to_do="use mode='eval', or give smaller batches yourself if that is the loss you mean",
+                f"{norms.what}, so that the split into batches is part of the loss, and batch_size would change the "
+                "loss",
+                where=norms.where,
+                what_to_do=f"{norms.cure}, or give smaller batches yourself if that is the loss you mean",
             )
-        self.notes.append(
-            f"BatchNorm runs in train mode ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): "
-            "the split into batches is part of the loss"
-        )
+        self.notes.append(f"{norms.what} ({norms.where}): the split into batches is part of the loss")
 
     def _note_compiled_parts(self) -> None:
         parts = [

@@ -25,39 +25,39 @@ class Sampler:
 
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
-        self._first: Any = None
+        self._first: tuple[int, Any] | None = None
         self._largest: tuple[float, int, Any] = (-math.inf, -1, None)
         self._others: list[tuple[int, Any]] = []
         self._stride = 1
         self._seen = 0
 
-    def offer(self, batch: Any, value: float, count: float) -> None:
-        """Note a batch with its loss sum and count; one that counts nothing is passed over."""
+    def offer(self, index: int, batch: Any, value: float, count: float) -> None:
+        """Note batch number ``index`` with its loss sum and count; one that counts nothing is passed over."""
         if count <= 0.0:
             return
-        index, self._seen = self._seen, self._seen + 1
-        if index == 0:
-            self._first = self._cut(batch, LARGEST)
+        self._seen += 1
+        if self._first is None:
+            self._first = index, self._cut(batch, LARGEST)
             return
         if abs(value) / count > self._largest[0]:
             self._largest = (abs(value) / count, index, self._cut(batch, LARGEST))
-        if index % self._stride == 0:
+        if (self._seen - 1) % self._stride == 0:
             self._others.append((index, self._cut(batch, LARGEST)))
             if len(self._others) > 8:  # keeps memory small, and the middle findable
                 self._others, self._stride = self._others[1::2], 2 * self._stride
 
-    def chosen(self, examples: int) -> list[Any]:
-        """The pieces, cut to the share that ``examples`` in all deserve; empty if no batch counted."""
+    def chosen(self, examples: int) -> list[tuple[int, Any]]:
+        """(batch, piece of it), cut to the share that ``examples`` in all deserve; empty if no batch counted."""
         if self._first is None:
             return []
         wanted = min(LARGEST, max(SMALLEST, examples // SHARE))
         pieces = [self._first]
         if self._largest[1] > 0:
-            pieces.append(self._largest[2])
-        middle = [piece for index, piece in self._others if index != self._largest[1]]
+            pieces.append(self._largest[1:])
+        middle = [other for other in self._others if other[0] != self._largest[1]]
         if middle and wanted >= 8 * MOST_PIECES:
             pieces.append(middle[len(middle) // 2])
-        return [self._cut(piece, max(4, wanted // len(pieces))) for piece in pieces]
+        return [(index, self._cut(piece, max(4, wanted // len(pieces)))) for index, piece in pieces]
 
     def _cut(self, batch: Any, size: int) -> Any:
         """A spread of a few examples; the whole batch where such a slice cannot be evaluated or counts nothing."""

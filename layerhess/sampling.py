@@ -56,6 +56,7 @@ def sampling_errors(
     seed: int,
     ledger: Ledger,
     checkpoint: Callable[[], None] = lambda: None,
+    uncut: str = "",
 ) -> SamplingErrors:
     """One pass over the data, group by group (in session).
 
@@ -64,19 +65,28 @@ def sampling_errors(
     the block's eigenvectors and random probes orthogonal to them; two probes u, w see the same groups, so that the
     covariance between u'A_g u and w'A_g w over the groups is the data's part alone.
 
-    Groups are the batches; where those are few, pieces of them. Examples within a group count as drawn together: data
-    in a meaningful order (sorted by class) makes the figure too large, never too small.
+    Groups are the batches; where those are few, pieces of them. Two things make the figure too large, and neither is
+    corrected, since a right correction would have to know the spectrum without noise:
+
+    1. Examples within a group count as drawn together, and data in a meaningful order (sorted by class) were not.
+    2. The eigenvector was fitted to the same examples, and first order holds as long as the standard error is small
+       against the distance to the next eigenvalue. Among close neighbours eigenvectors turn into one another while the
+       eigenvalues, which repel each other, move less. With 40 fresh data sets for fixed random weights (10-20-3, tanh,
+       cross entropy) the stated error was 2.1, 2.0, 2.7 times the actual spread for the three largest of 0.weight at
+       256 examples, and 1.3, 1.8, 2.3 times at 4096; for the well separated ones of the full Hessian 1.0, 1.0, 1.3 and
+       0.9, 1.2, 1.1 times.
 
     Args:
         pairs: name -> (block, (k, P_b) unit eigenvectors, (k,) eigenvalues). traced: name -> block whose trace is asked
-            for. full: the block of all parameters that any of them needs.
+            for. full: the block of all parameters that any of them needs. uncut: why batches must not be cut into
+            groups (the pieces would have another loss), "" if they may be.
 
     Returns:
         Empty with a note where the data cannot be seen as at least four groups.
     """
-    grouped, number = _grouped(objective, surveyed)
+    grouped, number = _grouped(objective, surveyed, uncut)
     if number < FEWEST:
-        return SamplingErrors(note=_too_few(objective, number))
+        return SamplingErrors(note=_too_few(surveyed, number, uncut))
     requests = {name: Request(block, vectors, quadratic=(block,)) for name, (block, vectors, _) in pairs.items()}
     small = {name: block for name, block in traced.items() if block.numel <= EXACT and name != FULL}
     for name, block in small.items():  # an orthonormal basis that begins with the eigenvectors serves both
@@ -168,21 +178,22 @@ def shared_error(sums: Floats, counts: Floats) -> float:
     return float(math.sqrt(groups / (groups - 1) * square) / counts.sum())
 
 
-def _grouped(objective: Objective, surveyed: Survey) -> tuple[Objective, int]:
+def _grouped(objective: Objective, surveyed: Survey, uncut: str) -> tuple[Objective, int]:
     number = surveyed.batches
-    if number >= GROUPS or not surveyed.examples or objective.batch_dependent_norm:
+    if number >= GROUPS or not surveyed.examples or uncut:
         return objective, number
     size = max(1, surveyed.examples // GROUPS)
     return objective.resized(size), math.ceil(surveyed.examples / size)
 
 
-def _too_few(objective: Objective, number: int) -> str:
-    why = (
-        "BatchNorm in train mode ties each batch together, so batches cannot be cut"
-        if objective.batch_dependent_norm
-        else "the examples of a batch cannot be told apart"
+def _too_few(surveyed: Survey, number: int, uncut: str) -> str:
+    why = uncut if surveyed.examples else "the examples of a batch cannot be told apart"
+    if not why:
+        return f"sampling error: not measured: {surveyed.examples} examples are too few to compare"
+    return (
+        f"sampling error: not measured: {number} batches are too few to compare, and they cannot be cut ({why}); give "
+        "smaller batches"
     )
-    return f"sampling error: not measured: {number} batches are too few to compare, and {why}; give smaller batches"
 
 
 def _sentence(groups: int, examples: int) -> str:

@@ -12,13 +12,11 @@ import numpy as np
 import torch
 
 from layerhess.blocks import Block
-from layerhess.bounds import Certificate, certify, total_rounding, zero_bound, zero_level
-from layerhess.errors import InputError
+from layerhess.bounds import total_rounding, zero_bound, zero_level
 from layerhess.progress import Progress, Snapshot
 from layerhess.rounding import RoundingMeter
-from layerhess.solvers.process import Candidates, Process
-from layerhess.solvers.zero import ZeroTest
 from layerhess.sweep import Request, Sweep
+from layerhess.tasks import Task
 
 PROBE = "(probe)"  # no block has this name
 NOISE = 2000.0  # times eps: a relative residual this small may be rounding, so rounding is measured
@@ -39,44 +37,6 @@ class Companion(Protocol):
 
     def tell(self, products: Mapping[str, torch.Tensor]) -> None:
         """The products of what it last asked for, by its own keys."""
-
-
-@dataclass
-class Task:
-    """One operator's way through the solver, from the first product to the certificate.
-
-    Attributes:
-        factors: its products come from factors. licence: why they may, or why not.
-    """
-
-    name: str
-    block: Block
-    process: Process
-    zero_test: ZeroTest | None = None
-    factors: bool = False
-    licence: str = ""
-    rounding: float | None = None
-    rounding_source: str = "not measured"
-    zero_bound: float | None = None
-    candidates: Candidates | None = None
-    certificate: Certificate | None = None
-    done: bool = False
-    told: bool = False
-
-    def ask(self) -> torch.Tensor:
-        """The vectors it needs next."""
-        return self.zero_test.ask() if self.zero_test is not None else self.process.ask()
-
-    def judge(self, tol: float, eps: float, length: float) -> None:
-        """Make the certificate of what there is now; without a measurement rounding has its floor."""
-        self.candidates = self.process.candidates()
-        rounding = total_rounding(self.rounding or 0.0, eps, self.candidates.norm, length)
-        self.certificate = certify(self.candidates, tol=tol, rounding=rounding)
-
-    def distance(self, tol: float) -> float:
-        """How far the worst pair is from its tolerance (1 = there)."""
-        relative = getattr(self.process, "relative_residual", math.nan)
-        return relative / tol if self.told else math.inf
 
 
 @dataclass
@@ -145,9 +105,7 @@ class Schedule:
         if testing:
             requests[PROBE] = Request(self.full_block, self.probe())
         products = self.sweep.run(requests)
-        for key, rows in products.items():
-            if not bool(torch.isfinite(rows).all()):
-                raise self._not_finite(requests[key])
+        self.sweep.refuse_not_finite(requests, products)
         for companion, asked in riding:
             companion.tell({key: products[key] for key in asked})
         for task in tasks:
@@ -160,16 +118,6 @@ class Schedule:
         if testing:
             self._settle_zero_tests(testing, float(torch.linalg.vector_norm(products[PROBE])))
         self._settle([task for task in tasks if not task.done and task.zero_test is None and task.told])
-
-    def _not_finite(self, request: Request) -> InputError:
-        block, batch = request.block, self.sweep.first_not_finite(request)
-        place = "" if batch is None else f"batch {batch}, "
-        return InputError(
-            f"a product with block {block.name!r} is NaN or infinite, though the loss is finite",
-            where=place + ", ".join(block.parameters[:3]),
-            what_to_do="look for sqrt, norm, log or division at 0 in that module (their second derivatives are "
-            "infinite), or use float64",
-        )
 
     def _settle_zero_tests(self, testing: list[Task], full_norm: float) -> None:
         level = zero_level(self.eps, full_norm)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,16 +12,16 @@ import torch
 from torch import Tensor
 
 from layerhess.blocks import Block
-from layerhess.bounds import total_rounding
+from layerhess.bounds import total_rounding, unit_rounding
 from layerhess.checks import self_check
-from layerhess.checks.selfcheck import refuse_failed
-from layerhess.errors import InputError
+from layerhess.checks.suspects import refuse_failed
+from layerhess.errors import InputError, LayerhessWarning
 from layerhess.ledger import Ledger
 from layerhess.operators.operator import BlockOperator, Operator
 from layerhess.rounding import RoundingMeter
 from layerhess.solvers.process import Process, Source
 from layerhess.survey import survey
-from layerhess.sweep import FULL
+from layerhess.sweep import FULL, Request, Sweep
 from layerhess.vectors import random_signs, random_unit, solver_device
 
 
@@ -49,6 +50,7 @@ class Single:
 
     Attributes:
         directions, signs: draw number -> random unit vector, Rademacher vector, (n,) float64; independent.
+        length: the most terms that a product sums up.
         spec: the block, where the operator is one of a network. eps: unit roundoff of the products, times two.
         device: of the vectors.
 
@@ -59,13 +61,15 @@ class Single:
     def __init__(self, op: Any, n: int, seed: int, stack: ExitStack) -> None:
         self._op = op.block(FULL) if isinstance(op, Operator) else op
         self._meter: RoundingMeter | None = None
-        self._length = 1.0
+        self._sweep: Sweep | None = None
+        self._first: tuple[Tensor, Tensor] | None = None
+        self.length = 1.0
         self.eps = float(np.finfo(np.float64).eps)
         self.device = torch.device("cpu")
         if isinstance(self._op, BlockOperator):
             objective = self._op.parent.objective
             self.device = solver_device(objective.device)
-            stack.enter_context(self._op.parent.session())
+            self._sweep = stack.enter_context(self._op.parent.session())
             ledger = Ledger()
             surveyed = survey(objective, ledger)
             blocks = {self._op.name: self._op.spec}
@@ -73,8 +77,10 @@ class Single:
             checked = self_check(objective, surveyed, blocks, self._op.parent.full, seed, ledger, curvature)
             if checked.failed:
                 raise refuse_failed(objective, blocks, checked.failed)
+            for sentence in checked.concerns:  # there is no result with notes that could say it
+                warnings.warn(sentence, LayerhessWarning, stacklevel=3)
             coarsest = checked.trace.coarsest
-            self._length = surveyed.longest
+            self.length = surveyed.longest
             self.eps = torch.finfo(coarsest).eps
             self._meter = stack.enter_context(
                 RoundingMeter(objective, surveyed.samples, coarsest, ledger, curvature.make_graph)
@@ -86,13 +92,30 @@ class Single:
         self.directions: Source = lambda number: random_unit(n, seed, name, number, self.device)
         self.signs: Source = lambda number: random_signs(n, seed, name, number, self.device)
 
+    def relative_rounding(self) -> float:
+        """Of the products so far: measured for a network, at the first of them and at what it was made from."""
+        floor = unit_rounding(self.eps, self.length)
+        if self._meter is None or self.spec is None or self._first is None:
+            return floor
+        row, product = self._first
+        size, length = float(torch.linalg.vector_norm(product)), float(torch.linalg.vector_norm(row))
+        if size == 0.0 or length == 0.0:
+            return floor
+        vectors = torch.stack([row / length, product / size])
+        figure, _ = self._meter.measure({self.spec.name: (self.spec, vectors, size / length)})[self.spec.name]
+        return max(floor, figure / (size / length))
+
     def apply(self, rows: Tensor) -> Tensor:
         """(s, n) products, float64.
 
         Raises:
-            InputError: one of them is NaN or infinite.
+            InputError: one of them is NaN or infinite; for a network's operator the batch is named.
         """
         products = self._products(rows)
+        if self._sweep is not None and self.spec is not None:
+            self._sweep.refuse_not_finite({self.spec.name: Request(self.spec, rows)}, {self.spec.name: products})
+        if self._first is None and len(rows):
+            self._first = rows[0], products[0]
         if not bool(torch.isfinite(products).all()):
             raise InputError(
                 "a product of the operator is NaN or infinite", where="op", what_to_do="repair the operator"
@@ -115,4 +138,4 @@ class Single:
             largest = float(np.abs(candidates.values).max())
             asked = {self._op.name: (self._op.spec, candidates.vectors, largest)}
             figure = self._meter.measure(asked)[self._op.name][0]
-        return total_rounding(figure, self.eps, candidates.norm, self._length)
+        return total_rounding(figure, self.eps, candidates.norm, self.length)

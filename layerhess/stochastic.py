@@ -13,7 +13,8 @@ from layerhess.estimators.density import Density, StochasticLanczos
 from layerhess.estimators.diagonal import Diagonal
 from layerhess.estimators.hutchinson import Process
 from layerhess.estimators.methods import diagonal_process, trace_process
-from layerhess.estimators.trace import Trace
+from layerhess.estimators.rounding import coarser
+from layerhess.estimators.trace import Trace, rounded
 from layerhess.operators.operator import Operator
 from layerhess.probing.joint import Probing
 from layerhess.probing.member import room_for
@@ -48,7 +49,8 @@ def trace(
 
     Returns:
         :class:`layerhess.estimates.TraceEstimate`; exact where no more products than that are needed to read the
-        diagonal. ``converged`` is False where the products ran out. Rounding is no part of the interval.
+        diagonal. ``converged`` is False where the products ran out. The interval holds the rounding of the products,
+        which is all there is of it where the trace is exact.
 
     Raises:
         InputError: bad options or operator; whatever the survey of a network's data refuses.
@@ -62,7 +64,8 @@ def trace(
     goal = Trace(rel=rel, absolute=absolute, probes=probes, method=method, max_probes=max_probes)
     with ExitStack() as stack:
         single = Single(op, n, checked_integer(seed, "seed", 0), stack)
-        return _driven(trace_process(n, goal, single.signs, single.directions, device=single.device), single)
+        found = _driven(trace_process(n, goal, single.signs, single.directions, device=single.device), single)
+        return rounded(found, single.relative_rounding())
 
 
 def diagonal(
@@ -98,8 +101,11 @@ def diagonal(
     with ExitStack() as stack:
         single = Single(op, n, checked_integer(seed, "seed", 0), stack)
         flat = _driven(diagonal_process(n, goal, single.signs, device=single.device), single)
+        rounding = flat.rounding * coarser(single.relative_rounding())
     shaped = [{ARRAY: v} if single.spec is None else single.spec.split(v) for v in (flat.value, flat.standard_error)]
-    return DiagonalEstimate(shaped[0], shaped[1], flat.probes, flat.method, flat.status, flat.converged, flat.required)
+    return DiagonalEstimate(
+        shaped[0], shaped[1], flat.probes, flat.method, flat.status, flat.converged, flat.required, rounding
+    )
 
 
 def density(
@@ -178,7 +184,9 @@ def coupling(op: Operator, probes: int = 8, seed: int = 0) -> CouplingEstimate:
             device=single.device,
         )
         while (asked := probing.requests()) or not probing.done:
-            probing.tell(sweep.run(asked))
+            products = sweep.run(asked)
+            sweep.refuse_not_finite(asked, products)
+            probing.tell(products)
     found = probing.coupling_of()
     assert found is not None
     return found

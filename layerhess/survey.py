@@ -32,6 +32,7 @@ class Survey:
         examples: sum of the first dimensions, 0 where unknown. batches: pieces evaluated.
         samples: prepared pieces of up to three batches, see :class:`layerhess.sample.Sampler`. sample_size: their
             examples together, 0 if unknown. longest: the most terms that are summed up in one batch.
+        places: which batches the samples are pieces of.
     """
 
     loss_sum: float
@@ -41,6 +42,7 @@ class Survey:
     samples: list[Any]
     sample_size: int
     longest: float
+    places: list[int]
 
     @property
     def sample(self) -> Any:
@@ -102,7 +104,7 @@ def _survey(objective: Objective, ledger: Ledger, checkpoint: Callable[[], None]
         size = batches.leading_size(batch)
         examples = None if size is None or examples is None else examples + size
         longest = max(longest, count, size or 1)
-        sampler.offer(batch, value, count)
+        sampler.offer(number - 1, batch, value, count)
         if checked and number > 1:  # a single batch may be summed up in any way
             if number == 2:
                 _refuse_unless_mean(objective, first, "batch 0")
@@ -116,9 +118,10 @@ def _survey(objective: Objective, ledger: Ledger, checkpoint: Callable[[], None]
             what, advice = "the batches hold no examples", "give at least one example"
         raise InputError(f"{what}: the total count of the loss is 0", where="data", what_to_do=advice)
     # No batch counts anything only with reduction="sum".
-    samples = sampler.chosen(examples or 0) or [next(iter(objective.batches()))]
+    chosen = sampler.chosen(examples or 0) or [(0, next(iter(objective.batches())))]
+    places, samples = [index for index, _ in chosen], [piece for _, piece in chosen]
     sizes = [batches.leading_size(piece) or 0 for piece in samples]
-    return Survey(loss_sum, total, examples or 0, number, samples, sum(sizes) if all(sizes) else 0, longest)
+    return Survey(loss_sum, total, examples or 0, number, samples, sum(sizes) if all(sizes) else 0, longest, places)
 
 
 def _surveyed(objective: Objective, batch: Any, where: str) -> tuple[float, float]:
@@ -143,7 +146,7 @@ def _surveyed(objective: Objective, batch: Any, where: str) -> tuple[float, floa
 def _refuse_unless_mean(objective: Objective, batch: Any, where: str) -> None:
     """A batch against its two parts: a mean over the counted items satisfies sum = sum + sum."""
     with torch.no_grad():
-        tied = bool(objective.batch_dependent_norm)
+        tied = bool(objective.tied_norms)
         pairs = objective.evaluation.whole_and_parts(objective.model, batch, tied=tied)
         if pairs is None:
             return

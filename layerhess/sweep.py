@@ -129,6 +129,26 @@ class Sweep:
                 return index
         return None
 
+    def refuse_not_finite(self, requests: Mapping[str, Request], products: Mapping[str, Tensor]) -> None:
+        """Products of a pass that are NaN or infinite, though the losses are finite, are nobody's numbers.
+
+        Raises:
+            InputError: naming the first batch that shows it alone, and the parameters.
+        """
+        for key, rows in products.items():
+            if bool(torch.isfinite(rows).all()):
+                continue
+            image = requests[key].image
+            parts = torch.split(rows, [shape.numel() for shape in image.shapes], dim=1)
+            wrong = [n for n, part in zip(image.parameters, parts, strict=True) if not bool(torch.isfinite(part).all())]
+            batch = self.first_not_finite(requests[key])
+            raise InputError(
+                f"a product with block {requests[key].block.name!r} is NaN or infinite, though the loss is finite",
+                where=("" if batch is None else f"batch {batch}, ") + ", ".join(wrong[:3]),
+                what_to_do="look for sqrt, norm, log or division at 0 in that module (their second derivatives are "
+                "infinite), or use float64",
+            )
+
     def release(self) -> None:
         """Drop all kept graphs."""
         self._kept.clear()

@@ -14,8 +14,8 @@ from layerhess.bounds import MISSED_PROBABILITY, missed_factor
 from layerhess.ledger import Ledger
 from layerhess.objective import Objective
 from layerhess.results import Check, Cost, Spectrum
-from layerhess.schedule import Task
 from layerhess.solvers.process import Wanted
+from layerhess.tasks import Task
 from layerhess.vectors import oriented
 
 _EMPTY = np.empty(0)

@@ -386,3 +386,28 @@ def test_estimates_of_the_other_operators(operator: str) -> None:
             truth = np.linalg.norm(matrix[edges[i] : edges[i + 1], edges[j] : edges[j + 1]])
             off = abs(analysis.coupling.value[i, j] - truth)
             assert off <= 5 * analysis.coupling.standard_error[i, j] + 1e-9
+
+
+@pytest.mark.slow
+def test_sampling_errors_cover_the_spread_between_fresh_data_sets() -> None:
+    """The same weights, 40 data sets: never much too small, too large where neighbours are close (docs/concepts.md)."""
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Linear(10, 20), nn.Tanh(), nn.Linear(20, 3)).double()
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(10, 20), nn.Tanh(), nn.Linear(20, 3)).double()
+    values: dict[str, list[np.ndarray]] = {"0.weight": [], "(full)": []}
+    stated: dict[str, list[np.ndarray]] = {"0.weight": [], "(full)": []}
+    for seed in range(40):
+        rng = torch.Generator().manual_seed(seed)
+        x = torch.randn(256, 10, generator=rng).double()
+        y = torch.multinomial((3 * teacher(x)).softmax(1), 1, generator=rng)[:, 0]
+        objective = lh.Objective(model, (x, y), nn.CrossEntropyLoss())
+        analysis = lh.analyze(objective, blocks={"0.weight": "0.weight"}, top=3, sampling=True)
+        for spectrum in analysis.spectra():
+            values[spectrum.name].append(spectrum.eigenvalues)
+            stated[spectrum.name].append(spectrum.sampling_errors)
+    ratios = {name: np.mean(stated[name], axis=0) / np.std(values[name], axis=0, ddof=1) for name in values}
+    # A spread of 40 values is known to 11 %; 0.7 is three times that below 1.
+    assert all((ratio >= 0.7).all() for ratio in ratios.values()), ratios
+    assert (ratios["(full)"] <= 1.8).all() and (ratios["0.weight"] <= 3.5).all(), ratios
+    assert ratios["0.weight"].min() >= 1.5

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -15,6 +14,8 @@ from layerhess.ledger import Ledger
 from layerhess.objective import Objective
 from layerhess.operators.curvature import GAUSS_NEWTON, HESSIAN, Curvature
 from layerhess.products.factors import FactorGraph
+from layerhess.results import Check
+from layerhess.survey import Survey
 from layerhess.sweep import FULL, Request, Sweep
 from layerhess.vectors import random_unit, solver_device
 
@@ -41,6 +42,13 @@ class Licence:
     exact: dict[str, torch.Tensor] = field(default_factory=dict)
     seconds: float = 0.0
 
+    def checks(self, sample: str) -> list[Check]:
+        """A line for the result, where there is anything to say; ``sample`` says what was looked at."""
+        if not self.blocks:
+            return []
+        detail = f"products by factors agree with exact ones to {self.agreement:.1e} in {len(self.blocks)} blocks"
+        return [Check("factors", True, f"{detail}, on {sample}")]
+
     def sentence(self, key: str) -> str:
         """Why a block's products are what they are."""
         if key in self.blocks:
@@ -51,8 +59,7 @@ class Licence:
 
 def licence(
     objective: Objective,
-    samples: list[Any],
-    examples: int,
+    surveyed: Survey,
     blocks: Mapping[str, Block],
     curvature: Curvature,
     coarsest: torch.dtype,
@@ -68,21 +75,20 @@ def licence(
     batch is looked at for its structure, not for its numbers. Cost: one exact product a block on the sample.
 
     Args:
-        samples: prepared pieces of batches, ``examples`` together. blocks: to look at (the full model
-            only for Gauss-Newton).
+        surveyed: with the sample. blocks: to look at (the full model only for Gauss-Newton).
         coarsest: dtype in the objective's graph. sweep: exact products on the samples.
     """
-    found = Licence(examples=examples)
+    found = Licence(examples=surveyed.sample_size)
     if curvature.name not in (HESSIAN.name, GAUSS_NEWTON.name) or coarsest not in SAME:
         return found
-    if objective.batch_dependent_norm:
-        found.reasons = dict.fromkeys(blocks, "BatchNorm in train mode ties the examples of a batch together")
+    if norms := objective.tied_norms:
+        found.reasons = dict.fromkeys(blocks, f"{norms.what}, which ties the examples of a batch together")
         return found
     # The full Hessian is no J' S J: what layers do to each other bends the output.
     alike = curvature.name == GAUSS_NEWTON.name
     names = {key: block.parameters for key, block in blocks.items() if alike or key != FULL}
     try:
-        graphs = [FactorGraph(objective, sample, names, ledger) for sample in samples]
+        graphs = [FactorGraph(objective, sample, names, ledger) for sample in surveyed.samples]
     except InputError as error:  # the loss has no output of its own
         found.reasons = dict.fromkeys(names, error.message)
         return found

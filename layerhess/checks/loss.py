@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,29 +48,41 @@ def check_determinism(objective: Objective, sample: Any, seen: Trace) -> Check:
     return Check("determinism", True, f"the loss of a sample repeats to {difference:.1e}")
 
 
-def check_additivity(objective: Objective, sample: Any) -> tuple[Check, str]:
-    """Hold the loss of a batch against the sum over its two parts.
+@dataclass(frozen=True)
+class Additivity:
+    """Whether a batch may be cut.
 
-    Returns:
-        The check, and a note for the reader where the split into batches is part of the loss.
+    Attributes:
+        check: the line for the result. uncut: why a batch must not be cut, for the middle of a sentence; "" if it may
+            be. note: for the reader, where the split into batches is part of the loss.
+    """
+
+    check: Check
+    uncut: str = ""
+    note: str = ""
+
+
+def check_additivity(objective: Objective, sample: Any) -> Additivity:
+    """Hold the loss of a batch against the sum over its two parts.
 
     Raises:
         InputError: they differ although ``batch_size`` splits batches, or although the loader shuffles.
     """
-    if objective.batch_dependent_norm:
-        return _not_applicable("BatchNorm in train mode ties a batch together"), ""
+    if norms := objective.tied_norms:
+        return _not_applicable(f"{norms.what}, which ties a batch together")
     parts = batches.halves(sample)
     if parts is None:
-        return _not_applicable("the sample cannot be split"), ""
+        return _not_applicable("the sample cannot be split")
     try:
         with torch.no_grad():
             (whole, count), *pairs = ((float(v), n) for v, n in map(objective.terms, (sample, *parts)))
     except Exception:  # user code that needs whole batches can raise anything
-        return _not_applicable("a part of a batch cannot be evaluated"), ""
+        return _not_applicable("a part of a batch cannot be evaluated")
     summed = sum(value for value, _ in pairs)
     if adds_up(whole, [value for value, _ in pairs], count, [number for _, number in pairs], objective.dtype):
         difference = abs(whole - summed) / max(abs(whole), abs(summed), 1e-300)
-        return Check("additivity", True, f"a sample's loss equals the sum over its two parts to {difference:.1e}"), ""
+        detail = f"a sample's loss equals the sum over its two parts to {difference:.1e}"
+        return Additivity(Check("additivity", True, detail))
     if objective.batch_size is not None:
         raise InputError(
             "batch_size was given, but the loss of a batch is not the sum over its parts "
@@ -84,9 +97,10 @@ def check_additivity(objective: Objective, sample: Any) -> tuple[Check, str]:
             where="data",
             what_to_do="use shuffle=False, or lh.batch_loss(fn) with the right (loss_sum, count)",
         )
-    detail = "the loss of a batch is not the sum over its examples: the split into batches is part of the loss"
-    return Check("additivity", False, detail), detail
+    why = "the loss of a batch is not the sum over its examples"
+    detail = f"{why}: the split into batches is part of the loss"
+    return Additivity(Check("additivity", False, detail), why, detail)
 
 
-def _not_applicable(why: str) -> Check:
-    return Check("additivity", True, f"not applicable: {why}")
+def _not_applicable(why: str) -> Additivity:
+    return Additivity(Check("additivity", True, f"not applicable: {why}"), why)

@@ -9,17 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layerhess import batches
 from layerhess.errors import CheckError, InputError
 from layerhess.ledger import Ledger
 from layerhess.objective import Objective
 from layerhess.products.graph import GraphMaker
-from layerhess.products.output import GaussNewtonGraph
+from layerhess.products.output import GaussNewtonGraph, OutputGraph
 from layerhess.results import Check
 from layerhess.survey import adds_up
 from layerhess.vectors import random_unit
 
 ROUTE = 1e-4  # relative difference of two gradients that rounding never makes: both take the same way back
 PROBES = 8
+ALONE = 1e-4  # relative change of an item's loss that other sizes of a batch make by rounding
 LINEAR = (
     "the loss is linear in the model's output on the sample (as NLLLoss is in log-probabilities, and L1Loss), so that "
     "Gauss-Newton is 0 there: let the model end at the logits and put log_softmax into the criterion "
@@ -31,20 +33,32 @@ INDEFINITE = (
 )
 
 
-def check_cut(objective: Objective, samples: Sequence[Any], names: Sequence[str], ledger: Ledger) -> Check:
+def check_cut(
+    objective: Objective, samples: Sequence[Any], places: Sequence[int], names: Sequence[str], ledger: Ledger
+) -> Check:
     """The gradient must reach the parameters through the output alone: J' (d loss / d output) is all of it.
 
+    Args:
+        places: which batches the samples are pieces of.
+
     Raises:
+        InputError: the gradient is NaN or infinite; the batch and the parameters are named.
         CheckError: it does not, as with an auxiliary loss or a weight penalty; the parameters are named.
     """
     worst = 0.0
-    for batch in samples:
+    for batch, place in zip(samples, places, strict=True):
         graph = GaussNewtonGraph(objective, batch, names, ledger)
         if not graph.loss.requires_grad:
             continue
         inputs = [objective.parameters[name] for name in names]
         whole = dict(zip(names, torch.autograd.grad(graph.loss, inputs, allow_unused=True), strict=True))
         ledger.count("backwards")
+        if wrong := [n for n, part in whole.items() if part is not None and not bool(torch.isfinite(part).all())]:
+            raise InputError(
+                "the gradient is NaN or infinite, though the loss is finite",
+                where=f"batch {place}, " + ", ".join(wrong[:3]),
+                what_to_do="look for sqrt, norm, log or division at 0 in that module (their derivatives are infinite)",
+            )
         size = _norm([part for part in whole.values() if part is not None])
         floor = 100.0 * torch.finfo(objective.dtype).eps * size
         beside = {}
@@ -92,15 +106,21 @@ def notes_on_convexity(objective: Objective, samples: Sequence[Any], seed: int, 
     return [LINEAR] * (linear and looked) + [INDEFINITE] * indefinite
 
 
-def check_items(objective: Objective, samples: Sequence[Any], make_graph: GraphMaker, ledger: Ledger) -> Check:
-    """The losses of the single items must add up to the loss of their batch.
+def check_items(
+    objective: Objective, samples: Sequence[Any], make_graph: GraphMaker, coarsest: torch.dtype, ledger: Ledger
+) -> Check:
+    """The losses of the single items must add up to that of their batch, and none may depend on the other items.
+
+    The second is no consequence of the first: under a normalisation over the batch the items of one forward pass add
+    up, and each of them changes with its company.
 
     Raises:
-        InputError: they do not; then a gradient of one item has no meaning.
+        InputError: one of them fails; then a gradient of one item has no meaning.
     """
-    worst = 0.0
+    worst = moved = 0.0
     for batch in samples:
         graph = make_graph(objective, batch, [], ledger)
+        assert isinstance(graph, OutputGraph)
         with torch.no_grad():
             value, count = objective.terms(batch)
         whole = float(value.double())
@@ -113,7 +133,41 @@ def check_items(objective: Objective, samples: Sequence[Any], make_graph: GraphM
                 what_to_do="use a loss that is a sum over the items of dimension 0, lh.batch_loss(fn) with the right "
                 "(loss_sum, count), or operator='gauss_newton'",
             )
-    return Check("items", True, f"the losses of single items add up to those of their batches to {worst:.1e}")
+        change = _change_in_other_company(objective, batch, graph.output.detach(), make_graph, ledger)
+        moved = max(moved, change)
+        if not change <= max(ALONE, 30.0 * torch.finfo(coarsest).eps):
+            raise InputError(
+                "an item's loss depends on the other items of its batch (with a part of the batch alone it changes by "
+                f"{change:.1e}): the empirical Fisher, which is made of the gradients of single items, is not defined",
+                where=type(objective.model).__name__,
+                what_to_do="take what ties a batch together out of the model (a normalisation over the batch), or use "
+                "another operator",
+            )
+    return Check(
+        "items",
+        True,
+        f"the losses of single items add up to those of their batches to {worst:.1e} and depend on the rest of the "
+        f"batch to {moved:.1e}",
+    )
+
+
+def _change_in_other_company(
+    objective: Objective, batch: Any, losses: Tensor, make_graph: GraphMaker, ledger: Ledger
+) -> float:
+    """Largest change of an item's loss, over the largest loss, when the batch is evaluated in two parts."""
+    parts = batches.halves(batch)
+    if parts is None:
+        return 0.0
+    try:
+        with torch.no_grad():
+            graphs = [make_graph(objective, part, [], ledger) for part in parts]
+    except Exception:  # user code that needs whole batches can raise anything; nothing is known then
+        return 0.0
+    again = torch.cat([graph.output.reshape(-1) for graph in graphs if isinstance(graph, OutputGraph)])
+    losses = losses.reshape(-1).double()
+    if again.shape != losses.shape or not losses.numel():
+        return 0.0
+    return float((again.double() - losses).abs().max()) / max(float(losses.abs().max()), 1e-300)
 
 
 def _alone(x: Tensor, probe: int) -> Tensor:

@@ -20,7 +20,7 @@ from layerhess.checks.jacobian import Moves, disagreements
 from layerhess.checks.licence import Licence, licence
 from layerhess.checks.loss import check_additivity, check_determinism
 from layerhess.checks.output import check_cut, check_items, notes_on_convexity
-from layerhess.checks.suspects import advice, suspects_of
+from layerhess.checks.suspects import failure
 from layerhess.checks.symmetry import Symmetry, asymmetric_tensors, size_of_product, symmetry
 from layerhess.errors import CheckError
 from layerhess.ledger import Ledger
@@ -30,7 +30,8 @@ from layerhess.operators.curvature import GAUSS_NEWTON, HESSIAN, Curvature
 from layerhess.randomness import refuse_state_that_follows
 from layerhess.results import Check
 from layerhess.survey import Survey, too_large
-from layerhess.sweep import FULL, Sweep
+from layerhess.sweep import FULL, Request, Sweep
+from layerhess.vectors import random_unit
 from layerhess.watch import Trace, trace
 
 # Asymmetry above the first is looked at again in float64; above the second it is refused where that is impossible.
@@ -45,11 +46,14 @@ class SelfCheck:
 
     Attributes:
         checks: one line each, for the result. failed: block name -> its failed check ("(full)" included).
-        cuttable: a batch may be cut along dimension 0 without changing the loss.
         zero_suspects: blocks whose products vanish on the sample. trace: the watched forward pass.
         culprits: tensor -> figure, where products with the Jacobian are wrong.
-        notes: sentences for the reader. licence: which blocks may use factors. graph_seconds, block_seconds: on the
-            sample, the time to make a graph, and to make one product of every block and the full model with it.
+        notes: sentences for the reader. concerns: those that cast doubt on the numbers, or on what they are.
+        uncut: why batches must not be cut, "" if they may be.
+        place: " in batch 3", where products are NaN or infinite and one batch shows it alone.
+        licence: which blocks may use factors.
+        graph_seconds, block_seconds: on the sample, the time to make a graph, and to make one product of every block
+            and the full model with it.
     """
 
     trace: Trace
@@ -58,7 +62,9 @@ class SelfCheck:
     culprits: dict[str, str] = field(default_factory=dict)
     zero_suspects: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
-    cuttable: bool = False
+    concerns: list[str] = field(default_factory=list)
+    uncut: str = ""
+    place: str = ""
     licence: Licence = field(default_factory=Licence)
     graph_seconds: float = 0.0
     block_seconds: float = 0.0
@@ -98,13 +104,12 @@ def _self_check(
             "scaled-dot-product attention runs under torch's MATH kernels: the fused ones have no second derivative"
         )
     if found.trace.coarsest in HALF and objective.dtype not in HALF:
-        found.notes.append(_half_precision_inside(found.trace.coarsest))
+        found.concerns.append(_half_precision_inside(found.trace.coarsest))
     found.checks.append(check_determinism(objective, sample, found.trace))
-    additivity, note = check_additivity(objective, sample)
-    found.checks.append(additivity)
-    seen = additivity.passed and not additivity.detail.startswith("not applicable")
-    found.cuttable = seen and not objective.batch_dependent_norm
-    found.notes.extend([note] if note else [])
+    additivity = check_additivity(objective, sample)
+    found.checks.append(additivity.check)
+    found.uncut = additivity.uncut
+    found.concerns.extend([additivity.note] if additivity.note else [])
     seconds = check_second_derivative(objective, sample, full.parameters, found.trace, ledger, curvature.make_graph)
     found.graph_seconds = seconds * len(surveyed.samples)
     sweep = Sweep(
@@ -116,39 +121,23 @@ def _self_check(
         if found.trace.stateful and (copy := copied()) is not None:
             refuse_state_that_follows(copy, copy.data[0], found.trace.stateful)
         if curvature.name == GAUSS_NEWTON.name:
-            found.checks.append(check_cut(objective, surveyed.samples, list(full.parameters), ledger))
-            found.notes.extend(notes_on_convexity(objective, surveyed.samples, seed, ledger))
+            names = list(full.parameters)
+            found.checks.append(check_cut(objective, surveyed.samples, surveyed.places, names, ledger))
+            found.concerns.extend(notes_on_convexity(objective, surveyed.samples, seed, ledger))
         elif curvature.name != HESSIAN.name:
-            found.checks.append(check_items(objective, surveyed.samples, curvature.make_graph, ledger))
+            found.checks.append(
+                check_items(objective, surveyed.samples, curvature.make_graph, found.trace.coarsest, ledger)
+            )
         if factors:
-            _licence(objective, surveyed, blocks, seed, found, sweep, ledger, curvature)
+            found.licence = licence(objective, surveyed, blocks, curvature, found.trace.coarsest, sweep, seed, ledger)
+            found.checks.extend(found.licence.checks(_size(sweep)))
         if curvature.name != HESSIAN.name:
-            _jacobian(objective, surveyed.samples, copied, blocks, full, seed, found, ledger, curvature)
-        _symmetry(objective, sweep, copied, blocks, full, seed, found, ledger, curvature)
+            _jacobian(objective, surveyed, copied, blocks, full, seed, found, ledger, curvature)
+        _symmetry(objective, sweep, copied, blocks, full, seed, found, ledger, curvature, surveyed.places)
         if curvature.name == HESSIAN.name:
             _differences(objective, copied, blocks, full, seed, found, ledger)
     sweep.release()
     return found
-
-
-def _licence(
-    objective: Objective,
-    surveyed: Survey,
-    blocks: Mapping[str, Block],
-    seed: int,
-    found: SelfCheck,
-    sweep: Sweep,
-    ledger: Ledger,
-    curvature: Curvature,
-) -> None:
-    found.licence = licence(
-        objective, surveyed.samples, surveyed.sample_size, blocks, curvature, found.trace.coarsest, sweep, seed, ledger
-    )
-    if found.licence.blocks:
-        found.checks.append(
-            Check("factors", True, f"products by factors agree with exact ones to {found.licence.agreement:.1e} in "
-                  f"{len(found.licence.blocks)} blocks, on {_size(sweep)}")
-        )  # fmt: skip
 
 
 def _float64_copy(objective: Objective, samples: list[Any], stack: ExitStack) -> Objective | None:
@@ -173,12 +162,14 @@ def _symmetry(
     found: SelfCheck,
     ledger: Ledger,
     curvature: Curvature,
+    places: Sequence[int],
 ) -> None:
     coarsest = found.trace.coarsest
     compared = found.licence.exact  # with a product that is symmetric by construction, see checks/licence.py
     rest = {key: block for key, block in blocks.items() if key not in compared}
     measured = symmetry(sweep, {**rest, FULL: full}, seed) if rest else {}
     norms = {key: m.norm for key, m in measured.items()} or {FULL: size_of_product(sweep, full, seed)}
+    found.place = _not_finite_in(sweep, {**blocks, FULL: full}, measured, seed, places)
     found.block_seconds = sweep.seconds + found.licence.seconds  # the last pass makes one product of each, and is warm
     norms.update({key: float(torch.linalg.vector_norm(product)) for key, product in compared.items()})
     floor = zero_level(torch.finfo(coarsest).eps, norms[FULL])
@@ -228,8 +219,9 @@ def check_awake(
     for key, block in blocks.items():
         noise = 30.0 * torch.finfo(coarsest).eps * full_norm / max(measured[key].norm, 1e-300)
         if not measured[key].asymmetry <= max(WRONG.get(coarsest, 0.3), noise):
-            figure = _asymmetric(measured[key].asymmetry)
-            failed[key] = _failure("symmetry", objective, key, list(block.parameters), found.trace, figure)
+            found.place = _not_finite_in(sweep, blocks, measured, seed)
+            figure = _asymmetric(measured[key].asymmetry, found)
+            failed[key] = failure("symmetry", objective, key, list(block.parameters), found.trace, figure)
     found.failed.update(failed)
     found.checks.extend(failed.values())
     return failed
@@ -257,14 +249,14 @@ def _locate(
         members = {name: tensors[name] for name in block.parameters if name in tensors}
         if members:
             worst = max(members, key=lambda name: math.inf if math.isnan(members[name]) else members[name])
-            figure, suspects = _asymmetric(members[worst]), list(members)
+            figure, suspects = _asymmetric(members[worst], found), list(members)
         elif not left <= limit:
-            figure, suspects = f"part of one that is {_asymmetric(left)} as a whole", list(block.parameters)
+            figure, suspects = f"part of one that is {_asymmetric(left, found)} as a whole", list(block.parameters)
         elif key in wrong:
-            figure, suspects = _asymmetric(wrong[key]), list(block.parameters)
+            figure, suspects = _asymmetric(wrong[key], found), list(block.parameters)
         else:
             continue
-        found.failed[key] = _failure("symmetry", objective, key, suspects, found.trace, figure)
+        found.failed[key] = failure("symmetry", objective, key, suspects, found.trace, figure)
 
 
 def _differences(
@@ -291,7 +283,7 @@ def _differences(
         members = {name: wrong[name] for name in block.parameters if name in wrong}
         if members and key not in found.failed and key not in found.zero_suspects:
             figure = f"off by {max(members.values()):.1e} from finite differences"
-            found.failed[key] = _failure("finite differences", objective, key, list(members), found.trace, figure)
+            found.failed[key] = failure("finite differences", objective, key, list(members), found.trace, figure)
             found.checks.append(found.failed[key])
         good += key not in found.failed and any(name in judged for name in block.parameters)
     if good:
@@ -304,7 +296,7 @@ def _differences(
 
 def _jacobian(
     objective: Objective,
-    samples: list[Any],
+    surveyed: Survey,
     make_copy: Callable[[], Objective | None],
     blocks: Mapping[str, Block],
     full: Block,
@@ -315,14 +307,20 @@ def _jacobian(
 ) -> None:
     coarsest = found.trace.coarsest
     names = list(full.parameters)
-    wrong = disagreements(objective, samples[0], names, curvature.make_graph, seed, ledger)
+    wrong = disagreements(objective, surveyed.sample, names, curvature.make_graph, seed, ledger)
     limit = WRONG.get(coarsest, 0.3)
     doubtful = [name for name, off in wrong.items() if not off <= SUSPICIOUS.get(coarsest, 0.0)]
     copied = make_copy() if doubtful or found.trace.smooth else None
     if doubtful and copied is not None and objective.dtype != torch.float64:
         wrong = disagreements(copied, copied.data[0], names, curvature.make_graph, seed, ledger)
         limit = WRONG_IN_FLOAT64 if trace(copied, copied.data[0]).coarsest == torch.float64 else limit
-    tensors = {name: f"off by {off:.1e} from the transposed one" for name, off in wrong.items() if not off <= limit}
+    tensors = {
+        name: f"off by {off:.1e} from the transposed one"
+        if math.isfinite(off)
+        else f"NaN or infinite in batch {surveyed.places[0]}"
+        for name, off in wrong.items()
+        if not off <= limit
+    }
     if wrong and not tensors:
         detail = f"products with J and with its transpose agree to {max(wrong.values()):.1e} in {len(wrong)} tensors"
         found.checks.append(Check("transpose", True, detail))
@@ -358,22 +356,28 @@ def _fail_tensors(
     for key, block in blocks.items():
         members = [tensor for tensor in block.parameters if tensor in figures]
         if members and key not in found.failed:
-            found.failed[key] = _failure(name, objective, key, members, found.trace, figures[members[0]])
+            found.failed[key] = failure(name, objective, key, members, found.trace, figures[members[0]])
     found.culprits.update(figures)
 
 
-def _failure(name: str, objective: Objective, key: str, tensors: Sequence[str], seen: Trace, figure: str) -> Check:
-    module = suspects_of(objective, tensors)
-    if seen.custom:
-        module += f", or the custom autograd function in {' or '.join(seen.custom[:3])}"
-    if seen.without_grad:
-        module += f", or the call without gradients of {' or '.join(seen.without_grad[:3])}"
-    return Check(name, False, f"the product of block {key!r} is {figure}; suspect module: {module}",
-                 block=key, module=module)  # fmt: skip
+def _asymmetric(asymmetry: float, found: SelfCheck) -> str:
+    return f"asymmetric by {asymmetry:.1e}" if math.isfinite(asymmetry) else f"NaN or infinite{found.place}"
 
 
-def _asymmetric(asymmetry: float) -> str:
-    return f"asymmetric by {asymmetry:.1e}" if math.isfinite(asymmetry) else "NaN or infinite"
+def _not_finite_in(
+    sweep: Sweep,
+    blocks: Mapping[str, Block],
+    measured: Mapping[str, Symmetry],
+    seed: int,
+    places: Sequence[int] | None = None,
+) -> str:
+    """Such as " in batch 3", where products are NaN or infinite; numbered by the sweep, or by ``places``."""
+    for key, block in blocks.items():
+        if not math.isfinite(measured[key].norm):
+            vector = random_unit(block.numel, seed, f"symmetry {key}", 0, sweep.objective.device)[None]
+            index = sweep.first_not_finite(Request(block, vector))
+            return "" if index is None else f" in batch {index if places is None else places[index]}"
+    return ""
 
 
 def _half_precision_inside(dtype: torch.dtype) -> str:
@@ -383,21 +387,9 @@ def _half_precision_inside(dtype: torch.dtype) -> str:
     )
 
 
-def refuse_failed(objective: Objective, blocks: Mapping[str, Block], failed: Mapping[str, Check]) -> CheckError:
-    """The refusal of a whole analysis, naming blocks and modules."""
-    names = [name for name in failed if name != FULL] or list(failed)
-    checks = [failed[name] for name in names]
-    modules = list(dict.fromkeys(check.module for check in checks))
-    return CheckError(
-        "a self-check failed, so the eigenvalues would be wrong: " + "; ".join(c.detail for c in checks[:3]),
-        where=f"block {', '.join(names[:4])}; module {'; '.join(modules[:4])}",
-        what_to_do=advice(modules),
-    )
-
-
 def _size(sweep: Sweep) -> str:
     sizes = [batches.leading_size(batch) for batch in sweep.objective.data]
     return f"{sum(size or 0 for size in sizes)} examples" if all(sizes) else "a sample of the batches"
 
 
-__all__ = ["SelfCheck", "Symmetry", "refuse_failed", "self_check"]
+__all__ = ["SelfCheck", "Symmetry", "self_check"]

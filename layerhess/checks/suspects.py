@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from layerhess.blocks import Block
+from layerhess.errors import CheckError
 from layerhess.objective import Objective
+from layerhess.results import Check
+from layerhess.sweep import FULL
+from layerhess.watch import Trace
 
 WEIGHT_NORM = (
     "torch's weight_norm has a wrong second derivative: fold it (torch.nn.utils.remove_weight_norm, or "
@@ -14,8 +19,39 @@ WEIGHT_NORM = (
 )
 UNKNOWN = (
     "look at custom autograd functions and fused kernels in that module (for NaN: at sqrt, norm, log and division by "
-    "0, from there on); replace them by plain torch operations, or go on without these blocks with skip_failed=True"
+    "0, from there on), and replace them by plain torch operations"
 )
+SKIP = ", or go on without these blocks with skip_failed=True"
+
+
+def refuse_failed(
+    objective: Objective, blocks: Mapping[str, Block], failed: Mapping[str, Check], *, skippable: bool = False
+) -> CheckError:
+    """The refusal of a whole analysis, naming blocks and modules.
+
+    Args:
+        skippable: the caller takes ``skip_failed=True``, which is then part of the advice.
+    """
+    names = [name for name in failed if name != FULL] or list(failed)
+    checks = [failed[name] for name in names]
+    modules = list(dict.fromkeys(check.module for check in checks))
+    return CheckError(
+        "a self-check failed, so numbers from these products would be wrong: "
+        + "; ".join(c.detail for c in checks[:3]),
+        where=f"block {', '.join(names[:4])}; module {'; '.join(modules[:4])}",
+        what_to_do=advice(modules, skippable),
+    )
+
+
+def failure(name: str, objective: Objective, key: str, tensors: Sequence[str], seen: Trace, figure: str) -> Check:
+    """The failed check of a block: its product is ``figure``, by the fault of one of these tensors."""
+    module = suspects_of(objective, tensors)
+    if seen.custom:
+        module += f", or the custom autograd function in {' or '.join(seen.custom[:3])}"
+    if seen.without_grad:
+        module += f", or the call without gradients of {' or '.join(seen.without_grad[:3])}"
+    return Check(name, False, f"the product of block {key!r} is {figure}; suspect module: {module}",
+                 block=key, module=module)  # fmt: skip
 
 
 def suspects_of(objective: Objective, parameters: Sequence[str]) -> str:
@@ -32,9 +68,11 @@ def suspects_of(objective: Objective, parameters: Sequence[str]) -> str:
     return "; ".join(list(dict.fromkeys(found))[:3])
 
 
-def advice(suspects: Sequence[str]) -> str:
-    """What to do about them."""
-    return WEIGHT_NORM if any("weight_norm" in suspect for suspect in suspects) else UNKNOWN
+def advice(suspects: Sequence[str], skippable: bool) -> str:
+    """What to do about them; ``skippable`` where blocks can be left out."""
+    if any("weight_norm" in suspect for suspect in suspects):
+        return WEIGHT_NORM
+    return UNKNOWN + SKIP * skippable
 
 
 def _kind(module: nn.Module) -> str:

@@ -96,6 +96,11 @@ class StochasticLanczos:
         """True when every probe has taken its steps, or spans an invariant subspace."""
         return not self._alive
 
+    @property
+    def asked(self) -> list[int]:
+        """Numbers of the unfinished probes, in the order of the rows of :meth:`ask`."""
+        return list(self._alive)
+
     def ask(self) -> Tensor:
         """The (s, n) float64 vectors of the unfinished probes."""
         return self._current
@@ -146,6 +151,12 @@ class StochasticLanczos:
         made = dataclasses.replace(made, finished=False)
         # One step knows v'Av alone.
         return made if longest > 1 else dataclasses.replace(made, second=math.nan, second_error=math.nan)
+
+    @property
+    def magnitude(self) -> float:
+        """Mean |eigenvalue|, by the quadratures so far: the nuclear norm over n."""
+        nodes, weights = self._quadratures(max(len(alpha) for alpha in self._alpha), less=0)
+        return float((weights * np.abs(nodes)).sum(axis=1).mean())
 
     def _quadratures(self, longest: int, less: int) -> tuple[Floats, Floats]:
         """Nodes and weights (probes, longest), without the last ``less`` steps where that makes a difference."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from layerhess.errors import InputError
 from layerhess.estimators.deflation import Deflation
 from layerhess.estimators.options import check_common
+from layerhess.estimators.rounding import RELATIVE, entry_scales
 from layerhess.estimators.running import Running
 from layerhess.estimators.stopping import excess_of
 
@@ -22,6 +24,7 @@ class FlatDiagonal:
 
     Attributes:
         value, standard_error: (n,) float64. probes, method, status: see :class:`layerhess.estimates.DiagonalEstimate`.
+        rounding: how far an entry may be off, absolutely, because products are rounded.
         converged: root of the sum of squared standard errors within ``rel`` of the value's Euclidean norm.
         required: see :class:`layerhess.estimates.DiagonalEstimate`.
     """
@@ -33,6 +36,7 @@ class FlatDiagonal:
     status: str
     converged: bool
     required: bool = True
+    rounding: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Diagonal:
 
     Args:
         rel: root of the sum of squared standard errors over the diagonal's Euclidean norm.
-        probes: spend exactly so many products instead, whatever the error (XDiag spends two a random vector).
+        probes: spend exactly so many products instead, whatever the error (XDiag spends two a random vector); at least
+            so many where other wishes give more away, see :class:`layerhess.Trace`.
         method: "auto" (deflated where a basis is at hand), "hutchinson" or "xdiag". max_probes: products at most.
         required: a diagonal that ends at ``max_probes`` without having reached ``rel`` counts as not converged. With
             ``probes`` it never does.
@@ -69,10 +74,12 @@ class Diagonal:
         """Standard error over the tolerated one, in the Euclidean norm; at most 1 when the goal is reached."""
         return excess_of(_norm(error), self.rel * _norm(value))
 
-    def exact(self, diagonal: Tensor) -> FlatDiagonal:
-        """The estimate when all (n,) entries were read."""
+    def exact(self, diagonal: Tensor, lengths: Tensor | None = None) -> FlatDiagonal:
+        """The estimate when all (n,) entries were read, and the lengths (n,) of their columns are known."""
         entries = "the only entry was" if len(diagonal) == 1 else f"all {len(diagonal)} entries were"
-        return FlatDiagonal(diagonal, torch.zeros_like(diagonal), 0, "exact", f"exact: {entries} read", True)
+        status = f"exact: {entries} read"
+        rounding = RELATIVE * float(entry_scales(diagonal, lengths).max())
+        return FlatDiagonal(diagonal, torch.zeros_like(diagonal), 0, "exact", status, True, rounding=rounding)
 
     def estimate(self, value: Tensor, error: Tensor, *, probes: int, method: str) -> FlatDiagonal:
         """The estimate with its sentence, from a mean over ``probes`` samples."""
@@ -82,7 +89,10 @@ class Diagonal:
         required = self.required and self.probes is None
         if excess > 1.0 and required:
             status += f", above the {100 * self.rel:.2g} % asked for: allow more probes, or a larger error"
-        return FlatDiagonal(value, error, probes, method, status, excess <= 1.0, required)
+        # The variance of an entry's sample is its row's squared length, less the entry's square.
+        lengths = (value.square() + max(probes, 1) * error.square()).sqrt()
+        rounding = RELATIVE * float(lengths.max()) if probes > 1 else math.inf
+        return FlatDiagonal(value, error, probes, method, status, excess <= 1.0, required, rounding)
 
 
 class DiagonalSamples:

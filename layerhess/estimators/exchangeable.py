@@ -180,7 +180,7 @@ class XTrace(Exchangeable[TraceEstimate]):
     def estimate(self) -> TraceEstimate:
         """The result so far."""
         if self._unit is not None and self._unit.done:
-            return self._options.exact(self._unit.diagonal)
+            return self._options.exact(self._unit.diagonal, self._unit.lengths)
         value, error, nuclear = self._figures()
         return self._options.estimate(value, error, probes=len(self._round.vectors), method="xtrace", nuclear=nuclear)
 
@@ -217,5 +217,5 @@ class XDiag(Exchangeable[FlatDiagonal]):
     def estimate(self) -> FlatDiagonal:
         """The result so far."""
         if self._unit is not None and self._unit.done:
-            return self._options.exact(self._unit.diagonal)
+            return self._options.exact(self._unit.diagonal, self._unit.lengths)
         return self._options.estimate(*self._figures(), probes=len(self._round.vectors), method="xdiag")

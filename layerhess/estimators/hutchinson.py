@@ -51,8 +51,8 @@ class Goal(Protocol[E_co]):
     def samples(self, deflation: Deflation) -> Samples[E_co]:
         """An empty accumulator."""
 
-    def exact(self, diagonal: Tensor) -> E_co:
-        """The result when all (n,) entries were read."""
+    def exact(self, diagonal: Tensor, lengths: Tensor | None = None) -> E_co:
+        """The result when all (n,) entries were read, of columns of these lengths."""
 
 
 class Process(Protocol[E_co]):
@@ -148,7 +148,7 @@ class Hutchinson(Generic[E]):
     def estimate(self) -> E:
         """The result so far."""
         if self.unit is not None and self.unit.done:
-            return self._goal.exact(self.unit.diagonal)
+            return self._goal.exact(self.unit.diagonal, self.unit.lengths)
         return self.samples.estimate(self._method)
 
 

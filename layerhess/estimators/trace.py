@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from layerhess.errors import InputError
 from layerhess.estimates import TraceEstimate
 from layerhess.estimators.deflation import Deflation
 from layerhess.estimators.options import check_common, is_number
+from layerhess.estimators.rounding import RELATIVE, coarser, entry_scales
 from layerhess.estimators.running import Running, half_width
 from layerhess.estimators.stopping import excess_of
 
@@ -28,8 +30,10 @@ class Trace:
         absolute: standard error that is good enough in any case; by default ``rel`` times 10 % of the nuclear norm
             (estimated), because a trace in which the eigenvalues cancel is not known to a fraction of itself.
         probes: spend exactly so many products instead, whatever the error. Hutchinson's estimator spends one a
-            random vector, XTrace two, Hutch++ three.
-        method: "auto", "hutchinson", "hutch++" or "xtrace". max_probes: products at most.
+            random vector, XTrace two, Hutch++ three. Where one analysis is asked for more than traces, products that
+            something else needs are used as well, so that it is at least so many.
+        method: "auto", "hutchinson", "hutch++" or "xtrace". max_probes: products at most, a full product being one of
+            every block; those that something else needs do not count.
 
     Raises:
         InputError: a number that cannot be meant, or an unknown method.
@@ -58,18 +62,32 @@ class Trace:
         """An empty accumulator."""
         return TraceSamples(deflation, self)
 
-    def exact(self, diagonal: Tensor) -> TraceEstimate:
-        """The estimate when all (n,) diagonal entries were read."""
+    def exact(self, diagonal: Tensor, lengths: Tensor | None = None) -> TraceEstimate:
+        """The estimate when all (n,) diagonal entries were read, and the lengths (n,) of their columns are known."""
         entries = "the only diagonal entry was" if len(diagonal) == 1 else f"all {len(diagonal)} diagonal entries were"
-        return self.known(float(diagonal.sum()), f"exact: {entries} read")
+        return self.known(float(diagonal.sum()), f"exact: {entries} read", float(entry_scales(diagonal, lengths).sum()))
 
-    def known(self, value: float, status: str) -> TraceEstimate:
-        """The estimate when no probe was needed, for the reason that ``status`` gives."""
-        return TraceEstimate(value, 0.0, value, value, 0, "exact", True, status)
+    def known(self, value: float, status: str, scale: float = 0.0) -> TraceEstimate:
+        """The estimate when no probe was needed, for the reason that ``status`` gives.
 
-    def estimate(self, value: float, error: float, *, probes: int, method: str, nuclear: float) -> TraceEstimate:
-        """The estimate with its interval and its sentence, from a mean over ``probes`` samples."""
-        half = half_width(error, probes)
+        Args:
+            scale: sum of the magnitudes of what was added up.
+        """
+        rounding = RELATIVE * scale
+        return TraceEstimate(
+            value, 0.0, value - rounding, value + rounding, 0, "exact", True, status, rounding=rounding
+        )
+
+    def estimate(
+        self, value: float, error: float, *, probes: int, method: str, nuclear: float, scale: float = 0.0
+    ) -> TraceEstimate:
+        """The estimate with its interval and its sentence, from a mean over ``probes`` samples.
+
+        Args:
+            nuclear: norm, which a cancelling trace is held against. scale: of what was added up, if that is more.
+        """
+        rounding = RELATIVE * max(nuclear, abs(value), scale)
+        half = half_width(error, probes) + rounding
         tolerated = self.tolerance(value, nuclear)
         converged = error <= tolerated
         size = f"{100 * error / abs(value):.2g} % of the value" if value else f"{error:.2g}"
@@ -78,7 +96,19 @@ class Trace:
             status += f", above the {tolerated:.2g} asked for: allow more probes, or a larger error"
         elif error > self.rel * abs(value):
             status += ": the value is small against the absolute error that is tolerated"
-        return TraceEstimate(value, error, value - half, value + half, probes, method, converged, status)
+        return TraceEstimate(
+            value, error, value - half, value + half, probes, method, converged, status, rounding=rounding
+        )
+
+
+def rounded(found: TraceEstimate, relative: float) -> TraceEstimate:
+    """The estimate of :class:`Trace`, which takes products to be right to float64, with their true relative error.
+
+    The interval and ``rounding`` grow; the standard error is what it was, since that is over the random vectors.
+    """
+    rounding = found.rounding * coarser(relative)
+    more = rounding - found.rounding
+    return dataclasses.replace(found, low=found.low - more, high=found.high + more, rounding=rounding)
 
 
 class TraceSamples:
@@ -103,6 +133,7 @@ class TraceSamples:
         self._squares = 0.0  # sum of ||A x||^2, whose mean is ||A P||_F^2
         self._fourths = 0.0  # sum of (A x . A x')^2 over successive probes, whose mean is ||P A^2 P||_F^2
         self._last: Tensor | None = None
+        self.nuclear_elsewhere = 0.0  # another estimate of the nuclear norm, where there is a better one
 
     def add(self, v: Tensor, x: Tensor, ax: Tensor) -> None:
         """One probe, (n,) each, or several, (s, n).
@@ -141,11 +172,11 @@ class TraceSamples:
         values are; both norms of B = A P are means over the probes. sqrt(n) ||A||_F would be far above for an operator
         of low rank.
         """
-        if self._fourths == 0.0:
-            return self.deflation.nuclear
-        frobenius = math.sqrt(self._squares / self.count)
-        rest = frobenius**3 / math.sqrt(self._fourths / (self.count - 1))
-        return self.deflation.nuclear + rest
+        rest = 0.0
+        if self._fourths > 0.0:
+            frobenius = math.sqrt(self._squares / self.count)
+            rest = frobenius**3 / math.sqrt(self._fourths / (self.count - 1))
+        return max(self.deflation.nuclear + rest, self.nuclear_elsewhere)
 
     @property
     def excess(self) -> float:

@@ -12,11 +12,15 @@ class UnitVectors:
     """Asks for the products of all n unit vectors; what is told gives the diagonal (n,) float64 without an error.
 
     Cost: n products; nothing of size n x n is kept.
+
+    Attributes:
+        diagonal: (n,). lengths: (n,) of the columns, which an entry's rounding is measured by.
     """
 
     def __init__(self, n: int, device: torch.device | None = None) -> None:
         self.n = n
         self.diagonal = torch.zeros(n, dtype=torch.float64, device=device)
+        self.lengths = torch.zeros_like(self.diagonal)
         self._read = 0
 
     @property
@@ -35,6 +39,7 @@ class UnitVectors:
         """Their (s, n) products."""
         places = self._next()
         self.diagonal[places] = products[torch.arange(len(places)), places]
+        self.lengths[places] = torch.linalg.vector_norm(products, dim=1)
         self._read += len(places)
 
     def _next(self) -> Tensor:

@@ -35,12 +35,12 @@ def _refuse_without_output(objective: Objective) -> None:
 
 
 def _refuse_tied_batch(objective: Objective) -> None:
-    if names := objective.batch_dependent_norm:
+    if norms := objective.tied_norms:
         raise InputError(
-            "BatchNorm runs in train mode, where an item's loss depends on the whole batch: the empirical Fisher, "
-            "which is made of the gradients of single items, is not defined",
-            where=", ".join(names[:3]),
-            what_to_do="use mode='eval', or another operator",
+            f"{norms.what}, so that an item's loss depends on the whole batch: the empirical Fisher, which is made of "
+            "the gradients of single items, is not defined",
+            where=norms.where,
+            what_to_do=f"{norms.cure}, or another operator",
         )
 
 

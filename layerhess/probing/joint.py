@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,22 +12,22 @@ from torch import Tensor
 
 from layerhess.blocks import Block
 from layerhess.estimates import CouplingEstimate, DiagonalEstimate, TraceEstimate
-from layerhess.estimators.coupling import Coupling, CouplingSamples
+from layerhess.estimators.coupling import Coupling
 from layerhess.estimators.deflation import Deflation, orthonormal_rows
 from layerhess.estimators.diagonal import Diagonal
-from layerhess.estimators.running import Running
-from layerhess.estimators.stopping import MINIMUM, excess_of, next_target, probes_needed
 from layerhess.estimators.trace import Trace
 from layerhess.estimators.unit import UnitVectors
-from layerhess.probing.member import Known, Member, Samples, cautious, is_open, part_of, shaped
+from layerhess.probing.columns import Columns, Script
+from layerhess.probing.goals import Goals
+from layerhess.probing.member import Known, Member, Samples, part_of, shaped
+from layerhess.probing.starts import DensityRide, widened
+from layerhess.probing.total import FULL_COST, FullTrace
 from layerhess.sweep import FULL, Request
 
-Script = Generator[dict[str, Request], Mapping[str, Tensor], None]
-
-FULL_COST = 5.0  # of a full product, in products of one block; 3 to 6 on the networks of benchmarks/
 PILOT = 4  # block products from which their variance is guessed
 SKETCH_ABOVE = 64  # probes still to come that make more deflation worth its products
 SKETCH = 24  # vectors, each two products
+UNREACHABLE = 1 << 40  # full products that cannot reach what blocks' own can
 JOINT = "(probes)"  # the name that full probes are drawn under, and their key
 
 
@@ -46,6 +46,7 @@ class Probing:
         trace, diagonal, coupling: what is asked for. whole: also for the full model.
         coupled: names of the blocks whose couplings are wanted. seed: of the probes.
         room: how many full-length rows may be held at a time. device: where vectors live.
+        starts: densities by block name, and the full one, that made products already; "known" waits for them.
     """
 
     blocks: Mapping[str, Block]
@@ -59,12 +60,16 @@ class Probing:
     seed: int
     room: int
     device: torch.device
+    starts: Mapping[str, DensityRide] = field(default_factory=dict)
     done: bool = False
     members: dict[str, Member] = field(default_factory=dict)
     _pending: dict[str, Request] = field(default_factory=dict)
     _script: Script | None = None
-    _joint: Running[float] = field(default_factory=lambda: Running(0.0))
-    _coupling: CouplingSamples | None = None
+    _total: FullTrace = field(init=False)
+    _columns: Columns | None = None
+
+    def __post_init__(self) -> None:
+        self._total = FullTrace(self.trace if self.whole else None, self.goals, self.members)
 
     # -- the companion's verbs --------------------------------------------------------------------------------------
 
@@ -74,7 +79,11 @@ class Probing:
             known = self.known()
             if known is None:
                 return {}
-            self.members = {name: self._member(name, block, known.get(name)) for name, block in self.blocks.items()}
+            if self.coupling is not None:
+                coupled = {name: self.blocks[name] for name in self.coupled}
+                self._columns = Columns(self.coupling, coupled, self.full, self.seed, self.room)
+            self.members.update({n: self._member(n, block, known.get(n)) for n, block in self.blocks.items()})
+            self._take_full_start()
             self._script = self._run()
             self._advance(None)
         return self._pending
@@ -85,8 +94,13 @@ class Probing:
             self._advance(products)
 
     @property
+    def goals(self) -> Goals:
+        """When the samples are enough."""
+        return Goals(self.trace, self.diagonal)
+
+    @property
     def _spent(self) -> int:
-        return self._joint.count + sum(m.drawn + m.exact for m in self.members.values())
+        return self._total.count + sum(m.drawn + m.exact for m in self.members.values())
 
     def _advance(self, products: Mapping[str, Tensor] | None) -> None:
         assert self._script is not None
@@ -103,26 +117,31 @@ class Probing:
     # -- the script -------------------------------------------------------------------------------------------------
 
     def _run(self) -> Script:
-        if self.coupling is not None:
-            yield from self._columns()
-        if self.trace is None and self.diagonal is None:
+        if self._columns is not None:
+            yield from self._columns.script(self.members)
+        if not self.goals:
             return
-        if not self.coupling or self._waiting():
-            yield from self._full_products(MINIMUM)
-        while (waiting := self._waiting()) or (self.whole and self._whole_excess() > 1.0):
+        if self._waiting() and not self.goals.fixed:
+            yield from self._full_products(self.goals.enough - self._total.count)
+        while (waiting := self._waiting()) or self._total.excess > 1.0:
             before = self._spent
             yield from self._next(waiting)
             if self._spent == before:  # nobody may take more
                 break
 
     def _next(self, waiting: list[Member]) -> Script:
-        joint = max((self._missing(m, m.joint) for m in waiting), default=0)
-        joint = max(joint, self._joint_missing() if self.whole and self._whole_excess() > 1.0 else 0)
-        unseen = [m for m in waiting if m.own.count < PILOT and m.block.numel > PILOT]
+        if not waiting and (wanted := self._total.own_products()):
+            yield from self._own_products(wanted)
+            return
+        joint = max([self._total.missing, *(self._missing(m, m.joint) for m in waiting)])
+        many = self.goals.limit > SKETCH_ABOVE and not self.goals.fixed  # else there is nothing to find out
+        unseen = [m for m in waiting if m.own.count < PILOT and m.block.numel > PILOT] if many else []
         if unseen and FULL_COST * joint > PILOT * len(unseen):
             yield from self._own_products({m.name: PILOT for m in unseen})
             return
         own = {m.name: min(self._missing(m, m.own), m.block.numel) for m in waiting} if not unseen else {}
+        if any(self.goals.hopeless(m.joint) and not self.goals.hopeless(m.own) for m in waiting):
+            joint = UNREACHABLE
         cheaper = min(FULL_COST * joint, sum(own.values()) if own else math.inf)
         sketchable = [m for m in waiting if self._may_sketch(m)]
         if sketchable and cheaper > SKETCH_ABOVE * len(waiting):
@@ -130,11 +149,12 @@ class Probing:
         elif own and sum(own.values()) < FULL_COST * joint:
             yield from self._read([m for m in waiting if own[m.name] == m.block.numel])
             waiting = [m for m in waiting if not m.exact]
-            wanted = {m.name: self._target(m.own.count, self._excess(m.own)) - m.own.count for m in waiting}
-            yield from self._own_products(wanted)
+            yield from self._own_products(
+                {m.name: self.goals.target(m.own, m.beside(m.own)) - m.own.count for m in waiting}
+            )
         else:
-            worst = max([*(self._excess(m.joint) for m in waiting), self._whole_excess() if self.whole else 0.0])
-            yield from self._full_products(self._target(self._joint.count, worst) - self._joint.count)
+            aims = [self.goals.target(m.joint, m.beside(m.joint)) - m.joint.count for m in waiting]
+            yield from self._full_products(max([self._total.target - self._total.count, *aims]))
 
     def _read(self, members: list[Member]) -> Script:
         """Read whole diagonals, where probes would cost no less."""
@@ -145,8 +165,8 @@ class Probing:
             for name, reader in left.items():
                 reader.tell(products[_own_key(name)])
         for m in members:
-            m.known = Known(diagonal=readers[m.name].diagonal)
-            self._joint = Running(0.0)  # full products so far held this block's probes
+            m.known = Known(diagonal=readers[m.name].diagonal, lengths=readers[m.name].lengths)
+            self._total.reset()  # full products so far held this block's probes
 
     def _full_products(self, number: int) -> Script:
         active = [m for m in self.members.values() if not m.exact]
@@ -159,8 +179,9 @@ class Probing:
             products = (yield {JOINT: Request(self.full, rows)})[JOINT]
             for m in active:
                 m.joint.add(signs[m.name], parts[m.name], part_of(self.full, m.block, products))
+                m.spent += size
             for value in (rows * products).sum(dim=1).tolist():
-                self._joint.add(value)
+                self._total.add(value)
 
     def _own_products(self, wanted: Mapping[str, int]) -> Script:
         left = dict(wanted)
@@ -171,6 +192,7 @@ class Probing:
             products = yield {_own_key(name): Request(self.members[name].block, rows[name]) for name in left}
             for name in left:
                 self.members[name].own.add(signs[name], rows[name], products[_own_key(name)])
+                self.members[name].spent += size[name]
                 left[name] -= size[name]
 
     def _sketch(self, members: list[Member]) -> Script:
@@ -183,49 +205,12 @@ class Probing:
         products = yield {_own_key(m.name): Request(m.block, bases[m.name]) for m in members}
         for m in members:
             q = torch.cat([m.deflation.q, bases[m.name]])
+            m.spent += size[m.name] + len(bases[m.name])
             m.deflation = Deflation(q, torch.cat([m.deflation.w, products[_own_key(m.name)]]))
             m.own, m.joint, m.sketched = self._samples(m.deflation), self._samples(m.deflation), True
-        self._joint = Running(0.0)
+        self._total.reset()
         for m in self.members.values():  # joint samples before and after do not mix
             m.joint = self._samples(m.deflation)
-
-    def _columns(self) -> Script:
-        """Whole columns, probe by probe: H[:, b] v_b for every block b, or all unit vectors of a small one."""
-        assert self.coupling is not None
-        names = list(self.coupled)
-        self._coupling = CouplingSamples([self.blocks[name].numel for name in names])
-        jobs = [(n, i) for i in range(self.coupling.probes) for n in names if i < self.blocks[n].numel]
-        for start in range(0, len(jobs), self.room):
-            batch = jobs[start : start + self.room]
-            vectors = {job: self._column_vector(*job) for job in batch}
-            products = yield {
-                _column_key(*job): Request(self.blocks[job[0]], vectors[job], rows=self.full) for job in batch
-            }
-            for name, probe in batch:
-                column = products[_column_key(name, probe)]
-                parts = {other: part_of(self.full, self.blocks[other], column) for other in names}
-                squares = [float(part.square().sum()) for part in parts.values()]
-                if self._small(name):
-                    self._coupling.add_exact(names.index(name), squares)
-                    continue
-                self._coupling.add(names.index(name), squares)
-                member = self.members[name]
-                if not member.exact:
-                    v, known = vectors[name, probe], member.deflation
-                    # A (v - Q'Q v) from A v, since A Q' = W' is known.
-                    member.own.add(v, known.project(v), parts[name] - (v @ known.q.T) @ known.w)
-
-    def _small(self, name: str) -> bool:
-        assert self.coupling is not None
-        return self.blocks[name].numel <= self.coupling.probes
-
-    def _column_vector(self, name: str, probe: int) -> Tensor:
-        member = self.members[name]
-        if not self._small(name):
-            return member.draw(1, self.seed)
-        unit = torch.zeros((1, member.block.numel), dtype=torch.float64, device=member.deflation.q.device)
-        unit[0, probe] = 1.0
-        return unit
 
     # -- what there is ----------------------------------------------------------------------------------------------
 
@@ -233,13 +218,13 @@ class Probing:
         """The trace of a block, or of all of them for "(full)"."""
         assert self.trace is not None
         if name == FULL:
-            return self._whole_trace()
+            return self._total.estimate()
         member = self.members[name]
         if member.known.diagonal is not None:
-            return self.trace.exact(member.known.diagonal)
+            return self.trace.exact(member.known.diagonal, member.known.lengths)
         if member.known.zero:
             return self.trace.known(0.0, "zero: the block has no curvature above its zero level")
-        return self._best(member).trace.estimate()
+        return member.best.trace.estimate()
 
     def diagonal_of(self, name: str) -> DiagonalEstimate:
         """The diagonal of a block, or of all of them for "(full)", as parameter-shaped tensors."""
@@ -250,95 +235,81 @@ class Probing:
             error = {k: v for part in parts for k, v in part.standard_error.items()}
             whole, errors = (torch.cat([part[k].reshape(-1) for k in self.full.parameters]) for part in (value, error))
             probes = max((part.probes for part in parts), default=0)
+            rounding = max((part.rounding for part in parts), default=0.0)
             if all(part.method == "exact" for part in parts):
-                return shaped(self.full, self.diagonal.exact(whole))
+                return shaped(self.full, dataclasses.replace(self.diagonal.exact(whole), rounding=rounding))
             made = self.diagonal.estimate(whole, errors, probes=probes, method="assembled")
             status = f"assembled from the diagonals of the blocks: {made.status}"
-            return shaped(self.full, dataclasses.replace(made, status=status))
+            return shaped(self.full, dataclasses.replace(made, status=status, rounding=rounding))
         member = self.members[name]
         if member.exact:
             flat = member.known.diagonal
             flat = torch.zeros(member.block.numel, dtype=torch.float64) if flat is None else flat
-            return shaped(member.block, self.diagonal.exact(flat))
-        samples = self._best(member).diagonal
+            return shaped(member.block, self.diagonal.exact(flat, member.known.lengths))
+        samples = member.best.diagonal
         assert samples is not None
         return shaped(member.block, samples.estimate())
 
     def coupling_of(self) -> CouplingEstimate | None:
         """The table of ||H_bc||_F, once all columns were made."""
-        return None if self._coupling is None else self._coupling.result(list(self.coupled))
+        return None if self._columns is None else self._columns.result()
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
     def _member(self, name: str, block: Block, known: Known | None) -> Member:
         known = known or Known()
         plain = self.trace is not None and self.trace.method == "hutchinson"
-        deflation = (
-            known.deflation if known.deflation is not None and not plain else Deflation.none(block.numel, self.device)
-        )
-        return Member(name, block, known, deflation, self._samples(deflation), self._samples(deflation), sketched=plain)
+        deflation = known.deflation or Deflation.none(block.numel, self.device)
+        start = self.starts[name].start() if name in self.starts else None
+        if plain:
+            deflation = Deflation.none(block.numel, self.device)
+        elif start is not None:
+            deflation = widened(deflation, start.basis)
+        own, joint = self._samples(deflation), self._samples(deflation)
+        sketched = plain or (start is not None and start.basis is not None)
+        member = Member(name, block, known, deflation, own, joint, self.goals.enough, sketched=sketched)
+        if start is not None:
+            if start.squares and self._columns is not None:
+                self._columns.take(name, start.squares)
+            if not member.exact:
+                own.trace.nuclear_elsewhere = joint.trace.nuclear_elsewhere = start.nuclear
+                member.own.add_free(start.vectors, start.products)
+        return member
 
     def _samples(self, deflation: Deflation) -> Samples:
         options = self.trace or Trace()
         return Samples(options.samples(deflation), self.diagonal.samples(deflation) if self.diagonal else None)
 
+    def _take_full_start(self) -> None:
+        """The full density's first products are full probes like any others."""
+        start = self.starts[FULL].start() if self.whole and FULL in self.starts else None
+        active = [m for m in self.members.values() if not m.exact]
+        if start is None or not active:
+            return
+        values = torch.zeros(len(start.vectors), dtype=torch.float64, device=self.device)
+        for m in active:
+            v, rows = (part_of(self.full, m.block, whole) for whole in (start.vectors, start.products))
+            values += (m.deflation.project(v) * m.joint.add_free(v, rows)).sum(dim=1)
+        for value in values.tolist():
+            self._total.add(value)
+
     def _waiting(self) -> list[Member]:
         """Those that are neither good enough nor at their limit."""
-        return [m for m in self.members.values() if not m.exact and self._open(m)]
-
-    def _open(self, member: Member) -> bool:
-        best = self._best(member)
-        if best.count < MINIMUM:
-            return True
-        traced = self.trace is not None and is_open(best.count, self.trace, best.trace.excess)
-        return traced or (
-            self.diagonal is not None
-            and best.diagonal is not None
-            and is_open(best.count, self.diagonal, best.diagonal.excess)
-        )
-
-    def _best(self, member: Member) -> Samples:
-        """The block's own samples where there are enough of them: they hold no noise from other blocks.
-
-        Not whichever has the smaller standard error: with skewed samples that one is low by luck, and so is its mean.
-        """
-        if member.own.count >= MINIMUM:
-            return member.own
-        return max((member.joint, member.own), key=lambda kind: kind.count)
-
-    def _target(self, count: int, excess: float) -> int:
-        fixed = [options.probes for options in (self.trace, self.diagonal) if options and options.probes]
-        if fixed:
-            return max(fixed)
-        return MINIMUM if count < MINIMUM else next_target(count, excess, self._limit)
-
-    @property
-    def _limit(self) -> int:
-        return max(options.probes or options.max_probes for options in (self.trace, self.diagonal) if options)
-
-    def _excess(self, samples: Samples) -> float:
-        """The larger of both excesses, or 0 for what has had all the probes it may have."""
-        worst = 0.0
-        if self.trace is not None and is_open(samples.count, self.trace, samples.trace.excess):
-            worst = cautious(samples.count, samples.trace.excess)
-        of_diagonal = samples.diagonal.excess if samples.diagonal is not None else 0.0
-        if self.diagonal is not None and is_open(samples.count, self.diagonal, of_diagonal):
-            worst = max(worst, cautious(samples.count, of_diagonal))
-        return worst
+        return [m for m in self.members.values() if not m.exact and self.goals.open(m.best, m.beside(m.best))]
 
     def _missing(self, member: Member, samples: Samples) -> int:
         """Probes of this kind that are still to come, as the variance so far has it."""
-        fixed = [options.probes for options in (self.trace, self.diagonal) if options and options.probes]
-        if fixed:
-            return max(0, max(fixed) - samples.count)
-        if samples.count < 2:
-            return max(MINIMUM, self._limit)
-        count = max(samples.count, 1)
-        return max(MINIMUM, min(self._limit, probes_needed(count, self._excess(samples)))) - samples.count
+        return self.goals.needed(samples, member.beside(samples)) - samples.count
 
     def _may_sketch(self, member: Member) -> bool:
+        """A sketch costs products, so it is nothing for a fixed number of them."""
+        room = self.goals.limit - member.spent - 2 * SKETCH
         return (
-            not member.sketched and member.block.numel > 3 * SKETCH and self._missing(member, member.own) > SKETCH_ABOVE
+            not member.sketched
+            and not self.goals.any_fixed
+            and member.block.numel > 3 * SKETCH
+            and self._missing(member, member.own) > SKETCH_ABOVE
+            and room >= SKETCH_ABOVE
         )
 
     def _joined(self, parts: Mapping[str, Tensor], size: int) -> Tensor:
@@ -352,49 +323,6 @@ class Probing:
             pieces.update(zip(member.block.parameters, torch.split(rows, sizes, dim=1), strict=True))
         return torch.cat([pieces[name] for name in self.full.parameters], dim=1)
 
-    # -- the whole model --------------------------------------------------------------------------------------------
-
-    def _exact_part(self) -> float:
-        return sum(float(m.known.diagonal.sum()) for m in self.members.values() if m.known.diagonal is not None)
-
-    def _whole(self) -> tuple[float, float, int, float]:
-        """Value, standard error, probes and nuclear norm: from the full products, or put together from the blocks.
-
-        Blocks' own probes are independent of each other, so their variances add; full products are one sample each.
-        """
-        active = [m for m in self.members.values() if not m.exact]
-        nuclear = sum(self._best(m).trace.nuclear for m in active)
-        value = self._exact_part() + sum(m.deflation.trace for m in active) + self._joint.mean
-        found = (value, self._joint.standard_error, self._joint.count, nuclear)
-        if all(m.own.count >= MINIMUM for m in active):
-            error = math.sqrt(sum(m.own.trace.standard_error**2 for m in active))
-            value = self._exact_part() + sum(m.own.trace.mean for m in active)
-            found = (value, error, min((m.own.count for m in active), default=0), nuclear)
-        return found
-
-    def _whole_excess(self) -> float:
-        if self.trace is None or self._joint.count >= self._limit:
-            return 0.0
-        value, error, count, nuclear = self._whole()
-        return cautious(count, excess_of(error, self.trace.tolerance(value, nuclear)))
-
-    def _joint_missing(self) -> int:
-        count = max(self._joint.count, 1)
-        return min(self._limit, probes_needed(count, self._whole_excess())) - self._joint.count
-
-    def _whole_trace(self) -> TraceEstimate:
-        assert self.trace is not None
-        if all(m.exact for m in self.members.values()):
-            return self.trace.known(self._exact_part(), "exact: the sum of the blocks' traces, which are all exact")
-        value, error, probes, nuclear = self._whole()
-        deflated = any(m.deflation.size for m in self.members.values())
-        method = "deflated" if deflated else "hutchinson"
-        return self.trace.estimate(value, error, probes=probes, method=method, nuclear=nuclear)
-
 
 def _own_key(name: str) -> str:
     return f"(own probes) {name}"
-
-
-def _column_key(name: str, probe: int) -> str:
-    return f"(column {probe}) {name}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +10,8 @@ from torch import Tensor
 from layerhess.blocks import Block
 from layerhess.estimates import DiagonalEstimate
 from layerhess.estimators.deflation import Deflation
-from layerhess.estimators.diagonal import Diagonal, DiagonalSamples, FlatDiagonal
-from layerhess.estimators.stopping import MINIMUM
-from layerhess.estimators.trace import Trace, TraceSamples
+from layerhess.estimators.diagonal import DiagonalSamples, FlatDiagonal
+from layerhess.estimators.trace import TraceSamples
 from layerhess.memory import Budget
 from layerhess.vectors import random_signs
 
@@ -26,26 +24,40 @@ class Known:
 
     Attributes:
         deflation: from its basis; None for nothing. diagonal: (n,) all entries, where the whole block was read.
-        zero: the block counts as zero.
+        lengths: (n,) of the columns, with it. zero: the block counts as zero.
     """
 
     deflation: Deflation | None = None
     diagonal: Tensor | None = None
     zero: bool = False
+    lengths: Tensor | None = None
 
 
 @dataclass
 class Samples:
-    """Trace and diagonal accumulators that take the same products."""
+    """Trace and diagonal accumulators that take the same products.
+
+    Attributes:
+        free: how many of the probes were made for something else.
+    """
 
     trace: TraceSamples
     diagonal: DiagonalSamples | None
+    free: int = 0
 
     def add(self, v: Tensor, x: Tensor, ax: Tensor) -> None:
         """Rows v, x = P v and A x."""
         self.trace.add(v, x, ax)
         if self.diagonal is not None:
             self.diagonal.add(v, x, ax)
+
+    def add_free(self, v: Tensor, av: Tensor) -> Tensor:
+        """Rows v and A v, from elsewhere. Returns A P v, since P v = v - Q'Q v and A Q' = W' is known."""
+        known = self.trace.deflation
+        ax = av - (v @ known.q.T) @ known.w
+        self.add(v, known.project(v), ax)
+        self.free += len(v)
+        return ax
 
     @property
     def count(self) -> int:
@@ -67,13 +79,29 @@ class Member:
     deflation: Deflation
     own: Samples
     joint: Samples
+    enough: int
     drawn: int = 0
     sketched: bool = False
+    spent: int = 0
 
     @property
     def exact(self) -> bool:
         """No probe is needed."""
         return self.known.zero or self.known.diagonal is not None
+
+    @property
+    def best(self) -> Samples:
+        """The block's own samples where there are enough of them: they hold no noise from other blocks.
+
+        Not whichever has the smaller standard error: with skewed samples that one is low by luck, and so is its mean.
+        """
+        if self.own.count >= self.enough:
+            return self.own
+        return max((self.joint, self.own), key=lambda kind: kind.count)
+
+    def beside(self, samples: Samples) -> int:
+        """Products spent on something else than these samples."""
+        return self.spent - (samples.count - samples.free)
 
     def draw(self, count: int, seed: int) -> Tensor:
         """The next (count, n) Rademacher rows."""
@@ -94,23 +122,8 @@ def shaped(block: Block, flat: FlatDiagonal) -> DiagonalEstimate:
         flat.status,
         flat.converged,
         flat.required,
+        rounding=flat.rounding,
     )
-
-
-def is_open(count: int, options: Trace | Diagonal, excess: float) -> bool:
-    """Whether samples of this count and excess call for more."""
-    if options.probes is not None:
-        return count < options.probes
-    return count < MINIMUM or (count < options.max_probes and cautious(count, excess) > 1.0)
-
-
-def cautious(count: int, excess: float) -> float:
-    """The excess, with a margin for how uncertain a standard error from ``count`` skewed samples is itself.
-
-    Who stops as soon as the standard error looks small enough stops on those that are too small by luck: without the
-    margin 95 % intervals covered 78 to 95 % on a trained network (16 probes and more).
-    """
-    return excess * (1.0 + 4.0 / math.sqrt(max(count, 1)))
 
 
 def part_of(full: Block, block: Block, rows: Tensor) -> Tensor:
@@ -122,6 +135,11 @@ def part_of(full: Block, block: Block, rows: Tensor) -> Tensor:
     return torch.cat([rows[:, slice(*offsets[name])] for name in block.parameters], dim=1)
 
 
-def room_for(numel: int, device: torch.device, memory: Budget = Budget()) -> int:  # noqa: B008  (frozen)
-    """How many float64 rows of ``numel`` entries fit a tenth of the free memory, or of the budget; at most 64."""
-    return int(min(64, max(1, ROOM_SHARE * memory.free(device) // (8 * numel))))
+def room_for(
+    numel: int,
+    device: torch.device,
+    memory: Budget = Budget(),  # noqa: B008  (frozen)
+    most: int = 64,
+) -> int:
+    """How many float64 rows of ``numel`` entries fit a tenth of the free memory, or of the budget; at most ``most``."""
+    return int(min(most, max(1, ROOM_SHARE * memory.free(device) // (8 * numel))))
