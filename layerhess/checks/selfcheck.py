@@ -169,7 +169,8 @@ def _symmetry(
     rest = {key: block for key, block in blocks.items() if key not in compared}
     measured = symmetry(sweep, {**rest, FULL: full}, seed) if rest else {}
     norms = {key: m.norm for key, m in measured.items()} or {FULL: size_of_product(sweep, full, seed)}
-    found.place = _not_finite_in(sweep, {**blocks, FULL: full}, measured, seed, places)
+    everything = {**blocks, FULL: full}
+    found.place = _not_finite_in(sweep, {key: everything[key] for key in measured}, measured, seed, places)
     found.block_seconds = sweep.seconds + found.licence.seconds  # the last pass makes one product of each, and is warm
     norms.update({key: float(torch.linalg.vector_norm(product)) for key, product in compared.items()})
     floor = zero_level(torch.finfo(coarsest).eps, norms[FULL])
@@ -178,7 +179,6 @@ def _symmetry(
     suspicious = SUSPICIOUS.get(coarsest, 0.0)  # half precision shows nothing: always look at the float64 copy
     doubtful = {key for key, m in live.items() if not m.asymmetry <= suspicious}
     limit = WRONG.get(coarsest, 0.3)
-    everything = {**blocks, FULL: full}
     judge, worst = sweep, {key: live[key] for key in doubtful}
     copied = make_copy() if doubtful and objective.dtype != torch.float64 else None
     if copied is not None:
