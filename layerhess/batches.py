@@ -128,12 +128,21 @@ def tensors(value: Any) -> list[Tensor]:
     return found
 
 
-def prepare(batch: Any, device: torch.device) -> Any:
-    """The batch on ``device``; tensors made inside ``inference_mode`` are cloned so that autograd may use them."""
+def may_refill(data: Any) -> bool:
+    """Whether an iterable could give the same memory again with other numbers in it: all but what holds its batches."""
+    return not (is_single(data) or isinstance(data, list))
+
+
+def prepare(batch: Any, device: torch.device, refilled: bool = False) -> Any:
+    """The batch on ``device``; tensors made inside ``inference_mode`` are cloned so that autograd may use them.
+
+    Args:
+        refilled: clone them in any case, since their memory may be filled again; see :func:`may_refill`.
+    """
 
     def one(tensor: Tensor) -> Tensor:
-        tensor = tensor.to(device)
-        return tensor.clone() if tensor.is_inference() else tensor
+        moved = tensor.to(device)
+        return moved.clone() if tensor.is_inference() or (refilled and moved is tensor) else moved
 
     def other(leaf: Any) -> Any:
         return leaf.to(device) if callable(getattr(leaf, "to", None)) else leaf  # graphs and other batch objects

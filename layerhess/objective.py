@@ -87,8 +87,9 @@ class Objective:
         Raises:
             InputError: a batch that ``batch_size`` cannot split. What the data itself raises comes through unchanged.
         """
+        refilled = batches.may_refill(self.data)
         for raw in batches.iterate(self.data):
-            yield from batches.pieces(batches.prepare(raw, self.device), self.batch_size)
+            yield from batches.pieces(batches.prepare(raw, self.device, refilled), self.batch_size)
 
     def terms(self, batch: Any) -> tuple[Tensor, float]:
         """(loss sum with graph, 0-d; count) of one prepared batch. Call within :meth:`session`."""

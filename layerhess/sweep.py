@@ -22,6 +22,7 @@ from layerhess.products.reverse import BatchGraph
 from layerhess.vectors import solver_device
 
 FULL = "(full)"
+OVERWRITTEN = "modified by an inplace operation"  # as autograd says it
 TOGETHER = 16  # vectors of one request that are multiplied at once, where a graph gains by that
 
 
@@ -107,7 +108,9 @@ class Sweep:
         try:
             return self._run(requests)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            # A model that writes into buffers of its own spoils what earlier batches keep: then nothing is kept.
+            spoilt = OVERWRITTEN in str(error) and bool(self._budget or self._kept)
+            if not (spoilt or is_out_of_memory(error)):
                 raise
         finally:
             self.seconds = time.perf_counter() - start

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import layerhess as lh
 from layerhess.ledger import Ledger
-from layerhess.products.factors import FactorGraph, output_directions
+from layerhess.products.directions import output_directions
+from layerhess.products.factors import FactorGraph
 from references import curvature, dense
 from zoo import BY_NAME, CASES, Case
 
@@ -237,7 +238,7 @@ def test_roots_of_the_output_hessian_of_cross_entropy() -> None:
     loss = F.cross_entropy(inner, torch.randint(5, (7,)), reduction="sum")
     directions = output_directions(loss, inner)
     assert directions is not None
-    roots, signs, slope = directions
+    roots, signs, slope = directions.roots, directions.signs, directions.slope
     p = torch.softmax(z.detach(), dim=1)
     expected = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
     assert roots.shape == (7, 5, 4) and bool((signs >= 0).all())
@@ -249,7 +250,7 @@ def test_roots_of_a_loss_that_is_not_convex_keep_their_signs() -> None:
     inner = torch.tensor([[0.3, -1.2], [2.0, 0.1]]).double().requires_grad_() * 1.0
     directions = output_directions(torch.sin(inner).sum() + (inner[:, 0] * inner[:, 1]).sum(), inner)
     assert directions is not None
-    roots, signs, _ = directions
+    roots, signs = directions.roots, directions.signs
     z = inner.detach()
     expected = torch.diag_embed(-torch.sin(z)) + torch.tensor([[0.0, 1.0], [1.0, 0.0]]).double()
     assert torch.allclose((roots * signs.unsqueeze(1)) @ roots.mT, expected, atol=1e-14)

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 import torch
 
 from layerhess.blocks import Block
-from layerhess.errors import InputError
 from layerhess.ledger import Ledger
+from layerhess.memory import is_out_of_memory
 from layerhess.objective import Objective
 from layerhess.operators.curvature import GAUSS_NEWTON, HESSIAN, Curvature
 from layerhess.products.factors import FactorGraph
+from layerhess.products.hybrid import try_factors
 from layerhess.results import Check
 from layerhess.survey import Survey
 from layerhess.sweep import FULL, Request, Sweep
@@ -87,11 +88,13 @@ def licence(
     # The full Hessian is no J' S J: what layers do to each other bends the output.
     alike = curvature.name == GAUSS_NEWTON.name
     names = {key: block.parameters for key, block in blocks.items() if alike or key != FULL}
-    try:
-        graphs = [FactorGraph(objective, sample, names, ledger) for sample in surveyed.samples]
-    except InputError as error:  # the loss has no output of its own
-        found.reasons = dict.fromkeys(names, error.message)
-        return found
+    graphs: list[FactorGraph] = []
+    for sample in surveyed.samples:
+        graph, reason = try_factors(objective, sample, names, ledger)
+        if graph is None:
+            found.reasons = dict.fromkeys(names, f"no factors can be made: {reason}")
+            return found
+        graphs.append(graph)
     candidates = []
     for key in names:
         if not all(key in graph.factored for graph in graphs):
@@ -104,7 +107,13 @@ def licence(
     vectors = {key: random_unit(blocks[key].numel, seed, f"licence {key}", 0, device)[None] for key in candidates}
     exact = sweep.run({key: Request(blocks[key], vectors[key]) for key in candidates}) if candidates else {}
     start = time.perf_counter()
-    ours = _by_factors(objective, graphs, blocks, vectors, sweep.denominator) if candidates else {}
+    try:
+        ours = _by_factors(objective, graphs, blocks, vectors, sweep.denominator) if candidates else {}
+    except RuntimeError as error:  # what one sample's factors need was overwritten by the next
+        if is_out_of_memory(error):
+            raise
+        found.reasons |= dict.fromkeys(candidates, f"no product by factors can be made: {str(error).splitlines()[0]}")
+        return found
     found.seconds = time.perf_counter() - start
     for key in candidates:
         size = float(torch.linalg.vector_norm(exact[key]))

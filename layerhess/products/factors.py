@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerhess.errors import InputError
+from layerhess.evaluation import Judged
 from layerhess.ledger import Ledger
 from layerhess.memory import is_out_of_memory
 from layerhess.objective import Objective
-from layerhess.products.linearity import leaves, not_linear
+from layerhess.products.directions import SAME_SUM, item_weights, output_directions, same_by_item
+from layerhess.products.linearity import leaves, not_linear, reached
 from layerhess.products.taps import Tap, Taps
 
-MOST_DIRECTIONS = 32  # per item of the output: beyond, as many backward passes cost more than exact products
 MOST_AT_ONCE = 1 << 24  # numbers in the outputs of a layer for all vectors that are multiplied together
-NEGLIGIBLE = 4.0  # eps: an eigenvalue of S below this share of the largest is rounding
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,10 @@ class FactorGraph:
     cross entropy of C classes Q = C - 1, through activations only. (Dangel, Kunstner & Hennig 2020, for the square
     root of S; Martens 2020, section 8.)
 
-    Items are the entries of dimension 0 of the output. What ties items together, or is tapped in another layout, makes
-    wrong products here; who uses them compares some with exact ones first.
+    Items are the entries of dimension 0 of the output. A loss or a network that ties them together, or a layer whose
+    outputs are laid out in another order, would make wrong products: the sensitivities of a direction that differs from
+    item to item must be the sum of its items' own, in every layer; where they are not, the layer is not used. What the
+    loss reaches beside the output is not used either.
 
     Args:
         objective: in session. batch: prepared. blocks: key -> names of its parameters. ledger: counts the passes.
@@ -70,13 +71,14 @@ class FactorGraph:
         output = judged.output
         if not output.requires_grad or not output.ndim or not len(output):
             return
-        usable = _usable(taps.found, len(output), objective, output)
-        self.factored = frozenset(key for key, names in blocks.items() if usable.issuperset(names))
-        self.linear = self.factored - _bent(output, taps, {key: blocks[key] for key in self.factored})
-        wanted = {name for key in self.factored for name in blocks[key]}
+        usable = _usable(taps.found, objective, judged)
+        kept = {key: names for key, names in blocks.items() if usable.issuperset(names)}
+        wanted = {name for names in kept.values() for name in names}
         tapped = [tap for tap in taps.found if wanted.intersection(entry.name for entry in tap.entries)]
-        if tapped:
-            self._open(judged.loss, output, tapped)
+        tied = self._open(judged.loss, output, tapped) if tapped else set()
+        kept = {key: names for key, names in kept.items() if not tied.intersection(names)}
+        self.factored = frozenset(kept)
+        self.linear = self.factored - _bent(output, taps, kept)
 
     def product(self, names: Sequence[str], vector: Mapping[str, Tensor]) -> list[Tensor | None]:
         """The batch's share of (J' S J)[names, names] v for the parameters of a factored block, not divided."""
@@ -101,15 +103,18 @@ class FactorGraph:
         self._ledger.count("products", len(vectors[names[0]]))
         weights: Tensor | None = None
         for layer in layers:
+            _refuse_overwritten(layer.tap)
             moved = sum_of(entry.pushed(vectors[entry.name]) for entry in layer.tap.entries if entry.name in vectors)
             rows = torch.bmm(_by_item(moved, layer), layer.sensitivities.permute(1, 2, 0))  # (N, s, Q)
+            rows = rows.to(self._signs.dtype)
             weights = rows if weights is None else weights + rows
         if weights is None:
             return [None] * len(names)
         weights = weights * self._signs.unsqueeze(1)
         made: dict[str, Tensor] = {}
         for layer in layers:
-            back = _by_call(torch.bmm(weights, layer.sensitivities.transpose(0, 1)), layer)
+            rows = layer.sensitivities.transpose(0, 1)
+            back = _by_call(torch.bmm(weights.to(rows.dtype), rows), layer)
             for entry in layer.tap.entries:
                 if entry.name in vectors:
                     part = entry.pulled(back)
@@ -138,25 +143,49 @@ class FactorGraph:
         """Parameter -> gradient of the loss sum, for the parameters of factored blocks."""
         made: dict[str, Tensor] = {}
         for tap, slope in self._slopes:
+            _refuse_overwritten(tap)
             for entry in tap.entries:
                 part = entry.pull(slope.view(tap.shape))
                 made[entry.name] = made[entry.name] + part if entry.name in made else part
         return made
 
-    def _open(self, loss: Tensor, output: Tensor, tapped: list[Tap]) -> None:
-        """Sensitivities of every tapped layer, one backward pass for each output direction."""
+    def _open(self, loss: Tensor, output: Tensor, tapped: list[Tap]) -> set[str]:
+        """Sensitivities of every tapped layer by one backward pass; the parameters that have none that can be used."""
         directions = output_directions(loss, output)
         if directions is None:
-            self.factored = self.linear = frozenset()
-            return
-        roots, self._signs, slope = directions
-        n, _, most = roots.shape
-        self._ledger.count("backwards", most + 1)
-        seeds = torch.cat([roots.permute(2, 0, 1).reshape(most, *output.shape), slope.unsqueeze(0)])
-        for tap, rows in zip(tapped, _backward(output, [tap.edge for tap in tapped], seeds), strict=True):
-            if rows is not None:
-                self._layers.append(Layer(tap, rows[:most].reshape(most, n, -1)))
-                self._slopes.append((tap, rows[most]))
+            return {entry.name for tap in tapped for entry in tap.entries}
+        self._signs = directions.signs
+        n, _, most = directions.roots.shape
+        weights = item_weights(n, output)
+        mix = torch.linspace(0.5, 1.5, most).to(output)
+        mixed = (directions.roots @ mix) * weights.unsqueeze(1)
+        seeds = [*directions.roots.permute(2, 0, 1), directions.slope.reshape(n, -1), mixed]
+        self._ledger.count("backwards", len(seeds))
+        tied: set[str] = set()
+        found = _backward(output, [tap.edge for tap in tapped], torch.stack(seeds).reshape(-1, *output.shape))
+        for tap, rows in zip(tapped, found, strict=True):
+            if rows is None:
+                continue
+            rows = rows.reshape(len(seeds), n, -1)
+            own = rows[:most]
+            expected = torch.einsum("q,qnd->nd", mix.to(own), own) * weights.to(own).unsqueeze(1)
+            scale = torch.einsum("q,qn->n", mix.to(own), torch.linalg.vector_norm(own, dim=2)) * weights.to(own)
+            if own.dtype not in SAME_SUM or not same_by_item(rows[most + 1], expected, scale):
+                tied.update(entry.name for entry in tap.entries)
+                continue
+            self._layers.append(Layer(tap, own))
+            self._slopes.append((tap, rows[most]))
+        return tied
+
+
+def _refuse_overwritten(tap: Tap) -> None:
+    """What autograd does for the tensors that it saved.
+
+    Raises:
+        RuntimeError: an input of the layer was written into since.
+    """
+    if not tap.intact:
+        raise RuntimeError("an input that a layer's factors need has been modified by an inplace operation")
 
 
 def sum_of(parts: Iterable[Tensor]) -> Tensor:
@@ -194,48 +223,16 @@ def _backward(output: Tensor, edges: list[Any], seeds: Tensor) -> list[Tensor | 
     return [None if parts[0] is None else torch.stack(parts) for parts in zip(*rows, strict=True)]
 
 
-def output_directions(loss: Tensor, output: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """M (N, K, Q), signs (N, Q) with S_n = M_n diag(signs_n) M_n' = d2 loss / dz_n2, and d loss / dz; None for large K.
-
-    Args:
-        loss: 0-d, a sum over the N items. output: z, (N, ...) with K numbers an item.
-    """
-    n = len(output)
-    size = output.numel() // n
-    if size > MOST_DIRECTIONS:
-        return None
-    (slope,) = torch.autograd.grad(loss, [output], create_graph=True, allow_unused=True)
-    if slope is None:
-        raise InputError(
-            "the loss is not computed from the output", where="loss", what_to_do="compute it from the returned tensor"
-        )
-    columns = output.new_zeros((n, size, size))
-    if slope.requires_grad:
-        for j in range(size):
-            unit = output.new_zeros((n, size))
-            unit[:, j] = 1.0
-            (column,) = torch.autograd.grad(slope, [output], unit.view_as(output), retain_graph=True, allow_unused=True)
-            if column is not None:
-                columns[:, :, j] = column.reshape(n, size)
-    values, vectors = torch.linalg.eigh(((columns + columns.mT) / 2).double())
-    order = values.abs().argsort(dim=1, descending=True)
-    values = values.gather(1, order)
-    vectors = vectors.gather(2, order.unsqueeze(1).expand_as(vectors))
-    floor = NEGLIGIBLE * torch.finfo(output.dtype).eps * float(values.abs().max())
-    rank = max(1, int((values.abs() > floor).any(dim=0).sum()))
-    values, vectors = values[:, :rank], vectors[:, :, :rank]
-    roots = vectors * values.abs().sqrt().unsqueeze(1)
-    return roots.to(output.dtype), values.sign().to(output.dtype), slope.detach()
-
-
-def _usable(taps: Sequence[Tap], items: int, objective: Objective, output: Tensor) -> set[str]:
-    """Names of the parameters that enter through whole, item-wise taps and in no other way."""
+def _usable(taps: Sequence[Tap], objective: Objective, judged: Judged) -> set[str]:
+    """Names of the parameters that enter through whole taps, and in no other way, and only on the way to the output."""
+    output, items = judged.output, len(judged.output)
+    beside = reached(judged.loss.grad_fn, before=output.grad_fn)
     good: set[str] = set()
     bad: set[str] = set()
     for tap in taps:
-        fine = tap.intact and len(tap.shape) > 0 and tap.shape[0] > 0 and tap.shape[0] % items == 0
-        (good if fine else bad).update(entry.name for entry in tap.entries)
-    elsewhere = leaves(output.grad_fn)
+        fine = tap.intact and len(tap.shape) > 1 and tap.shape[0] > 0 and tap.shape[0] % items == 0
+        (good if fine and tap.edge.node not in beside else bad).update(entry.name for entry in tap.entries)
+    elsewhere = leaves(reached(output.grad_fn)) | leaves(beside)
     bad.update(name for name, parameter in objective.parameters.items() if id(parameter) in elsewhere)
     return good - bad
 

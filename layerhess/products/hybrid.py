@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from layerhess.errors import InputError
 from layerhess.ledger import Ledger
+from layerhess.memory import is_out_of_memory
 from layerhess.objective import Objective
 from layerhess.products.factors import FactorGraph
 from layerhess.products.graph import Graph, GraphMaker
@@ -34,6 +36,22 @@ class Hybrid:
         return HybridGraph(self, objective, batch, list(names), ledger)
 
 
+def try_factors(
+    objective: Objective, batch: Any, blocks: Mapping[str, tuple[str, ...]], ledger: Ledger
+) -> tuple[FactorGraph | None, str]:
+    """The factors of one batch, or None and the reason where they cannot be made.
+
+    A model may do things that work outside a tapped pass only (recompute activations, differentiate inside its own
+    forward pass). An exact graph then has the last word, on errors as well.
+    """
+    try:
+        return FactorGraph(objective, batch, blocks, ledger), ""
+    except (RuntimeError, InputError) as error:
+        if is_out_of_memory(error):
+            raise
+        return None, str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 class HybridGraph:
     """Factors of one batch, and its exact graph once it is asked for a product that needs one.
 
@@ -43,18 +61,23 @@ class HybridGraph:
 
     def __init__(self, plan: Hybrid, objective: Objective, batch: Any, names: Sequence[str], ledger: Ledger) -> None:
         self._plan, self._objective, self._batch, self._names, self._ledger = plan, objective, batch, names, ledger
-        self._factors = FactorGraph(objective, batch, plan.blocks, ledger)
+        self._exact: Graph | None = None
+        self._factors = try_factors(objective, batch, plan.blocks, ledger)[0]
+        if self._factors is None:
+            self._served: set[tuple[str, ...]] = set()
+            self._covered: set[str] = set()
+            self.loss_sum, self.count = self._graph().loss_sum, self._graph().count
+            return
         held = self._factors.linear if plan.linear else self._factors.factored
         self._served = {plan.blocks[key] for key in held}
         self._covered = {name for key in self._factors.factored for name in plan.blocks[key]}
-        self._exact: Graph | None = None
         self.loss_sum, self.count = self._factors.loss_sum, self._factors.count
 
     def product(
         self, names: Sequence[str], vector: dict[str, Tensor], rows: Sequence[str] | None = None
     ) -> list[Tensor | None]:
         """The batch's share of A[rows, names] v; see :meth:`layerhess.products.graph.Graph.product`."""
-        if self._serves(names, rows):
+        if self._factors is not None and self._serves(names, rows):
             return self._factors.product(names, vector)
         return self._graph().product(names, vector, rows)
 
@@ -62,7 +85,7 @@ class HybridGraph:
         self, names: Sequence[str], vectors: dict[str, Tensor], rows: Sequence[str] | None = None
     ) -> list[Tensor | None]:
         """The same for s vectors."""
-        if self._serves(names, rows):
+        if self._factors is not None and self._serves(names, rows):
             return self._factors.products(names, vectors)
         return self._graph().products(names, vectors, rows)
 
@@ -72,12 +95,12 @@ class HybridGraph:
     @property
     def nbytes(self) -> int:
         """Of the factors, and of the exact graph once there is one."""
-        return self._factors.nbytes + (0 if self._exact is None else self._exact.nbytes)
+        return sum(graph.nbytes for graph in (self._factors, self._exact) if graph is not None)
 
     @property
     def gradient(self) -> dict[str, Tensor | None]:
         """Of the loss sum, by parameter."""
-        if self._exact is None and self._covered.issuperset(self._names):
+        if self._factors is not None and self._exact is None and self._covered.issuperset(self._names):
             known = self._factors.gradients
             return {name: known.get(name) for name in self._names}
         return self._graph().gradient  # who asks for parameters outside will ask for their products as well

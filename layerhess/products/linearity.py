@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
+
+from torch.autograd.function import BackwardCFunction
 
 # Linear in all inputs together, or piecewise so: what depends on a block linearly still does afterwards.
 PIECEWISE_LINEAR = frozenset({
@@ -34,12 +37,20 @@ PRODUCTS = {
     "Convolution": ((2,), (0, 1)),
     "PreluKernel": ((), (0, 1)),
 }
-LEAF = "AccumulateGrad"
+OWN = re.compile(r"(?:.*::)?(\w+?)Backward\d+")  # how autograd names the nodes of torch's own operations
 
 
 def kind(node: Any) -> str:
-    """An autograd node's operation: "Convolution" for ConvolutionBackward0."""
-    return str(node.name()).rpartition("::")[2].partition("Backward")[0]
+    """An autograd node's operation: "Convolution" for ConvolutionBackward0; "" for what is none of torch's own.
+
+    A custom function may have any name, but no number behind it. Complex numbers have other pieces (abs is smooth).
+    """
+    made = OWN.fullmatch(str(node.name()))
+    if made is None or isinstance(node, BackwardCFunction):
+        return ""
+    if any(meta.dtype.is_complex for meta in getattr(node, "_input_metadata", ())):
+        return ""
+    return made[1]
 
 
 def not_linear(root: Any, sources: Mapping[Any, int], affine: Collection[Any] = ()) -> int:
@@ -69,9 +80,22 @@ def not_linear(root: Any, sources: Mapping[Any, int], affine: Collection[Any] = 
     return struck
 
 
-def leaves(root: Any) -> set[int]:
-    """Identities of the tensors that autograd would accumulate a gradient in behind ``root``."""
-    return {id(node.variable) for node in _inputs_first(root) if kind(node) == LEAF or hasattr(node, "variable")}
+def reached(root: Any, before: Any = None) -> set[Any]:
+    """All autograd nodes behind ``root``, itself included, without passing through the node ``before``."""
+    seen: set[Any] = set()
+    todo = [root]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen or node is before:
+            continue
+        seen.add(node)
+        todo.extend(following for following, _ in node.next_functions)
+    return seen
+
+
+def leaves(nodes: Iterable[Any]) -> set[int]:
+    """Identities of the tensors that autograd would accumulate a gradient in at one of these nodes."""
+    return {id(node.variable) for node in nodes if hasattr(node, "variable")}
 
 
 def _struck(operation: str, before: list[int], depends: int) -> int:

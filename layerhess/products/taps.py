@@ -73,7 +73,9 @@ class Taps(TorchFunctionMode):
             if made is None:
                 return func(*args, **kwargs)
             y, entries = made
-            return self._tapped(y, entries) if entries else y
+            if not entries or torch._C._functorch.is_functorch_wrapped_tensor(y):
+                return func(*args, **kwargs) if entries else y
+            return self._tapped(y, entries)
 
     def name_of(self, parameter: Any) -> str | None:
         """Its name, if it is one of those to be recorded."""
@@ -115,7 +117,9 @@ Recorder = Callable[[Taps, Any, dict[str, Any]], tuple[Tensor, list[Entry]] | No
 
 def _linear(taps: Taps, function: Any, given: dict[str, Any]) -> tuple[Tensor, list[Entry]] | None:
     a, weight, offset = given["input"], given["weight"], given["bias"]
-    if not (taps.name_of(weight) or taps.name_of(offset)) or weight.ndim != 2:
+    if not (taps.name_of(weight) or taps.name_of(offset)) or weight.ndim != 2 or a.ndim < 2:
+        return None
+    if offset is not None and offset.shape != weight.shape[:1]:
         return None
     y = F.linear(a, taps.fixed(weight), taps.fixed(offset))
     entries = [layers.linear(name, a.detach())] if (name := taps.name_of(weight)) else []
