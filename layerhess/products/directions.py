@@ -10,6 +10,7 @@ from torch import Tensor
 MOST_DIRECTIONS = 32  # per item of the output: beyond, as many backward passes cost more than exact products
 NEGLIGIBLE = 16.0  # eps: an eigenvalue of the scaled S of an item below this share of its largest is rounding
 # Relative difference at which two sums of the same numbers in another order are still the same.
+LARGEST_POWER = 10  # of two, and smallest, that items are scaled with to tell them apart
 SAME_SUM = {torch.float64: 1e-11, torch.float32: 2e-5}
 
 
@@ -30,9 +31,8 @@ def output_directions(loss: Tensor, output: Tensor) -> Directions | None:
     """The directions of each item; None where there are too many, or the loss ties items together.
 
     S is taken per item from K products with unit vectors, the same entry of all items at once. That is right only if
-    the loss is a sum over items: so one product with a vector that differs from item to item must be what these S_n
-    make of it. Before the eigendecomposition S is scaled to a unit diagonal, so that no output is too small beside
-    another to be kept.
+    the loss is a sum over items: so a product must scale, item by item, with a vector that is scaled so. Before the
+    eigendecomposition S is scaled to a unit diagonal, so that no output is too small beside another to be kept.
 
     Args:
         loss: 0-d. output: z, (N, ...) with K numbers an item, an inner node of the loss's graph.
@@ -51,10 +51,9 @@ def output_directions(loss: Tensor, output: Tensor) -> Directions | None:
             unit = output.new_zeros((n, size))
             unit[:, j] = 1.0
             columns[:, :, j] = _applied(slope, output, unit)
-        mixed = torch.rand((n, size), generator=torch.Generator().manual_seed(n)).to(output) + 0.5
-        expected = torch.einsum("nij,nj->ni", columns, mixed)
-        scale = torch.einsum("nij,nj->ni", columns.abs(), mixed)
-        if not same_by_item(_applied(slope, output, mixed), expected, torch.linalg.vector_norm(scale, dim=1)):
+        probe = item_probe(n, size, output)
+        alone, weighed = (_applied(slope, output, probe * w) for w in (1.0, item_weights(n, output).unsqueeze(1)))
+        if not same_by_item(weighed, alone):
             return None
     if not bool(torch.isfinite(columns).all()):
         return None
@@ -73,16 +72,25 @@ def output_directions(loss: Tensor, output: Tensor) -> Directions | None:
     return Directions(roots.to(output.dtype), values.sign().to(output.dtype), slope.detach())
 
 
+def item_probe(n: int, size: int, like: Tensor) -> Tensor:
+    """(N, K) numbers of no particular kind, always the same."""
+    return torch.randn((n, size), generator=torch.Generator().manual_seed(n), dtype=torch.float64).to(like)
+
+
 def item_weights(n: int, like: Tensor) -> Tensor:
-    """(N,) numbers between 1/2 and 3/2, no two alike, in a random order that is always the same."""
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(n))
-    return (0.5 + order.double() / max(n, 1)).to(like)
+    """(N,) powers of two, different from item to item as far as there are enough, in a random order.
+
+    What is linear in a seed and keeps items apart scales with them exactly: a power of two adds no rounding.
+    """
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(n + 1))
+    return torch.exp2((order % (2 * LARGEST_POWER + 1) - LARGEST_POWER).double()).to(like)
 
 
-def same_by_item(found: Tensor, expected: Tensor, scale: Tensor) -> bool:
-    """Whether (N, D) rows agree, each to the rounding of a sum of the size ``scale`` (N,)."""
-    off = torch.linalg.vector_norm(found - expected, dim=1)
-    return bool((off <= SAME_SUM[found.dtype] * scale + torch.finfo(found.dtype).tiny).all())
+def same_by_item(weighed: Tensor, alone: Tensor) -> bool:
+    """Whether (N, D) rows are those of single items, times their :func:`item_weights`."""
+    expected = alone * item_weights(len(alone), alone).unsqueeze(1)
+    off, size = (torch.linalg.vector_norm(rows, dim=1) for rows in (weighed - expected, expected))
+    return bool((off <= SAME_SUM[alone.dtype] * size + torch.finfo(alone.dtype).tiny).all())
 
 
 def _applied(slope: Tensor, output: Tensor, rows: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from layerhess.evaluation import Judged
 from layerhess.ledger import Ledger
 from layerhess.memory import is_out_of_memory
 from layerhess.objective import Objective
-from layerhess.products.directions import SAME_SUM, item_weights, output_directions, same_by_item
+from layerhess.products.directions import SAME_SUM, item_probe, item_weights, output_directions, same_by_item
 from layerhess.products.linearity import leaves, not_linear, reached
 from layerhess.products.taps import Tap, Taps
 
@@ -156,10 +156,9 @@ class FactorGraph:
             return {entry.name for tap in tapped for entry in tap.entries}
         self._signs = directions.signs
         n, _, most = directions.roots.shape
-        weights = item_weights(n, output)
-        mix = torch.linspace(0.5, 1.5, most).to(output)
-        mixed = (directions.roots @ mix) * weights.unsqueeze(1)
-        seeds = [*directions.roots.permute(2, 0, 1), directions.slope.reshape(n, -1), mixed]
+        probe = item_probe(n, output.numel() // n, output)
+        weighed = probe * item_weights(n, output).unsqueeze(1)
+        seeds = [*directions.roots.permute(2, 0, 1), directions.slope.reshape(n, -1), probe, weighed]
         self._ledger.count("backwards", len(seeds))
         tied: set[str] = set()
         found = _backward(output, [tap.edge for tap in tapped], torch.stack(seeds).reshape(-1, *output.shape))
@@ -167,13 +166,10 @@ class FactorGraph:
             if rows is None:
                 continue
             rows = rows.reshape(len(seeds), n, -1)
-            own = rows[:most]
-            expected = torch.einsum("q,qnd->nd", mix.to(own), own) * weights.to(own).unsqueeze(1)
-            scale = torch.einsum("q,qn->n", mix.to(own), torch.linalg.vector_norm(own, dim=2)) * weights.to(own)
-            if own.dtype not in SAME_SUM or not same_by_item(rows[most + 1], expected, scale):
+            if rows.dtype not in SAME_SUM or not same_by_item(rows[most + 2], rows[most + 1]):
                 tied.update(entry.name for entry in tap.entries)
                 continue
-            self._layers.append(Layer(tap, own))
+            self._layers.append(Layer(tap, rows[:most]))
             self._slopes.append((tap, rows[most]))
         return tied
 
