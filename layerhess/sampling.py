@@ -14,16 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from layerhess import batches
 from layerhess.blocks import Block
 from layerhess.estimates import Floats
-from layerhess.ledger import Ledger
+from layerhess.ledger import KEPT_SHARE, Ledger, free_bytes, used_bytes
 from layerhess.objective import Objective
 from layerhess.products.graph import GraphMaker
+from layerhess.products.grouped import GroupedForms, has_forms
+from layerhess.products.reverse import BatchGraph
 from layerhess.survey import Survey
 from layerhess.sweep import FULL, Request, Sweep
 from layerhess.vectors import random_signs, solver_device
 
 GROUPS = 16  # wanted: the standard error of a standard error from g groups is 1 / sqrt(2 g) of it
+THIRD = 4.0  # times the memory of a gradient's graph: what its third derivative takes, seen on small networks
 FEWEST = 4  # below this nothing is said
 PROBES = 8  # for the traces; what the probes themselves contribute is taken out
 
@@ -97,8 +101,11 @@ def sampling_errors(
         rows = _probes(blocks, pairs, full, seed, solver_device(objective.device))
         requests[PROBES_KEY] = Request(full, rows, quadratic=(*blocks.values(), full))
     sweep = Sweep(grouped, list(full.parameters), ledger, keep=0.0, checkpoint=checkpoint, make_graph=make_graph)
-    sweep.run(requests)
-    forms = {key: form.numpy() for key, form in sweep.quadratics.items()}  # (groups, vectors, blocks)
+    forms: dict[str, Floats] = {}  # (groups, vectors, blocks)
+    if grouped is not objective and make_graph is BatchGraph:
+        forms = _at_once(objective, grouped, {k: r for k, r in requests.items() if k != PROBES_KEY}, ledger, checkpoint)
+    sweep.run({key: request for key, request in requests.items() if key not in forms})
+    forms.update({key: form.numpy() for key, form in sweep.quadratics.items()})
     counts = np.array(sweep.counts)
     scale = counts.sum() if objective.evaluation.is_sum else 1.0
     values = {
@@ -117,6 +124,42 @@ def sampling_errors(
             together = sum(known.values(), np.zeros(len(counts)))
             traces[FULL] = scale * shared_error(together[:, None] + forms[PROBES_KEY][:, :, -1], counts)
     return SamplingErrors(values, traces, len(counts), _sentence(len(counts), surveyed.examples))
+
+
+def _at_once(
+    objective: Objective,
+    grouped: Objective,
+    requests: Mapping[str, Request],
+    ledger: Ledger,
+    checkpoint: Callable[[], None],
+) -> dict[str, Floats]:
+    """The forms of vectors of one block each, for all pieces of a batch from one graph; empty where that cannot be.
+
+    A piece is as many examples as ``grouped`` cuts. Full probes are left to the pieces: they are asked for by the forms
+    of every block, and each of those would take a backward pass.
+    """
+    size = grouped.batch_size
+    if size is None or objective.batch_size is not None or not has_forms(objective):
+        return {}
+    names = list(dict.fromkeys(name for request in requests.values() for name in request.block.parameters))
+    columns: dict[str, list[Tensor]] = {key: [] for key in requests}
+    try:
+        for batch in objective.batches():
+            checkpoint()
+            before = used_bytes(objective.device)
+            graph = GroupedForms(objective, batch, size, names, ledger)
+            if graph.items != batches.leading_size(batch):
+                return {}
+            if THIRD * (used_bytes(objective.device) - before) > KEPT_SHARE * free_bytes(objective.device):
+                return {}
+            for key, request in requests.items():
+                rows = [graph.forms(request.block, vector) for vector in request.vectors]
+                columns[key].append(torch.stack(rows, dim=1))
+            if not graph.add_up:
+                return {}
+    except (RuntimeError, MemoryError):  # no third derivative, or no memory for it: the pieces need neither
+        return {}
+    return {key: torch.cat(parts)[:, :, None].numpy() for key, parts in columns.items()}
 
 
 def _probes(
