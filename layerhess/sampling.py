@@ -9,21 +9,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from layerhess import batches
 from layerhess.blocks import Block
 from layerhess.estimates import Floats
 from layerhess.ledger import Ledger
+from layerhess.memory import KEPT_SHARE, free_bytes, used_bytes
 from layerhess.objective import Objective
+from layerhess.products.factors import FactorGraph
 from layerhess.products.graph import GraphMaker
+from layerhess.products.grouped import GroupedForms, has_forms
+from layerhess.products.hybrid import Hybrid
+from layerhess.products.reverse import BatchGraph
 from layerhess.survey import Survey
-from layerhess.sweep import FULL, Request, Sweep
+from layerhess.sweep import FULL, Request, Sweep, split_rows
 from layerhess.vectors import random_signs, solver_device
 
 GROUPS = 16  # wanted: the standard error of a standard error from g groups is 1 / sqrt(2 g) of it
+THIRD = 4.0  # times the memory of a gradient's graph: what its third derivative takes, seen on small networks
 FEWEST = 4  # below this nothing is said
 PROBES = 8  # for the traces; what the probes themselves contribute is taken out
 
@@ -98,8 +106,13 @@ def sampling_errors(
         rows = _probes(blocks, pairs, full, seed, solver_device(objective.device))
         requests[PROBES_KEY] = Request(full, rows, quadratic=(*blocks.values(), full))
     sweep = Sweep(grouped, list(full.parameters), ledger, keep=0.0, checkpoint=checkpoint, make_graph=make_graph)
-    sweep.run(requests)
-    forms = {key: form.numpy() for key, form in sweep.quadratics.items()}  # (groups, vectors, blocks)
+    forms: dict[str, Floats] = {}  # (groups, vectors, blocks)
+    plan = make_graph if isinstance(make_graph, Hybrid) else Hybrid({}, make_graph, linear=True)
+    if grouped is not objective and plan.exact is BatchGraph:
+        alone = {key: request for key, request in requests.items() if key != PROBES_KEY}
+        forms = _at_once(objective, grouped, alone, plan, ledger, checkpoint)
+    sweep.run({key: request for key, request in requests.items() if key not in forms})
+    forms.update({key: form.numpy() for key, form in sweep.quadratics.items()})
     counts = np.array(sweep.counts)
     scale = counts.sum() if objective.evaluation.is_sum else 1.0
     values = {
@@ -121,6 +134,73 @@ def sampling_errors(
             together = sum(known.values(), np.zeros(len(counts)))
             traces[FULL] = scale * shared_error(together[:, None] + forms[PROBES_KEY][:, :, -1], counts)
     return SamplingErrors(values, traces, len(counts), _sentence(len(counts), surveyed.examples))
+
+
+def _at_once(
+    objective: Objective,
+    grouped: Objective,
+    requests: Mapping[str, Request],
+    plan: Hybrid,
+    ledger: Ledger,
+    checkpoint: Callable[[], None],
+) -> dict[str, Floats]:
+    """The forms of vectors of one block each, for all pieces of a batch from one graph; empty where that cannot be.
+
+    A piece is as many examples as ``grouped`` cuts. Full probes are left to the pieces: they are asked for by the forms
+    of every block, and each of those would take a backward pass.
+    """
+    size = grouped.batch_size
+    if size is None or objective.batch_size is not None:
+        return {}
+    columns: dict[str, list[Tensor]] = {key: [] for key in requests}
+    try:
+        for batch in objective.batches():
+            checkpoint()
+            items = batches.leading_size(batch) or 0
+            factors, served = plan.factors(objective, batch, ledger)
+            if factors is not None and factors.items != items:
+                factors, served = None, set()
+            ours = [key for key, request in requests.items() if request.block.parameters in served]
+            others = {key: request for key, request in requests.items() if key not in ours}
+            if factors is not None:
+                for key in ours:
+                    columns[key].append(_by_piece(factors, objective, requests[key], size))
+            if others and not _forms_of_others(objective, batch, size, others, columns, ledger):
+                return {}
+    except (RuntimeError, MemoryError):  # no third derivative, or no memory for it: the pieces need neither
+        return {}
+    return {key: torch.cat(parts)[:, :, None].numpy() for key, parts in columns.items()}
+
+
+def _by_piece(factors: FactorGraph, objective: Objective, request: Request, size: int) -> Tensor:
+    """(G, s) forms from factors, which have those of every example."""
+    rows = split_rows(request.block, request.vectors)
+    parts = {name: part.to(objective.parameters[name]) for name, part in rows.items()}
+    each = factors.forms(request.block.parameters, parts)
+    return torch.stack([piece.sum(dim=0) for piece in torch.split(each, size)])
+
+
+def _forms_of_others(
+    objective: Objective,
+    batch: Any,
+    size: int,
+    requests: Mapping[str, Request],
+    columns: Mapping[str, list[Tensor]],
+    ledger: Ledger,
+) -> bool:
+    """Add the (G, s) forms of a batch's pieces, from a graph that autograd may differentiate a third time."""
+    if not has_forms(objective):
+        return False
+    names = list(dict.fromkeys(name for request in requests.values() for name in request.block.parameters))
+    before = used_bytes(objective.device)
+    graph = GroupedForms(objective, batch, size, names, ledger)
+    if graph.items != batches.leading_size(batch):
+        return False
+    if THIRD * (used_bytes(objective.device) - before) > KEPT_SHARE * free_bytes(objective.device):
+        return False
+    for key, request in requests.items():
+        columns[key].append(torch.stack([graph.forms(request.block, vector) for vector in request.vectors], dim=1))
+    return graph.add_up
 
 
 def _probes(

@@ -213,7 +213,7 @@ class Sweep:
         parameters = self.objective.parameters
         forms = torch.zeros((len(request.vectors), len(request.quadratic)), dtype=torch.float64)
         for start in range(0, len(request.vectors), TOGETHER):
-            exact = _split(block, request.vectors[start : start + TOGETHER])
+            exact = split_rows(block, request.vectors[start : start + TOGETHER])
             parts = {
                 name: part.to(dtype=parameters[name].dtype, device=parameters[name].device)
                 for name, part in exact.items()
@@ -345,7 +345,7 @@ def loss_tolerance(dtype: torch.dtype) -> float:
     return max(1e-6, 100.0 * torch.finfo(dtype).eps) if dtype != torch.float64 else 1e-6
 
 
-def _split(block: Block, vectors: Tensor) -> dict[str, Tensor]:
+def split_rows(block: Block, vectors: Tensor) -> dict[str, Tensor]:
     """(s, P_b) rows as (s, *shape) parts."""
     sizes = [shape.numel() for shape in block.shapes]
     parts = torch.split(vectors, sizes, dim=1)

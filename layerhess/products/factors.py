@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ class FactorGraph:
     Attributes:
         factored: keys of the blocks all of whose uses were tapped. linear: those of them in whose parameters the output
             is piecewise linear, so that their block of the Hessian is this one.
-        loss_sum, count: of the batch.
+        loss_sum, count: of the batch. items: N, the length of the output.
     """
 
     def __init__(self, objective: Objective, batch: Any, blocks: Mapping[str, Sequence[str]], ledger: Ledger) -> None:
@@ -69,6 +69,7 @@ class FactorGraph:
         self._slopes: list[tuple[Tap, Tensor]] = []
         self._found: dict[tuple[str, ...], list[Layer]] = {}
         output = judged.output
+        self.items = len(output) if output.ndim else 0
         if not output.requires_grad or not output.ndim or not len(output):
             return
         usable = _usable(taps.found, objective, judged)
@@ -87,32 +88,44 @@ class FactorGraph:
 
     def products(self, names: Sequence[str], vectors: Mapping[str, Tensor]) -> list[Tensor | None]:
         """The same for s vectors, (s, *shape) each: sensitivities are read once for as many as fit some memory."""
-        layers = self._layers_of(names)
-        count = len(vectors[names[0]])
-        largest = max((layer.tap.shape.numel() for layer in layers), default=1)
-        step = max(1, min(count, MOST_AT_ONCE // largest))
-        chunks = [
-            self._some_products(layers, names, {name: vectors[name][start : start + step] for name in names})
-            for start in range(0, count, step)
-        ]
+        chunks = [self._some_products(names, part) for part in self._chunks(names, vectors)]
         return [None if parts[0] is None else torch.cat(parts) for parts in zip(*chunks, strict=True)]
 
-    def _some_products(
-        self, layers: Sequence[Layer], names: Sequence[str], vectors: Mapping[str, Tensor]
-    ) -> list[Tensor | None]:
+    def forms(self, names: Sequence[str], vectors: Mapping[str, Tensor]) -> Tensor:
+        """(N, s) float64: v' (J' S J)[names, names] v of every item by itself, for s vectors."""
+        found = []
+        for part in self._chunks(names, vectors):
+            weights = self._weights(names, part)
+            size = (self.items, len(part[names[0]]))
+            squares = None if weights is None else weights.double().square() * self._signs.double().unsqueeze(1)
+            found.append(torch.zeros(size, dtype=torch.float64) if squares is None else squares.sum(dim=2).cpu())
+        return torch.cat(found, dim=1)
+
+    def _chunks(self, names: Sequence[str], vectors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        count = len(vectors[names[0]])
+        largest = max((layer.tap.shape.numel() for layer in self._layers_of(names)), default=1)
+        step = max(1, min(count, MOST_AT_ONCE // largest))
+        for start in range(0, count, step):
+            yield {name: vectors[name][start : start + step] for name in names}
+
+    def _weights(self, names: Sequence[str], vectors: Mapping[str, Tensor]) -> Tensor | None:
+        """(N, s, Q): the inner products of the rows M' J with the vectors; None without a layer."""
         self._ledger.count("products", len(vectors[names[0]]))
         weights: Tensor | None = None
-        for layer in layers:
+        for layer in self._layers_of(names):
             _refuse_overwritten(layer.tap)
             moved = sum_of(entry.pushed(vectors[entry.name]) for entry in layer.tap.entries if entry.name in vectors)
-            rows = torch.bmm(_by_item(moved, layer), layer.sensitivities.permute(1, 2, 0))  # (N, s, Q)
-            rows = rows.to(self._signs.dtype)
+            rows = torch.bmm(_by_item(moved, layer), layer.sensitivities.permute(1, 2, 0)).to(self._signs.dtype)
             weights = rows if weights is None else weights + rows
+        return weights
+
+    def _some_products(self, names: Sequence[str], vectors: Mapping[str, Tensor]) -> list[Tensor | None]:
+        weights = self._weights(names, vectors)
         if weights is None:
             return [None] * len(names)
         weights = weights * self._signs.unsqueeze(1)
         made: dict[str, Tensor] = {}
-        for layer in layers:
+        for layer in self._layers_of(names):
             rows = layer.sensitivities.transpose(0, 1)
             back = _by_call(torch.bmm(weights.to(rows.dtype), rows), layer)
             for entry in layer.tap.entries:

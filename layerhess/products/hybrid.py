@@ -35,6 +35,16 @@ class Hybrid:
             return self.exact(objective, batch, names, ledger)
         return HybridGraph(self, objective, batch, list(names), ledger)
 
+    def factors(
+        self, objective: Objective, batch: Any, ledger: Ledger
+    ) -> tuple[FactorGraph | None, set[tuple[str, ...]]]:
+        """One batch's factors, and the parameter names of the blocks whose products they make."""
+        graph = try_factors(objective, batch, self.blocks, ledger)[0] if self.blocks else None
+        if graph is None:
+            return None, set()
+        held = graph.linear if self.linear else graph.factored
+        return graph, {self.blocks[key] for key in held}
+
 
 def try_factors(
     objective: Objective, batch: Any, blocks: Mapping[str, tuple[str, ...]], ledger: Ledger
@@ -62,16 +72,11 @@ class HybridGraph:
     def __init__(self, plan: Hybrid, objective: Objective, batch: Any, names: Sequence[str], ledger: Ledger) -> None:
         self._plan, self._objective, self._batch, self._names, self._ledger = plan, objective, batch, names, ledger
         self._exact: Graph | None = None
-        self._factors = try_factors(objective, batch, plan.blocks, ledger)[0]
-        if self._factors is None:
-            self._served: set[tuple[str, ...]] = set()
-            self._covered: set[str] = set()
-            self.loss_sum, self.count = self._graph().loss_sum, self._graph().count
-            return
-        held = self._factors.linear if plan.linear else self._factors.factored
-        self._served = {plan.blocks[key] for key in held}
-        self._covered = {name for key in self._factors.factored for name in plan.blocks[key]}
-        self.loss_sum, self.count = self._factors.loss_sum, self._factors.count
+        self._factors, self._served = plan.factors(objective, batch, ledger)
+        known: FactorGraph | Graph = self._graph() if self._factors is None else self._factors
+        factored = () if self._factors is None else self._factors.factored
+        self._covered = {name for key in factored for name in plan.blocks[key]}
+        self.loss_sum, self.count = known.loss_sum, known.count
 
     def product(
         self, names: Sequence[str], vector: dict[str, Tensor], rows: Sequence[str] | None = None
