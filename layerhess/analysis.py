@@ -210,7 +210,7 @@ class _Run:
             self._operators(), self.checked, self.wanted, tol=self.arguments.tol, seed=self.arguments.seed,
             method=self.arguments.method, device=self.objective.device, memory=self.arguments.memory,
         )  # fmt: skip
-        self.estimation = self._estimation(tasks, torch.finfo(coarsest).eps, self.surveyed.longest)
+        self.estimation = self._estimation(tasks, torch.finfo(coarsest).eps, sweep)
         self._note(*self.estimation.notes)
         self.schedule = Schedule(
             sweep=sweep,
@@ -322,8 +322,8 @@ class _Run:
         covered = {name for block in self.divided.blocks for name in block.parameters}
         return [name for name in self.objective.parameters if name in covered]
 
-    def _estimation(self, tasks: list[Task], eps: float, length: float) -> Estimation:
-        assert self.checked is not None
+    def _estimation(self, tasks: list[Task], eps: float, sweep: Sweep) -> Estimation:
+        assert self.checked is not None and self.surveyed is not None
         blocks = {b.name: b for b in self.divided.blocks if b.name not in self.checked.failed}
         whole = self.arguments.full and FULL not in self.checked.failed
         taken = {name for block in blocks.values() for name in block.parameters}
@@ -332,7 +332,7 @@ class _Run:
             self.arguments.wishes, blocks=blocks, whole=whole, seed=self.arguments.seed, device=self.objective.device,
             full=make_block(FULL, {n: p for n, p in parameters.items() if whole or n in taken}),
             rest=make_block("(rest)", {n: p for n, p in parameters.items() if n not in taken}),
-            tasks=tasks, eps=eps, length=length, memory=self.arguments.memory,
+            tasks=tasks, eps=eps, length=self.surveyed.longest, memory=self.arguments.memory, diagonals=sweep.diagonals,
         )  # fmt: skip
 
     def _cut(self, make: GraphMaker) -> Objective:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,7 +71,8 @@ class Estimation:
         wishes: what is asked for. blocks: those to estimate, in model order. full: the block of all parameters that
             take part. whole: also estimate the full model. seed: of the probes. device: of the model.
         tasks: of the eigenvalue solvers. eps, length: of the products' rounding, see
-            :func:`layerhess.bounds.unit_rounding`. memory: the budget.
+            :func:`layerhess.bounds.unit_rounding`. memory: the budget. diagonals: block name -> exact diagonal,
+            of those that need no probes for it.
 
     Attributes:
         notes: sentences for the reader. companions: of the schedule.
@@ -88,6 +89,7 @@ class Estimation:
     eps: float = 0.0
     length: float = 1.0
     memory: Budget = Budget()  # noqa: RUF009  (frozen)
+    diagonals: Callable[[Mapping[str, Block]], Mapping[str, Tensor]] = lambda blocks: {}
     companions: list[Companion] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _joint: Probing | None = None
@@ -192,7 +194,14 @@ class Estimation:
         """What the solvers left, once all of them are done; and the densities, whose products are used as well."""
         if not all(task.done for task in self.tasks) or not all(ride.done for ride in self._rides.values()):
             return None
-        return {task.name: _known(task) for task in self.tasks}
+        known = {task.name: _known(task) for task in self.tasks}
+        joint = self._joint
+        asked = [] if joint is None else [wish.method for wish in (joint.trace, joint.diagonal) if wish is not None]
+        if asked and all(method == "auto" for method in asked):
+            open_ones = {name: block for name, block in self.blocks.items() if not known.get(name, Known()).exact}
+            for name, diagonal in self.diagonals(open_ones).items():
+                known[name] = Known(diagonal=diagonal.to(self.device))
+        return known
 
     def _signs(self, name: str, block: Block, kind: str) -> Any:
         return lambda number: random_signs(block.numel, self.seed, f"({kind}) {name}", number, self.device)

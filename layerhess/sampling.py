@@ -97,19 +97,22 @@ def sampling_errors(
     grouped, number = _grouped(objective, surveyed, uncut)
     if number < FEWEST:
         return SamplingErrors(note=_too_few(surveyed, number, uncut))
+    plan = make_graph if isinstance(make_graph, Hybrid) else Hybrid({}, make_graph, linear=True)
     requests = {name: Request(block, vectors, quadratic=(block,)) for name, (block, vectors, _) in pairs.items()}
-    small = {name: block for name, block in traced.items() if block.numel <= EXACT and name != FULL}
+    blocks = {name: block for name, block in traced.items() if name != FULL}
+    exact = _exact_traces(objective, grouped, blocks, plan, ledger, checkpoint)
+    whole = {member for name in exact for member in blocks[name].parameters}.issuperset(full.parameters)
+    small = {name: block for name, block in blocks.items() if block.numel <= EXACT and name not in exact}
     for name, block in small.items():  # an orthonormal basis that begins with the eigenvectors serves both
         eye = torch.eye(block.numel, dtype=torch.float64, device=solver_device(objective.device))
         rows = _completed(pairs[name][1], eye) if name in pairs else eye
         requests[name] = Request(block, rows, quadratic=(block,))
-    blocks = {name: block for name, block in traced.items() if name != FULL}
-    if traced:
+    probed = len(exact) < len(blocks) or (FULL in traced and not whole)
+    if probed:
         rows = _probes(blocks, pairs, full, seed, solver_device(objective.device))
         requests[PROBES_KEY] = Request(full, rows, quadratic=(*blocks.values(), full))
     sweep = Sweep(grouped, list(full.parameters), ledger, keep=0.0, checkpoint=checkpoint, make_graph=make_graph)
     forms: dict[str, Floats] = {}  # (groups, vectors, blocks)
-    plan = make_graph if isinstance(make_graph, Hybrid) else Hybrid({}, make_graph, linear=True)
     if grouped is not objective and plan.exact is BatchGraph:
         alone = {key: request for key, request in requests.items() if key != PROBES_KEY}
         forms = _at_once(objective, grouped, alone, plan, ledger, checkpoint)
@@ -121,18 +124,22 @@ def sampling_errors(
         name: np.array([scale * ratio_error(column, counts) for column in forms[name][:, : len(vectors), 0].T])
         for name, (_, vectors, _) in pairs.items()
     }
-    traces: dict[str, float] = {}
-    if traced:
+    traces = {name: scale * ratio_error(own, counts) for name, own in exact.items()}
+    if FULL in traced and whole:
+        traces[FULL] = scale * ratio_error(sum(exact.values(), np.zeros(len(counts))), counts)
+    if probed:
         known = {
             name: forms[name][:, : len(pairs[name][1]), 0].sum(axis=1) if name in pairs else np.zeros(len(counts))
             for name in blocks
         }
         for column, name in enumerate(blocks):
+            if name in exact:
+                continue
             if name in small:
                 traces[name] = scale * ratio_error(forms[name][:, :, 0].sum(axis=1), counts)
                 continue
             traces[name] = scale * shared_error(known[name][:, None] + forms[PROBES_KEY][:, :, column], counts)
-        if FULL in traced:
+        if FULL in traced and not whole:
             together = sum(known.values(), np.zeros(len(counts)))
             traces[FULL] = scale * shared_error(together[:, None] + forms[PROBES_KEY][:, :, -1], counts)
     return SamplingErrors(values, traces, len(counts), _sentence(len(counts), surveyed.examples))
@@ -172,6 +179,34 @@ def _at_once(
     except (RuntimeError, MemoryError):  # no third derivative, or no memory for it: the pieces need neither
         return {}
     return {key: torch.cat(parts)[:, :, None].numpy() for key, parts in columns.items()}
+
+
+def _exact_traces(
+    objective: Objective,
+    grouped: Objective,
+    blocks: Mapping[str, Block],
+    plan: Hybrid,
+    ledger: Ledger,
+    checkpoint: Callable[[], None],
+) -> dict[str, Floats]:
+    """(G,) traces of every piece's own blocks, of those blocks whose factors have them for each example."""
+    if not plan.blocks or not blocks or (grouped is not objective and objective.batch_size is not None):
+        return {}
+    found: dict[str, list[Tensor]] = {name: [] for name in blocks}
+    for batch in objective.batches():
+        checkpoint()
+        items = batches.leading_size(batch)
+        factors, served = plan.factors(objective, batch, ledger)
+        for name in list(found):
+            names = blocks[name].parameters
+            usable = factors is not None and names in served and (factors.items == items or grouped is objective)
+            squares = factors.squares(names) if factors is not None and usable else None
+            if squares is None:
+                del found[name]
+                continue
+            pieces = [squares[1]] if grouped is objective else torch.split(squares[1], grouped.batch_size or 1)
+            found[name] += [piece.sum() for piece in pieces]
+    return {name: torch.stack(parts).numpy() for name, parts in found.items()}
 
 
 def _by_piece(factors: FactorGraph, objective: Objective, request: Request, size: int) -> Tensor:

@@ -18,6 +18,7 @@ from layerhess.ledger import Ledger
 from layerhess.memory import KEPT_SHARE, Budget, is_out_of_memory, synchronise, used_bytes
 from layerhess.objective import Objective
 from layerhess.products.graph import Graph, GraphMaker
+from layerhess.products.hybrid import Hybrid, HybridGraph
 from layerhess.products.reverse import BatchGraph
 from layerhess.vectors import solver_device
 
@@ -122,6 +123,21 @@ class Sweep:
             if not is_out_of_memory(error):
                 raise
         raise self._too_large(requests)
+
+    def diagonals(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
+        """diag(A_bb), (P_b,) float64, of the blocks whose factors give it without a probe; the others are absent."""
+        sums = {key: torch.zeros(block.numel, dtype=torch.float64) for key, block in blocks.items()}
+        if not isinstance(self._make_graph, Hybrid):
+            return {}
+        for graph in self._graphs():
+            self._checkpoint()
+            for key in list(sums):
+                parts = graph.diagonal(blocks[key].parameters) if isinstance(graph, HybridGraph) else None
+                if parts is None:
+                    del sums[key]
+                else:
+                    sums[key] += torch.cat([part.reshape(-1) for part in parts]).to(sums[key])
+        return {key: total / self.denominator for key, total in sums.items()}
 
     def first_not_finite(self, request: Request) -> int | None:
         """Index of the first batch whose own products are NaN or infinite; None if it is only their sum."""

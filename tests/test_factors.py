@@ -192,6 +192,60 @@ def test_products_of_several_vectors_are_those_of_each(case: Case) -> None:
                         assert torch.allclose(one, many[i], rtol=1e-9, atol=1e-14 * largest), key
 
 
+@pytest.mark.parametrize("case", [c for c in CASES if c.name not in TIED], ids=str)
+def test_squared_rows_are_the_dense_diagonal_and_the_items_own_traces(case: Case) -> None:
+    objective = built(case)
+    blocks = schemes(objective)
+    reference = curvature.of_case(case.name, "gauss_newton")
+    diagonals: dict[str, Tensor] = {}
+    traces = dict.fromkeys(blocks, 0.0)
+    good, count = set(blocks), 0.0
+    with objective.session():
+        for batch in objective.batches():
+            graph = FactorGraph(objective, batch, blocks, Ledger())
+            count += graph.count
+            for key in list(good):
+                found = graph.squares(blocks[key]) if key in graph.factored else None
+                if found is None:
+                    good.discard(key)
+                    continue
+                flat = torch.cat([part.reshape(-1) for part in found[0]]).double()
+                diagonals[key] = diagonals[key] + flat if key in diagonals else flat
+                traces[key] += float(found[1].sum())
+                assert found[1].shape == (graph.items,)
+    assert good or case.name not in (
+        "mlp-relu-ce",
+        "cnn-batchnorm-eval",
+        "cnn-groups-stride-dilation",
+        "tied-used-twice",
+    )
+    for key in good:
+        expected = np.diag(reference.block(blocks[key]))
+        scale = max(np.abs(expected).max(), 1e-12 * reference.norm)
+        assert np.abs(diagonals[key].numpy() / count - expected).max() <= 10 * case.tolerance * scale, key
+        assert traces[key] / count == pytest.approx(
+            expected.sum(), rel=1e-9, abs=case.tolerance * scale * len(expected)
+        )
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.name not in TIED], ids=str)
+def test_forms_are_those_of_single_items(case: Case) -> None:
+    objective = built(case)
+    blocks = schemes(objective)
+    drawn = torch.Generator().manual_seed(5)
+    rows = {n: torch.randn((2, *p.shape), generator=drawn, dtype=p.dtype) for n, p in objective.parameters.items()}
+    with objective.session():
+        graph = FactorGraph(objective, next(iter(objective.batches())), blocks, Ledger())
+        for key in graph.factored:
+            forms = graph.forms(blocks[key], rows)
+            assert forms.shape == (graph.items, 2)
+            products = graph.products(blocks[key], rows)
+            for i in range(2):
+                parts = zip(blocks[key], products, strict=True)
+                whole = sum(float((part[i] * rows[n][i]).sum()) for n, part in parts if part is not None)
+                assert float(forms[:, i].sum()) == pytest.approx(whole, rel=1e-9, abs=1e-12)
+
+
 @pytest.mark.parametrize("name", ["mlp-relu-ce", "cnn-batchnorm-eval", "partly-frozen", "tied-used-twice"])
 def test_the_gradient_comes_along(name: str) -> None:
     objective = built(BY_NAME[name])

@@ -166,6 +166,23 @@ def test_estimates_are_made_of_the_same_products() -> None:
         assert abs(one.trace.value - other.trace.value) <= slack
 
 
+def test_licensed_blocks_need_no_probes_for_traces_and_diagonals() -> None:
+    objective = relu_problem()
+    found = lh.analyze(objective, trace=True, diagonal=True)
+    hessian = lh.Hessian(objective)
+    for name, spectrum in found.blocks.items():
+        dense = hessian.block(name).to_dense().double()
+        assert spectrum.trace is not None and spectrum.trace.method == "exact" and spectrum.trace.standard_error == 0.0
+        assert abs(spectrum.trace.value - float(dense.trace())) <= 1e-5 * float(dense.trace())
+        assert spectrum.diagonal is not None and spectrum.diagonal.method == "exact"
+        flat = torch.cat([part.reshape(-1) for part in spectrum.diagonal.value.values()])
+        assert torch.allclose(flat, dense.diagonal(), rtol=1e-4, atol=1e-6 * float(dense.diagonal().max()))
+    whole = found.full.trace if found.full is not None else None
+    assert whole is not None and whole.method == "exact"
+    plain = lh.analyze(objective, trace=lh.Trace(method="hutchinson", probes=20))
+    assert all(s.trace is not None and s.trace.method in ("hutchinson", "exact") for s in plain.blocks.values())
+
+
 def test_the_network_is_run_once_where_factors_are_kept() -> None:
     found = lh.analyze(relu_problem(), full=False, tol=1e-5)
     exact = lh.analyze(relu_problem(), full=False, tol=1e-5, path="exact")

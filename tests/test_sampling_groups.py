@@ -190,6 +190,20 @@ def test_factors_have_the_forms_of_every_group() -> None:
         # The eigenvectors of both are known to their tolerance only.
         assert one.sampling_errors == pytest.approx(other.sampling_errors, rel=2e-2, abs=1e-6)
         assert one.trace is not None and other.trace is not None
-        assert one.trace.sampling_error == pytest.approx(other.trace.sampling_error, rel=0.2)
+    matrices = []  # of each group, dense
+    size = len(X) // sampling.GROUPS
+    for x, y in zip(X.split(size), Y.split(size), strict=True):
+        part = lh.Hessian(lh.Objective(objective.model, (x, y), nn.CrossEntropyLoss()))
+        matrices.append(part.to_dense().double().numpy() * len(x))
+    counts, start = np.array([float(len(x)) for x in X.split(size)]), 0
+    for block in found.blocks.values():
+        place = slice(start, start + block.numel)
+        start += block.numel
+        own = np.array([np.trace(matrix[place, place]) for matrix in matrices])
+        assert block.trace is not None
+        assert block.trace.sampling_error == pytest.approx(sampling.ratio_error(own, counts), rel=1e-5)
+    every = np.array([np.trace(matrix) for matrix in matrices])
+    assert found.full is not None and found.full.trace is not None
+    assert found.full.trace.sampling_error == pytest.approx(sampling.ratio_error(every, counts), rel=1e-5)
     spent, before = (a.counts.by_phase["sampling"]["products"] for a in (found, exact))
     assert spent < before

@@ -45,7 +45,7 @@ def test_intervals_cover_and_nothing_is_biased_where_everything_is_shared() -> N
     scores: dict[str, list[float]] = {"trace": [], "full trace": [], "coupling": [], "mean": []}
     entries: list[float] = []
     for seed in range(30):
-        analysis = lh.analyze(objective, seed=seed, **ALL)
+        analysis = lh.analyze(objective, seed=seed, path="exact", **ALL)
         for spectrum in analysis.spectra():
             matrix = truth.block(list(spectrum.parameters))
             trace, diagonal, density = spectrum.trace, spectrum.diagonal, spectrum.density
@@ -98,7 +98,7 @@ def test_krylov_spaces_that_nearly_span_a_block_leave_little_to_probes() -> None
     model = nn.Sequential(nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 5)).double()
     data = [(torch.randn(50, 4).double(), torch.randint(5, (50,)))]
     truth = dense.reference_for(model, data, totals)
-    analysis = lh.analyze(lh.Objective(model, data, nn.CrossEntropyLoss()), trace=True, density=True)
+    analysis = lh.analyze(lh.Objective(model, data, nn.CrossEntropyLoss()), trace=True, density=True, path="exact")
     block = analysis.blocks["2.weight"]
     value = np.trace(truth.block(["2.weight"]))
     assert block.trace is not None and block.trace.method == "deflated" and block.trace.standard_error <= 2e-5 * value

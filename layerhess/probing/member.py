@@ -32,6 +32,11 @@ class Known:
     zero: bool = False
     lengths: Tensor | None = None
 
+    @property
+    def exact(self) -> bool:
+        """No probe is needed."""
+        return self.zero or self.diagonal is not None
+
 
 @dataclass
 class Samples:
@@ -87,7 +92,7 @@ class Member:
     @property
     def exact(self) -> bool:
         """No probe is needed."""
-        return self.known.zero or self.known.diagonal is not None
+        return self.known.exact
 
     @property
     def best(self) -> Samples:

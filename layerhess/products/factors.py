@@ -19,6 +19,8 @@ from layerhess.products.taps import Tap, Taps
 
 MOST_AT_ONCE = 1 << 24  # numbers in the outputs of a layer for all vectors that are multiplied together
 
+MOST_ROWS = 1 << 27  # numbers in the rows of one output direction of all items, while their squares are summed
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -58,6 +60,7 @@ class FactorGraph:
 
     def __init__(self, objective: Objective, batch: Any, blocks: Mapping[str, Sequence[str]], ledger: Ledger) -> None:
         self._ledger = ledger
+        self._parameters = objective.parameters
         taps = Taps({id(parameter): name for name, parameter in objective.parameters.items()})
         with taps:
             judged = objective.evaluation.with_output(objective.model, batch)
@@ -100,6 +103,38 @@ class FactorGraph:
             squares = None if weights is None else weights.double().square() * self._signs.double().unsqueeze(1)
             found.append(torch.zeros(size, dtype=torch.float64) if squares is None else squares.sum(dim=2).cpu())
         return torch.cat(found, dim=1)
+
+    def squares(self, names: Sequence[str]) -> tuple[list[Tensor], Tensor] | None:
+        """The rows M' J squared, with their signs: summed over rows, and over entries.
+
+        Returns:
+            The diagonal of (J' S J)[names, names], parameter-shaped; and the trace of every item's own, (N,) float64.
+            None where a layer cannot tell its items apart, or they would take too much memory.
+        """
+        layers = self._layers_of(names)
+        entries = [(layer, entry) for layer in layers for entry in layer.tap.entries if entry.name in names]
+        size = sum(self._parameters[name].numel() for name in names)
+        if not entries or any(entry.each is None for _, entry in entries) or self.items * size > MOST_ROWS:
+            return None
+        made: dict[str, Tensor] = {}
+        traces = torch.zeros(self.items, dtype=torch.float64, device=self._signs.device)
+        self._ledger.count("products", self._signs.shape[1])
+        for q in range(self._signs.shape[1]):
+            rows: dict[str, Tensor] = {}
+            for layer, entry in entries:
+                _refuse_overwritten(layer.tap)
+                assert entry.each is not None
+                each = entry.each(layer.sensitivities[q].reshape(layer.tap.shape))
+                part = each.reshape(self.items, len(each) // self.items, -1).sum(dim=1)
+                rows[entry.name] = rows[entry.name] + part if entry.name in rows else part
+            for name, part in rows.items():
+                signs = self._signs[:, q].to(part.dtype)
+                squared = part.square_()
+                total = signs @ squared
+                made[name] = made[name] + total if name in made else total
+                traces += (signs * squared.sum(dim=1)).double()
+        shapes = {name: self._parameters[name].shape for name in names}
+        return [made[name].view(shapes[name]) for name in names], traces.cpu()
 
     def _chunks(self, names: Sequence[str], vectors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         count = len(vectors[names[0]])

@@ -94,6 +94,13 @@ class HybridGraph:
             return self._factors.products(names, vectors)
         return self._graph().products(names, vectors, rows)
 
+    def diagonal(self, names: Sequence[str]) -> list[Tensor] | None:
+        """The batch's share of diag(A[names, names]), parameter-shaped; None where factors do not give it."""
+        if self._factors is None or not self._serves(names, None):
+            return None
+        found = self._factors.squares(names)
+        return None if found is None else found[0]
+
     def _serves(self, names: Sequence[str], rows: Sequence[str] | None) -> bool:
         return tuple(names) in self._served and (rows is None or tuple(rows) == tuple(names))
 

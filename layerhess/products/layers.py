@@ -23,6 +23,7 @@ class Entry:
         inputs: what both hold on to, and must not be overwritten.
         push_rows, pull_rows: the same for s vectors at once, (s, *w.shape) to (M, s, *y.shape[1:]) and back, where that
             is faster than one by one; M = len(y).
+        each: (M, *y.shape[1:]) to (M, *w.shape), the pull of every row of y by itself; None where nobody wrote it.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Entry:
     inputs: tuple[Tensor, ...] = ()
     push_rows: Callable[[Tensor], Tensor] | None = None
     pull_rows: Callable[[Tensor], Tensor] | None = None
+    each: Callable[[Tensor], Tensor] | None = None
 
     def pushed(self, rows: Tensor) -> Tensor:
         """(s, *w.shape) vectors to (M, s, *y.shape[1:])."""
@@ -60,39 +62,36 @@ def linear(name: str, a: Tensor) -> Entry:
         flat = a.reshape(-1, a.shape[-1])
         return torch.stack([rows[:, i].reshape(-1, rows.shape[-1]).T @ flat for i in range(rows.shape[1])])
 
-    return Entry(name, lambda v: F.linear(a, v), pull, (a,), push_rows, pull_rows)
+    def each(d: Tensor) -> Tensor:
+        return torch.bmm(d.reshape(len(d), -1, d.shape[-1]).mT, a.reshape(len(a), -1, a.shape[-1]))
+
+    return Entry(name, lambda v: F.linear(a, v), pull, (a,), push_rows, pull_rows, each)
 
 
 def bias(name: str, shape: torch.Size, axis: int) -> Entry:
     """A vector that is added along ``axis`` of y, whose shape is given."""
-    ones = [1] * len(shape)
-    ones[axis] = -1
-    others = [i for i in range(len(shape)) if i != axis % len(shape)]
-    return Entry(name, lambda v: v.view(ones).expand(shape), lambda d: d.sum(dim=others) if others else d)
+    return shift(name, shape, [axis % len(shape)])
 
 
 def scale(name: str, a: Tensor, dims: Sequence[int]) -> Entry:
-    """A factor of y = a * w, w of the sizes of a in ``dims`` (affine parameters of the norms)."""
+    """A factor of y = a * w, w of the sizes of a in ``dims`` (affine parameters of the norms), not the first."""
+    added = shift(name, a.shape, dims)
     shape = [size if i in dims else 1 for i, size in enumerate(a.shape)]
-    own = [a.shape[i] for i in dims]
-    others = [i for i in range(a.ndim) if i not in dims]
-
-    def pull(d: Tensor) -> Tensor:
-        return (d * a).sum(dim=others).reshape(own) if others else (d * a).reshape(own)
-
-    return Entry(name, lambda v: a * v.view(shape), pull, (a,))
+    each = added.each
+    assert each is not None
+    return Entry(name, lambda v: a * v.view(shape), lambda d: added.pull(d * a), (a,), each=lambda d: each(d * a))
 
 
 def shift(name: str, shape: torch.Size, dims: Sequence[int]) -> Entry:
-    """A term of y = ... + w, w of the sizes of y in ``dims``."""
+    """A term of y = ... + w, w of the sizes of y in ``dims``, not the first."""
     ones = [size if i in dims else 1 for i, size in enumerate(shape)]
     own = [shape[i] for i in dims]
-    others = [i for i in range(len(shape)) if i not in dims]
-    return Entry(
-        name,
-        lambda v: v.view(ones).expand(shape),
-        lambda d: d.sum(dim=others).reshape(own) if others else d.reshape(own),
-    )
+    others = [i for i in range(1, len(shape)) if i not in dims]
+
+    def each(d: Tensor) -> Tensor:
+        return (d.sum(dim=others) if others else d).reshape(len(d), *own)
+
+    return Entry(name, lambda v: v.view(ones).expand(shape), lambda d: each(d).sum(dim=0), each=each)
 
 
 def convolution(
@@ -118,7 +117,25 @@ def convolution(
         many = template.unsqueeze(0).expand(s, *template.shape).reshape(-1, *template.shape[1:])
         return gradient(rows.flatten(1, 2), many).view(s, *template.shape)
 
-    single = Entry(name, lambda v: function(a, v, None, **options), lambda d: gradient(d, template), (a,))
+    def each(d: Tensor) -> Tensor:
+        # Every example as a group of its own: their kernels' gradients do not mix.
+        m = len(a)
+        apart = template.unsqueeze(0).expand(m, *template.shape).reshape(-1, *template.shape[1:])
+        made = torch.ops.aten.convolution_backward(
+            d.reshape(1, -1, *d.shape[2:]), a.reshape(1, -1, *a.shape[2:]), apart, None, stride, padding, dilation,
+            False, [0] * n, m * groups, [False, True, False],
+        )[1]  # fmt: skip
+        found: Tensor = made.view(m, *template.shape)
+        return found
+
+    def each_by_patches(d: Tensor) -> Tensor:
+        patches = F.unfold(a, tuple(template.shape[2:]), tuple(dilation), tuple(padding), tuple(stride))
+        return torch.bmm(d.flatten(2), patches.mT).view(len(a), *template.shape)
+
+    one_by_one = each_by_patches if n == 2 and groups == 1 else each
+    single = Entry(
+        name, lambda v: function(a, v, None, **options), lambda d: gradient(d, template), (a,), each=one_by_one
+    )
     # With groups, output channels of several kernels would have to be interleaved.
     return single if groups != 1 else replace(single, push_rows=push_rows, pull_rows=pull_rows)
 
