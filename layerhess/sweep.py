@@ -137,6 +137,7 @@ class Sweep:
                     del sums[key]
                 else:
                     sums[key] += torch.cat([part.reshape(-1) for part in parts]).to(sums[key])
+        self.ledger.passes += 1
         return {key: total / self.denominator for key, total in sums.items()}
 
     def first_not_finite(self, request: Request) -> int | None:

@@ -98,7 +98,7 @@ def test_what_was_asked_for_and_not_begun_is_told(asked: dict[str, Any], said: s
 
 
 def test_a_diagonal_whose_error_was_asked_for_and_not_reached_is_not_ok() -> None:
-    analysis = lh.analyze(problem(), diagonal=lh.Diagonal(rel=0.001, max_probes=16))
+    analysis = lh.analyze(problem(), diagonal=lh.Diagonal(rel=0.001, max_probes=16), path="exact")
     block, full = analysis.blocks["0.weight"], analysis.full
     assert block.diagonal is not None and not block.diagonal.converged and not block.ok and not analysis.converged
     assert full is not None and full.diagonal is not None and not full.diagonal.converged
@@ -109,7 +109,7 @@ def test_a_diagonal_whose_error_was_asked_for_and_not_reached_is_not_ok() -> Non
 
 @pytest.mark.parametrize("asked", [True, lh.Diagonal(probes=16), lh.Diagonal(max_probes=16, required=False)])
 def test_a_diagonal_that_asks_for_what_its_probes_give_is_what_was_asked_for(asked: Any) -> None:
-    analysis = lh.analyze(problem(), diagonal=asked)
+    analysis = lh.analyze(problem(), diagonal=asked, path="exact")
     block = analysis.blocks["0.weight"]
     assert block.diagonal is not None and not block.diagonal.converged, "it says so"
     assert block.ok and analysis.converged and "asked for" not in block.diagonal.status

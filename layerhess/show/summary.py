@@ -236,7 +236,9 @@ def cost(analysis: Analysis) -> str:
         f"In gradients over the same data (about {duration(spent.gradient_seconds)} each): {number(spent.total, 3)} "
         f"({', '.join(parts)})"
     )
-    if not spent.one_by_one:
+    # Solvers and estimators share their passes: beside both, a figure for the solvers alone would mislead.
+    estimated = analysis.coupling is not None or any(s.trace or s.diagonal or s.density for s in analysis.spectra())
+    if not spent.one_by_one or estimated:
         return f"{text}."
     return f"{text}; exact products block by block would have cost about {number(spent.one_by_one, 2)} for the solvers."
 
