@@ -246,6 +246,28 @@ def test_forms_are_those_of_single_items(case: Case) -> None:
                 assert float(forms[:, i].sum()) == pytest.approx(whole, rel=1e-9, abs=1e-12)
 
 
+def test_a_layer_that_is_computed_and_not_used_has_no_curvature() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.idle(x)
+            return self.used(x)
+
+    objective = lh.Objective(
+        Idle().double(), (torch.randn(6, 4).double(), torch.randint(3, (6,))), nn.CrossEntropyLoss()
+    )
+    names = list(objective.parameters)
+    with objective.session():
+        graph = FactorGraph(objective, next(iter(objective.batches())), {"all": names}, Ledger())
+        found = graph.squares(names)
+        product = graph.product(names, {name: torch.ones_like(p) for name, p in objective.parameters.items()})
+    assert found is not None and not bool(found[0][2].any()) and bool(found[0][0].any())
+    assert product[2] is None and product[0] is not None
+
+
 @pytest.mark.parametrize("name", ["mlp-relu-ce", "cnn-batchnorm-eval", "partly-frozen", "tied-used-twice"])
 def test_the_gradient_comes_along(name: str) -> None:
     objective = built(BY_NAME[name])

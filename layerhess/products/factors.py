@@ -45,9 +45,9 @@ class FactorGraph:
     root of S; Martens 2020, section 8.)
 
     Items are the entries of dimension 0 of the output. A loss or a network that ties them together, or a layer whose
-    outputs are laid out in another order, would make wrong products: the sensitivities of a direction that differs from
-    item to item must be the sum of its items' own, in every layer; where they are not, the layer is not used. What the
-    loss reaches beside the output is not used either.
+    outputs are laid out in another order, would make wrong products: so with a direction that is scaled item by item
+    the sensitivities of every layer must scale in the same way; a layer where they do not is not used. What the loss
+    reaches beside the output is not used either.
 
     Args:
         objective: in session. batch: prepared. blocks: key -> names of its parameters. ledger: counts the passes.
@@ -133,8 +133,8 @@ class FactorGraph:
                 total = signs @ squared
                 made[name] = made[name] + total if name in made else total
                 traces += (signs * squared.sum(dim=1)).double()
-        shapes = {name: self._parameters[name].shape for name in names}
-        return [made[name].view(shapes[name]) for name in names], traces.cpu()
+        nothing = {name: torch.zeros_like(self._parameters[name]) for name in names if name not in made}
+        return [(made | nothing)[name].view(self._parameters[name].shape) for name in names], traces.cpu()
 
     def _chunks(self, names: Sequence[str], vectors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         count = len(vectors[names[0]])
