@@ -73,11 +73,28 @@ def sentences(analysis: Analysis) -> list[str]:
             f"Per parameter {densest.name} has the most curvature: trace / n = "
             f"{_figure(derive(densest).mean_curvature)}."
         )
-    if any(part is not None for s in analysis.spectra() for part in (s.trace, s.density, s.diagonal)):
+    return said + _kinds_of_error(analysis)
+
+
+def _kinds_of_error(analysis: Analysis) -> list[str]:
+    """What the figures after the sign are: standard errors of what came from probes, bounds of what did not."""
+    spectra = analysis.spectra()
+    probes = {
+        "traces": [s.trace.probes for s in spectra if s.trace is not None],
+        "diagonals": [s.diagonal.probes for s in spectra if s.diagonal is not None],
+        "densities": [s.density.probes for s in spectra if s.density is not None],
+    }
+    said = []
+    if kinds := [name for name, counts in probes.items() if any(counts)]:
+        subject = ", ".join(kinds[:-1]) + (" and " if len(kinds) > 1 else "") + kinds[-1]
         said.append(
-            f"Traces, diagonals and densities come from random probes: the figure after ± is a standard error, a "
-            f"{CONFIDENCE:.0%} interval is about twice as wide. Eigenvalues have error bounds instead."
+            f"{subject.capitalize()} come from random probes where they are not exact: the figure after ± is then a "
+            f"standard error, and a {CONFIDENCE:.0%} interval is about twice as wide. Eigenvalues have error bounds."
         )
+    exact, number = sum(not count for count in probes["traces"]), len(probes["traces"])
+    if exact:
+        count = "All traces" if exact == number else f"{exact} of {number} traces"
+        said.append(f"{count} are exact but for rounding, which is the figure after ±.")
     return said
 
 

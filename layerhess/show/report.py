@@ -295,10 +295,15 @@ def _uncertainty(errors: Floats | None, values: Floats | None = None) -> str:
         return " All are exact."
     if values is None:
         return f" Errors (noise and bias): half are below {np.median(errors):.2g}, all below {errors.max():.2g}."
-    relative = errors[values > 0.0] / values[values > 0.0]
+    estimated = (values > 0.0) & (errors > 0.0)
+    relative = errors[estimated] / values[estimated]
     if not len(relative):
         return ""
-    return f" Standard errors: half are below {np.median(relative):.0%} of the norm, all below {relative.max():.0%}."
+    rest = "" if estimated.all() else "; the others are exact"
+    half, most = np.median(relative), relative.max()
+    return (
+        f" Standard errors of those from random vectors: half are below {half:.1%} of the norm, all {most:.1%}{rest}."
+    )
 
 
 def _svg(figure: Any, label: str) -> Markup:
