@@ -82,6 +82,11 @@ def licence(
     found = Licence(examples=surveyed.sample_size)
     if curvature.name not in (HESSIAN.name, GAUSS_NEWTON.name) or coarsest not in SAME:
         return found
+    if solver_device(objective.device) != objective.device:
+        found.reasons = dict.fromkeys(
+            blocks, f"{objective.device.type} has no float64, which the factors are made with"
+        )
+        return found
     if norms := objective.tied_norms:
         found.reasons = dict.fromkeys(blocks, f"{norms.what}, which ties the examples of a batch together")
         return found
