@@ -11,10 +11,10 @@ from torch import Tensor
 
 from layerhess.evaluation import Judged
 from layerhess.ledger import Ledger
-from layerhess.memory import is_out_of_memory
 from layerhess.objective import Objective
 from layerhess.products.directions import SAME_SUM, item_probe, item_weights, output_directions, same_by_item
 from layerhess.products.linearity import leaves, not_linear, reached
+from layerhess.products.sensitivities import sensitivities
 from layerhess.products.taps import Tap, Taps
 
 MOST_AT_ONCE = 1 << 24  # numbers in the outputs of a layer for all vectors that are multiplied together
@@ -205,21 +205,27 @@ class FactorGraph:
         self._signs = directions.signs
         n, _, most = directions.roots.shape
         probe = item_probe(n, output.numel() // n, output)
-        weighed = probe * item_weights(n, output).unsqueeze(1)
-        seeds = [*directions.roots.permute(2, 0, 1), directions.slope.reshape(n, -1), probe, weighed]
-        self._ledger.count("backwards", len(seeds))
-        tied: set[str] = set()
-        found = _backward(output, [tap.edge for tap in tapped], torch.stack(seeds).reshape(-1, *output.shape))
-        for tap, rows in zip(tapped, found, strict=True):
-            if rows is None:
-                continue
-            rows = rows.reshape(len(seeds), n, -1)
-            if rows.dtype not in SAME_SUM or not same_by_item(rows[most + 2], rows[most + 1]):
+        pair = torch.stack([probe, probe * item_weights(n, output).unsqueeze(1)])
+        apart, tied = [], set()
+        for tap, rows in self._passed(output, tapped, pair):
+            if rows.dtype in SAME_SUM and same_by_item(rows[1].reshape(n, -1), rows[0].reshape(n, -1)):
+                apart.append(tap)
+            else:
                 tied.update(entry.name for entry in tap.entries)
-                continue
-            self._layers.append(Layer(tap, rows[:most]))
+        seeds = torch.cat([directions.roots.permute(2, 0, 1), directions.slope.reshape(1, n, -1)])
+        for tap, rows in self._passed(output, apart, seeds):
+            self._layers.append(Layer(tap, rows[:most].reshape(most, n, -1)))
             self._slopes.append((tap, rows[most]))
         return tied
+
+    def _passed(self, output: Tensor, taps: list[Tap], seeds: Tensor) -> list[tuple[Tap, Tensor]]:
+        """The taps that the output depends on, each with (len(seeds), *y.shape)."""
+        if not taps:
+            return []
+        self._ledger.count("backwards", len(seeds))
+        sizes = [tap.shape.numel() for tap in taps]
+        found = sensitivities(output, [tap.edge for tap in taps], sizes, seeds.reshape(-1, *output.shape))
+        return [(tap, rows) for tap, rows in zip(taps, found, strict=True) if rows is not None]
 
 
 def _refuse_overwritten(tap: Tap) -> None:
@@ -252,19 +258,6 @@ def _by_call(back: Tensor, layer: Layer) -> Tensor:
     n, s, _ = back.shape
     m = layer.tap.shape[0]
     return back.view(n, s, m // n, -1).transpose(1, 2).reshape(m, s, *layer.tap.shape[1:])
-
-
-def _backward(output: Tensor, edges: list[Any], seeds: Tensor) -> list[Tensor | None]:
-    """Gradients (Q, ...) at the edges for all Q seeds: at once, or one by one where torch cannot batch a backward."""
-    try:
-        return list(
-            torch.autograd.grad(output, edges, seeds, retain_graph=True, allow_unused=True, is_grads_batched=True)
-        )
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise
-    rows = [torch.autograd.grad(output, edges, seed, retain_graph=True, allow_unused=True) for seed in seeds]
-    return [None if parts[0] is None else torch.stack(parts) for parts in zip(*rows, strict=True)]
 
 
 def _usable(taps: Sequence[Tap], objective: Objective, judged: Judged) -> set[str]:
