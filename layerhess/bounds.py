@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from layerhess.solvers.process import Candidates, Floats, Search, tolerated
+from layerhess.solvers.missed import MISSED_PROBABILITY, missed
+from layerhess.solvers.process import Candidates, Floats, tolerated
 
-MISSED_PROBABILITY = 0.01
 ROUNDING_SAFETY = 3.0  # times the one measured difference between two precisions
 ASSUMED_ROUNDING = 1e-5  # of |theta|, in float32, where no float64 copy of the model can be made
 FLOAT64_OF_FLOAT32 = 2.0**-29  # ratio of the unit roundoffs
@@ -40,7 +40,8 @@ def certify(candidates: Candidates, *, tol: float, rounding: float, p: float = M
 
     Args:
         candidates: what a solver proposes. tol: relative tolerance. rounding: absolute error of a product at the
-            candidates, see :mod:`layerhess.rounding`. p: probability for :func:`missed`.
+            candidates, see :mod:`layerhess.rounding`. p: probability for
+            :func:`layerhess.solvers.missed.missed`.
     """
     residuals = np.asarray(candidates.residuals)
     bounds = residuals + rounding
@@ -57,9 +58,9 @@ def certify(candidates: Candidates, *, tol: float, rounding: float, p: float = M
     else:
         # Each search makes a statement of its own; the stronger one counts, and p is shared among them.
         for search in (tops := candidates.searches.get("top", ())):
-            above = min(above, missed(search, p / len(tops))[0])
+            above = min(above, missed(search, p / len(tops))[0] + rounding)
         for search in (bottoms := candidates.searches.get("bottom", ())):
-            below = max(below, missed(search, p / len(bottoms))[1])
+            below = max(below, missed(search, p / len(bottoms))[1] - rounding)
     return Certificate(
         error_bounds=bounds,
         conditional_bounds=conditional,
@@ -70,44 +71,6 @@ def certify(candidates: Candidates, *, tol: float, rounding: float, p: float = M
         missed_below=below,
         missed_probability=p,
     )
-
-
-def relative_gap_excluded(n: int, steps: int, p: float) -> float:
-    """epsilon such that P[(lambda_1 - theta_1) > epsilon * (lambda_1 - lambda_n)] <= p after ``steps`` Lanczos steps.
-
-    Kuczynski & Wozniakowski 1992, theorem 4.2 (b): for a start uniform on the sphere the probability is at most
-    1.648 sqrt(n) exp(-(2 steps - 1) sqrt(epsilon)).
-
-    Args:
-        n: dimension. steps: products from a random start, counted before the first restart. p: probability.
-
-    >>> round(1 / (1 - relative_gap_excluded(100_000, 8, 0.01)), 1)
-    2.1
-    >>> round(1 / (1 - relative_gap_excluded(100_000, 40, 0.01)), 2)
-    1.02
-    """
-    if steps < 1:
-        return 1.0
-    if steps >= n:
-        return 0.0
-    return min(1.0, (math.log(1.648 * math.sqrt(n) / p) / (2 * steps - 1)) ** 2)
-
-
-def missed(search: Search, p: float) -> tuple[float, float]:
-    """Eigenvalues above the first or below the second number were missed with probability at most p each way.
-
-    The operator is not semidefinite, so the theorem speaks about the spread lambda_1 - lambda_n. With both ends at
-    p/2, spread <= (theta_1 - theta_n) / (1 - 2 epsilon). p is further divided by the number of stopping checks (union
-    bound), since the search stopped at a step that the data chose.
-
-    Returns:
-        (above, below): inf and -inf when nothing is excluded.
-    """
-    epsilon = relative_gap_excluded(search.n, search.steps, p / (2.0 * max(1, search.checks)))
-    if epsilon >= 0.5:
-        return math.inf, -math.inf
-    margin = epsilon * (search.largest - search.smallest) / (1.0 - 2.0 * epsilon)
-    return search.largest + margin, search.smallest - margin
 
 
 def missed_factor(above: float, top: float) -> float:

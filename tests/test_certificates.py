@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import layerhess as lh
-from layerhess.bounds import ROUNDING_SAFETY, certify, missed, relative_gap_excluded, total_rounding
+from layerhess.bounds import ROUNDING_SAFETY, certify, total_rounding
+from layerhess.solvers.missed import missed, relative_gap_excluded
 from layerhess.solvers.lanczos import Lanczos
 from layerhess.solvers.process import Candidates, Search, Wanted
 from layerhess.vectors import random_unit

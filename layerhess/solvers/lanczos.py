@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerhess.solvers.basis import Basis
+from layerhess.solvers.basis import BREAKDOWN, Basis
+from layerhess.solvers.missed import MISSED_PROBABILITY, excludes
 from layerhess.solvers.process import Candidates, Floats, Search, Source, Wanted, known_gaps, neighbours, tolerated
 
 ARITHMETIC = 16.0 * float(np.finfo(np.float64).eps)
@@ -25,9 +26,9 @@ class Lanczos:
 
     1. W = A Q is kept beside Q, so that residuals are computed, not read off the recurrence; see :class:`Basis`.
     2. A Krylov space from one vector sees one copy of each eigenvalue. Where two or more are wanted at one end, the
-       converged pairs are locked and a random vector orthogonal to them starts again, until the deflated operator's
-       own extreme pair has converged and lies beyond the last one wanted. What is found on the way is locked too, and
-       the block grows to 2, then 4 vectors.
+       converged pairs are locked and a random vector orthogonal to them starts again, until it has ruled out a further
+       pair beyond the last one wanted, or the deflated operator's own extreme pair has converged and lies beyond it.
+       What is found on the way is locked too, and the block grows to 2, then 4 vectors.
     3. The allowed residual takes off the rounding of the products, once that is measured (:attr:`rounding`): below
        it a residual says nothing.
 
@@ -65,6 +66,7 @@ class Lanczos:
         self._steps = 0
         self._degree = 0  # Krylov steps since the last random start, until the first restart
         self._checks = 0  # over all searches: each of them might have been the last
+        self._recurrence: list[tuple[float, float]] | None = []  # alpha, beta of this search; None if from a block
         self._extremes = (np.inf, -np.inf)  # smallest and largest Ritz value since the last random start
         self._restarted = False
         self._width = 1
@@ -85,6 +87,7 @@ class Lanczos:
         self._steps += len(products)
         self._checks += 1
         self._degree += not self._restarted
+        self._record(rest)
         self._decide(rest)
 
     def candidates(self) -> Candidates:
@@ -138,6 +141,17 @@ class Lanczos:
 
     # -- decisions ----------------------------------------------------------------------------------------------
 
+    def _record(self, rest: Tensor) -> None:
+        """Lanczos' own coefficients, as long as they are those of one start."""
+        if self._recurrence is None or self._restarted or self._phase == "polish":
+            return
+        if len(rest) > 1:
+            self._recurrence = None
+        elif not self._recurrence or self._recurrence[-1][1]:
+            beta = float(torch.linalg.vector_norm(rest))
+            whole = self._basis.size < self.n and beta > BREAKDOWN * self._norm
+            self._recurrence.append((float(self._basis.t[-1, -1]), beta if whole else 0.0))
+
     def _allowed(self, values: Floats) -> Floats:
         return np.maximum(tolerated(values, self._norm, self.tol) - self._rounding, self._rounding)
 
@@ -190,7 +204,7 @@ class Lanczos:
         self._basis.replace(coefficients)
         self._locked = self._basis.size
         self._phase = "verify"
-        self._degree = 0
+        self._degree, self._recurrence = 0, []
         self._extremes = (np.inf, -np.inf)
         self._restarted = False
         draws = [self._random() for _ in range(min(self._width, self.n - self._locked))]
@@ -204,7 +218,7 @@ class Lanczos:
         settled = lengths <= self._allowed(values)
         ends = self._ends_to_verify(values)
         clear = self._other_end_is_smaller(values, lengths, self._basis.ritz(stop=self._locked)[0])
-        if not (all(settled[end] for end in ends) and clear):
+        if not (all(settled[end] for end in ends) and clear) and not self._excluded(values):
             self._estimate = float(max(lengths[end] for end in ends))
             self._frontier = self._next(rest)
             if self._basis.size + len(self._frontier) > max(self._limit, self._locked + 12):
@@ -225,13 +239,29 @@ class Lanczos:
             self._searches["bottom"] = (self._searches["bottom"][0], search)
         self._polish()
 
+    def _excluded(self, values: Floats) -> bool:
+        """Has this start ruled out any further pair beyond the last ones wanted, converged or not?"""
+        if self.wanted.magnitude:
+            return False
+        locked = self._basis.ritz(stop=self._locked)[0]
+        keep = self.wanted.indices(locked)
+        limits = locked[keep] + np.where(np.arange(len(keep)) < self.wanted.top, 1.0, -1.0) * self._allowed(locked[keep])
+        search = self._searched(self.n - self._locked)
+        p = 0.5 * MISSED_PROBABILITY  # the other half is the first search's, see bounds.certify
+        top, bottom = limits[self.wanted.top - 1], limits[-self.wanted.bottom] if self.wanted.bottom else 0.0
+        return bool(
+            (self.wanted.top < 2 or (values[-1] <= top and excludes(search, float(top), p)))
+            and (self.wanted.bottom < 2 or (values[0] >= bottom and excludes(search, float(bottom), p)))
+        )
+
     def _remember(self, values: Floats) -> None:
         self._extremes = (min(self._extremes[0], float(values[0])), max(self._extremes[1], float(values[-1])))
 
     def _searched(self, n: int) -> Search:
         """The random search that ends here; its extremes are those of all its steps, restarts included."""
         smallest, largest = self._extremes
-        return Search(n, self._degree, self._checks, largest, smallest)
+        alphas, betas = zip(*self._recurrence, strict=True) if self._recurrence else ((), ())
+        return Search(n, self._degree, self._checks, largest, smallest, alphas, betas)
 
     def _other_end_is_smaller(self, values: Floats, lengths: Floats, found: Floats) -> bool:
         """For the largest in modulus: can neither end of the spectrum still grow past what was found?"""

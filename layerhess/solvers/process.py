@@ -47,11 +47,14 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Search:
-    """The random search behind the statement that nothing larger was missed; see :func:`layerhess.bounds.missed`.
+    """The random search behind the statement that nothing larger was missed; see :mod:`layerhess.solvers.missed`.
 
     Attributes:
         n: dimension searched. steps: Lanczos steps from a random start, before the first restart.
         checks: how often the search could have stopped. largest, smallest: its extreme Ritz values.
+        alphas, betas: diagonal of T and what couples each step to the next, of a search from a single vector, before
+            the first restart; the last beta is the length of what the last product left. Empty for other searches.
+        share: s / (1 + s) for a start v + s w, w random; 1 where all of it is random.
     """
 
     n: int
@@ -59,6 +62,9 @@ class Search:
     checks: int
     largest: float
     smallest: float
+    alphas: tuple[float, ...] = ()
+    betas: tuple[float, ...] = ()
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
