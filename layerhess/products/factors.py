@@ -12,9 +12,10 @@ from torch import Tensor
 from layerhess.evaluation import Judged
 from layerhess.ledger import Ledger
 from layerhess.memory import is_out_of_memory
+from layerhess.nodes import leaves, walk
 from layerhess.objective import Objective
 from layerhess.products.directions import SAME_SUM, item_probe, item_weights, output_directions, same_by_item
-from layerhess.products.linearity import leaves, not_linear, reached
+from layerhess.products.linearity import not_linear
 from layerhess.products.taps import Tap, Taps
 
 MOST_AT_ONCE = 1 << 24  # numbers in the outputs of a layer for all vectors that are multiplied together
@@ -270,13 +271,13 @@ def _backward(output: Tensor, edges: list[Any], seeds: Tensor) -> list[Tensor | 
 def _usable(taps: Sequence[Tap], objective: Objective, judged: Judged) -> set[str]:
     """Names of the parameters that enter through whole taps, and in no other way, and only on the way to the output."""
     output, items = judged.output, len(judged.output)
-    beside = reached(judged.loss.grad_fn, before=output.grad_fn)
+    beside = set(walk([judged.loss.grad_fn], before=output.grad_fn))
     good: set[str] = set()
     bad: set[str] = set()
     for tap in taps:
         fine = tap.intact and len(tap.shape) > 1 and tap.shape[0] > 0 and tap.shape[0] % items == 0
         (good if fine and tap.edge.node not in beside else bad).update(entry.name for entry in tap.entries)
-    elsewhere = leaves(reached(output.grad_fn)) | leaves(beside)
+    elsewhere = leaves(walk([output.grad_fn])) | leaves(beside)
     bad.update(name for name, parameter in objective.parameters.items() if id(parameter) in elsewhere)
     return good - bad
 
