@@ -7,7 +7,7 @@ change with others.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,6 +145,21 @@ def sampling_errors(
     return SamplingErrors(values, traces, len(counts), _sentence(len(counts), surveyed.examples))
 
 
+def _factored(
+    objective: Objective, grouped: Objective, plan: Hybrid, ledger: Ledger, checkpoint: Callable[[], None]
+) -> Iterator[tuple[Any, FactorGraph | None, set[tuple[str, ...]]]]:
+    """Every whole batch with its factors and the blocks they serve; none where its items are not its examples.
+
+    What is not cut into groups may have other items.
+    """
+    for batch in objective.batches():
+        checkpoint()
+        factors, served = plan.factors(objective, batch, ledger)
+        if factors is not None and grouped is not objective and factors.items != batches.leading_size(batch):
+            factors, served = None, set()
+        yield batch, factors, served
+
+
 def _at_once(
     objective: Objective,
     grouped: Objective,
@@ -163,17 +178,13 @@ def _at_once(
         return {}
     columns: dict[str, list[Tensor]] = {key: [] for key in requests}
     try:
-        for batch in objective.batches():
-            checkpoint()
-            items = batches.leading_size(batch) or 0
-            factors, served = plan.factors(objective, batch, ledger)
-            if factors is not None and factors.items != items:
-                factors, served = None, set()
-            ours = [key for key, request in requests.items() if request.block.parameters in served]
-            others = {key: request for key, request in requests.items() if key not in ours}
-            if factors is not None:
-                for key in ours:
-                    columns[key].append(_by_piece(factors, objective, requests[key], size))
+        for batch, factors, served in _factored(objective, grouped, plan, ledger, checkpoint):
+            others: dict[str, Request] = {}
+            for key, request in requests.items():
+                if factors is not None and request.block.parameters in served:
+                    columns[key].append(_by_piece(factors, objective, request, size))
+                else:
+                    others[key] = request
             if others and not _forms_of_others(objective, batch, size, others, columns, ledger):
                 return {}
     except (RuntimeError, MemoryError):  # no third derivative, or no memory for it: the pieces need neither
@@ -193,14 +204,10 @@ def _exact_traces(
     if not plan.blocks or not blocks or (grouped is not objective and objective.batch_size is not None):
         return {}
     found: dict[str, list[Tensor]] = {name: [] for name in blocks}
-    for batch in objective.batches():
-        checkpoint()
-        items = batches.leading_size(batch)
-        factors, served = plan.factors(objective, batch, ledger)
+    for _, factors, served in _factored(objective, grouped, plan, ledger, checkpoint):
         for name in list(found):
             names = blocks[name].parameters
-            usable = factors is not None and names in served and (factors.items == items or grouped is objective)
-            squares = factors.squares(names) if factors is not None and usable else None
+            squares = factors.squares(names) if factors is not None and names in served else None
             if squares is None:
                 del found[name]
                 continue
