@@ -111,14 +111,17 @@ def sampling_errors(
     if probed:
         rows = _probes(blocks, pairs, full, seed, solver_device(objective.device))
         requests[PROBES_KEY] = Request(full, rows, quadratic=(*blocks.values(), full))
-    sweep = Sweep(grouped, list(full.parameters), ledger, keep=0.0, checkpoint=checkpoint, make_graph=make_graph)
     forms: dict[str, Floats] = {}  # (groups, vectors, blocks)
     if grouped is not objective and plan.exact is BatchGraph:
         alone = {key: request for key, request in requests.items() if key != PROBES_KEY}
         forms = _at_once(objective, grouped, alone, plan, ledger, checkpoint)
-    sweep.run({key: request for key, request in requests.items() if key not in forms})
-    forms.update({key: form.numpy() for key, form in sweep.quadratics.items()})
-    counts = np.array(sweep.counts)
+    if left := {key: request for key, request in requests.items() if key not in forms}:
+        sweep = Sweep(grouped, list(full.parameters), ledger, keep=0.0, checkpoint=checkpoint, make_graph=make_graph)
+        sweep.run(left)
+        forms.update({key: form.numpy() for key, form in sweep.quadratics.items()})
+        counts = np.array(sweep.counts)
+    else:
+        counts = _counts(grouped, ledger, checkpoint)
     scale = counts.sum() if objective.evaluation.is_sum else 1.0
     values = {
         name: np.array([scale * ratio_error(column, counts) for column in forms[name][:, : len(vectors), 0].T])
@@ -143,6 +146,17 @@ def sampling_errors(
             together = sum(known.values(), np.zeros(len(counts)))
             traces[FULL] = scale * shared_error(together[:, None] + forms[PROBES_KEY][:, :, -1], counts)
     return SamplingErrors(values, traces, len(counts), _sentence(len(counts), surveyed.examples))
+
+
+def _counts(grouped: Objective, ledger: Ledger, checkpoint: Callable[[], None]) -> Floats:
+    """(G,) what the losses of every piece are divided by, where nothing else is asked of the pieces."""
+    found = []
+    for batch in grouped.batches():
+        checkpoint()
+        with torch.no_grad():
+            found.append(grouped.terms(batch)[1])
+        ledger.count("forwards")
+    return np.array(found)
 
 
 def _factored(
@@ -174,7 +188,7 @@ def _at_once(
     of every block, and each of those would take a backward pass.
     """
     size = grouped.batch_size
-    if size is None or objective.batch_size is not None:
+    if not requests or size is None or objective.batch_size is not None:
         return {}
     columns: dict[str, list[Tensor]] = {key: [] for key in requests}
     try:
