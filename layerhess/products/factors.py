@@ -15,6 +15,7 @@ from layerhess.memory import is_out_of_memory
 from layerhess.nodes import leaves, walk
 from layerhess.objective import Objective
 from layerhess.products.directions import SAME_SUM, item_probe, item_weights, output_directions, same_by_item
+from layerhess.products.graph import add_part
 from layerhess.products.linearity import not_linear
 from layerhess.products.taps import Tap, Taps
 
@@ -126,13 +127,11 @@ class FactorGraph:
                 _refuse_overwritten(layer.tap)
                 assert entry.each is not None
                 each = entry.each(layer.sensitivities[q].reshape(layer.tap.shape))
-                part = each.reshape(self.items, len(each) // self.items, -1).sum(dim=1)
-                rows[entry.name] = rows[entry.name] + part if entry.name in rows else part
+                add_part(rows, entry.name, each.reshape(self.items, len(each) // self.items, -1).sum(dim=1))
             for name, part in rows.items():
                 signs = self._signs[:, q].to(part.dtype)
                 squared = part.square_()
-                total = signs @ squared
-                made[name] = made[name] + total if name in made else total
+                add_part(made, name, signs @ squared)
                 traces += (signs * squared.sum(dim=1)).double()
         nothing = {name: torch.zeros_like(self._parameters[name]) for name in names if name not in made}
         return [(made | nothing)[name].view(self._parameters[name].shape) for name in names], traces.cpu()
@@ -166,8 +165,7 @@ class FactorGraph:
             back = _by_call(torch.bmm(weights.to(rows.dtype), rows), layer)
             for entry in layer.tap.entries:
                 if entry.name in vectors:
-                    part = entry.pulled(back)
-                    made[entry.name] = made[entry.name] + part if entry.name in made else part
+                    add_part(made, entry.name, entry.pulled(back))
         return [made.get(name) for name in names]
 
     def _layers_of(self, names: Sequence[str]) -> list[Layer]:
@@ -194,8 +192,7 @@ class FactorGraph:
         for tap, slope in self._slopes:
             _refuse_overwritten(tap)
             for entry in tap.entries:
-                part = entry.pull(slope.view(tap.shape))
-                made[entry.name] = made[entry.name] + part if entry.name in made else part
+                add_part(made, entry.name, entry.pull(slope.view(tap.shape)))
         return made
 
     def _open(self, loss: Tensor, output: Tensor, tapped: list[Tap]) -> set[str]:
