@@ -100,7 +100,12 @@ def is_stable(data: Any) -> bool:
     """True when batch i is the same batch at every pass, so that part of the graphs may be kept."""
     if isinstance(data, DataLoader):
         return isinstance(data.sampler, SequentialSampler) and isinstance(data.dataset, TensorDataset)
-    return is_single(data) or isinstance(data, list)
+    return not may_refill(data)
+
+
+def may_refill(data: Any) -> bool:
+    """Whether an iterable could give the same memory again with other numbers in it: all but what holds its batches."""
+    return not (is_single(data) or isinstance(data, list))
 
 
 def tree_map(function: Callable[[Tensor], Any], value: Any, other: Callable[[Any], Any] = lambda leaf: leaf) -> Any:
@@ -126,11 +131,6 @@ def tensors(value: Any) -> list[Tensor]:
 
     tree_map(note, value)
     return found
-
-
-def may_refill(data: Any) -> bool:
-    """Whether an iterable could give the same memory again with other numbers in it: all but what holds its batches."""
-    return not (is_single(data) or isinstance(data, list))
 
 
 def prepare(batch: Any, device: torch.device, refilled: bool = False) -> Any:

@@ -7,7 +7,7 @@ change with others.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,14 +111,17 @@ def sampling_errors(
     if probed:
         rows = _probes(blocks, pairs, full, seed, solver_device(objective.device))
         requests[PROBES_KEY] = Request(full, rows, quadratic=(*blocks.values(), full))
-    sweep = Sweep(grouped, list(full.parameters), ledger, keep=0.0, checkpoint=checkpoint, make_graph=make_graph)
     forms: dict[str, Floats] = {}  # (groups, vectors, blocks)
     if grouped is not objective and plan.exact is BatchGraph:
         alone = {key: request for key, request in requests.items() if key != PROBES_KEY}
         forms = _at_once(objective, grouped, alone, plan, ledger, checkpoint)
-    sweep.run({key: request for key, request in requests.items() if key not in forms})
-    forms.update({key: form.numpy() for key, form in sweep.quadratics.items()})
-    counts = np.array(sweep.counts)
+    if left := {key: request for key, request in requests.items() if key not in forms}:
+        sweep = Sweep(grouped, list(full.parameters), ledger, keep=0.0, checkpoint=checkpoint, make_graph=make_graph)
+        sweep.run(left)
+        forms.update({key: form.numpy() for key, form in sweep.quadratics.items()})
+        counts = np.array(sweep.counts)
+    else:
+        counts = _counts(grouped, ledger, checkpoint)
     scale = counts.sum() if objective.evaluation.is_sum else 1.0
     values = {
         name: np.array([scale * ratio_error(column, counts) for column in forms[name][:, : len(vectors), 0].T])
@@ -145,6 +148,32 @@ def sampling_errors(
     return SamplingErrors(values, traces, len(counts), _sentence(len(counts), surveyed.examples))
 
 
+def _counts(grouped: Objective, ledger: Ledger, checkpoint: Callable[[], None]) -> Floats:
+    """(G,) what the losses of every piece are divided by, where nothing else is asked of the pieces."""
+    found = []
+    for batch in grouped.batches():
+        checkpoint()
+        with torch.no_grad():
+            found.append(grouped.terms(batch)[1])
+        ledger.count("forwards")
+    return np.array(found)
+
+
+def _factored(
+    objective: Objective, grouped: Objective, plan: Hybrid, ledger: Ledger, checkpoint: Callable[[], None]
+) -> Iterator[tuple[Any, FactorGraph | None, set[tuple[str, ...]]]]:
+    """Every whole batch with its factors and the blocks they serve; none where its items are not its examples.
+
+    What is not cut into groups may have other items.
+    """
+    for batch in objective.batches():
+        checkpoint()
+        factors, served = plan.factors(objective, batch, ledger)
+        if factors is not None and grouped is not objective and factors.items != batches.leading_size(batch):
+            factors, served = None, set()
+        yield batch, factors, served
+
+
 def _at_once(
     objective: Objective,
     grouped: Objective,
@@ -159,21 +188,17 @@ def _at_once(
     of every block, and each of those would take a backward pass.
     """
     size = grouped.batch_size
-    if size is None or objective.batch_size is not None:
+    if not requests or size is None or objective.batch_size is not None:
         return {}
     columns: dict[str, list[Tensor]] = {key: [] for key in requests}
     try:
-        for batch in objective.batches():
-            checkpoint()
-            items = batches.leading_size(batch) or 0
-            factors, served = plan.factors(objective, batch, ledger)
-            if factors is not None and factors.items != items:
-                factors, served = None, set()
-            ours = [key for key, request in requests.items() if request.block.parameters in served]
-            others = {key: request for key, request in requests.items() if key not in ours}
-            if factors is not None:
-                for key in ours:
-                    columns[key].append(_by_piece(factors, objective, requests[key], size))
+        for batch, factors, served in _factored(objective, grouped, plan, ledger, checkpoint):
+            others: dict[str, Request] = {}
+            for key, request in requests.items():
+                if factors is not None and request.block.parameters in served:
+                    columns[key].append(_by_piece(factors, objective, request, size))
+                else:
+                    others[key] = request
             if others and not _forms_of_others(objective, batch, size, others, columns, ledger):
                 return {}
     except (RuntimeError, MemoryError):  # no third derivative, or no memory for it: the pieces need neither
@@ -193,14 +218,10 @@ def _exact_traces(
     if not plan.blocks or not blocks or (grouped is not objective and objective.batch_size is not None):
         return {}
     found: dict[str, list[Tensor]] = {name: [] for name in blocks}
-    for batch in objective.batches():
-        checkpoint()
-        items = batches.leading_size(batch)
-        factors, served = plan.factors(objective, batch, ledger)
+    for _, factors, served in _factored(objective, grouped, plan, ledger, checkpoint):
         for name in list(found):
             names = blocks[name].parameters
-            usable = factors is not None and names in served and (factors.items == items or grouped is objective)
-            squares = factors.squares(names) if factors is not None and usable else None
+            squares = factors.squares(names) if factors is not None and names in served else None
             if squares is None:
                 del found[name]
                 continue

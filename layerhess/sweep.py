@@ -17,7 +17,7 @@ from layerhess.errors import CheckError, InputError
 from layerhess.ledger import Ledger
 from layerhess.memory import KEPT_SHARE, Budget, is_out_of_memory, synchronise, used_bytes
 from layerhess.objective import Objective
-from layerhess.products.graph import Graph, GraphMaker
+from layerhess.products.graph import Graph, GraphMaker, add_part
 from layerhess.products.hybrid import Hybrid, HybridGraph
 from layerhess.products.reverse import BatchGraph
 from layerhess.vectors import solver_device
@@ -375,5 +375,4 @@ def split_rows(block: Block, vectors: Tensor) -> dict[str, Tensor]:
 def _accumulate(total: dict[str, Tensor], gradient: Mapping[str, Tensor | None]) -> None:
     for name, part in gradient.items():
         if part is not None:
-            part = part.detach().double()
-            total[name] = total[name] + part if name in total else part
+            add_part(total, name, part.detach().double())

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from layerhess.blocks import Block, Partition
-from layerhess.bounds import MISSED_PROBABILITY, missed_factor
+from layerhess.bounds import missed_factor
 from layerhess.ledger import Ledger
 from layerhess.objective import Objective
 from layerhess.results import Check, Cost, Spectrum
+from layerhess.solvers.missed import MISSED_PROBABILITY
 from layerhess.solvers.process import Wanted
 from layerhess.tasks import Task
 from layerhess.vectors import oriented

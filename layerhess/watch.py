@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from layerhess.batches import tensors
+from layerhess.nodes import walk
 from layerhess.objective import Objective
 from layerhess.restore import version_of
 
@@ -164,15 +165,3 @@ def _within(name: str, outer: str) -> bool:
 
 def _bad(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
-
-
-def walk(roots: Iterable[Any]) -> Iterator[Any]:
-    """Every autograd node behind the given ones, themselves included (None is skipped)."""
-    seen, todo = set(), list(roots)
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        todo.extend(following for following, _ in node.next_functions)

@@ -9,8 +9,8 @@ from torch import nn
 
 import layerhess as lh
 from layerhess.bounds import ROUNDING_SAFETY, certify, total_rounding
-from layerhess.solvers.missed import missed, relative_gap_excluded
 from layerhess.solvers.lanczos import Lanczos
+from layerhess.solvers.missed import missed, relative_gap_excluded
 from layerhess.solvers.process import Candidates, Search, Wanted
 from layerhess.vectors import random_unit
 from references import misses

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import layerhess as lh
-import zoo
+import zoo_losses
 from references import closed_form as closed
 from references import dense
 
@@ -69,7 +69,7 @@ def test_softmax_regression_has_boehnings_hessian() -> None:
     target = torch.arange(11) % 3
     data = [(x[:6], target[:6]), (x[6:], target[6:])]
     truth = closed.softmax_regression(array(x), array(model.weight), array(model.bias))
-    reference = dense.reference_for(model, data, zoo.cross_entropy_totals)
+    reference = dense.reference_for(model, data, zoo_losses.cross_entropy_totals)
     assert relative(reference.matrix, truth) <= 1e-14
     objective = lh.Objective(model, data, nn.CrossEntropyLoss())
     assert relative(full_matrix(objective), truth) <= 1e-13
@@ -91,7 +91,7 @@ def test_logistic_regression_weighs_examples_by_their_variance() -> None:
 def test_linear_regression_has_the_gram_matrix_once_for_each_output() -> None:
     model, x, y = nn.Linear(4, 3).double(), numbers(5, 10, 4), numbers(6, 10, 3)
     truth = closed.linear_regression(array(x), outputs=3)
-    reference = dense.reference_for(model, [(x, y)], zoo.squared_totals)
+    reference = dense.reference_for(model, [(x, y)], zoo_losses.squared_totals)
     assert relative(reference.matrix, truth) <= 1e-14
     objective = lh.Objective(model, [(x[:4], y[:4]), (x[4:], y[4:])], nn.MSELoss())
     assert relative(full_matrix(objective), truth) <= 1e-13

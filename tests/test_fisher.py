@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import layerhess as lh
-import zoo
+import zoo_losses
 from layerhess.cli import main
 from references import curvature, dense
 from witness import refused
@@ -26,7 +26,7 @@ SMALL = [case for case in USABLE if "large" not in case.tags]
 BY_TERM = [
     case
     for case in SMALL
-    if case.totals in (zoo.cross_entropy_totals, zoo.weighted_smoothed_totals, zoo.sentence_totals)
+    if case.totals in (zoo_losses.cross_entropy_totals, zoo_losses.weighted_smoothed_totals, zoo_losses.sentence_totals)
 ]
 
 every_case = pytest.mark.parametrize("case", USABLE, ids=str)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import layerhess as lh
-import zoo
+import zoo_losses
 from references import closed_form, dense, nist
 
 every_set = pytest.mark.parametrize("dataset", list(nist.MODELS))
@@ -29,7 +29,7 @@ def relative_errors(found: nist.Vector, truth: nist.Vector) -> nist.Vector:
 @every_set
 def test_the_dense_reference_reaches_the_certified_spectrum(dataset: str, point: str) -> None:
     truth = nist.load(dataset, point)
-    reference = dense.reference_for(truth.curve, [(truth.x, truth.y)], zoo.squared_totals)
+    reference = dense.reference_for(truth.curve, [(truth.x, truth.y)], zoo_losses.squared_totals)
     errors = relative_errors(closed_form.descending(reference.matrix), truth.eigenvalues)
     assert errors[0] <= truth.tolerance_top
     assert dataset in nist.TOP_ONLY or (errors <= truth.tolerance).all()

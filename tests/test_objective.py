@@ -1,10 +1,7 @@
-"""The objective: what is data, batch sizes, modes, wrappers, precision, and the contexts it may be called in."""
+"""The objective: what is data, batch sizes, modes, precision, and the contexts it may be called in."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -146,82 +143,6 @@ def test_batch_norm_in_train_mode_is_said_and_uses_the_batch() -> None:
     assert any("BatchNorm runs in train mode" in note for note in analysis.notes)
     unknown = [(X[:6], Y[:6]), (X[6:], Y[6:])]
     assert lh.analyze(lh.Objective(model, unknown, lambda o, t: F.cross_entropy(o, t)), max_passes=2)
-
-
-# -- wrappers ----------------------------------------------------------------------------------------------------------
-
-
-def compiled(model: nn.Module) -> nn.Module:
-    return torch.compile(model, backend="eager")
-
-
-def compiled_and_used(model: nn.Module) -> nn.Module:
-    made = compiled(model)
-    made(X)
-    return made
-
-
-def compiled_in_place(model: nn.Module) -> nn.Module:
-    model.compile(backend="eager")
-    model(X)
-    return model
-
-
-def compiled_in_part(model: nn.Module) -> nn.Module:
-    model[0].compile(backend="eager")
-    model(X)
-    return model
-
-
-WRAPPERS: dict[str, tuple[Callable[[nn.Module], nn.Module], str]] = {
-    "compiled": (compiled, "was compiled"),
-    "compiled and used": (compiled_and_used, "was compiled"),
-    "compiled in place": (compiled_in_place, "run eagerly"),
-    "compiled in part": (compiled_in_part, "run eagerly"),
-    "DataParallel": (nn.DataParallel, "wrapped in DataParallel"),
-    "compiled DataParallel": (lambda model: compiled(nn.DataParallel(model)), "wrapped in DataParallel"),
-}
-
-
-def assert_unwrapped(wrapped: nn.Module, model: nn.Module, said: str) -> None:
-    objective = lh.Objective(wrapped, (X, Y), CE)
-    assert objective.model is model
-    with untouched(model):
-        assert_same(product(objective))
-    analysis = lh.analyze(objective, max_passes=2)
-    assert list(analysis.blocks) == ["0.weight", "0.bias", "2.weight", "2.bias"]
-    assert any(said in note for note in analysis.notes)
-
-
-@pytest.mark.parametrize("name", WRAPPERS)
-def test_wrappers_are_taken_off_and_that_is_said(name: str) -> None:
-    wrap, said = WRAPPERS[name]
-    model = mlp()
-    assert_unwrapped(wrap(model), model, said)
-
-
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
-def test_distributed_data_parallel_is_taken_off(tmp_path: Path) -> None:
-    """In a process of its own: a process group of gloo may hang when it is taken down."""
-    here = Path(__file__).parent
-    paths = os.pathsep.join((str(here), str(here.parent)))
-    code = f"import test_objective; test_objective.take_distributed_off({str(tmp_path / 'store')!r})"
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, timeout=180, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def take_distributed_off(store: str) -> None:
-    """The body of the test above."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    model = mlp()
-    wrapped = nn.parallel.DistributedDataParallel(model)
-    assert_unwrapped(wrapped, model, "wrapped in DistributedDataParallel")
-    F.cross_entropy(wrapped(X), Y).backward()
-    assert model[0].weight.grad is not None, "it still works"
-    os._exit(0)  # without the group's destructor
 
 
 # -- precision ---------------------------------------------------------------------------------------------------------

@@ -124,6 +124,12 @@ def test_sampling_errors_of_a_cut_batch_are_those_of_its_groups(
             assert spectrum.sampling_errors[index] == pytest.approx(truth, rel=1e-6, abs=1e-12), spectrum.name
 
 
+def test_groups_are_counted_without_graphs_where_nothing_else_is_asked_of_them() -> None:
+    analysis = lh.analyze(lh.Objective(model(), (X, Y), nn.CrossEntropyLoss()), sampling=True, path="exact")
+    spent = analysis.counts.by_phase["sampling"]
+    assert (spent["forwards"], spent["backwards"]) == (1 + 18, 1)  # one graph of the whole batch
+
+
 LOSSES: dict[str, tuple[Any, Any]] = {
     "cross entropy with ignored labels": (nn.CrossEntropyLoss(ignore_index=0), Y),
     "class weights": (nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 5.0]).double()), Y),

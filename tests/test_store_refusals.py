@@ -16,10 +16,7 @@ import fabricated
 from layerhess import codec, store
 from layerhess.errors import InputError
 from layerhess.results import Analysis, Spectrum
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+from likeness import snapshot
 
 
 @pytest.fixture(autouse=True)

@@ -11,10 +11,11 @@ import torch
 from layerhess.errors import InputError
 from layerhess.ledger import Ledger
 from layerhess.memory import is_out_of_memory
+from layerhess.nodes import walk
 from layerhess.objective import Objective
 from layerhess.products.graph import Graph, GraphMaker
 from layerhess.products.reverse import BatchGraph
-from layerhess.watch import ONCE_DIFFERENTIABLE, Trace, walk
+from layerhess.watch import ONCE_DIFFERENTIABLE, Trace
 
 ONCE = "Error"  # the autograd node that torch puts behind what may be differentiated once
 ADVICE = (

@@ -55,29 +55,16 @@ class Goals:
         Args:
             beside: products that were spent on something else than these samples; they count against the limit.
         """
-        return any(_is_open(samples.count, options, excess, beside) for options, excess in self._excesses(samples))
+        return bool(self._open(samples, beside))
 
     def excess(self, samples: Samples, beside: int = 0) -> float:
         """The largest excess of what is still open, with its margin; 0 where nothing is."""
-        return max(
-            (
-                cautious(samples.count, excess)
-                for options, excess in self._excesses(samples)
-                if _is_open(samples.count, options, excess, beside)
-            ),
-            default=0.0,
-        )
+        return max((cautious(samples.count, excess) for _, excess in self._open(samples, beside)), default=0.0)
 
     def needed(self, samples: Samples, beside: int = 0) -> int:
         """The number of probes, in all, at which nothing is open any more, as the variance so far has it."""
-        return max(
-            (
-                _needed(samples.count, options, excess, beside)
-                for options, excess in self._excesses(samples)
-                if _is_open(samples.count, options, excess, beside)
-            ),
-            default=samples.count,
-        )
+        wishes = self._open(samples, beside)
+        return max((_needed(samples.count, *wish, beside) for wish in wishes), default=samples.count)
 
     def hopeless(self, samples: Samples) -> bool:
         """Whether the trace would take more of these samples than it may have, as the variance so far has it."""
@@ -88,14 +75,12 @@ class Goals:
 
     def target(self, samples: Samples, beside: int = 0) -> int:
         """The number of probes, in all, at which to look again."""
-        return max(
-            (
-                _target(samples.count, options, excess, beside)
-                for options, excess in self._excesses(samples)
-                if _is_open(samples.count, options, excess, beside)
-            ),
-            default=samples.count,
-        )
+        wishes = self._open(samples, beside)
+        return max((_target(samples.count, *wish, beside) for wish in wishes), default=samples.count)
+
+    def _open(self, samples: Samples, beside: int) -> list[tuple[Trace | Diagonal, float]]:
+        """The wishes that call for more, each with its excess."""
+        return [wish for wish in self._excesses(samples) if _is_open(samples.count, *wish, beside)]
 
     def _excesses(self, samples: Samples) -> list[tuple[Trace | Diagonal, float]]:
         found: list[tuple[Trace | Diagonal, float]] = []

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from layerhess.evaluation import Judged
 from layerhess.ledger import Ledger
+from layerhess.nodes import leaves, walk
 from layerhess.objective import Objective
 from layerhess.products.directions import SAME_SUM, item_probe, item_weights, output_directions, same_by_item
-from layerhess.products.linearity import leaves, not_linear, reached
+from layerhess.products.graph import add_part
+from layerhess.products.linearity import not_linear
 from layerhess.products.sensitivities import sensitivities
 from layerhess.products.taps import Tap, Taps
 
@@ -125,13 +127,11 @@ class FactorGraph:
                 _refuse_overwritten(layer.tap)
                 assert entry.each is not None
                 each = entry.each(layer.sensitivities[q].reshape(layer.tap.shape))
-                part = each.reshape(self.items, len(each) // self.items, -1).sum(dim=1)
-                rows[entry.name] = rows[entry.name] + part if entry.name in rows else part
+                add_part(rows, entry.name, each.reshape(self.items, len(each) // self.items, -1).sum(dim=1))
             for name, part in rows.items():
                 signs = self._signs[:, q].to(part.dtype)
                 squared = part.square_()
-                total = signs @ squared
-                made[name] = made[name] + total if name in made else total
+                add_part(made, name, signs @ squared)
                 traces += (signs * squared.sum(dim=1)).double()
         nothing = {name: torch.zeros_like(self._parameters[name]) for name in names if name not in made}
         return [(made | nothing)[name].view(self._parameters[name].shape) for name in names], traces.cpu()
@@ -165,8 +165,7 @@ class FactorGraph:
             back = _by_call(torch.bmm(weights.to(rows.dtype), rows), layer)
             for entry in layer.tap.entries:
                 if entry.name in vectors:
-                    part = entry.pulled(back)
-                    made[entry.name] = made[entry.name] + part if entry.name in made else part
+                    add_part(made, entry.name, entry.pulled(back))
         return [made.get(name) for name in names]
 
     def _layers_of(self, names: Sequence[str]) -> list[Layer]:
@@ -193,8 +192,7 @@ class FactorGraph:
         for tap, slope in self._slopes:
             _refuse_overwritten(tap)
             for entry in tap.entries:
-                part = entry.pull(slope.view(tap.shape))
-                made[entry.name] = made[entry.name] + part if entry.name in made else part
+                add_part(made, entry.name, entry.pull(slope.view(tap.shape)))
         return made
 
     def _open(self, loss: Tensor, output: Tensor, tapped: list[Tap]) -> set[str]:
@@ -206,7 +204,8 @@ class FactorGraph:
         n, _, most = directions.roots.shape
         probe = item_probe(n, output.numel() // n, output)
         pair = torch.stack([probe, probe * item_weights(n, output).unsqueeze(1)])
-        apart, tied = [], set()
+        apart: list[Tap] = []
+        tied: set[str] = set()
         for tap, rows in self._passed(output, tapped, pair):
             if rows.dtype in SAME_SUM and same_by_item(rows[1].reshape(n, -1), rows[0].reshape(n, -1)):
                 apart.append(tap)
@@ -263,13 +262,13 @@ def _by_call(back: Tensor, layer: Layer) -> Tensor:
 def _usable(taps: Sequence[Tap], objective: Objective, judged: Judged) -> set[str]:
     """Names of the parameters that enter through whole taps, and in no other way, and only on the way to the output."""
     output, items = judged.output, len(judged.output)
-    beside = reached(judged.loss.grad_fn, before=output.grad_fn)
+    beside = set(walk([judged.loss.grad_fn], before=output.grad_fn))
     good: set[str] = set()
     bad: set[str] = set()
     for tap in taps:
         fine = tap.intact and len(tap.shape) > 1 and tap.shape[0] > 0 and tap.shape[0] % items == 0
         (good if fine and tap.edge.node not in beside else bad).update(entry.name for entry in tap.entries)
-    elsewhere = leaves(reached(output.grad_fn)) | leaves(beside)
+    elsewhere = leaves(walk([output.grad_fn])) | leaves(beside)
     bad.update(name for name, parameter in objective.parameters.items() if id(parameter) in elsewhere)
     return good - bad
 

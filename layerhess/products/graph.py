@@ -69,4 +69,9 @@ def one_by_one(
     return stacked
 
 
+def add_part(total: dict[str, Tensor], name: str, part: Tensor) -> None:
+    """Add a parameter's part to what there is of it already; ``part`` itself becomes the first (it is not copied)."""
+    total[name] = total[name] + part if name in total else part
+
+
 GraphMaker = Callable[[Objective, Any, Iterable[str], Ledger], Graph]

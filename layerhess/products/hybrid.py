@@ -82,27 +82,25 @@ class HybridGraph:
         self, names: Sequence[str], vector: dict[str, Tensor], rows: Sequence[str] | None = None
     ) -> list[Tensor | None]:
         """The batch's share of A[rows, names] v; see :meth:`layerhess.products.graph.Graph.product`."""
-        if self._factors is not None and self._serves(names, rows):
-            return self._factors.product(names, vector)
-        return self._graph().product(names, vector, rows)
+        factors = self._serving(names, rows)
+        return self._graph().product(names, vector, rows) if factors is None else factors.product(names, vector)
 
     def products(
         self, names: Sequence[str], vectors: dict[str, Tensor], rows: Sequence[str] | None = None
     ) -> list[Tensor | None]:
         """The same for s vectors."""
-        if self._factors is not None and self._serves(names, rows):
-            return self._factors.products(names, vectors)
-        return self._graph().products(names, vectors, rows)
+        factors = self._serving(names, rows)
+        return self._graph().products(names, vectors, rows) if factors is None else factors.products(names, vectors)
 
     def diagonal(self, names: Sequence[str]) -> list[Tensor] | None:
         """The batch's share of diag(A[names, names]), parameter-shaped; None where factors do not give it."""
-        if self._factors is None or not self._serves(names, None):
-            return None
-        found = self._factors.squares(names)
+        factors = self._serving(names)
+        found = None if factors is None else factors.squares(names)
         return None if found is None else found[0]
 
-    def _serves(self, names: Sequence[str], rows: Sequence[str] | None) -> bool:
-        return tuple(names) in self._served and (rows is None or tuple(rows) == tuple(names))
+    def _serving(self, names: Sequence[str], rows: Sequence[str] | None = None) -> FactorGraph | None:
+        """The factors, if they have the products of these parameters with themselves."""
+        return self._factors if tuple(names) in self._served and (rows is None or tuple(rows) == tuple(names)) else None
 
     @property
     def nbytes(self) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch.autograd.function import BackwardCFunction
+
+from layerhess.nodes import inputs_first
 
 # Linear in all inputs together, or piecewise so: what depends on a block linearly still does afterwards.
 PIECEWISE_LINEAR = frozenset({
@@ -67,7 +69,7 @@ def not_linear(root: Any, sources: Mapping[Any, int], affine: Collection[Any] = 
     """
     reach: dict[Any, int] = {}
     struck = 0
-    for node in _inputs_first(root):
+    for node in inputs_first(root):
         before = [0 if following is None else reach[following] for following, _ in node.next_functions]
         depends = 0
         for bits in before:
@@ -78,24 +80,6 @@ def not_linear(root: Any, sources: Mapping[Any, int], affine: Collection[Any] = 
         struck |= depends & own
         reach[node] = depends | own
     return struck
-
-
-def reached(root: Any, before: Any = None) -> set[Any]:
-    """All autograd nodes behind ``root``, itself included, without passing through the node ``before``."""
-    seen: set[Any] = set()
-    todo = [root]
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen or node is before:
-            continue
-        seen.add(node)
-        todo.extend(following for following, _ in node.next_functions)
-    return seen
-
-
-def leaves(nodes: Iterable[Any]) -> set[int]:
-    """Identities of the tensors that autograd would accumulate a gradient in at one of these nodes."""
-    return {id(node.variable) for node in nodes if hasattr(node, "variable")}
 
 
 def _struck(operation: str, before: list[int], depends: int) -> int:
@@ -112,17 +96,3 @@ def _struck(operation: str, before: list[int], depends: int) -> int:
     for i, bits in enumerate(before):
         other |= 0 if i in known else bits
     return (first & second) | other
-
-
-def _inputs_first(root: Any) -> list[Any]:
-    """All nodes behind ``root``, itself last, each after everything it was made from."""
-    order, seen, todo = [], set(), [(root, False)]
-    while todo:
-        node, ready = todo.pop()
-        if ready:
-            order.append(node)
-        elif node not in seen:
-            seen.add(node)
-            todo.append((node, True))
-            todo.extend((following, False) for following, _ in node.next_functions if following is not None)
-    return order

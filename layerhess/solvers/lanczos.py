@@ -245,7 +245,9 @@ class Lanczos:
             return False
         locked = self._basis.ritz(stop=self._locked)[0]
         keep = self.wanted.indices(locked)
-        limits = locked[keep] + np.where(np.arange(len(keep)) < self.wanted.top, 1.0, -1.0) * self._allowed(locked[keep])
+        limits = locked[keep] + np.where(np.arange(len(keep)) < self.wanted.top, 1.0, -1.0) * self._allowed(
+            locked[keep]
+        )
         search = self._searched(self.n - self._locked)
         p = 0.5 * MISSED_PROBABILITY  # the other half is the first search's, see bounds.certify
         top, bottom = limits[self.wanted.top - 1], limits[-self.wanted.bottom] if self.wanted.bottom else 0.0

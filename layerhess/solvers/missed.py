@@ -39,12 +39,12 @@ def excludes(search: Search, x: float, p: float) -> bool:
     that Lanczos makes, p_i(A) w = q_i, are orthonormal in the spectral measure of w, which has mass <w, u>^2 at x; the
     Christoffel function bounds that mass: <w, u>^2 <= 1 / sum_i p_i(x)^2 (Szego 1939, theorem 3.1.3; the sum runs to
     p_m, which the m-th step knows). But |<w, u>| < delta has probability at most delta sqrt(2 n / pi). So with
-    delta = p sqrt(pi / (2 n)) a sum of delta^-2 or more rules x out. The event does not depend on when one looks, so any
+    delta = p sqrt(pi / (2 n)) a sum of delta^-2 or more rules x out. The event does not depend on when one looks: any
     number of looks shares one p, and no bound on the spectrum is needed. In finite precision A is the operator whose
     products were told, at most their rounding away.
 
-    Where the start is (v + s w) / ||v + s w|| with a fixed unit v, |<v, u> + s <w, u>| < delta (1 + s) is no more likely
-    than with v = 0 (Anderson 1955): delta shrinks by the random share s / (1 + s).
+    Where the start is (v + s w) / ||v + s w|| with a fixed unit v, |<v, u> + s <w, u>| < delta (1 + s) is no more
+    likely than with v = 0 (Anderson 1955): delta shrinks by the random share s / (1 + s).
     """
     if not search.alphas:
         return False

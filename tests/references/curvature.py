@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import zoo
+import zoo_losses
 from references import dense
 
 
-def output_of(call: Callable[..., Any], totals: zoo.Totals, batch: Any) -> Tensor:
+def output_of(call: Callable[..., Any], totals: zoo_losses.Totals, batch: Any) -> Tensor:
     """What the loss of a batch is computed from: the model's output, or its ``.logits``."""
     seen: list[Any] = []
 
@@ -36,7 +37,7 @@ def output_of(call: Callable[..., Any], totals: zoo.Totals, batch: Any) -> Tenso
     return getattr(result, "logits", result)  # type: ignore[no-any-return]
 
 
-def loss_of_output(output: Tensor, totals: zoo.Totals, batch: Any) -> tuple[Tensor, float]:
+def loss_of_output(output: Tensor, totals: zoo_losses.Totals, batch: Any) -> tuple[Tensor, float]:
     """(sum, count) of a batch whose output is given, as a plain tensor and as ``.logits``."""
     result = SimpleNamespace(logits=output) if isinstance(batch, Mapping) and "input_ids" in batch else output
     total, count = totals(lambda *args, **kwargs: result, batch)
@@ -57,8 +58,8 @@ def split(batch: Any) -> Iterator[Any]:
 def terms_alone(batch: Any) -> Iterator[Any]:
     """The batch once for every target that takes part, all other targets ignored."""
     target = batch["labels"] if isinstance(batch, Mapping) else batch[1]
-    for place in (target != zoo.IGNORED).nonzero():
-        alone = torch.full_like(target, zoo.IGNORED)
+    for place in (target != zoo_losses.IGNORED).nonzero():
+        alone = torch.full_like(target, zoo_losses.IGNORED)
         alone[tuple(place)] = target[tuple(place)]
         yield {**batch, "labels": alone} if isinstance(batch, Mapping) else (batch[0], alone)
 
@@ -85,7 +86,7 @@ def _reference(model: nn.Module, matrix: Tensor) -> dense.Reference:
     return dense.Reference(symmetric, places, norm, asymmetry + len(symmetric) * np.finfo(float).eps * norm)
 
 
-def gauss_newton(model: nn.Module, batches: list[Any], totals: zoo.Totals) -> dense.Reference:
+def gauss_newton(model: nn.Module, batches: list[Any], totals: zoo_losses.Totals) -> dense.Reference:
     """(1 / count) sum over batches of J' S J, every factor formed in full."""
     at = dense.flat_parameters(model)
     total, count = torch.zeros(len(at), len(at), dtype=at.dtype), 0.0
@@ -107,7 +108,7 @@ def gauss_newton(model: nn.Module, batches: list[Any], totals: zoo.Totals) -> de
 def empirical_fisher(
     model: nn.Module,
     batches: list[Any],
-    totals: zoo.Totals,
+    totals: zoo_losses.Totals,
     items: Callable[[Any], Iterator[Any]] = split,
 ) -> dense.Reference:
     """(1 / count) sum of g g', one backward pass for each of the ``items`` of each batch."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import zoo
+import zoo_losses
 
 Matrix = NDArray[np.float64]
 Groups = dict[str, list[str]]
@@ -55,7 +56,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def loss_of(model: nn.Module, batches: Sequence[Any], totals: zoo.Totals, flat: Tensor) -> Tensor:
+def loss_of(model: nn.Module, batches: Sequence[Any], totals: zoo_losses.Totals, flat: Tensor) -> Tensor:
     """The whole loss as a function of the flat vector of trainable parameters, buffers untouched."""
     replaced: dict[str, Tensor] = {}
     start = 0
@@ -91,7 +92,7 @@ def rows_of_hessian(loss: Callable[[Tensor], Tensor], at: Tensor) -> Matrix:
     return torch.stack(rows).numpy()
 
 
-def reference_for(model: nn.Module, batches: Sequence[Any], totals: zoo.Totals) -> Reference:
+def reference_for(model: nn.Module, batches: Sequence[Any], totals: zoo_losses.Totals) -> Reference:
     """The dense reference of a float64 model on all its batches."""
     raw = rows_of_hessian(lambda flat: loss_of(model, batches, totals, flat), flat_parameters(model))
     matrix = (raw + raw.T) / 2
@@ -117,7 +118,7 @@ def of_case(name: str, seed: int = 0) -> Reference:
 
 
 def products_by_differences(
-    model: nn.Module, batches: Sequence[Any], totals: zoo.Totals, directions: Tensor, step: float = 3e-5
+    model: nn.Module, batches: Sequence[Any], totals: zoo_losses.Totals, directions: Tensor, step: float = 3e-5
 ) -> Matrix:
     """Products with unit ``directions`` (k, P) as central differences of first gradients, the model itself moved."""
     parameters = list(trainable(model).values())

@@ -1,0 +1,41 @@
+"""The autograd graph behind a tensor: its nodes, each once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+
+def walk(roots: Iterable[Any], before: Any = None) -> Iterator[Any]:
+    """Every autograd node behind the given ones, themselves included (None is skipped).
+
+    Args:
+        before: a node that is not passed through, nor given.
+    """
+    seen, todo = set(), list(roots)
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen or node is before:
+            continue
+        seen.add(node)
+        yield node
+        todo.extend(following for following, _ in node.next_functions)
+
+
+def inputs_first(root: Any) -> list[Any]:
+    """All nodes behind ``root``, itself last, each after everything it was made from."""
+    order, seen, todo = [], set(), [(root, False)]
+    while todo:
+        node, ready = todo.pop()
+        if ready:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            todo.append((node, True))
+            todo.extend((following, False) for following, _ in node.next_functions if following is not None)
+    return order
+
+
+def leaves(nodes: Iterable[Any]) -> set[int]:
+    """Identities of the tensors that autograd would accumulate a gradient in at one of these nodes."""
+    return {id(node.variable) for node in nodes if hasattr(node, "variable")}
