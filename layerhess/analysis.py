@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from layerhess.arguments import Arguments, check_arguments
 from layerhess.blocks import Block, Partition, Scheme, make_block, partition
@@ -23,6 +24,7 @@ from layerhess.interrupts import deferred_interrupts
 from layerhess.ledger import Ledger
 from layerhess.objective import Objective
 from layerhess.paths.factors import graph_maker, note_on_licence, refuse_without_licence
+from layerhess.paths.start import starts
 from layerhess.pieces import piece_size
 from layerhess.products.graph import GraphMaker
 from layerhess.progress import Progress
@@ -209,6 +211,7 @@ class _Run:
         tasks = make_tasks(
             self._operators(), self.checked, self.wanted, tol=self.arguments.tol, seed=self.arguments.seed,
             method=self.arguments.method, device=self.objective.device, memory=self.arguments.memory,
+            starts=self._starts(),
         )  # fmt: skip
         self.estimation = self._estimation(tasks, torch.finfo(coarsest).eps, sweep)
         self._note(*self.estimation.notes)
@@ -317,6 +320,21 @@ class _Run:
         if self.arguments.full:
             made[FULL] = self.full_block
         return made
+
+    def _starts(self) -> Mapping[str, Tensor]:
+        assert self.surveyed is not None and self.checked is not None
+        quiet = self.checked.failed.keys() | self.checked.zero_suspects | self.checked.licence.blocks.keys()
+        blocks = {name: block for name, block in self._operators().items() if name not in quiet}
+        if not self.wanted.total or self.arguments.method != "lanczos":
+            return {}
+        with self.ledger.during("start"):
+            found = starts(
+                self.objective, self.surveyed, blocks, self.wanted, self.arguments.curvature.make_graph, self.ledger,
+                seed=self.arguments.seed, memory=self.arguments.memory, uncut=bool(self.checked.uncut),
+                checkpoint=self.checkpoint, time_limit=self.arguments.time_limit, begun=self.started,
+            )  # fmt: skip
+        self._note(found.note(self.surveyed.examples))
+        return found.vectors
 
     def _covered(self) -> list[str]:
         covered = {name for block in self.divided.blocks for name in block.parameters}

@@ -12,6 +12,7 @@ from layerhess.objective import Objective
 
 SMALLEST, LARGEST, SHARE = 8, 32, 16  # a sixteenth of the examples, but 8 to 32: checks should cost little
 MOST_PIECES = 3
+MANY_TERMS = 32  # of the loss in an example (the tokens of a text): half as many examples are then still many items
 
 
 class Sampler:
@@ -30,12 +31,14 @@ class Sampler:
         self._others: list[tuple[int, Any]] = []
         self._stride = 1
         self._seen = 0
+        self._terms = 0.0  # of the loss in an example, in the batch that has most
 
     def offer(self, index: int, batch: Any, value: float, count: float) -> None:
         """Note batch number ``index`` with its loss sum and count; one that counts nothing is passed over."""
         if count <= 0.0:
             return
         self._seen += 1
+        self._terms = max(self._terms, count / (batches.leading_size(batch) or math.inf))
         if self._first is None:
             self._first = index, self._cut(batch, LARGEST)
             return
@@ -51,13 +54,16 @@ class Sampler:
         if self._first is None:
             return []
         wanted = min(LARGEST, max(SMALLEST, examples // SHARE))
+        fewest = 4
+        if self._terms >= MANY_TERMS:
+            wanted, fewest = wanted // 2, 2
         pieces = [self._first]
         if self._largest[1] > 0:
             pieces.append(self._largest[1:])
         middle = [other for other in self._others if other[0] != self._largest[1]]
-        if middle and wanted >= 8 * MOST_PIECES:
+        if middle and wanted >= 2 * fewest * MOST_PIECES:
             pieces.append(middle[len(middle) // 2])
-        return [(index, self._cut(piece, max(4, wanted // len(pieces)))) for index, piece in pieces]
+        return [(index, self._cut(piece, max(fewest, wanted // len(pieces)))) for index, piece in pieces]
 
     def _cut(self, batch: Any, size: int) -> Any:
         """A spread of a few examples; the whole batch where such a slice cannot be evaluated or counts nothing."""

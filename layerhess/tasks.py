@@ -66,12 +66,14 @@ def make_tasks(
     method: str,
     device: torch.device,
     memory: Budget,
+    starts: Mapping[str, torch.Tensor],
 ) -> list[Task]:
     """A task for every operator that passed the self-check.
 
     Args:
         operators: name -> block, the full model included if it is asked for. wanted: which eigenpairs; with none, small
-            blocks are read whole all the same, since nothing is cheaper.
+            blocks are read whole all the same, since nothing is cheaper. starts: name -> (P_b,) where its solver is to
+            begin, for some of them.
 
     Raises:
         InputError: the solvers' vectors do not fit the memory.
@@ -84,7 +86,9 @@ def make_tasks(
     place = solver_device(device)
     tasks = []
     for name, block in operators.items():
-        process = make_process(block, wanted, tol=tol, seed=seed, method=method, device=device, basis_limit=limit)
+        process = make_process(
+            block, wanted, tol=tol, seed=seed, method=method, device=device, basis_limit=limit, start=starts.get(name)
+        )
         test = ZeroTest(source(block, seed, place), place) if name in checked.zero_suspects else None
         licence = checked.licence
         tasks.append(Task(name, block, process, test, name in licence.blocks, licence.sentence(name)))

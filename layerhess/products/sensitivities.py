@@ -10,8 +10,8 @@ from torch import Tensor
 
 from layerhess.memory import is_out_of_memory
 
-# Numbers in the largest output of a layer for all directions that go back together. Small outputs gain by company: every
-# operation has a fixed price. Large ones lose, since allocators return blocks of this size to the system, which hands
+# Numbers in the largest output of a layer for all directions that go back together. Small outputs gain by company, as
+# every operation has a fixed price. Large ones lose: allocators return blocks of this size to the system, which hands
 # out fresh pages at the next operation (32 MiB is where glibc begins to do so).
 TOGETHER = 1 << 22
 

@@ -11,6 +11,7 @@ from layerhess.solvers.missed import MISSED_PROBABILITY, excludes
 from layerhess.solvers.process import Candidates, Floats, Search, Source, Wanted, known_gaps, neighbours, tolerated
 
 ARITHMETIC = 16.0 * float(np.finfo(np.float64).eps)
+RANDOM_PART = 0.1  # of a start that is known: what is random in it stands for all that the start has missed
 LARGEST_BLOCK = 4  # vectors at a time once copies of an eigenvalue were found
 
 
@@ -37,6 +38,8 @@ class Lanczos:
     Args:
         n: dimension. wanted: which pairs. tol: relative, see :func:`layerhess.bounds.certify`.
         draw: number -> random unit vector (n,). basis_limit: rows before a restart. device: of the vectors.
+        start: (n,) a guess, such as the sum of eigenvectors of a similar operator; it must not depend on ``draw(0)``,
+            a tenth of which is added.
     """
 
     path = "lanczos"
@@ -50,6 +53,7 @@ class Lanczos:
         *,
         basis_limit: int | None = None,
         device: torch.device | None = None,
+        start: Tensor | None = None,
     ) -> None:
         self.n = n
         self.wanted = wanted
@@ -58,7 +62,11 @@ class Lanczos:
         self._device = device or torch.device("cpu")
         self._limit = min(n, max(basis_limit or comfortable_basis(wanted), wanted.total + 6))
         self._basis = Basis(n, self._device)
-        self._frontier = draw(0).to(self._device)[None]
+        first: Tensor = draw(0).to(self._device)
+        if start is not None:
+            first = start / torch.linalg.vector_norm(start) + RANDOM_PART * first
+        self._frontier: Tensor = (first / torch.linalg.vector_norm(first))[None]
+        self._share = 1.0 if start is None else RANDOM_PART / (1.0 + RANDOM_PART)
         self._draws = 1
         self._rounding = 0.0
         self._phase = "search"
@@ -115,6 +123,16 @@ class Lanczos:
     def proposes(self) -> bool:
         """True when every wanted pair is within tolerance and no copy is left to be looked for."""
         return self._done
+
+    @property
+    def found(self) -> bool:
+        """True once the first search has all wanted pairs, whether or not copies are still being looked for."""
+        return self._done or self._phase != "search"
+
+    @property
+    def steps(self) -> int:
+        """Products spent."""
+        return self._steps
 
     @property
     def rounding(self) -> float:
@@ -204,7 +222,7 @@ class Lanczos:
         self._basis.replace(coefficients)
         self._locked = self._basis.size
         self._phase = "verify"
-        self._degree, self._recurrence = 0, []
+        self._degree, self._recurrence, self._share = 0, [], 1.0
         self._extremes = (np.inf, -np.inf)
         self._restarted = False
         draws = [self._random() for _ in range(min(self._width, self.n - self._locked))]
@@ -263,7 +281,7 @@ class Lanczos:
         """The random search that ends here; its extremes are those of all its steps, restarts included."""
         smallest, largest = self._extremes
         alphas, betas = zip(*self._recurrence, strict=True) if self._recurrence else ((), ())
-        return Search(n, self._degree, self._checks, largest, smallest, alphas, betas)
+        return Search(n, self._degree, self._checks, largest, smallest, alphas, betas, self._share)
 
     def _other_end_is_smaller(self, values: Floats, lengths: Floats, found: Floats) -> bool:
         """For the largest in modulus: can neither end of the spectrum still grow past what was found?"""
