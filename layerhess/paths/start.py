@@ -28,6 +28,7 @@ PART = 8  # one example in so many
 FEWEST = 4  # examples below which a part shows nothing
 # Parameters times terms of the loss. Below, a pass over an eighth of the data takes about as long as one over all.
 SMALLEST_WORK = 2e8
+PROBES = 4  # of the output's curvature; they do not touch the network
 CLOSE = 0.1  # relative residual on the part: closer to its eigenvector is no closer to that of all data
 
 
@@ -125,7 +126,7 @@ def _part(objective: Objective, batch: Any, ledger: Ledger) -> Any:
 
 
 def _output_curvature(objective: Objective, batch: Any, size: int, ledger: Ledger) -> Tensor | None:
-    """(N,) about the trace of d2 loss / d output2 of every example, from one pair of random signs; None if unknown."""
+    """(N,) about the trace of d2 loss / d output2 of every example, from a few random signs; None if unknown."""
     try:
         judged = objective.evaluation.with_output(objective.model, batch)
     except (InputError, RuntimeError) as error:
@@ -139,7 +140,10 @@ def _output_curvature(objective: Objective, batch: Any, size: int, ledger: Ledge
     (slope,) = torch.autograd.grad(judged.loss, [output], create_graph=True, allow_unused=True)
     if slope is None or not slope.requires_grad:
         return None
-    signs = torch.randint(0, 2, output.shape, generator=torch.Generator().manual_seed(size)).to(output) * 2.0 - 1.0
-    (bent,) = torch.autograd.grad(slope, [output], signs, allow_unused=True, materialize_grads=True)
-    found = (signs * bent).reshape(size, -1).sum(dim=1).detach()
+    generator = torch.Generator().manual_seed(size)
+    found = torch.zeros(size, dtype=output.dtype, device=output.device)
+    for _ in range(PROBES):
+        signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2.0 - 1.0
+        (bent,) = torch.autograd.grad(slope, [output], signs, retain_graph=True, materialize_grads=True)
+        found += (signs * bent.detach()).reshape(size, -1).sum(dim=1)
     return found if bool(torch.isfinite(found).all()) else None
