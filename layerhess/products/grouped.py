@@ -13,7 +13,7 @@ from layerhess.evaluation import CriterionLoss
 from layerhess.items import item_losses
 from layerhess.ledger import Ledger
 from layerhess.objective import Objective
-from layerhess.products.affine_norm import affine_batch_norm
+from layerhess.products.rewritten import Rewritten
 
 NOISE = 100.0  # eps of the largest form: a block without curvature has forms that are all rounding
 AGREEMENT = 1e-3  # of the sum of the groups' forms with the whole one, relative to their sizes; rounding is far below
@@ -43,7 +43,7 @@ class GroupedForms:
     def __init__(self, objective: Objective, batch: Any, size: int, names: Iterable[str], ledger: Ledger) -> None:
         self._ledger = ledger
         self._parameters = {name: objective.parameters[name] for name in names}
-        with affine_batch_norm(objective.model):
+        with Rewritten(thrice=True):
             losses, _ = item_losses(objective.evaluation, objective.model, batch, "item")
         ledger.count("forwards")
         self.items = len(losses)

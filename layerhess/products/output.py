@@ -12,8 +12,8 @@ from layerhess.errors import InputError
 from layerhess.items import item_losses
 from layerhess.ledger import Ledger
 from layerhess.objective import Objective
-from layerhess.products.affine_norm import affine_batch_norm
 from layerhess.products.graph import one_by_one
+from layerhess.products.rewritten import Rewritten
 
 
 class OutputGraph:
@@ -120,7 +120,7 @@ class GaussNewtonGraph(OutputGraph):
     """
 
     def __init__(self, objective: Objective, batch: Any, names: Iterable[str], ledger: Ledger) -> None:
-        with affine_batch_norm(objective.model):
+        with Rewritten():
             judged = objective.evaluation.with_output(objective.model, batch)
         ledger.count("forwards")
         loss, output = judged.loss, judged.output
@@ -161,7 +161,7 @@ class FisherGraph(OutputGraph):
     level = "item"
 
     def __init__(self, objective: Objective, batch: Any, names: Iterable[str], ledger: Ledger) -> None:
-        with affine_batch_norm(objective.model):
+        with Rewritten():
             losses, count = item_losses(objective.evaluation, objective.model, batch, self.level)
         ledger.count("forwards")
         total = float(losses.detach().double().sum())

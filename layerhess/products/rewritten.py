@@ -1,0 +1,47 @@
+"""The same functions, written so that differentiating them twice costs less: BatchNorm, LayerNorm, GELU, SiLU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from layerhess.products.affine_norm import batch_norm
+from layerhess.products.layer_norm import layer_norm
+from layerhess.products.smooth import gelu, silu
+
+FORMS: dict[Any, Any] = {F.batch_norm: batch_norm, F.layer_norm: layer_norm, F.gelu: gelu, F.silu: silu}
+EXACT = (torch.float32, torch.float64)  # in half precision torch's kernels compute in float32, and these would not
+
+
+class Rewritten(TorchFunctionMode):
+    """Inside this context calls of :data:`FORMS` run in their other form.
+
+    Where someone packs saved tensors (activation checkpointing), the forward pass may be repeated outside this context
+    and has to save the same ones: there nothing is rewritten.
+
+    Args:
+        thrice: what is made will be differentiated three times: BatchNorm alone is then rewritten.
+    """
+
+    def __init__(self, thrice: bool = False) -> None:
+        super().__init__()
+        self._forms = {F.batch_norm: batch_norm} if thrice else FORMS
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        form = self._forms.get(func)
+        if form is None or not _may_be_rewritten(args[0] if args else kwargs.get("input")):
+            return func(*args, **kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            return form(*args, **kwargs)
+
+
+def _may_be_rewritten(x: Any) -> bool:
+    if type(x) not in (Tensor, torch.nn.Parameter) or x.dtype not in EXACT:
+        return False
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is not None and top(True) is None and not torch._C._functorch.is_functorch_wrapped_tensor(x)

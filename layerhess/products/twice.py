@@ -1,0 +1,29 @@
+"""The end of what is known: a tensor that must not be differentiated again says so instead of counting as constant.
+
+torch's ``once_differentiable`` does not serve here: ``torch.autograd.grad`` walks towards its inputs and passes by.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _Last(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *sources: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise RuntimeError("a function that is known to the second derivative only was differentiated a third time")
+
+
+def last(value: Tensor, *sources: Tensor) -> Tensor:
+    """``value``; its derivative in the ``sources`` it was computed from is an error."""
+    if not torch.is_grad_enabled():
+        return value
+    made: Tensor = _Last.apply(value.detach(), *sources)  # type: ignore[no-untyped-call]
+    return made
