@@ -13,13 +13,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import layerhess as lh
-from layerhess.products.rewritten import FORMS, Rewritten
+from layerhess.products.rewritten import Rewritten
 
 WEIGHT, BIAS = torch.linspace(0.5, 1.5, 6).double(), torch.linspace(-1.0, 1.0, 6).double()
+MASK = torch.ones(4, 6, dtype=torch.bool).triu(2)
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu by tanh": partial(F.gelu, approximate="tanh"),
     "silu": F.silu,
+    "softmax": lambda x: F.softmax(x, dim=-1),
+    "softmax along the middle": lambda x: x.softmax(1),
+    "softmax with a dtype": lambda x: torch.softmax(x, -1, dtype=x.dtype),
+    "softmax, masked": lambda x: x.masked_fill(MASK, float("-inf")).softmax(-1),
     "layer norm": lambda x: F.layer_norm(x, (6,)),
     "layer norm, large eps": lambda x: F.layer_norm(x, (6,), eps=0.5),
     "layer norm over two dimensions": lambda x: F.layer_norm(x, (4, 6)),
@@ -93,7 +98,12 @@ def test_every_function_is_intercepted_as_modules_call_it() -> None:
             made = module(torch.randn(2, 6, requires_grad=True))
         assert "Backward" in type(made.grad_fn).__name__ and "Gelu" not in str(made.grad_fn), module
         assert "NativeLayerNorm" not in str(made.grad_fn) and "Silu" not in str(made.grad_fn)
-    assert len(FORMS) == 4
+    x = torch.randn(2, 6, requires_grad=True)
+    with Rewritten():
+        for made in (F.softmax(x, -1), torch.softmax(x, -1), x.softmax(-1), nn.Softmax(-1)(x)):
+            assert "SoftmaxBackward0" not in str(made.grad_fn)
+        assert "SoftmaxBackward0" in str(F.softmax(x, -1, dtype=torch.float64).grad_fn)
+        assert "SoftmaxBackward0" in str(torch.softmax(x, -1, torch.float64).grad_fn)
 
 
 def test_a_third_derivative_is_an_error_and_never_a_zero() -> None:

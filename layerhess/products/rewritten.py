@@ -1,4 +1,4 @@
-"""The same functions, written so that differentiating them twice costs less: BatchNorm, LayerNorm, GELU, SiLU."""
+"""The same functions, written so that differentiating them twice costs less: norms, smooth activations, softmax."""
 
 from __future__ import annotations
 
@@ -12,8 +12,17 @@ from torch.overrides import TorchFunctionMode
 from layerhess.products.affine_norm import batch_norm
 from layerhess.products.layer_norm import layer_norm
 from layerhess.products.smooth import gelu, silu
+from layerhess.products.softmax import softmax
 
-FORMS: dict[Any, Any] = {F.batch_norm: batch_norm, F.layer_norm: layer_norm, F.gelu: gelu, F.silu: silu}
+FORMS: dict[Any, Any] = {
+    F.batch_norm: batch_norm,
+    F.layer_norm: layer_norm,
+    F.gelu: gelu,
+    F.silu: silu,
+    F.softmax: softmax,
+    torch.softmax: softmax,
+    Tensor.softmax: softmax,
+}
 EXACT = (torch.float32, torch.float64)  # in half precision torch's kernels compute in float32, and these would not
 
 
