@@ -7,6 +7,7 @@ from torch import Tensor
 
 from layerhess.solvers.process import Floats, Source, dense_eigh
 
+MOST = 0.7  # of a vector that is left: its rounding did not grow
 BREAKDOWN = 1e-13  # of ||A||: what is left of a vector below this is rounding of the orthogonalisation
 
 
@@ -95,18 +96,29 @@ class Basis:
                 length = float(torch.linalg.vector_norm(row))
                 if length > BREAKDOWN * scale:
                     row = self._orthogonal(row / length, made)
-                    left = float(torch.linalg.vector_norm(row))
-                    if left > 1e-2:
-                        row = self._orthogonal(row / left, made)
-                        made.append(row / torch.linalg.vector_norm(row))
+                    if row is not None:
+                        made.append(row)
                         break
                 row, scale = draw(number + 1000 * attempt + len(made)).to(self._q.device), 0.0
         return torch.stack(made) if made else torch.empty((0, self.n), dtype=torch.float64, device=self._q.device)
 
-    def _orthogonal(self, row: Tensor, made: list[Tensor]) -> Tensor:
+    def _orthogonal(self, row: Tensor, made: list[Tensor]) -> Tensor | None:
+        """The unit row less its part in the span, normalised; None where (nearly) nothing is left.
+
+        Again, as long as one subtraction takes away so much that what is left may not be orthogonal (twice is enough,
+        Kahan's rule in Parlett 1998, section 6.9).
+        """
         others = torch.cat([self.q, torch.stack(made)]) if made else self.q
-        for _ in range(2):
+        whole = 1.0
+        for _ in range(4):
             row = row - (others @ row) @ others
+            left = float(torch.linalg.vector_norm(row))
+            whole *= left
+            if whole <= 1e-2:
+                return None
+            row = row / left
+            if left > MOST:
+                return row
         return row
 
     def _grow(self, size: int) -> None:
