@@ -22,7 +22,8 @@ from layerhess.forecast import forecast
 from layerhess.interrupts import deferred_interrupts
 from layerhess.ledger import Ledger
 from layerhess.objective import Objective
-from layerhess.paths.factors import graph_maker, note_on_licence, refuse_without_licence
+from layerhess.paths.factors import graph_maker, note_on_licence
+from layerhess.paths.gram import gram_processes, refuse_unlicensed
 from layerhess.pieces import piece_size
 from layerhess.products.graph import GraphMaker
 from layerhess.progress import Progress
@@ -93,7 +94,8 @@ def analyze(
         max_passes: passes over the data. time_limit: seconds. Past either the result is what there is, marked.
         method: "lanczos", or "power" for power iteration (top=1, bottom=0).
         path: "auto": products from factors wherever a block has a licence for them, which is checked on a few examples;
-            "exact": exact products everywhere; "factors": refuse blocks that have no licence.
+            "exact": exact products everywhere; "factors": refuse blocks that have no licence; "gram": the same, and
+            the complete spectrum of every block from all its rows, which "auto" takes where that is the cheapest.
         memory: budget for graphs, factors and solvers' vectors, such as "8GiB" or a number of bytes; by default shares
             of what is free. Batches whose graph does not fit are cut into smaller ones, with the same result.
         skip_failed: analyse the blocks that pass the self-check and mark the others "refused".
@@ -185,7 +187,7 @@ class _Run:
         self._note(*self.checked.notes, *self.checked.concerns)
         self._refuse(self.checked.failed)
         names = [block.name for block in self.divided.blocks]
-        refuse_without_licence(self.checked.licence, names if self.arguments.path == "factors" else ())
+        refuse_unlicensed(self.checked, names, self.arguments.path)
         self._note(note_on_licence(self.checked.licence, names, self.arguments.operator))
         if small := [b.name for b in self._operators().values() if b.numel < self.wanted.total]:
             self._note(f"fewer than top + bottom parameters, so the whole spectrum is given: {', '.join(small[:6])}")
@@ -206,8 +208,13 @@ class _Run:
         sweep.expected = (self.surveyed.loss_sum, self.surveyed.count)
         coarsest = self.checked.trace.coarsest
         meter = RoundingMeter(self.objective, self.surveyed.samples, coarsest, self.ledger, make)
+        with self.ledger.during("solve"):
+            ready = gram_processes(
+                sweep, self._operators(), self.checked, self.wanted, path=self.arguments.path, seed=self.arguments.seed,
+                method=self.arguments.method, memory=self.arguments.memory, examples=self.surveyed.examples,
+            )  # fmt: skip
         tasks = make_tasks(
-            self._operators(), self.checked, self.wanted, tol=self.arguments.tol, seed=self.arguments.seed,
+            self._operators(), self.checked, self.wanted, tol=self.arguments.tol, seed=self.arguments.seed, ready=ready,
             method=self.arguments.method, device=self.objective.device, memory=self.arguments.memory,
         )  # fmt: skip
         self.estimation = self._estimation(tasks, torch.finfo(coarsest).eps, sweep)

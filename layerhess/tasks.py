@@ -66,25 +66,30 @@ def make_tasks(
     method: str,
     device: torch.device,
     memory: Budget,
+    ready: Mapping[str, Process] | None = None,
 ) -> list[Task]:
     """A task for every operator that passed the self-check.
 
     Args:
         operators: name -> block, the full model included if it is asked for. wanted: which eigenpairs; with none, small
-            blocks are read whole all the same, since nothing is cheaper.
+            blocks are read whole all the same, since nothing is cheaper. ready: solvers that some of them have already.
 
     Raises:
         InputError: the solvers' vectors do not fit the memory.
     """
+    ready = ready or {}
     operators = {name: block for name, block in operators.items() if name not in checked.failed}
     if not wanted.total:
         wanted = Wanted(top=1)
-        operators = {name: block for name, block in operators.items() if goes_dense(block.numel, wanted)}
-    limit = basis_limit(sum(block.numel for block in operators.values()), wanted, device, memory)
+        operators = {n: block for n, block in operators.items() if n in ready or goes_dense(block.numel, wanted)}
+    open_ones = sum(block.numel for name, block in operators.items() if name not in ready)
+    limit = basis_limit(open_ones, wanted, device, memory)
     place = solver_device(device)
     tasks = []
     for name, block in operators.items():
-        process = make_process(block, wanted, tol=tol, seed=seed, method=method, device=device, basis_limit=limit)
+        process = ready.get(name) or make_process(
+            block, wanted, tol=tol, seed=seed, method=method, device=device, basis_limit=limit
+        )
         test = ZeroTest(source(block, seed, place), place) if name in checked.zero_suspects else None
         licence = checked.licence
         tasks.append(Task(name, block, process, test, name in licence.blocks, licence.sentence(name)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,6 +100,12 @@ class HybridGraph:
             return None
         found = self._factors.squares(names)
         return None if found is None else found[0]
+
+    def rows(self, names: Sequence[str]) -> Iterator[tuple[Tensor, Tensor]] | None:
+        """The rows R of the batch's share R' D R of A[names, names]; see :meth:`FactorGraph.rows`."""
+        if self._factors is None or not self._serves(names, None):
+            return None
+        return self._factors.rows(names)
 
     def _serves(self, names: Sequence[str], rows: Sequence[str] | None) -> bool:
         return tuple(names) in self._served and (rows is None or tuple(rows) == tuple(names))
