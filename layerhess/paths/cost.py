@@ -81,8 +81,8 @@ def gram(numel: int, work: Work, wanted: Wanted, itemsize: int) -> float:
 
 
 def gram_bytes(numel: int, rows: int, wanted: Wanted, itemsize: int) -> int:
-    """The most that is held at a time: rows, twice while they are put together, or a matrix with its vectors."""
+    """The most that is held at a time: rows with an orthonormal basis of their span, or a matrix with its vectors."""
     vectors = 8 * numel * 3 * (wanted.total + 1)
     if rows < numel:
-        return vectors + rows * numel * (2 * itemsize + 16) + 4 * 8 * rows**2
+        return vectors + rows * numel * (itemsize + 3 * 8) + 4 * 8 * rows**2
     return vectors + numel**2 * (itemsize + 5 * 8)

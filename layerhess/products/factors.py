@@ -168,13 +168,17 @@ class FactorGraph:
         if not entries:
             return
         self._ledger.count("products", self._signs.shape[1])
+        pulls = [entry.each if entry.laid_out is None else entry.laid_out() for _, entry in entries]
         for q in range(self._signs.shape[1]):
             rows: dict[str, Tensor] = {}
-            for layer, entry in entries:
+            for (layer, entry), pull in zip(entries, pulls, strict=True):
                 _refuse_overwritten(layer.tap)
-                assert entry.each is not None
-                each = entry.each(layer.sensitivities[q].reshape(layer.tap.shape))
-                part = each.reshape(self.items, len(each) // self.items, -1).sum(dim=1)
+                assert pull is not None
+                each = pull(layer.sensitivities[q].reshape(layer.tap.shape))
+                shared = len(each) // self.items
+                # Otherwise a sum of one as well: what a pull returns may be a view of the sensitivities.
+                fresh = shared == 1 and entry.laid_out is not None
+                part = each.flatten(1) if fresh else each.reshape(self.items, shared, -1).sum(dim=1)
                 rows[entry.name] = rows[entry.name] + part if entry.name in rows else part
             yield self._signs[:, q], rows
 

@@ -85,10 +85,10 @@ class RowSum:
         """
         if self._matrix is not None:
             return self._wide(wanted, denominator, draw)
-        held = self._held or [torch.empty((0, self.n), dtype=torch.float64, device=self._device)]
-        rows = held[0] if len(held) == 1 else torch.cat(held)
-        signs = torch.cat(self._signs) if self._signs else rows.new_zeros(0)
-        self._held, self._signs, held = [], [], []
+        empty = torch.empty((0, self.n), dtype=torch.float64, device=self._device)
+        rows = torch.cat([empty, *(part.double() for part in self._held)])
+        signs = torch.cat([empty[:, 0], *self._signs])
+        self._held, self._signs = [], []
         return self._thin(rows, signs, wanted, denominator, draw)
 
     def _flush(self) -> None:
@@ -117,41 +117,33 @@ class RowSum:
     def _thin(
         self, rows: Tensor, signs: Tensor, wanted: Wanted, denominator: float, draw: Source
     ) -> Decomposition | None:
-        m = len(rows)
-        gram = torch.zeros((m, m), dtype=torch.float64, device=self._device)
-        diagonal = torch.zeros(self.n, dtype=torch.float64, device=self._device)
-        for part, place in _columns(rows):
-            gram.addmm_(part, part.T)
-            diagonal[place] = signs @ part.square()
+        gram = rows @ rows.T
         if not bool(torch.isfinite(gram).all()):
             return None
-        probe = draw(0).to(diagonal)
-        image = _combined(rows, (signs * _products(rows, probe[None])[0])[None])[0]
         squared, u = dense_eigh(gram)
         inside = _not_negative(squared) if self.definite else squared
         order, places = _placed(inside, self.n, wanted)
         basis: Tensor | None = None
         if not self.definite or any(i >= 0 and inside[i] <= SMALL * inside[-1] for i in places):
-            basis, triangle = torch.linalg.qr(rows.double().T)
+            basis, triangle = torch.linalg.qr(rows.T)
             inside, u = dense_eigh((triangle * signs) @ triangle.T)
             inside = _not_negative(inside) if self.definite else inside
             order, places = _placed(inside, self.n, wanted)
         chosen = u[:, [i for i in places if i >= 0]].T
-        found = _combined(rows, chosen) if basis is None else chosen @ basis.T
-        found = torch.nn.functional.normalize(found, dim=1) if len(found) else found
-        missing = sum(i < 0 for i in places)
-        if missing:
-            spread = _pseudo_inverse(squared, u) if basis is None else None
-            null = torch.stack([draw(1 + i).to(diagonal) for i in range(missing)])
+        found = torch.nn.functional.normalize(chosen @ (rows if basis is None else basis.T), dim=1)
+        if missing := sum(i < 0 for i in places):
+            null = torch.stack([draw(1 + i).to(rows) for i in range(missing)])
             for _ in range(2):
                 if basis is not None:
-                    null = null - (null @ basis) @ basis.T
-                elif spread is not None:
-                    null = null - _combined(rows, _products(rows, null) @ spread)
+                    null = null - null @ basis @ basis.T
+                else:
+                    null = null - null @ rows.T @ _pseudo_inverse(squared, u) @ rows
             null = torch.linalg.qr(torch.cat([found, null]).T)[0].T[len(found) :]
             found = _in_order(places, found, null)
-        values = np.concatenate([np.zeros(self.n - m), inside])[order] / denominator + 0.0
-        return Decomposition(values, found, diagonal / denominator, probe, image / denominator)
+        values = np.concatenate([np.zeros(self.n - len(rows)), inside])[order] / denominator + 0.0
+        probe = draw(0).to(rows)
+        image = (signs * (rows @ probe)) @ rows / denominator
+        return Decomposition(values, found, signs @ rows.square() / denominator, probe, image)
 
 
 def _placed(inside: Floats, n: int, wanted: Wanted) -> tuple[np.ndarray, list[int]]:
@@ -167,30 +159,6 @@ def _placed(inside: Floats, n: int, wanted: Wanted) -> tuple[np.ndarray, list[in
 
 def _not_negative(values: Floats) -> Floats:
     return np.maximum(values, 0.0)
-
-
-def _columns(rows: Tensor) -> list[tuple[Tensor, slice]]:
-    """The rows' columns in float64, piece by piece."""
-    m, n = rows.shape
-    step = max(1, PIECE // max(m, 1))
-    places = [slice(start, min(start + step, n)) for start in range(0, n, step)]
-    return [(rows[:, place].double(), place) for place in places]
-
-
-def _products(rows: Tensor, vectors: Tensor) -> Tensor:
-    """(s, m): the inner products of s vectors with the rows."""
-    made = torch.zeros((len(vectors), len(rows)), dtype=torch.float64, device=rows.device)
-    for part, place in _columns(rows):
-        made += vectors[:, place] @ part.T
-    return made
-
-
-def _combined(rows: Tensor, weights: Tensor) -> Tensor:
-    """(s, n): sums of the rows with (s, m) weights."""
-    made = torch.zeros((len(weights), rows.shape[1]), dtype=torch.float64, device=rows.device)
-    for part, place in _columns(rows):
-        made[:, place] = weights @ part
-    return made
 
 
 def _pseudo_inverse(squared: Floats, u: Tensor) -> Tensor:
