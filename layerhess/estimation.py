@@ -348,7 +348,7 @@ def _known(task: Task) -> Known:
         lengths = torch.linalg.vector_norm(matrix, dim=1)
         return Known(diagonal=matrix.diagonal().clone(), lengths=lengths) if task.process.proposes else Known()
     if isinstance(task.process, Gram):
-        return Known(diagonal=task.process.diagonal) if task.process.proposes else Known()
+        return Known(diagonal=task.process.diagonal) if task.process.complete else Known()
     if isinstance(task.process, Lanczos):
         q, w = task.process.basis
         return Known(deflation=Deflation(q, w))
