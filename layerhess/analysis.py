@@ -208,11 +208,11 @@ class _Run:
         sweep.expected = (self.surveyed.loss_sum, self.surveyed.count)
         coarsest = self.checked.trace.coarsest
         meter = RoundingMeter(self.objective, self.surveyed.samples, coarsest, self.ledger, make)
-        with self.ledger.during("solve"):
-            ready = gram_processes(
-                sweep, self._operators(), self.checked, self.wanted, path=self.arguments.path, seed=self.arguments.seed,
-                method=self.arguments.method, memory=self.arguments.memory, examples=self.surveyed.examples,
-            )  # fmt: skip
+        ready = gram_processes(
+            sweep, self._operators(), self.checked, self.wanted, path=self.arguments.path, seed=self.arguments.seed,
+            method=self.arguments.method, tol=self.arguments.tol, memory=self.arguments.memory,
+            examples=self.surveyed.examples,
+        )  # fmt: skip
         tasks = make_tasks(
             self._operators(), self.checked, self.wanted, tol=self.arguments.tol, seed=self.arguments.seed, ready=ready,
             method=self.arguments.method, device=self.objective.device, memory=self.arguments.memory,

@@ -6,6 +6,8 @@ start. It need not be right about seconds; it has to tell a factor of two betwee
 
 from __future__ import annotations
 
+import math
+
 from layerhess.paths.exact import expected_products, goes_dense
 from layerhess.products.work import Work
 from layerhess.solvers.dense import CHUNK
@@ -19,16 +21,18 @@ DOUBLE = 2.0  # a float64 multiplication
 EIGH = 4.0  # times n^3 float64 multiplications: LAPACK's decomposition, with vectors
 EXACT_SHARE = 3.5  # an exact block product over the evaluation of all layers
 SLOW_ROWS = 2.0  # a gradient of every item by itself runs at half the speed of their sum
+TOL = 1e-3  # that the expected number of Lanczos steps is for
 MARGIN = 1.5  # by which the Gram matrix has to be cheaper than Lanczos: a forecast of Lanczos steps is no better
 
 
-def predicted(numel: int, work: Work, wanted: Wanted, itemsize: int) -> dict[str, float]:
+def predicted(numel: int, work: Work, wanted: Wanted, itemsize: int, tol: float = TOL) -> dict[str, float]:
     """The cost of each way for one block: "gram", "lanczos on factors" and "exact" (Lanczos on exact products).
 
     Small blocks are read whole in both latter ways, see :func:`layerhess.paths.exact.goes_dense`.
 
     Args:
         numel: P_b. work: over all the data. wanted: eigenpairs. itemsize: bytes of a number of the model.
+        tol: of the pairs; Lanczos takes steps for every digit of it.
 
     >>> work = Work(items=32, directions=9, multiplications=32 * 10**6, outputs=32 * 16_000, network=32 * 10**8,
     ...             entries=1, has_rows=True)
@@ -37,6 +41,8 @@ def predicted(numel: int, work: Work, wanted: Wanted, itemsize: int) -> dict[str
     (True, True)
     """
     steps = expected_products(numel, wanted)
+    if tol < TOL and not goes_dense(numel, wanted):
+        steps = min(numel, math.ceil(steps * math.log(tol) / math.log(TOL)))
     together = CHUNK if goes_dense(numel, wanted) else 1
     solver = EIGH * DOUBLE * numel**3 if goes_dense(numel, wanted) else lanczos(numel, steps)
     return {
@@ -46,9 +52,9 @@ def predicted(numel: int, work: Work, wanted: Wanted, itemsize: int) -> dict[str
     }
 
 
-def is_cheaper(numel: int, work: Work, wanted: Wanted, itemsize: int) -> bool:
+def is_cheaper(numel: int, work: Work, wanted: Wanted, itemsize: int, tol: float = TOL) -> bool:
     """Whether the Gram matrix is clearly the cheapest way."""
-    costs = predicted(numel, work, wanted, itemsize)
+    costs = predicted(numel, work, wanted, itemsize, tol)
     return work.has_rows and MARGIN * costs[GRAM] <= min(costs[FACTORS], costs[EXACT])
 
 

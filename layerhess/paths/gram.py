@@ -97,6 +97,7 @@ def gram_processes(
     *,
     path: str,
     method: str,
+    tol: float,
     seed: int,
     memory: Budget,
     examples: int,
@@ -118,14 +119,15 @@ def gram_processes(
         if not forced:
             return {}
         wanted = Wanted(top=1)
-    chosen = _chosen(sweep, operators, checked, wanted, forced, memory, examples)
+    chosen = _chosen(sweep, operators, checked, wanted, forced, tol, memory, examples)
     device = solver_device(sweep.objective.device)
     made: dict[str, Gram] = {}
     for group in chosen.groups():
         collector = _Collector({name: operators[name] for name in group}, int(SLACK * chosen.room), device)
         try:
-            sweep.run({}, collector)
-            made |= _solved(collector, wanted, sweep, seed)
+            with sweep.ledger.during("solve"):
+                sweep.run({}, collector)
+                made |= _solved(collector, wanted, sweep, seed)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -156,6 +158,7 @@ def _chosen(
     checked: SelfCheck,
     wanted: Wanted,
     forced: bool,
+    tol: float,
     memory: Budget,
     examples: int,
 ) -> _Room:
@@ -176,7 +179,7 @@ def _chosen(
                 f"{size / 2**20:,.0f} MiB, room for {room / 2**20:,.0f} MiB)",
             )
         suitable = examples > 0 and name not in checked.zero_suspects
-        if size <= room and (forced or (suitable and is_cheaper(block.numel, work, wanted, itemsize))):
+        if size <= room and (forced or (suitable and is_cheaper(block.numel, work, wanted, itemsize, tol))):
             taken[name] = size
     return _Room(room, taken)
 
