@@ -119,6 +119,12 @@ def check_arguments(
     if path not in PATHS:
         names = ", ".join(repr(name) for name in PATHS)
         raise InputError(f"unknown path {path!r}", where="path", what_to_do=f"use one of: {names}")
+    if path == "gram" and method != "lanczos":
+        raise InputError(
+            "path='gram' decomposes matrices and takes no other method",
+            where="method",
+            what_to_do="leave method out, or use another path",
+        )
     top, bottom = checked_integer(top, "top", 0), checked_integer(bottom, "bottom", 0)
     if top + bottom == 0 and not asked.any:
         raise InputError("nothing is asked for: top and bottom are 0", where="top, bottom", what_to_do="use top=1")

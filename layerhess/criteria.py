@@ -119,6 +119,13 @@ class Criterion:
         """True for a cross entropy or NLL, whose losses are terms of single targets."""
         return self._classes
 
+    def is_convex(self, target: Any) -> bool:
+        """Whether the sum is known to be convex in the output, so that its second derivative is semidefinite there."""
+        if type(self.loss) is not nn.CrossEntropyLoss or not isinstance(target, Tensor) or target.is_floating_point():
+            return False
+        weight = self.loss.weight
+        return weight is None or bool((weight >= 0.0).all())
+
     def losses(self, output: Tensor, target: Any) -> Tensor | None:
         """The summands of the loss sum, unreduced, with the criterion's own weights; None for an unknown callable."""
         if not self.known:

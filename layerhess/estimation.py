@@ -30,6 +30,7 @@ from layerhess.results import Check, Spectrum
 from layerhess.sampling import SamplingErrors
 from layerhess.schedule import Companion
 from layerhess.solvers.dense import Dense
+from layerhess.solvers.gram import Gram
 from layerhess.solvers.lanczos import Lanczos
 from layerhess.sweep import FULL, Request
 from layerhess.tasks import Task
@@ -99,7 +100,7 @@ class Estimation:
     _diagonals: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.dense = {task.name for task in self.tasks if isinstance(task.process, Dense)}
+        self.dense = {task.name for task in self.tasks if isinstance(task.process, (Dense, Gram))}
         self.device = solver_device(self.device)
         trace, diagonal = self.wishes.trace, self.wishes.diagonal
         if trace is not None and trace.method not in SHARED_METHODS:
@@ -346,6 +347,8 @@ def _known(task: Task) -> Known:
         matrix = task.process.matrix
         lengths = torch.linalg.vector_norm(matrix, dim=1)
         return Known(diagonal=matrix.diagonal().clone(), lengths=lengths) if task.process.proposes else Known()
+    if isinstance(task.process, Gram):
+        return Known(diagonal=task.process.diagonal) if task.process.complete else Known()
     if isinstance(task.process, Lanczos):
         q, w = task.process.basis
         return Known(deflation=Deflation(q, w))

@@ -23,11 +23,13 @@ class Judged:
 
     Attributes:
         loss: 0-d loss sum. count: what it is to be divided by. output: the model's output, an inner node of the graph.
+        convex: the loss is known to be convex in it.
     """
 
     loss: Tensor
     count: float
     output: Tensor
+    convex: bool = False
 
 
 class Evaluation(Protocol):
@@ -173,7 +175,7 @@ class CriterionLoss:
     def with_output(self, model: nn.Module, batch: Any) -> Judged:
         """The pair and the output that the criterion is given."""
         output, target = self.output_and_target(model, batch)
-        return Judged(*self.criterion(output, target), output)
+        return Judged(*self.criterion(output, target), output, self.criterion.is_convex(target))
 
     def output_and_target(self, model: nn.Module, batch: Any) -> tuple[Tensor, Any]:
         """The model's output and the target it is held against.

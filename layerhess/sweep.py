@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -47,6 +47,16 @@ class Request:
     def image(self) -> Block:
         """Where the products live."""
         return self.rows or self.block
+
+
+class Onlooker(Protocol):
+    """Takes from each batch's graph what it needs, beside the products of a pass."""
+
+    def begin(self) -> None:
+        """A pass begins, for the second time where the first one ran out of memory."""
+
+    def look(self, graph: Graph) -> int:
+        """At one batch's graph; returns the bytes that are kept of it."""
 
 
 class Sweep:
@@ -95,8 +105,11 @@ class Sweep:
         self.quadratics: dict[str, Tensor] = {}  # of the latest pass: (batches, s, len(request.quadratic)), not divided
         self.touched: set[str] = set()  # blocks whose gradient autograd found to depend on them, in some batch
 
-    def run(self, requests: Mapping[str, Request]) -> dict[str, Tensor]:
+    def run(self, requests: Mapping[str, Request], onlooker: Onlooker | None = None) -> dict[str, Tensor]:
         """Sum the products of every batch, divided by the total count.
+
+        Args:
+            onlooker: is shown every batch's graph.
 
         Returns:
             For each key the (s, P_b) float64 products with the matrix of the mean loss (the Hessian by default).
@@ -107,7 +120,7 @@ class Sweep:
         """
         start = time.perf_counter()
         try:
-            return self._run(requests)
+            return self._run(requests, onlooker)
         except (RuntimeError, MemoryError) as error:
             # A model that writes into buffers of its own spoils what earlier batches keep: then nothing is kept.
             spoilt = OVERWRITTEN in str(error) and bool(self._budget or self._kept)
@@ -118,9 +131,9 @@ class Sweep:
         self.release()
         self._budget = 0.0
         try:
-            return self._run(requests)
+            return self._run(requests, onlooker)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error) or not requests:
                 raise
         raise self._too_large(requests)
 
@@ -180,7 +193,7 @@ class Sweep:
         """How many batches' graphs are held."""
         return len(self._kept)
 
-    def _run(self, requests: Mapping[str, Request]) -> dict[str, Tensor]:
+    def _run(self, requests: Mapping[str, Request], onlooker: Onlooker | None) -> dict[str, Tensor]:
         device = solver_device(self.objective.device)
         sums = {
             key: torch.zeros((len(request.vectors), request.image.numel), dtype=torch.float64, device=device)
@@ -191,9 +204,13 @@ class Sweep:
         gradient: dict[str, Tensor] = {}
         counts: list[float] = []
         quadratics: dict[str, list[Tensor]] = {key: [] for key in requests}
+        if onlooker is not None:
+            onlooker.begin()
         try:
             for graph in self._graphs():
                 self._checkpoint()
+                if onlooker is not None:
+                    self._used -= onlooker.look(graph)  # what it holds on to is no part of the graph
                 loss_sum += graph.loss_sum
                 count += graph.count
                 if fresh and math.isnan(self.gradient_norm):

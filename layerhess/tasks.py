@@ -67,26 +67,29 @@ def make_tasks(
     device: torch.device,
     memory: Budget,
     starts: Mapping[str, torch.Tensor],
+    ready: Mapping[str, Process] | None = None,
 ) -> list[Task]:
     """A task for every operator that passed the self-check.
 
     Args:
         operators: name -> block, the full model included if it is asked for. wanted: which eigenpairs; with none, small
             blocks are read whole all the same, since nothing is cheaper. starts: name -> (P_b,) where its solver is to
-            begin, for some of them.
+            begin, for some of them. ready: solvers that some of them have already.
 
     Raises:
         InputError: the solvers' vectors do not fit the memory.
     """
+    ready = ready or {}
     operators = {name: block for name, block in operators.items() if name not in checked.failed}
     if not wanted.total:
         wanted = Wanted(top=1)
-        operators = {name: block for name, block in operators.items() if goes_dense(block.numel, wanted)}
-    limit = basis_limit(sum(block.numel for block in operators.values()), wanted, device, memory)
+        operators = {n: block for n, block in operators.items() if n in ready or goes_dense(block.numel, wanted)}
+    open_ones = sum(block.numel for name, block in operators.items() if name not in ready)
+    limit = basis_limit(open_ones, wanted, device, memory)
     place = solver_device(device)
     tasks = []
     for name, block in operators.items():
-        process = make_process(
+        process = ready.get(name) or make_process(
             block, wanted, tol=tol, seed=seed, method=method, device=device, basis_limit=limit, start=starts.get(name)
         )
         test = ZeroTest(source(block, seed, place), place) if name in checked.zero_suspects else None

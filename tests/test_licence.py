@@ -115,7 +115,7 @@ def relu_problem(**options: Any) -> lh.Objective:
 
 def test_the_full_gauss_newton_matrix_has_factors_too() -> None:
     objective = relu_problem()
-    found = lh.analyze(objective, operator="gauss_newton", top=3)
+    found = lh.analyze(objective, operator="gauss_newton", top=3, path="factors")
     assert found.full is not None and found.full.path == "lanczos on factors"
     truth = np.linalg.eigvalsh(lh.GaussNewton(objective).to_dense().double().numpy())[::-1][:3]
     assert (np.abs(found.full.eigenvalues - truth) <= found.full.error_bounds + 1e-6 * truth[0]).all()
@@ -156,8 +156,9 @@ def test_factors_alone_are_refused_where_a_block_has_no_licence() -> None:
 
 def test_estimates_are_made_of_the_same_products() -> None:
     objective = relu_problem()
-    ours = lh.analyze(objective, trace=True, density=lh.Density(probes=4, steps=12), diagonal=True)
-    exact = lh.analyze(objective, trace=True, density=lh.Density(probes=4, steps=12), diagonal=True, path="exact")
+    asked = {"trace": True, "density": lh.Density(probes=4, steps=12), "diagonal": True}
+    ours = lh.analyze(objective, path="factors", **asked)
+    exact = lh.analyze(objective, path="exact", **asked)
     for one, other in zip(ours.spectra(), exact.spectra(), strict=True):
         assert one.density is not None and other.density is not None
         assert one.density.mean == pytest.approx(other.density.mean, rel=1e-4, abs=1e-6)
@@ -184,7 +185,7 @@ def test_licensed_blocks_need_no_probes_for_traces_and_diagonals() -> None:
 
 
 def test_the_network_is_run_once_where_factors_are_kept() -> None:
-    found = lh.analyze(relu_problem(), full=False, tol=1e-5)
+    found = lh.analyze(relu_problem(), full=False, tol=1e-5, path="factors")
     exact = lh.analyze(relu_problem(), full=False, tol=1e-5, path="exact")
     solve = found.counts.by_phase["solve"]
     assert solve["forwards"] == 3  # one a batch

@@ -15,6 +15,7 @@ from layerhess.objective import Objective
 from layerhess.operators.curvature import GAUSS_NEWTON, HESSIAN, Curvature
 from layerhess.products.factors import FactorGraph
 from layerhess.products.hybrid import try_factors
+from layerhess.products.work import Work, sum_of_works
 from layerhess.results import Check
 from layerhess.survey import Survey
 from layerhess.sweep import FULL, Request, Sweep
@@ -34,6 +35,7 @@ class Licence:
         reasons: key -> why not, for the others that were looked at.
         exact: key -> the exact product with the vector it was compared at, (P_b,) float64.
         seconds: that one product by factors of each took on the sample.
+        works: key -> what products of the blocks that may use factors are made of, on the whole sample.
     """
 
     blocks: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -42,6 +44,7 @@ class Licence:
     reasons: dict[str, str] = field(default_factory=dict)
     exact: dict[str, torch.Tensor] = field(default_factory=dict)
     seconds: float = 0.0
+    works: dict[str, Work] = field(default_factory=dict)
 
     def checks(self, sample: str) -> list[Check]:
         """A line for the result, where there is anything to say; ``sample`` says what was looked at."""
@@ -127,6 +130,7 @@ def licence(
             found.reasons[key] = f"a product by factors is off by {off / max(size, 1e-300):.1e} from the exact one"
             continue
         found.blocks[key] = names[key]
+        found.works[key] = sum_of_works([graph.work(names[key]) for graph in graphs])
         found.exact[key] = exact[key][0]
         found.agreement = max(found.agreement, off / size if size else 0.0)
     return found

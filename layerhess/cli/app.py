@@ -94,7 +94,10 @@ def analyze(
     tol: Annotated[float, typer.Option(help="relative tolerance of the error bounds")] = 1e-3,
     seed: Annotated[int, typer.Option(help="seed of the random starts")] = 0,
     method: Annotated[str, typer.Option(help="lanczos, or power (power iteration)")] = "lanczos",
-    path: Annotated[str, typer.Option(help="of products: auto, exact, factors (refuse where not licensed)")] = "auto",
+    path: Annotated[
+        str,
+        typer.Option(help="auto, exact, factors, gram (complete spectra); the last two refuse where not licensed"),
+    ] = "auto",
     memory: Annotated[
         str | None, typer.Option(help="budget for graphs and vectors, such as 8GiB  [default: shares of what is free]")
     ] = None,

@@ -15,9 +15,11 @@ from layerhess.nodes import leaves, walk
 from layerhess.objective import Objective
 from layerhess.products.directions import SAME_SUM, item_probe, item_weights, output_directions, same_by_item
 from layerhess.products.graph import add_part
+from layerhess.products.layers import Entry
 from layerhess.products.linearity import not_linear
 from layerhess.products.sensitivities import sensitivities
 from layerhess.products.taps import Tap, Taps
+from layerhess.products.work import Work
 
 MOST_AT_ONCE = 1 << 24  # numbers in the outputs of a layer for all vectors that are multiplied together
 
@@ -67,6 +69,7 @@ class FactorGraph:
         with taps:
             judged = objective.evaluation.with_output(objective.model, batch)
         ledger.count("forwards")
+        self._convex = judged.convex
         self.loss_sum, self.count = float(judged.loss.detach().double()), judged.count
         self.factored: frozenset[str] = frozenset()
         self.linear: frozenset[str] = frozenset()
@@ -113,28 +116,90 @@ class FactorGraph:
             The diagonal of (J' S J)[names, names], parameter-shaped; and the trace of every item's own, (N,) float64.
             None where a layer cannot tell its items apart, or they would take too much memory.
         """
-        layers = self._layers_of(names)
-        entries = [(layer, entry) for layer in layers for entry in layer.tap.entries if entry.name in names]
-        size = sum(self._parameters[name].numel() for name in names)
-        if not entries or any(entry.each is None for _, entry in entries) or self.items * size > MOST_ROWS:
+        entries = self._entries(names)
+        if not entries or not self._apart(entries, names):
             return None
         made: dict[str, Tensor] = {}
         traces = torch.zeros(self.items, dtype=torch.float64, device=self._signs.device)
-        self._ledger.count("products", self._signs.shape[1])
-        for q in range(self._signs.shape[1]):
-            rows: dict[str, Tensor] = {}
-            for layer, entry in entries:
-                _refuse_overwritten(layer.tap)
-                assert entry.each is not None
-                each = entry.each(layer.sensitivities[q].reshape(layer.tap.shape))
-                add_part(rows, entry.name, each.reshape(self.items, len(each) // self.items, -1).sum(dim=1))
+        for own, rows in self._by_direction(entries):
             for name, part in rows.items():
-                signs = self._signs[:, q].to(part.dtype)
+                signs = own.to(part.dtype)
                 squared = part.square_()
                 add_part(made, name, signs @ squared)
                 traces += (signs * squared.sum(dim=1)).double()
         nothing = {name: torch.zeros_like(self._parameters[name]) for name in names if name not in made}
         return [(made | nothing)[name].view(self._parameters[name].shape) for name in names], traces.cpu()
+
+    def rows(self, names: Sequence[str]) -> Iterator[tuple[Tensor, Tensor]] | None:
+        """The rows M' J of a factored block themselves, one output direction of all items after the other.
+
+        Rows without a sign are 0 and left out: ignored targets have them. So are negative ones of a loss that is known
+        to be convex in the output: those are rounding of S, and without them S is nearer to the true one.
+
+        Returns:
+            Pairs of (m, P_b) rows, m <= N, in the order of ``names``, and their signs (m,); None as for
+            :meth:`squares`.
+        """
+        entries = self._entries(names)
+        return self._flat_rows(names, entries) if self._apart(entries, names) else None
+
+    def _flat_rows(
+        self, names: Sequence[str], entries: Sequence[tuple[Layer, Entry]]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        sizes = {name: self._parameters[name].numel() for name in names}
+        for signs, made in self._by_direction(entries):
+            known = next(iter(made.values()))
+            parts = [made[name] if name in made else known.new_zeros((self.items, sizes[name])) for name in names]
+            kept = signs > 0.0 if self._convex else signs != 0.0
+            rows = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            yield (rows, signs) if bool(kept.all()) else (rows[kept], signs[kept])
+
+    def _entries(self, names: Sequence[str]) -> list[tuple[Layer, Entry]]:
+        return [
+            (layer, entry) for layer in self._layers_of(names) for entry in layer.tap.entries if entry.name in names
+        ]
+
+    def _apart(self, entries: Sequence[tuple[Layer, Entry]], names: Sequence[str]) -> bool:
+        """Whether every layer can tell its items apart, and their rows of one direction fit."""
+        size = sum(self._parameters[name].numel() for name in names)
+        return all(entry.each is not None for _, entry in entries) and self.items * size <= MOST_ROWS
+
+    def _by_direction(self, entries: Sequence[tuple[Layer, Entry]]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """For each output direction its signs (N,), and the rows of all items by parameter, (N, size) each."""
+        if not entries:
+            return
+        self._ledger.count("products", self._signs.shape[1])
+        pulls = [entry.each if entry.laid_out is None else entry.laid_out() for _, entry in entries]
+        for q in range(self._signs.shape[1]):
+            rows: dict[str, Tensor] = {}
+            for (layer, entry), pull in zip(entries, pulls, strict=True):
+                _refuse_overwritten(layer.tap)
+                assert pull is not None
+                each = pull(layer.sensitivities[q].reshape(layer.tap.shape))
+                shared = len(each) // self.items
+                # Otherwise a sum of one as well: what a pull returns may be a view of the sensitivities.
+                fresh = shared == 1 and entry.laid_out is not None
+                part = each.flatten(1) if fresh else each.reshape(self.items, shared, -1).sum(dim=1)
+                add_part(rows, entry.name, part)
+            yield self._signs[:, q], rows
+
+    def work(self, names: Sequence[str]) -> Work:
+        """What products and rows of a factored block are made of."""
+        entries, everything = self._entries(names), [(layer, e) for layer in self._layers for e in layer.tap.entries]
+        return Work(
+            items=self.items,
+            directions=self._signs.shape[1] if entries else 0,
+            multiplications=sum(self._multiplications(*pair) for pair in entries),
+            outputs=sum(layer.tap.shape.numel() for layer in self._layers_of(names)),
+            network=sum(self._multiplications(*pair) for pair in everything),
+            entries=len(entries),
+            has_rows=self._apart(entries, names),
+        )
+
+    def _multiplications(self, layer: Layer, entry: Entry) -> int:
+        """Of one evaluation of a call's linear map: every number of the output takes one whole kernel."""
+        weight, outputs = self._parameters[entry.name], layer.tap.shape.numel()
+        return outputs * (weight.numel() // len(weight)) if weight.ndim > 1 else outputs
 
     def _chunks(self, names: Sequence[str], vectors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         count = len(vectors[names[0]])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,11 @@ class HybridGraph:
         factors = self._serving(names)
         found = None if factors is None else factors.squares(names)
         return None if found is None else found[0]
+
+    def rows(self, names: Sequence[str]) -> Iterator[tuple[Tensor, Tensor]] | None:
+        """The rows R of the batch's share R' D R of A[names, names]; see :meth:`FactorGraph.rows`."""
+        factors = self._serving(names)
+        return None if factors is None else factors.rows(names)
 
     def _serving(self, names: Sequence[str], rows: Sequence[str] | None = None) -> FactorGraph | None:
         """The factors, if they have the products of these parameters with themselves."""

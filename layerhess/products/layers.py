@@ -24,6 +24,7 @@ class Entry:
         push_rows, pull_rows: the same for s vectors at once, (s, *w.shape) to (M, s, *y.shape[1:]) and back, where that
             is faster than one by one; M = len(y).
         each: (M, *y.shape[1:]) to (M, *w.shape), the pull of every row of y by itself; None where nobody wrote it.
+        laid_out: makes the same, faster for many calls, out of the inputs laid out once, which takes memory.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Entry:
     push_rows: Callable[[Tensor], Tensor] | None = None
     pull_rows: Callable[[Tensor], Tensor] | None = None
     each: Callable[[Tensor], Tensor] | None = None
+    laid_out: Callable[[], Callable[[Tensor], Tensor]] | None = None
 
     def pushed(self, rows: Tensor) -> Tensor:
         """(s, *w.shape) vectors to (M, s, *y.shape[1:])."""
@@ -128,14 +130,13 @@ def convolution(
         found: Tensor = made.view(m, *template.shape)
         return found
 
-    def each_by_patches(d: Tensor) -> Tensor:
-        patches = F.unfold(a, tuple(template.shape[2:]), tuple(dilation), tuple(padding), tuple(stride))
-        return torch.bmm(d.flatten(2), patches.mT).view(len(a), *template.shape)
+    def patches() -> Callable[[Tensor], Tensor]:
+        laid = F.unfold(a, tuple(template.shape[2:]), tuple(dilation), tuple(padding), tuple(stride)).mT
+        return lambda d: torch.bmm(d.flatten(2), laid).view(len(a), *template.shape)
 
-    one_by_one = each_by_patches if n == 2 and groups == 1 else each
-    single = Entry(
-        name, lambda v: function(a, v, None, **options), lambda d: gradient(d, template), (a,), each=one_by_one
-    )
+    single = Entry(name, lambda v: function(a, v, None, **options), lambda d: gradient(d, template), (a,), each=each)
+    if n == 2 and groups == 1:
+        single = replace(single, each=lambda d: patches()(d), laid_out=patches)
     # With groups, output channels of several kernels would have to be interleaved.
     return single if groups != 1 else replace(single, push_rows=push_rows, pull_rows=pull_rows)
 

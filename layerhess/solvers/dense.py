@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerhess.solvers.process import Candidates, Floats, Wanted, dense_eigh, known_gaps, neighbours
+from layerhess.solvers.process import Candidates, Floats, Wanted, graded_eigh, known_gaps, neighbours
 
 CHUNK = 64  # columns a pass
 
@@ -84,10 +84,7 @@ class Dense:
         )
 
     def _solve(self) -> None:
-        symmetric = (self._matrix + self._matrix.T) / 2
-        _, vectors = dense_eigh(symmetric)
-        # Without vectors LAPACK takes the QR iteration, which keeps small eigenvalues of graded matrices accurate.
-        self._values = np.linalg.eigvalsh(symmetric.cpu().numpy())
+        self._values, vectors = graded_eigh((self._matrix + self._matrix.T) / 2)
         self._vectors = vectors[:, self.wanted.indices(self._values)].T.contiguous()
 
     def _distances(self) -> Floats:

@@ -123,6 +123,15 @@ def dense_eigh(matrix: Tensor) -> tuple[Floats, Tensor]:
     return values.cpu().numpy().astype(np.float64), vectors
 
 
+def graded_eigh(matrix: Tensor) -> tuple[Floats, Tensor]:
+    """The same, with better small values.
+
+    Without vectors LAPACK takes the QR iteration, which keeps small eigenvalues of graded matrices accurate.
+    """
+    _, vectors = dense_eigh(matrix)
+    return np.linalg.eigvalsh(matrix.cpu().numpy()), vectors
+
+
 def neighbours(ascending: Floats, keep: list[int]) -> list[int]:
     """For each kept position in an ascending array, the position of the nearest other value (itself if alone)."""
     last = len(ascending) - 1
