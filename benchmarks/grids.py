@@ -21,9 +21,9 @@ from .krylov_peers import arpack, tridiagonal
 from .peer import TOL, only
 from .workloads import load, prepare
 
-FIRST = {1: (4, 8, 10, 16, 20), 5: (10, 16, 20, 30, 40), 10: (16, 20, 30, 40, 50, 60, 80)}
-NCV = {1: (3, 4, 5, 6, 8, 10, 20), 5: (7, 8, 10, 12, 15, 20, 25, 30, 40), 10: (12, 15, 20, 25, 30, 35, 40, 50, 60)}
-LENGTH = {1: 60, 5: 200, 10: 200}
+FIRST = {1: (4, 8, 10, 16, 20), 5: (12, 14, 16, 18, 20, 30), 10: (20, 22, 24, 26, 28, 30, 32, 40)}
+NCV = {1: (3, 4, 5, 6, 8, 10, 20), 5: (7, 8, 10, 12, 14, 15, 16, 18, 20), 10: (12, 14, 15, 16, 18, 20, 25, 30)}
+LENGTH = 60
 
 
 def doubling(t: np.ndarray, k: int, first: int) -> int:
@@ -65,7 +65,7 @@ def main(name: str = "resnet8-top10") -> int:
     runs = []
     for target in problem.targets:
         with only(problem, target):
-            runs.append(tridiagonal(problem, target, LENGTH[k]))
+            runs.append(tridiagonal(problem, target, LENGTH))
     longest = max(len(t) for t in runs)
     print(f"{name}, top {k}: mean products a target, {len(runs)} targets, Lanczos runs of up to {longest} steps")
     for first in FIRST[k]:

@@ -8,14 +8,11 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"  # before torch and NumPy start their pools
 
 import argparse
-import gc
 import json
-import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 
 import torch
 
@@ -23,54 +20,13 @@ from .marks import Mark
 from .peer import Steps, Values
 from .peers import PEERS
 from .table import Row, errors, fastest, print_table, verdict
+from .timing import Entry, gradient, say, warm_up
 from .truth import truth
-from .workloads import RESULTS, WORKLOADS, Problem, load, prepare
+from .workloads import RESULTS, WORKLOADS, load, prepare
 
 __all__ = ["main"]
 
 LONG = 60.0  # seconds: a contestant that takes longer than this is run less often, and the table says how often
-
-
-@dataclass
-class Entry:
-    """One contestant in one column: what to run, and what the runs gave."""
-
-    title: str
-    column: str  # "ours", "A" or "B"
-    answer: Callable[[], Values]
-    note: str = ""
-    seconds: list[float] = field(default_factory=list)  # wall clock
-    processor: list[float] = field(default_factory=list)  # this process's own CPU time
-    values: Values = field(default_factory=dict)
-
-    def run(self) -> None:
-        gc.collect()
-        wall, processor = time.perf_counter(), time.process_time()
-        self.values = self.answer()
-        self.seconds.append(time.perf_counter() - wall)
-        self.processor.append(time.process_time() - processor)
-
-
-def say(text: str) -> None:
-    """Print at once, also into a pipe."""
-    print(text, flush=True)
-
-
-def gradient(problem: Problem) -> Values:
-    """One pass of plain gradients over the workload's data: the unit, timed without set-up."""
-    parameters = list(problem.model.parameters())
-    for x, y in problem.batches:
-        torch.autograd.grad(problem.loss(problem.model(x), y), parameters)
-    return {}
-
-
-def warm_up(problem: Problem) -> None:
-    """One product of the smallest kind, so that nobody pays for PyTorch's lazy imports (a second) and first kernels."""
-    parameter = list(problem.model.parameters())[-1]
-    x, y = problem.batches[0]
-    (slope,) = torch.autograd.grad(problem.loss(problem.model(x), y), parameter, create_graph=True)
-    torch.autograd.grad(slope, parameter, torch.ones_like(slope))
-    gradient(problem)
 
 
 def entries(name: str, peers: list[str], columns: str, true: Values, with_ours: bool) -> list[Entry]:
@@ -130,14 +86,14 @@ def measure(name: str, chosen: list[Entry], runs: int, long_runs: int) -> float:
     warm_up(problem)
     for turn in range(runs):
         for entry in chosen:
-            if len(entry.seconds) >= long_runs and statistics.median(entry.processor) > LONG:
+            if len(entry.seconds) >= long_runs and entry.median > LONG:
                 continue
             for _ in range(3):
                 unit.run()
             entry.run()
             took = f"{entry.processor[-1]:.2f} s CPU, {entry.seconds[-1]:.2f} s wall"
             say(f"  run {turn + 1}: {entry.column} {entry.title}: {took}")
-    return statistics.median(unit.processor)
+    return unit.median
 
 
 def bench(name: str, options: argparse.Namespace) -> None:

@@ -20,7 +20,19 @@ from torch.nn import functional as F
 from .marks import Mark
 from .models import GPT, ResNet20, weight_names
 
-__all__ = ["CACHE", "FULL", "RESULTS", "WORKLOADS", "Problem", "Question", "TokenCrossEntropy", "load", "prepare"]
+__all__ = [
+    "CACHE",
+    "FULL",
+    "RESULTS",
+    "WORKLOADS",
+    "Problem",
+    "Question",
+    "TokenCrossEntropy",
+    "Workload",
+    "digits",
+    "load",
+    "prepare",
+]
 
 CACHE = Path(__file__).parent / ".cache"
 RESULTS = Path(__file__).parent / "results"
@@ -154,7 +166,7 @@ def _empty_model(family: str, vocabulary: int) -> nn.Module:
     return ResNet20(8 if family == "resnet8" else 16)
 
 
-def _digits(side: int) -> Batch:
+def digits(side: int) -> Batch:
     """2,048 digits, (2048, 1, side, side), in a seeded order: scikit-learn's 1,797, and 251 of them a pixel shifted."""
     from sklearn.datasets import load_digits
 
@@ -170,7 +182,7 @@ def _digits(side: int) -> Batch:
 
 
 def _train_resnet(family: str, say: Callable[[str], None], epochs: int = 6) -> dict[str, object]:
-    x, y = _digits(8 if family == "resnet8" else 32)
+    x, y = digits(8 if family == "resnet8" else 32)
     model = _empty_model(family, 0)
     rate = 0.1
     optimiser = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4)
