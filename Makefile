@@ -19,7 +19,7 @@ help:
 	@echo 'make test-all   the whole test suite'
 	@echo 'make lint       ruff (rules and format) and mypy'
 	@echo 'make format     let ruff put the code into shape'
-	@echo 'make bench      compare with other libraries, as ratios within one run (long; ARGS=... for its options)'
+	@echo 'make bench      compare with other libraries, and our own figures (hours; ARGS=... for parts of it)'
 	@echo 'make docs       build the notebook from its script and run every code block of the documentation'
 	@echo 'make clean      remove the environment, caches and outputs'
 	@echo
@@ -45,6 +45,9 @@ format: $(VENV)/.dev
 
 bench: $(BENCH)/.peers
 	$(BENCH)/bin/python -m benchmarks.run $(ARGS)
+ifeq ($(strip $(ARGS)),)
+	$(BENCH)/bin/python -m benchmarks.figures
+endif
 
 docs: $(VENV)/.dev
 	$(BIN)/python examples/make_notebook.py

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import layerhess as lh
 
-from .workloads import Problem
+from .truth import Values
+from .workloads import FULL, Problem, Question
 
-__all__ = ["Answer", "analyse"]
+__all__ = ["Answer", "NotAvailable", "analyse", "objective_of"]
+
+
+class NotAvailable(Exception):
+    """This layerhess has no way to answer the question."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Every block's top eigenvalue and the blocks that were not certified at the tolerance (there should be none)."""
+    """Every target's eigenvalues and the targets that were not certified at the tolerance (there should be none)."""
 
-    values: dict[str, float]
+    values: Values
     unconverged: list[str]
+    analysis: lh.Analysis
 
 
 def _token_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
@@ -28,10 +35,41 @@ def _token_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor,
     return F.cross_entropy(model(ids).flatten(0, 1), target.flatten(), reduction="sum"), target.numel()
 
 
-def analyse(problem: Problem, tol: float = 1e-3) -> Answer:
-    """All weight blocks' top eigenvalues, certified."""
+def objective_of(problem: Problem) -> lh.Objective:
+    """The workload's loss over its data, as layerhess takes it."""
     loss = lh.batch_loss(_token_loss) if problem.family == "gpt" else problem.loss
-    objective = lh.Objective(problem.model, problem.batches, loss, mode="eval")
-    analysis = lh.analyze(objective, blocks="weight", top=1, full=False, tol=tol)
-    values = {name: float(block.eigenvalues[0]) for name, block in analysis.blocks.items()}
-    return Answer(values, [name for name, block in analysis.blocks.items() if not block.converged[0]])
+    return lh.Objective(problem.model, problem.batches, loss, mode="eval")
+
+
+def analyse(problem: Problem, tol: float = 1e-3) -> Answer:
+    """The eigenvalues asked for, certified.
+
+    Raises:
+        NotAvailable: complete spectra, where the installed layerhess has no such path.
+    """
+    try:
+        analysis = lh.analyze(objective_of(problem), tol=tol, **_arguments(problem.question))
+    except lh.InputError as error:
+        if problem.question.complete and error.where == "path":
+            raise NotAvailable(str(error)) from error
+        raise
+    if problem.question.complete:
+        values = {name: _all_of(block) for name, block in analysis.blocks.items()}
+        return Answer(values, [name for name, block in analysis.blocks.items() if not block.complete], analysis)
+    renamed = {"all": FULL}
+    values = {renamed.get(name, name): block.eigenvalues.tolist() for name, block in analysis.blocks.items()}
+    return Answer(values, [name for name, block in analysis.blocks.items() if not block.solved], analysis)
+
+
+def _arguments(question: Question) -> dict[str, Any]:
+    if question.complete:
+        return {"blocks": "weight", "full": False, "top": question.k, "path": "gram"}
+    # One block of everything is the full model, and nothing beside it is asked for.
+    blocks: Any = {"all": "*"} if question.full else "weight"
+    return {"blocks": blocks, "full": False, "top": question.k}
+
+
+def _all_of(block: lh.Spectrum) -> list[float]:
+    if block.spectrum is not None and len(block.spectrum) == block.numel:
+        return block.spectrum.tolist()
+    return block.eigenvalues.tolist()

@@ -8,84 +8,38 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"  # before torch and NumPy start their pools
 
 import argparse
-import gc
 import json
-import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
 import torch
 
-from .peers import PEERS, TOL, Steps
-from .table import Row, errors, print_table
+from .marks import Mark
+from .peer import Steps, Values
+from .peers import PEERS
+from .table import Row, errors, fastest, print_table, verdict
+from .timing import Entry, gradient, say, warm_up
 from .truth import truth
-from .workloads import RESULTS, WORKLOADS, Problem, load, prepare
+from .workloads import RESULTS, WORKLOADS, load, prepare
 
 __all__ = ["main"]
 
 LONG = 60.0  # seconds: a contestant that takes longer than this is run less often, and the table says how often
 
 
-@dataclass
-class Entry:
-    """One contestant in one column: what to run, and what the runs gave."""
-
-    title: str
-    column: str  # "ours", "A" or "B"
-    answer: Callable[[], dict[str, float]]
-    note: str = ""
-    seconds: list[float] = field(default_factory=list)  # wall clock
-    processor: list[float] = field(default_factory=list)  # this process's own CPU time
-    values: dict[str, float] = field(default_factory=dict)
-
-    def run(self) -> None:
-        gc.collect()
-        wall, processor = time.perf_counter(), time.process_time()
-        self.values = self.answer()
-        self.seconds.append(time.perf_counter() - wall)
-        self.processor.append(time.process_time() - processor)
-
-
-def say(text: str) -> None:
-    """Print at once, also into a pipe."""
-    print(text, flush=True)
-
-
-def gradient(problem: Problem) -> dict[str, float]:
-    """One pass of plain gradients over the workload's data: the unit, timed without set-up."""
-    parameters = list(problem.model.parameters())
-    for x, y in problem.batches:
-        torch.autograd.grad(problem.loss(problem.model(x), y), parameters)
-    return {}
-
-
-def warm_up(problem: Problem) -> None:
-    """One product of the smallest kind, so that nobody pays for PyTorch's lazy imports (a second) and first kernels."""
-    parameter = list(problem.model.parameters())[-1]
-    x, y = problem.batches[0]
-    (slope,) = torch.autograd.grad(problem.loss(problem.model(x), y), parameter, create_graph=True)
-    torch.autograd.grad(slope, parameter, torch.ones_like(slope))
-    gradient(problem)
-
-
-def entries(name: str, peers: list[str], columns: str, true: dict[str, float], with_ours: bool) -> list[Entry]:
+def entries(name: str, peers: list[str], columns: str, true: Values, with_ours: bool) -> list[Entry]:
     """Contestants of one workload, in the order in which they take turns."""
     chosen = []
-    if with_ours:
-        from .ours import analyse
-
-        def ours() -> dict[str, float]:
-            answer = analyse(load(name))
-            if answer.unconverged:
-                say(f"  ours did not certify: {', '.join(answer.unconverged)}")
-            return answer.values
-
-        chosen.append(Entry("layerhess, self-check and certificates included", "ours", ours))
+    if with_ours and (ours := _our_entry(name)) is not None:
+        chosen.append(ours)
+    k = WORKLOADS[name].question.k
     for key in peers:
         peer = PEERS[key]
+        if peer.most is not None and k > peer.most:
+            say(f"  {peer.title} cannot answer this question (it finds {peer.most} of the {k}): left out")
+            continue
         if "A" in columns:
             say(f"  oracle: steps {peer.title} needs ...")
             steps = peer.scout(load(name), true)
@@ -95,11 +49,31 @@ def entries(name: str, peers: list[str], columns: str, true: dict[str, float], w
     return chosen
 
 
-def _oracle_entry(name: str, key: str, steps: Steps, blocks: int) -> Entry:
+def _our_entry(name: str) -> Entry | None:
+    """Ours; None, and said so, where this layerhess cannot answer: complete spectra are tried once, unmeasured."""
+    from .ours import NotAvailable, analyse
+
+    try:
+        if WORKLOADS[name].question.complete:
+            analyse(load(name))
+    except NotAvailable as why:
+        say(f"  ours is not available: {why}")
+        return None
+
+    def ours() -> Values:
+        answer = analyse(load(name))
+        if answer.unconverged:
+            say(f"  ours did not certify: {', '.join(answer.unconverged)}")
+        return answer.values
+
+    return Entry("layerhess, self-check and certificates included", "ours", ours)
+
+
+def _oracle_entry(name: str, key: str, steps: Steps, targets: int) -> Entry:
     peer = PEERS[key]
-    note = f"{sum(steps.values())} steps"
-    if len(steps) < blocks:
-        note += f"; never right on {blocks - len(steps)} blocks, which are left out of its time"
+    note = f"{sum(map(sum, steps.values()))} steps"
+    if len(steps) < targets:
+        note += f"; never right on {targets - len(steps)} targets, which are left out of its time"
     return Entry(peer.title, "A", lambda: peer.exact_steps(load(name), steps), note)
 
 
@@ -110,14 +84,14 @@ def measure(name: str, chosen: list[Entry], runs: int, long_runs: int) -> float:
     warm_up(problem)
     for turn in range(runs):
         for entry in chosen:
-            if len(entry.seconds) >= long_runs and statistics.median(entry.processor) > LONG:
+            if len(entry.seconds) >= long_runs and entry.median > LONG:
                 continue
             for _ in range(3):
                 unit.run()
             entry.run()
             took = f"{entry.processor[-1]:.2f} s CPU, {entry.seconds[-1]:.2f} s wall"
             say(f"  run {turn + 1}: {entry.column} {entry.title}: {took}")
-    return statistics.median(unit.processor)
+    return unit.median
 
 
 def bench(name: str, options: argparse.Namespace) -> None:
@@ -128,9 +102,24 @@ def bench(name: str, options: argparse.Namespace) -> None:
     true = truth(name, say)
     chosen = entries(name, options.peers, options.columns, true, not options.without_ours)
     unit = measure(name, chosen, options.runs, options.long_runs)
-    rows = [Row(e.column, e.title, e.processor, e.seconds, *errors(e.values, true, TOL), e.note) for e in chosen]
-    print_table(workload.title, rows, unit, len(true), say)
-    record = {"workload": name, "unit_seconds": unit, "torch": torch.__version__, "rows": [asdict(row) for row in rows]}
+    rows = [Row(e.column, e.title, e.processor, e.seconds, *errors(e.values, true), e.note) for e in chosen]
+    marks = {"A": workload.oracle, "B": workload.own}
+    print_table(workload.title, rows, unit, len(true), marks, say)
+    write(name, rows, unit, marks)
+
+
+def write(name: str, rows: list[Row], unit: float, marks: dict[str, Mark | None]) -> None:
+    """Put the figures, the marks and what was said of them into benchmarks/results."""
+    ours = next((row for row in rows if row.column == "ours"), None)
+    record = {
+        "workload": name,
+        "unit_seconds": unit,
+        "torch": torch.__version__,
+        "rows": [asdict(row) for row in rows],
+        "marks": {column: mark and asdict(mark) for column, mark in marks.items()},
+        "ratios": {c: best.seconds / ours.seconds for c in marks if ours and (best := fastest(rows, c))},
+        "verdict": verdict(ours, rows, marks) if ours else ["ours is not available"],
+    }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.json").write_text(json.dumps(record, indent=1))
 

@@ -6,7 +6,10 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Row", "errors", "print_table"]
+from .marks import Mark
+from .peer import TOL, Values, deviation
+
+__all__ = ["Row", "errors", "fastest", "print_table", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -26,17 +29,19 @@ class Row:
         return statistics.median(self.processor)
 
 
-def errors(values: dict[str, float], true: dict[str, float], tol: float) -> tuple[float, int]:
-    """Worst relative error and number of blocks beyond `tol`, over the blocks that were answered."""
-    relative = [abs(values[block] - true[block]) / abs(true[block]) for block in values]
-    return max(relative), sum(error > tol for error in relative)
+def errors(values: Values, true: Values) -> tuple[float, int]:
+    """Worst error and number of targets beyond the tolerance, over the targets that were answered."""
+    found = [deviation(values[target], true[target]) for target in values]
+    return max(found, default=0.0), sum(error > TOL for error in found)
 
 
-def print_table(title: str, rows: list[Row], unit: float, blocks: int, say: Callable[[str], None]) -> None:
-    """Print ours, then columns A and B, then the two sentences that matter."""
+def print_table(
+    title: str, rows: list[Row], unit: float, targets: int, marks: dict[str, Mark | None], say: Callable[[str], None]
+) -> None:
+    """Print ours, then columns A and B, then the sentences that matter: each ratio beside its bar and goal."""
     ours = next((row for row in rows if row.column == "ours"), None)
     say(f"\n{title}: unit = one gradient over the same data, {unit * 1e3:.1f} ms of CPU time")
-    heading = f"|contestant|gradients|times ours|worst error|wrong of {blocks}|runs|CPU s|wall s|".split("|")
+    heading = f"|contestant|gradients|times ours|worst error|wrong of {targets}|runs|CPU s|wall s|".split("|")
     lines = [heading]
     for row in sorted(rows, key=lambda row: ["ours", "A", "B"].index(row.column)):
         ratio = f"{row.seconds / ours.seconds:.2f}" if ours else "-"
@@ -61,19 +66,32 @@ def print_table(title: str, rows: list[Row], unit: float, blocks: int, say: Call
         ]
         say("  ".join(cells).rstrip())
     if ours:
-        _verdict(ours, rows, say)
+        for sentence in verdict(ours, rows, marks):
+            say(sentence)
 
 
-def _verdict(ours: Row, rows: list[Row], say: Callable[[str], None]) -> None:
-    complete = [row for row in rows if row.column == "A" and "never right" not in row.note and not row.wrong]
-    if complete:
-        best = min(complete, key=lambda row: row.seconds)
+KINDS = {"A": "the fastest peer with an oracle", "B": "the fastest peer that is right by its own rule"}
+
+
+def verdict(ours: Row, rows: list[Row], marks: dict[str, Mark | None]) -> list[str]:
+    """One sentence for each column with a peer that is right everywhere, and one more if ours is not."""
+    sentences = []
+    for column, kind in KINDS.items():
+        best = fastest(rows, column)
+        if best is None:
+            if any(row.column == column for row in rows):
+                sentences.append(f"{column}: no peer is right everywhere, so nothing sets a bar.")
+            continue
         ratio = best.seconds / ours.seconds
-        say(f"A: the fastest peer with an oracle, {best.title}, takes {ratio:.2f} times as long as ours (at least 1).")
-    right = [row for row in rows if row.column == "B" and not row.wrong]
-    if right:
-        best = min(right, key=lambda row: row.seconds)
-        ratio = best.seconds / ours.seconds
-        say(f"B: the fastest peer that is right by its own rule, {best.title}, takes {ratio:.2f} times (at least 3).")
+        mark = marks.get(column)
+        reached = f" ({mark.verdict(ratio)})" if mark is not None else ""
+        sentences.append(f"{column}: {kind}, {best.title}, takes {ratio:.2f} times as long as ours{reached}.")
     if ours.wrong:
-        say(f"OURS IS WRONG on {ours.wrong} blocks, worst relative error {ours.worst:.1e}.")
+        sentences.append(f"OURS IS WRONG on {ours.wrong} targets, worst error {ours.worst:.1e}.")
+    return sentences
+
+
+def fastest(rows: list[Row], column: str) -> Row | None:
+    """The fastest peer of a column that is right on every target."""
+    right = [row for row in rows if row.column == column and not row.wrong and "never right" not in row.note]
+    return min(right, key=lambda row: row.seconds, default=None)

@@ -17,13 +17,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .marks import Mark
 from .models import GPT, ResNet20, weight_names
 
-__all__ = ["CACHE", "RESULTS", "WORKLOADS", "Problem", "TokenCrossEntropy", "load", "prepare"]
+__all__ = [
+    "CACHE",
+    "FULL",
+    "RESULTS",
+    "WORKLOADS",
+    "Problem",
+    "Question",
+    "TokenCrossEntropy",
+    "Workload",
+    "digits",
+    "load",
+    "prepare",
+]
 
 CACHE = Path(__file__).parent / ".cache"
 RESULTS = Path(__file__).parent / "results"
 VERSION = 1  # part of every file name in the cache: raise it when a model, its training or its data change
+
+FULL = "(full)"  # the target that is the whole model
 
 Batch = tuple[Tensor, Tensor]
 
@@ -36,36 +51,82 @@ class TokenCrossEntropy(nn.CrossEntropyLoss):
 
 
 @dataclass(frozen=True)
+class Question:
+    """What is asked of a workload.
+
+    Attributes:
+        k: the largest k eigenvalues of each target; this is also what the peers are asked.
+        full: the target is the full model, all its parameters; otherwise every weight block.
+        complete: ours gives every eigenvalue of each target, beside the peers' k.
+    """
+
+    k: int = 1
+    full: bool = False
+    complete: bool = False
+
+
+@dataclass(frozen=True)
 class Workload:
-    """A model family (what is trained) with a number of batches (what is analysed)."""
+    """A model family (what is trained), a number of batches (what is analysed), and the question about them.
+
+    Attributes:
+        oracle, own: what the fastest peer's time over ours should reach in column A and in column B, where anything.
+        rows: examples of each batch that are used; all where None.
+    """
 
     title: str
     family: str
     batches: int
+    oracle: Mark | None = None
+    own: Mark | None = None
+    question: Question = Question()
+    rows: int | None = None
     slow: bool = False  # not part of the default run
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What a contestant gets: a model in eval mode, equal batches, and a mean loss."""
+    """What a contestant gets: a model in eval mode, equal batches, a mean loss, and the question."""
 
     family: str
     model: nn.Module
     batches: list[Batch]
     loss: nn.CrossEntropyLoss
+    question: Question = Question()
 
     @property
-    def names(self) -> list[str]:
-        return weight_names(self.model)
+    def targets(self) -> list[str]:
+        """Names of what eigenvalues are asked of: the weight blocks, or the full model."""
+        return [FULL] if self.question.full else weight_names(self.model)
+
+    def members(self, target: str) -> dict[str, nn.Parameter]:
+        """The parameters of one target, by name."""
+        return {name: p for name, p in self.model.named_parameters() if target in (FULL, name)}
 
 
 WORKLOADS = {
-    "resnet8": Workload("ResNet-20, digits 8x8, width 8, one batch of 256", "resnet8", 1),
-    "resnet8-8": Workload("ResNet-20, digits 8x8, width 8, 8 batches of 256", "resnet8", 8),
-    "resnet32": Workload("ResNet-20, digits 32x32, width 16, one batch of 256", "resnet32", 1),
+    "resnet8": Workload("ResNet-20, digits 8x8, width 8, one batch of 256", "resnet8", 1, Mark(8, 12), Mark(15)),
+    "resnet8-8": Workload("ResNet-20, digits 8x8, width 8, 8 batches of 256", "resnet8", 8, Mark(15, 20), Mark(25)),
+    "resnet8-top10": Workload(
+        "ResNet-20, digits 8x8, width 8, one batch of 256, top 10 of each block",
+        "resnet8", 1, Mark(20, 30), Mark(30), Question(10),
+    ),
+    "resnet8-full5": Workload(
+        "ResNet-20, digits 8x8, width 8, one batch of 256, top 5 of the full model",
+        "resnet8", 1, Mark(2, 3), Mark(3), Question(5, full=True),
+    ),
+    "resnet32": Workload("ResNet-20, digits 32x32, width 16, one batch of 256", "resnet32", 1, Mark(12, 20), Mark(25)),
+    "resnet32-complete": Workload(
+        "ResNet-20, digits 32x32, width 16, one batch of 32, complete spectra beside the peers' top 1",
+        "resnet32", 1, Mark(1, 2), None, Question(complete=True), rows=32,
+    ),
     "resnet32-8": Workload("ResNet-20, digits 32x32, width 16, 8 batches of 256", "resnet32", 8, slow=True),
-    "gpt": Workload("GPT, 6 layers, d = 128, 8 batches of 8 x 64 tokens", "gpt", 8),
-}
+    "gpt": Workload("GPT, 6 layers, d = 128, 8 batches of 8 x 64 tokens", "gpt", 8, Mark(1.8, 3), Mark(3)),
+    "gpt-full5": Workload(
+        "GPT, 6 layers, d = 128, 8 batches of 8 x 64 tokens, top 5 of the full model",
+        "gpt", 8, Mark(1.4, 2), Mark(3), Question(5, full=True),
+    ),
+}  # fmt: skip
 
 
 def load(name: str) -> Problem:
@@ -76,9 +137,10 @@ def load(name: str) -> Problem:
     model.load_state_dict(stored["weights"])
     x, y = stored["inputs"], stored["targets"]
     size = x.shape[0] // 8
-    batches = [(x[i * size : (i + 1) * size], y[i * size : (i + 1) * size]) for i in range(workload.batches)]
+    rows = workload.rows or size
+    batches = [(x[i * size :][:rows], y[i * size :][:rows]) for i in range(workload.batches)]
     loss = TokenCrossEntropy() if workload.family == "gpt" else nn.CrossEntropyLoss()
-    return Problem(workload.family, model.eval(), batches, loss)
+    return Problem(workload.family, model.eval(), batches, loss, workload.question)
 
 
 def prepare(name: str, say: Callable[[str], None] = print) -> None:
@@ -104,7 +166,7 @@ def _empty_model(family: str, vocabulary: int) -> nn.Module:
     return ResNet20(8 if family == "resnet8" else 16)
 
 
-def _digits(side: int) -> Batch:
+def digits(side: int) -> Batch:
     """2,048 digits, (2048, 1, side, side), in a seeded order: scikit-learn's 1,797, and 251 of them a pixel shifted."""
     from sklearn.datasets import load_digits
 
@@ -120,7 +182,7 @@ def _digits(side: int) -> Batch:
 
 
 def _train_resnet(family: str, say: Callable[[str], None], epochs: int = 6) -> dict[str, object]:
-    x, y = _digits(8 if family == "resnet8" else 32)
+    x, y = digits(8 if family == "resnet8" else 32)
     model = _empty_model(family, 0)
     rate = 0.1
     optimiser = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4)

@@ -1,0 +1,84 @@
+"""Peak memory of an analysis over that of a training step, each in a process of its own.
+
+`python -m benchmarks.peak analysis NAME` and `... step NAME` print the bytes by which the resident set rose at its peak
+above what the process held with its imports, model and data (Linux only). Each does the same on a few examples first,
+so that lazy imports and first kernels count for nothing. The peak so far is then forgotten: `ru_maxrss` will not do, as
+a process inherits that of the one that started it.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts its pool
+
+import dataclasses
+import gc
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from .ours import analyse
+from .workloads import Problem, load, prepare
+
+__all__ = ["BATCHES", "available", "grown"]
+
+# Batches that are analysed; a training step takes one. With all their graphs kept, they hold many times what it holds.
+BATCHES = {"resnet32-8": 4, "gpt": 8}
+FEW = 8  # examples of the unmeasured run
+
+_STATUS, _FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def available() -> bool:
+    """Whether this system lets a process forget its peak."""
+    return _STATUS.exists() and _FORGET.exists()
+
+
+def grown(kind: str, name: str) -> int:
+    """Bytes that "analysis" or "step" takes at its peak, measured in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.peak", kind, name]
+    root = Path(__file__).parents[1]
+    return int(subprocess.run(command, check=True, cwd=root, capture_output=True, text=True).stdout.split()[-1])
+
+
+def _bytes(field: str) -> int:
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def _training_step(problem: Problem) -> None:
+    """Two steps on the first batch, so that the optimiser's state is there in one of them."""
+    model = problem.model.train()
+    kind = torch.optim.AdamW if problem.family == "gpt" else torch.optim.SGD
+    settings = {"lr": 1e-6} if problem.family == "gpt" else {"lr": 1e-6, "momentum": 0.9}
+    optimiser = kind(model.parameters(), **settings)
+    x, y = problem.batches[0]
+    for _ in range(2):
+        optimiser.zero_grad()
+        problem.loss(model(x), y).backward()
+        optimiser.step()
+
+
+def main(kind: str, name: str) -> int:
+    """Print the growth in bytes."""
+    torch.set_num_threads(1)
+    prepare(name, lambda text: None)
+    work = {"analysis": analyse, "step": _training_step}[kind]
+    problem = load(name)
+    problem = dataclasses.replace(problem, batches=problem.batches[: BATCHES[name]])
+    few = dataclasses.replace(load(name), batches=[(x[:FEW], y[:FEW]) for x, y in problem.batches[:1]])
+    work(few)
+    del few
+    gc.collect()
+    _FORGET.write_text("5")  # the peak so far
+    before = _bytes("VmRSS")
+    work(problem)
+    print(_bytes("VmHWM") - before)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:3]))
