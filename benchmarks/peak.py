@@ -27,7 +27,7 @@ __all__ = ["BATCHES", "available", "grown"]
 
 # Batches that are analysed; a training step takes one. With all their graphs kept, they hold many times what it holds.
 BATCHES = {"resnet32-8": 4, "gpt": 8}
-FEW = 8  # examples of the unmeasured run
+PART = 32  # of the first batch's examples: one in so many, for the unmeasured run
 
 _STATUS, _FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -69,7 +69,9 @@ def main(kind: str, name: str) -> int:
     work = {"analysis": analyse, "step": _training_step}[kind]
     problem = load(name)
     problem = dataclasses.replace(problem, batches=problem.batches[: BATCHES[name]])
-    few = dataclasses.replace(load(name), batches=[(x[:FEW], y[:FEW]) for x, y in problem.batches[:1]])
+    x, y = problem.batches[0]
+    size = max(1, len(x) // PART)
+    few = dataclasses.replace(load(name), batches=[(x[:size], y[:size])])
     work(few)
     del few
     gc.collect()

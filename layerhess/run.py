@@ -233,12 +233,11 @@ class Run:
         blocks = {name: block for name, block in self._operators().items() if name not in quiet}
         if not self.wanted.total or self.arguments.method != "lanczos":
             return {}
-        with self.ledger.during("start"):
-            found = starts(
-                self.objective, self.surveyed, blocks, self.wanted, self.arguments.curvature.make_graph, self.ledger,
-                seed=self.arguments.seed, memory=self.arguments.memory, uncut=bool(self.checked.uncut),
-                checkpoint=self.checkpoint, time_limit=self.arguments.time_limit, begun=self.started,
-            )  # fmt: skip
+        found = starts(
+            self.objective, self.surveyed, blocks, self.wanted, self.arguments.curvature.make_graph, self.ledger,
+            seed=self.arguments.seed, memory=self.arguments.memory, uncut=bool(self.checked.uncut),
+            checkpoint=self.checkpoint, time_limit=self.arguments.time_limit, begun=self.started,
+        )  # fmt: skip
         self._note(found.note(self.surveyed.examples))
         return found.vectors
 

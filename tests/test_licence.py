@@ -210,3 +210,35 @@ def test_the_cost_is_told_in_gradients() -> None:
     steps = sum(s.steps for s in found.blocks.values())
     assert found.full is not None and cost.one_by_one == pytest.approx(1.1 * steps + 3.2 * found.full.steps)
     assert "In gradients over the same data" in str(found) and "block by block would have cost" in str(found)
+
+
+def _sure_network(low: float, high: float) -> tuple[nn.Module, Tensor, Tensor]:
+    """ReLU, in float32, on examples whose class is so sure that the loss is almost zero (logits ``low`` apart)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 4))
+    x = torch.randn(4000, 10)
+    with torch.no_grad():
+        model[4].weight.mul_(60.0)
+        best = model(x).topk(2, dim=1).values
+        gap = best[:, 0] - best[:, 1]
+        x = x[(gap > low) & (gap < high)][:64]
+        return model, x, model(x).argmax(dim=1)
+
+
+@pytest.mark.parametrize(("low", "high"), [(9.0, 12.0), (11.0, 14.0)])
+def test_where_float32_leaves_a_doubt_float64_has_the_last_word(low: float, high: float) -> None:
+    """Exact products of a very sure network are noise from the fourth digit on: that is no reason to refuse factors."""
+    model, x, y = _sure_network(low, high)
+    found = lh.analyze(lh.Objective(model, (x, y), nn.CrossEntropyLoss()), blocks="weight", full=False)
+    assert on_factors(found) == set(found.blocks)
+    double = model.double()
+    for name, block in found.blocks.items():
+        weight = dict(double.named_parameters())[name]
+
+        def loss(w: Tensor, name: str = name) -> Tensor:
+            return F.cross_entropy(torch.func.functional_call(double, {name: w}, (x.double(),)), y)
+
+        size = weight.numel()
+        hessian = torch.func.hessian(loss)(weight.detach()).reshape(size, size)
+        top = float(torch.linalg.eigvalsh(hessian.detach())[-1])
+        assert abs(block.eigenvalues[0] - top) <= block.error_bounds[0], name

@@ -129,7 +129,9 @@ def _self_check(
                 check_items(objective, surveyed.samples, curvature.make_graph, found.trace.coarsest, ledger)
             )
         if factors:
-            found.licence = licence(objective, surveyed, blocks, curvature, found.trace.coarsest, sweep, seed, ledger)
+            found.licence = licence(
+                objective, surveyed, blocks, curvature, found.trace.coarsest, sweep, seed, ledger, copied
+            )
             found.checks.extend(found.licence.checks(_size(sweep)))
         if curvature.name != HESSIAN.name:
             _jacobian(objective, surveyed, copied, blocks, full, seed, found, ledger, curvature)

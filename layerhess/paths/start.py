@@ -84,7 +84,18 @@ def starts(
     work = sum(block.numel for block in blocks.values()) * max(surveyed.count, surveyed.examples)
     if uncut or work < SMALLEST_WORK or surveyed.examples < PART * FEWEST or objective.tied_norms:
         return Starts()
-    part = [piece for batch in objective.batches() if (piece := _part(objective, batch, ledger)) is not None]
+    with ledger.during("start"):
+        part = [piece for batch in objective.batches() if (piece := _part(objective, batch, ledger)) is not None]
+        return _of_part(
+            objective, part, blocks, wanted, make_graph, ledger, seed, memory, checkpoint,
+            lambda: time_limit is not None and time.perf_counter() - begun > time_limit,
+        )  # fmt: skip
+
+
+def _of_part(
+    objective: Objective, part: list[Any], blocks: Mapping[str, Block], wanted: Wanted, make_graph: GraphMaker,
+    ledger: Ledger, seed: int, memory: Budget, checkpoint: Callable[[], None], late: Callable[[], bool],
+) -> Starts:  # fmt: skip
     examples = sum(batches.leading_size(piece) or 0 for piece in part)
     if examples < FEWEST:
         return Starts()
@@ -102,7 +113,7 @@ def starts(
     try:
         for _ in range(steps):
             asked = {key: Request(blocks[key], s.ask()) for key, s in solvers.items() if not s.found}
-            if not asked or (time_limit is not None and time.perf_counter() - begun > time_limit):
+            if not asked or late():
                 break
             for key, products in sweep.run(asked).items():
                 solvers[key].tell(products)
