@@ -41,14 +41,14 @@ def objective_of(problem: Problem) -> lh.Objective:
     return lh.Objective(problem.model, problem.batches, loss, mode="eval")
 
 
-def analyse(problem: Problem, tol: float = 1e-3) -> Answer:
-    """The eigenvalues asked for, certified.
+def analyse(problem: Problem, tol: float = 1e-3, memory: int | None = None) -> Answer:
+    """The eigenvalues asked for, certified; within a memory budget of so many bytes.
 
     Raises:
         NotAvailable: complete spectra, where the installed layerhess has no such path.
     """
     try:
-        analysis = lh.analyze(objective_of(problem), tol=tol, **_arguments(problem.question))
+        analysis = lh.analyze(objective_of(problem), tol=tol, memory=memory, **_arguments(problem.question))
     except lh.InputError as error:
         if problem.question.complete and error.where == "path":
             raise NotAvailable(str(error)) from error

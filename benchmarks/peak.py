@@ -1,8 +1,8 @@
 """Peak memory of an analysis over that of a training step, each in a process of its own.
 
-`python -m benchmarks.peak analysis NAME` and `... step NAME` print the bytes by which the resident set rose at its peak
-above what the process held with its imports, model and data (Linux only). Each does the same on a few examples first,
-so that lazy imports and first kernels count for nothing. The peak so far is then forgotten: `ru_maxrss` will not do, as
+`python -m benchmarks.peak analysis NAME [BUDGET]` and `... step NAME` print the bytes by which the resident set rose at
+its peak above what the process held with its imports, model and data (Linux only). Each does the same on a few examples
+first, so that lazy imports and first kernels count for nothing. The peak so far is then forgotten: `ru_maxrss` will not do, as
 a process inherits that of the one that started it.
 """
 
@@ -37,9 +37,9 @@ def available() -> bool:
     return _STATUS.exists() and _FORGET.exists()
 
 
-def grown(kind: str, name: str) -> int:
-    """Bytes that "analysis" or "step" takes at its peak, measured in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.peak", kind, name]
+def grown(kind: str, name: str, budget: int | None = None) -> int:
+    """Bytes that "analysis" or "step" takes at its peak, measured in a fresh process; ``budget`` for the analysis."""
+    command = [sys.executable, "-m", "benchmarks.peak", kind, name, *([] if budget is None else [str(budget)])]
     root = Path(__file__).parents[1]
     return int(subprocess.run(command, check=True, cwd=root, capture_output=True, text=True).stdout.split()[-1])
 
@@ -62,11 +62,12 @@ def _training_step(problem: Problem) -> None:
         optimiser.step()
 
 
-def main(kind: str, name: str) -> int:
+def main(kind: str, name: str, budget: str = "") -> int:
     """Print the growth in bytes."""
     torch.set_num_threads(1)
     prepare(name, lambda text: None)
-    work = {"analysis": analyse, "step": _training_step}[kind]
+    memory = int(budget) if budget else None
+    work = {"analysis": lambda problem: analyse(problem, memory=memory), "step": _training_step}[kind]
     problem = load(name)
     problem = dataclasses.replace(problem, batches=problem.batches[: BATCHES[name]])
     x, y = problem.batches[0]
@@ -83,4 +84,4 @@ def main(kind: str, name: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:3]))
+    sys.exit(main(*sys.argv[1:4]))
