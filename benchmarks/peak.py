@@ -2,8 +2,8 @@
 
 `python -m benchmarks.peak analysis NAME [BUDGET]` and `... step NAME` print the bytes by which the resident set rose at
 its peak above what the process held with its imports, model and data (Linux only). Each does the same on a few examples
-first, so that lazy imports and first kernels count for nothing. The peak so far is then forgotten: `ru_maxrss` will not do, as
-a process inherits that of the one that started it.
+first, so that lazy imports and first kernels count for nothing. The peak so far is then forgotten: `ru_maxrss` will not
+do, as a process inherits that of the one that started it.
 """
 
 from __future__ import annotations
