@@ -23,13 +23,14 @@ class Judged:
 
     Attributes:
         loss: 0-d loss sum. count: what it is to be divided by. output: the model's output, an inner node of the graph.
-        convex: the loss is known to be convex in it.
+        convex: the loss is known to be convex in it. again: the loss sum of another output, where that is known.
     """
 
     loss: Tensor
     count: float
     output: Tensor
     convex: bool = False
+    again: Callable[[Tensor], Tensor] | None = None
 
 
 class Evaluation(Protocol):
@@ -175,7 +176,8 @@ class CriterionLoss:
     def with_output(self, model: nn.Module, batch: Any) -> Judged:
         """The pair and the output that the criterion is given."""
         output, target = self.output_and_target(model, batch)
-        return Judged(*self.criterion(output, target), output, self.criterion.is_convex(target))
+        convex = self.criterion.is_convex(target)
+        return Judged(*self.criterion(output, target), output, convex, lambda z: self.criterion(z, target)[0])
 
     def output_and_target(self, model: nn.Module, batch: Any) -> tuple[Tensor, Any]:
         """The model's output and the target it is held against.

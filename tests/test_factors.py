@@ -339,3 +339,21 @@ def test_outputs_with_many_numbers_an_item_have_no_factors() -> None:
     with objective.session():
         graph = FactorGraph(objective, next(iter(objective.batches())), {"w": ["0.weight"]}, Ledger())
     assert not graph.factored and not graph.linear
+
+
+def test_a_very_sure_network_has_no_direction_more_in_float32() -> None:
+    """1 - p of the sure class has no digits in float32; in float64 S has rank C - 1, and is the one of mathematics."""
+    logits = torch.tensor([[12.0, 0.0, -1.0, 2.0], [-3.0, 14.0, 1.0, 0.0], [0.3, 0.1, 0.2, 0.0]])
+    output = logits.clone().requires_grad_() + 0.0
+    target = torch.tensor([0, 1, 2])
+    criterion = nn.CrossEntropyLoss(reduction="sum")
+    directions = output_directions(criterion(output, target), output, lambda z: criterion(z, target))
+    assert directions is not None and directions.roots.shape == (3, 4, 3) and directions.roots.dtype == torch.float32
+    p = logits.double().softmax(dim=1)
+    exact = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
+    roots = directions.roots.double()
+    made = roots @ torch.diag_embed(directions.signs.double()) @ roots.mT
+    assert ((made - exact).abs() <= 1e-6 * exact.abs().amax(dim=(1, 2), keepdim=True)).all()
+    weighted = nn.CrossEntropyLoss(weight=torch.ones(4), reduction="sum")  # float32 weights: no float64 loss of it
+    there = output_directions(weighted(output, target), output, lambda z: weighted(z, target))
+    assert there is not None and torch.isfinite(there.roots).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,9 @@ class Directions:
     slope: Tensor
 
 
-def output_directions(loss: Tensor, output: Tensor) -> Directions | None:
+def output_directions(
+    loss: Tensor, output: Tensor, again: Callable[[Tensor], Tensor] | None = None
+) -> Directions | None:
     """The directions of each item; None where there are too many, or the loss ties items together.
 
     S is taken per item from K products with unit vectors, the same entry of all items at once. That is right only if
@@ -36,23 +39,26 @@ def output_directions(loss: Tensor, output: Tensor) -> Directions | None:
 
     Args:
         loss: 0-d. output: z, (N, ...) with K numbers an item, an inner node of the loss's graph.
+        again: the same loss of another z: a float32 output is then judged in float64, since 1 - p of a class that is
+            sure has no digits in float32, and S would seem to have one direction more than it has.
     """
     n = len(output)
     size = output.numel() // n
     if size > MOST_DIRECTIONS or not loss.requires_grad or output.dtype not in SAME_SUM:
         return None
-    found: Tensor | None = torch.autograd.grad(loss, [output], create_graph=True, allow_unused=True)[0]
+    loss, z = _judged_in_float64(loss, output, again)
+    found: Tensor | None = torch.autograd.grad(loss, [z], create_graph=True, allow_unused=True)[0]
     if found is None:
         return None
     slope = found
-    columns = output.new_zeros((n, size, size))
+    columns = z.new_zeros((n, size, size))
     if slope.requires_grad:
         for j in range(size):
-            unit = output.new_zeros((n, size))
+            unit = z.new_zeros((n, size))
             unit[:, j] = 1.0
-            columns[:, :, j] = _applied(slope, output, unit)
-        probe = item_probe(n, size, output)
-        alone, weighed = (_applied(slope, output, probe * w) for w in (1.0, item_weights(n, output).unsqueeze(1)))
+            columns[:, :, j] = _applied(slope, z, unit)
+        probe = item_probe(n, size, z)
+        alone, weighed = (_applied(slope, z, probe * w) for w in (1.0, item_weights(n, z).unsqueeze(1)))
         if not same_by_item(weighed, alone):
             return None
     if not bool(torch.isfinite(columns).all()):
@@ -69,7 +75,18 @@ def output_directions(loss: Tensor, output: Tensor) -> Directions | None:
     rank = max(1, int((values.abs() > floor).any(dim=0).sum()))
     values, vectors = values[:, :rank], vectors[:, :, :rank]
     roots = lengths.unsqueeze(2) * vectors * values.abs().sqrt().unsqueeze(1)
-    return Directions(roots.to(output.dtype), values.sign().to(output.dtype), slope.detach())
+    return Directions(roots.to(output.dtype), values.sign().to(output.dtype), slope.detach().to(output.dtype))
+
+
+def _judged_in_float64(loss: Tensor, output: Tensor, again: Callable[[Tensor], Tensor] | None) -> tuple[Tensor, Tensor]:
+    """The loss and the output it is to be differentiated in: those given where float64 is none of its dtypes."""
+    if again is None or output.dtype == torch.float64:
+        return loss, output
+    z = output.detach().double().requires_grad_()
+    try:
+        return again(z), z
+    except (RuntimeError, ValueError):  # class weights in float32, say
+        return loss, output
 
 
 def item_probe(n: int, size: int, like: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ class FactorGraph:
         kept = {key: names for key, names in blocks.items() if usable.issuperset(names)}
         wanted = {name for names in kept.values() for name in names}
         tapped = [tap for tap in taps.found if wanted.intersection(entry.name for entry in tap.entries)]
-        tied = self._open(judged.loss, output, tapped) if tapped else set()
+        tied = self._open(judged, tapped) if tapped else set()
         kept = {key: names for key, names in kept.items() if not tied.intersection(names)}
         self.factored = frozenset(kept)
         self.linear = self.factored - _bent(output, taps, kept)
@@ -260,9 +260,10 @@ class FactorGraph:
                 add_part(made, entry.name, entry.pull(slope.view(tap.shape)))
         return made
 
-    def _open(self, loss: Tensor, output: Tensor, tapped: list[Tap]) -> set[str]:
+    def _open(self, judged: Judged, tapped: list[Tap]) -> set[str]:
         """Sensitivities of every tapped layer by one backward pass; the parameters that have none that can be used."""
-        directions = output_directions(loss, output)
+        output = judged.output
+        directions = output_directions(judged.loss, output, judged.again)
         if directions is None:
             return {entry.name for tap in tapped for entry in tap.entries}
         self._signs = directions.signs
