@@ -23,13 +23,17 @@ import torch
 from .ours import analyse
 from .workloads import Problem, load, prepare
 
-__all__ = ["BATCHES", "available", "grown"]
+__all__ = ["BATCHES", "Refused", "available", "grown"]
 
 # Batches that are analysed; a training step takes one. With all their graphs kept, they hold many times what it holds.
 BATCHES = {"resnet32-8": 4, "gpt": 8}
 PART = 32  # of the first batch's examples: one in so many, for the unmeasured run
 
 _STATUS, _FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class Refused(Exception):
+    """The budget is too small for the analysis; with its own sentence."""
 
 
 def available() -> bool:
@@ -41,7 +45,10 @@ def grown(kind: str, name: str, budget: int | None = None) -> int:
     """Bytes that "analysis" or "step" takes at its peak, measured in a fresh process; ``budget`` for the analysis."""
     command = [sys.executable, "-m", "benchmarks.peak", kind, name, *([] if budget is None else [str(budget)])]
     root = Path(__file__).parents[1]
-    return int(subprocess.run(command, check=True, cwd=root, capture_output=True, text=True).stdout.split()[-1])
+    ran = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    if ran.returncode:
+        raise Refused(ran.stderr.strip().splitlines()[-1])
+    return int(ran.stdout.split()[-1])
 
 
 def _bytes(field: str) -> int:

@@ -13,11 +13,13 @@ from torch import Tensor
 from layerhess.blocks import Block
 from layerhess.bounds import ASSUMED_ROUNDING, FLOAT64_OF_FLOAT32, ROUNDING_SAFETY
 from layerhess.ledger import Ledger
+from layerhess.memory import Budget
 from layerhess.objective import Objective
 from layerhess.products.graph import GraphMaker
 from layerhess.products.reverse import BatchGraph
 from layerhess.sweep import Request, Sweep
 
+SHARE = 0.1  # of the budget, that the sample's graphs of either precision may keep between measurements
 VECTORS = 5  # of a block's candidates, spread from the first to the last
 
 
@@ -32,7 +34,7 @@ class RoundingMeter:
     Args:
         objective: in session. samples: prepared pieces of batches, see :class:`layerhess.sample.Sampler`.
         coarsest: the coarsest dtype in the objective's graph. ledger: counts under "rounding".
-        make_graph: as for the :class:`layerhess.sweep.Sweep` whose products are measured.
+        make_graph: as for the :class:`layerhess.sweep.Sweep` whose products are measured. memory: the budget.
     """
 
     def __init__(
@@ -42,12 +44,14 @@ class RoundingMeter:
         coarsest: torch.dtype,
         ledger: Ledger,
         make_graph: GraphMaker = BatchGraph,
+        memory: Budget = Budget(),  # noqa: B008  (frozen)
     ) -> None:
         self._objective = objective
         self._samples = samples
         self._ledger = ledger
         self._coarsest = coarsest
         self._make_graph = make_graph
+        self._memory = memory
         self._stack = ExitStack()
         self._sweeps: tuple[Sweep, Sweep] | None = None
         self.failure = ""
@@ -114,8 +118,8 @@ class RoundingMeter:
             own = self._objective.narrowed(self._samples)
             names = list(self._objective.parameters)
             self._sweeps = (
-                Sweep(own, names, self._ledger, keep=0.1, make_graph=self._make_graph),
-                Sweep(copied, names, self._ledger, keep=0.1, make_graph=self._make_graph),
+                Sweep(own, names, self._ledger, keep=SHARE, make_graph=self._make_graph, memory=self._memory),
+                Sweep(copied, names, self._ledger, keep=SHARE, make_graph=self._make_graph, memory=self._memory),
             )
         return self._sweeps
 

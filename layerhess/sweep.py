@@ -290,8 +290,9 @@ class Sweep:
             before = used_bytes(self.objective.device)
             graph = self._make_graph(self.objective, batch, self._names, self.ledger)
             yield graph
-            # Measured after the products: what double backward holds on to belongs to the graph.
-            self._used += max(0.0, used_bytes(self.objective.device) - before)
+            # Measured after the products: what double backward holds on to belongs to the graph. Where memory that was
+            # given back before is used again, the process does not grow, so what a graph says of itself counts as well.
+            self._used += max(0.0, used_bytes(self.objective.device) - before, float(graph.nbytes))
             if self._budget and all_kept and self._used < self._budget:
                 self._kept.append(graph)
             else:
