@@ -19,6 +19,9 @@ from layerhess.products.reverse import BatchGraph
 from layerhess.sweep import Request, Sweep
 
 
+GROWTH = 10**7  # bytes that the process seems to grow by at a look: more than a graph says it holds
+
+
 def net(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 3)).double()
@@ -53,9 +56,9 @@ def test_kept_graphs_give_the_products_of_fresh_ones_without_another_forward() -
 
 @pytest.mark.parametrize("fits", [0, 1, 2, 3])
 def test_as_many_graphs_are_kept_as_fit_the_budget(monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
-    used = iter(range(0, 10_000, 100))
+    used = iter(range(0, 100 * GROWTH, GROWTH))
     monkeypatch.setattr(sweep_module, "used_bytes", lambda device: next(used))
-    monkeypatch.setattr("layerhess.memory.free_bytes", lambda device: 100 * fits + 50)
+    monkeypatch.setattr("layerhess.memory.free_bytes", lambda device: GROWTH * fits + GROWTH // 2)
     objective = Objective(net(), batches(), nn.CrossEntropyLoss())
     ledger = Ledger()
     with objective.session():
@@ -69,9 +72,9 @@ def test_as_many_graphs_are_kept_as_fit_the_budget(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("fits", [1, 3])
 def test_batches_that_may_change_places_are_kept_all_or_not_at_all(monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
-    used = iter(range(0, 10_000, 100))
+    used = iter(range(0, 100 * GROWTH, GROWTH))
     monkeypatch.setattr(sweep_module, "used_bytes", lambda device: next(used))
-    monkeypatch.setattr("layerhess.memory.free_bytes", lambda device: 100 * fits + 50)
+    monkeypatch.setattr("layerhess.memory.free_bytes", lambda device: GROWTH * fits + GROWTH // 2)
     loader = DataLoader(TensorDataset(*examples()), batch_size=30, shuffle=True)
     objective = Objective(net(), loader, nn.CrossEntropyLoss())
     reference = lh.Hessian(Objective(net(), examples(), nn.CrossEntropyLoss()))
