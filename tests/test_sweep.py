@@ -18,7 +18,6 @@ from layerhess.objective import Objective
 from layerhess.products.reverse import BatchGraph
 from layerhess.sweep import Request, Sweep
 
-
 GROWTH = 10**7  # bytes that the process seems to grow by at a look: more than a graph says it holds
 
 
