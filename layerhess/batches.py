@@ -175,24 +175,6 @@ def take(batch: Any, index: slice | Tensor) -> Any:
     return tree_map(lambda tensor: tensor[index.to(tensor.device) if isinstance(index, Tensor) else index], batch)
 
 
-def joined(parts: list[Any]) -> list[Any]:
-    """The parts of several batches as one batch, where they fit together along dimension 0; else as they are."""
-    if len(parts) < 2:
-        return parts
-    each = [tensors(part) for part in parts]
-    first = each[0]
-    alike = all(
-        len(own) == len(first)
-        and all(a.shape[1:] == b.shape[1:] and a.dtype == b.dtype and a.ndim for a, b in zip(own, first, strict=True))
-        for own in each
-    )
-    skeletons = [tree_map(lambda tensor: None, part) for part in parts]
-    if not alike or any(skeleton != skeletons[0] for skeleton in skeletons):
-        return parts
-    columns = iter([torch.cat(column) for column in zip(*each, strict=True)])
-    return [tree_map(lambda tensor: next(columns), parts[0])]
-
-
 def halves(batch: Any) -> tuple[Any, Any] | None:
     """The batch in two unequal parts, or None if it cannot be split."""
     size = leading_size(batch)

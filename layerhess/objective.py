@@ -77,6 +77,7 @@ class Objective:
         self._note_compiled_parts()
         self._refuse_split_batch_norm()
         self._warn_half_precision()
+        self.thrice = False  # the loss itself differentiates the network, found out when that becomes the third time
         self._depth = 0
 
     # -- reading the data ---------------------------------------------------------------------------------------

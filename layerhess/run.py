@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from layerhess.arguments import Arguments
 from layerhess.blocks import Block, Partition, Scheme, make_block
@@ -22,7 +21,6 @@ from layerhess.ledger import Ledger
 from layerhess.objective import Objective
 from layerhess.paths.factors import graph_maker, note_on_licence
 from layerhess.paths.gram import gram_processes, refuse_unlicensed
-from layerhess.paths.start import starts
 from layerhess.pieces import piece_size
 from layerhess.products.graph import GraphMaker
 from layerhess.progress import Progress
@@ -118,7 +116,6 @@ class Run:
         tasks = make_tasks(
             self._operators(), self.checked, self.wanted, tol=self.arguments.tol, seed=self.arguments.seed, ready=ready,
             method=self.arguments.method, device=self.objective.device, memory=self.arguments.memory,
-            starts=self._starts(),
         )  # fmt: skip
         self.estimation = self._estimation(tasks, torch.finfo(coarsest).eps, sweep)
         self._note(*self.estimation.notes)
@@ -227,20 +224,6 @@ class Run:
         if self.arguments.full:
             made[FULL] = self.full_block
         return made
-
-    def _starts(self) -> Mapping[str, Tensor]:
-        assert self.surveyed is not None and self.checked is not None
-        quiet = self.checked.failed.keys() | self.checked.zero_suspects | self.checked.licence.blocks.keys()
-        blocks = {name: block for name, block in self._operators().items() if name not in quiet}
-        if not self.wanted.total or self.arguments.method != "lanczos":
-            return {}
-        found = starts(
-            self.objective, self.surveyed, blocks, self.wanted, self.arguments.curvature.make_graph, self.ledger,
-            seed=self.arguments.seed, memory=self.arguments.memory, uncut=bool(self.checked.uncut),
-            checkpoint=self.checkpoint, time_limit=self.arguments.time_limit, begun=self.started,
-        )  # fmt: skip
-        self._note(found.note(self.surveyed.examples))
-        return found.vectors
 
     def _covered(self) -> list[str]:
         covered = {name for block in self.divided.blocks for name in block.parameters}

@@ -20,6 +20,7 @@ from layerhess.objective import Objective
 from layerhess.products.graph import Graph, GraphMaker, add_part
 from layerhess.products.hybrid import Hybrid, HybridGraph
 from layerhess.products.reverse import BatchGraph
+from layerhess.products.twice import AGAIN
 from layerhess.vectors import solver_device
 
 FULL = "(full)"
@@ -118,18 +119,21 @@ class Sweep:
             InputError: the data changed or ran out between passes; out of memory (the message names a size that fits).
             CheckError: the loss of the whole data changed between passes.
         """
-        start = time.perf_counter()
+        start, again = time.perf_counter(), False
         try:
             return self._run(requests, onlooker)
         except (RuntimeError, MemoryError) as error:
             # A model that writes into buffers of its own spoils what earlier batches keep: then nothing is kept.
             spoilt = OVERWRITTEN in str(error) and bool(self._budget or self._kept)
-            if not (spoilt or is_out_of_memory(error)):
+            again = AGAIN in str(error) and not self.objective.thrice
+            self.objective.thrice = self.objective.thrice or again
+            if not (spoilt or again or is_out_of_memory(error)):
                 raise
         finally:
             self.seconds = time.perf_counter() - start
         self.release()
-        self._budget = 0.0
+        if not again:
+            self._budget = 0.0
         try:
             return self._run(requests, onlooker)
         except (RuntimeError, MemoryError) as error:
@@ -290,8 +294,8 @@ class Sweep:
             before = used_bytes(self.objective.device)
             graph = self._make_graph(self.objective, batch, self._names, self.ledger)
             yield graph
-            # Measured after the products: what double backward holds on to belongs to the graph. Where memory that was
-            # given back before is used again, the process does not grow, so what a graph says of itself counts as well.
+            # After the products, since what double backward holds on to belongs to the graph. A process that uses again
+            # what it gave back does not grow, so what a graph says of itself counts as well.
             self._used += max(0.0, used_bytes(self.objective.device) - before, float(graph.nbytes))
             if self._budget and all_kept and self._used < self._budget:
                 self._kept.append(graph)

@@ -66,15 +66,13 @@ def make_tasks(
     method: str,
     device: torch.device,
     memory: Budget,
-    starts: Mapping[str, torch.Tensor],
     ready: Mapping[str, Process] | None = None,
 ) -> list[Task]:
     """A task for every operator that passed the self-check.
 
     Args:
         operators: name -> block, the full model included if it is asked for. wanted: which eigenpairs; with none, small
-            blocks are read whole all the same, since nothing is cheaper. starts: name -> (P_b,) where its solver is to
-            begin, for some of them. ready: solvers that some of them have already.
+            blocks are read whole all the same, since nothing is cheaper. ready: solvers that some of them have already.
 
     Raises:
         InputError: the solvers' vectors do not fit the memory.
@@ -90,7 +88,7 @@ def make_tasks(
     tasks = []
     for name, block in operators.items():
         process = ready.get(name) or make_process(
-            block, wanted, tol=tol, seed=seed, method=method, device=device, basis_limit=limit, start=starts.get(name)
+            block, wanted, tol=tol, seed=seed, method=method, device=device, basis_limit=limit
         )
         test = ZeroTest(source(block, seed, place), place) if name in checked.zero_suspects else None
         licence = checked.licence

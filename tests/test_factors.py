@@ -357,3 +357,14 @@ def test_a_very_sure_network_has_no_direction_more_in_float32() -> None:
     weighted = nn.CrossEntropyLoss(weight=torch.ones(4), reduction="sum")  # float32 weights: no float64 loss of it
     there = output_directions(weighted(output, target), output, lambda z: weighted(z, target))
     assert there is not None and torch.isfinite(there.roots).all()
+
+
+def test_a_criterion_that_minds_float64_outputs_keeps_its_factors() -> None:
+    """HuberLoss takes a float64 output with a float32 target, and only its second derivative does not."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    data = (torch.randn(20, 4), torch.randn(20, 2))
+    found = lh.analyze(lh.Objective(model, data, nn.HuberLoss()), full=False, path="factors")
+    exact = lh.analyze(lh.Objective(model, data, nn.HuberLoss()), full=False, path="exact")
+    for one, other in zip(found.blocks.values(), exact.blocks.values(), strict=True):
+        assert abs(one.eigenvalues[0] - other.eigenvalues[0]) <= one.error_bounds[0] + other.error_bounds[0]

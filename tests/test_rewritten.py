@@ -145,3 +145,78 @@ def test_recomputed_activations_give_the_same_products() -> None:
     found = lh.Hessian(lh.Objective(model, data, nn.CrossEntropyLoss())).to_dense()
     same = lh.Hessian(lh.Objective(plain, data, nn.CrossEntropyLoss())).to_dense()
     assert torch.allclose(found, same, rtol=1e-10, atol=1e-13)
+
+
+class _Energy(nn.Module):
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 8), act, nn.Linear(8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+@pytest.mark.parametrize("act", [nn.SiLU(), nn.GELU(), nn.Softmax(-1)], ids=str)
+@pytest.mark.parametrize("through", ["analyze", "Hessian"])
+def test_losses_that_differentiate_the_network_themselves_still_work(act: nn.Module, through: str) -> None:
+    """Matching forces takes a third derivative: then torch's own forms run (LayerNorm's is wrong there, and refused)."""
+    torch.manual_seed(0)
+    model = _Energy(act).double()
+    data = (torch.randn(12, 3, dtype=torch.float64), torch.randn(12, 3, dtype=torch.float64))
+
+    @torch.enable_grad()
+    def forces(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+        x, f = batch
+        x = x.detach().requires_grad_()
+        (g,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        return ((g - f) ** 2).sum(), len(x)
+
+    weight = model.net[2].weight
+    total, count = forces(model, data)
+    (g,) = torch.autograd.grad(total / count, weight, create_graph=True)
+    rows = [torch.autograd.grad(entry, weight, retain_graph=True)[0].flatten() for entry in g.flatten()]
+    dense = torch.stack(rows).detach()
+    objective = lh.Objective(model, data, lh.batch_loss(forces))
+    if through == "analyze":
+        found = lh.analyze(objective, blocks="weight").blocks["net.2.weight"]
+        assert abs(found.eigenvalues[0] - float(torch.linalg.eigvalsh(dense)[-1])) <= found.error_bounds[0] + 1e-12
+    else:
+        block = lh.Hessian(objective, blocks="weight").block("net.2.weight").to_dense()
+        assert torch.allclose(block, dense, rtol=1e-9, atol=1e-12)
+
+
+def test_what_layer_norm_returns_may_be_overwritten() -> None:
+    class Modulated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+            self.norm = nn.LayerNorm(8, elementwise_affine=False)
+
+        def forward(self, x: Tensor, overwrite: bool = True) -> Tensor:
+            z = self.norm(self.a(x))
+            if overwrite:
+                z *= 1.5
+                z += 0.1
+                return self.b(z)
+            return self.b(z * 1.5 + 0.1)
+
+    torch.manual_seed(0)
+    model = Modulated().double()
+    x, y = torch.randn(9, 5, dtype=torch.float64), torch.randint(0, 3, (9,))
+    found = lh.Hessian(lh.Objective(model, (x, y), nn.CrossEntropyLoss()), blocks="weight").block("a.weight").to_dense()
+    (g,) = torch.autograd.grad(F.cross_entropy(model(x, False), y), model.a.weight, create_graph=True)
+    rows = [torch.autograd.grad(entry, model.a.weight, retain_graph=True)[0].flatten() for entry in g.flatten()]
+    assert torch.allclose(found, torch.stack(rows), rtol=1e-9, atol=1e-12)
+
+
+def test_transforms_forward_mode_and_out_arguments_meet_torchs_own_functions() -> None:
+    x, w = torch.randn(3, 6), torch.randn(4, 6)
+    with Rewritten():
+        assert torch.func.vmap(lambda w: F.layer_norm(x, (6,), w))(w).shape == (4, 3, 6)
+        assert torch.func.vmap(lambda w: F.gelu(x) * w.sum())(w).shape == (4, 3, 6)
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+            assert torch.autograd.forward_ad.unpack_dual(F.silu(dual)).tangent is not None
+        buffer = torch.empty(3, 6)
+        assert torch.softmax(x, -1, out=buffer) is buffer
+    assert "Silu" in str(F.silu(x.requires_grad_()).grad_fn)

@@ -15,6 +15,7 @@ from layerhess.nodes import walk
 from layerhess.objective import Objective
 from layerhess.products.graph import Graph, GraphMaker
 from layerhess.products.reverse import BatchGraph
+from layerhess.products.twice import AGAIN
 from layerhess.watch import ONCE_DIFFERENTIABLE, Trace
 
 ONCE = "Error"  # the autograd node that torch puts behind what may be differentiated once
@@ -50,6 +51,9 @@ def check_second_derivative(
     except InputError:
         raise
     except RuntimeError as error:
+        if AGAIN in str(error) and not objective.thrice:
+            objective.thrice = True
+            return check_second_derivative(objective, sample, names, seen, ledger, make_graph)
         refusal = None if is_out_of_memory(error) else _no_second_derivative(error, seen)
         if refusal is None:
             raise

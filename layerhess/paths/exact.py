@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from layerhess.blocks import Block
 from layerhess.errors import InputError
@@ -19,15 +18,13 @@ BASIS_SHARE = 0.25  # of the free memory, for the bases of all solvers together
 METHODS = ("lanczos", "power")
 
 
-def source(block: Block, seed: int, device: torch.device, purpose: str = "") -> Source:
-    """Random unit vectors of the block, others for every purpose: draw number -> (P_b,) float64."""
-    label = f"{purpose} {block.name}" if purpose else block.name
-    return lambda number: random_unit(block.numel, seed, label, number, device)
+def source(block: Block, seed: int, device: torch.device) -> Source:
+    """Random unit vectors of the block: draw number -> (P_b,) float64."""
+    return lambda number: random_unit(block.numel, seed, block.name, number, device)
 
 
 def make_process(
     block: Block, wanted: Wanted, *, tol: float, seed: int, method: str, device: torch.device, basis_limit: int,
-    start: Tensor | None = None,
 ) -> Process:  # fmt: skip
     """The solver for one block: LAPACK for a small one, thick-restart Lanczos otherwise, or power iteration."""
     device = solver_device(device)
@@ -36,7 +33,7 @@ def make_process(
         return Power(block.numel, tol, draw, device=device)
     if goes_dense(block.numel, wanted):
         return Dense(block.numel, wanted, device)
-    return Lanczos(block.numel, wanted, tol, draw, basis_limit=basis_limit, device=device, start=start)
+    return Lanczos(block.numel, wanted, tol, draw, basis_limit=basis_limit, device=device)
 
 
 def goes_dense(numel: int, wanted: Wanted) -> bool:

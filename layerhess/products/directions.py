@@ -46,7 +46,17 @@ def output_directions(
     size = output.numel() // n
     if size > MOST_DIRECTIONS or not loss.requires_grad or output.dtype not in SAME_SUM:
         return None
-    loss, z = _judged_in_float64(loss, output, again)
+    if again is not None and output.dtype != torch.float64:
+        z = output.detach().double().requires_grad_()
+        try:
+            return _of_items(again(z), z, output.dtype)
+        except (RuntimeError, ValueError):  # class weights or targets in float32, where the criterion minds
+            pass
+    return _of_items(loss, output, output.dtype)
+
+
+def _of_items(loss: Tensor, z: Tensor, dtype: torch.dtype) -> Directions | None:
+    n, size = len(z), z.numel() // len(z)
     found: Tensor | None = torch.autograd.grad(loss, [z], create_graph=True, allow_unused=True)[0]
     if found is None:
         return None
@@ -71,22 +81,11 @@ def output_directions(
     order = values.abs().argsort(dim=1, descending=True)
     values = values.gather(1, order)
     vectors = vectors.gather(2, order.unsqueeze(1).expand_as(vectors))
-    floor = NEGLIGIBLE * torch.finfo(output.dtype).eps * values.abs().amax(dim=1, keepdim=True)
+    floor = NEGLIGIBLE * torch.finfo(dtype).eps * values.abs().amax(dim=1, keepdim=True)
     rank = max(1, int((values.abs() > floor).any(dim=0).sum()))
     values, vectors = values[:, :rank], vectors[:, :, :rank]
     roots = lengths.unsqueeze(2) * vectors * values.abs().sqrt().unsqueeze(1)
-    return Directions(roots.to(output.dtype), values.sign().to(output.dtype), slope.detach().to(output.dtype))
-
-
-def _judged_in_float64(loss: Tensor, output: Tensor, again: Callable[[Tensor], Tensor] | None) -> tuple[Tensor, Tensor]:
-    """The loss and the output it is to be differentiated in: those given where float64 is none of its dtypes."""
-    if again is None or output.dtype == torch.float64:
-        return loss, output
-    z = output.detach().double().requires_grad_()
-    try:
-        return again(z), z
-    except (RuntimeError, ValueError):  # class weights in float32, say
-        return loss, output
+    return Directions(roots.to(dtype), values.sign().to(dtype), slope.detach().to(dtype))
 
 
 def item_probe(n: int, size: int, like: Tensor) -> Tensor:

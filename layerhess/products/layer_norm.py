@@ -18,16 +18,16 @@ class _Normalise(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, shape: Sequence[int], eps: float) -> Tensor:
         normal, mean, rate = torch.native_layer_norm(x, shape, None, None, eps)
         ctx.shape = shape
-        ctx.save_for_backward(x, normal, mean, rate)
+        ctx.save_for_backward(x, mean, rate)  # and not what is returned, which the network may overwrite
         return normal
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        x, normal, mean, rate = ctx.saved_tensors
+        x, mean, rate = ctx.saved_tensors
         g = gradients[0]
         if not torch.is_grad_enabled():
             return _projected(g, x, mean, rate, ctx.shape), None, None
-        return _Back.apply(g, x, normal.detach(), mean, rate, ctx.shape), None, None  # type: ignore[no-untyped-call]
+        return _Back.apply(g, x, mean, rate, ctx.shape), None, None  # type: ignore[no-untyped-call]
 
 
 class _Back(torch.autograd.Function):
@@ -38,9 +38,10 @@ class _Back(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, x: Tensor, normal: Tensor, mean: Tensor, rate: Tensor, shape: Any) -> Tensor:
+    def forward(ctx: Any, g: Tensor, x: Tensor, mean: Tensor, rate: Tensor, shape: Any) -> Tensor:
         ctx.shape, ctx.dims = shape, tuple(range(x.ndim - len(shape), x.ndim))
         back = _projected(g, x, mean, rate, shape)
+        normal = (x - mean) * rate
         a, level = (part.mean(ctx.dims, keepdim=True) for part in (g * normal, g))
         ctx.save_for_backward(g, x, normal, mean, rate, back, a, level)
         return back
@@ -53,7 +54,7 @@ class _Back(torch.autograd.Function):
         b, form, height = (part.mean(ctx.dims, keepdim=True) for part in (h * normal, h * g, h))
         e = form - height * level - a * b
         bent = (normal * (rate * e)).addcmul_(own, a).addcmul_(back, b).mul_(-rate)
-        return last(own, h, x), last(bent, h, g, x), None, None, None, None
+        return last(own, h, x), last(bent, h, g, x), None, None, None
 
 
 def _projected(g: Tensor, x: Tensor, mean: Tensor, rate: Tensor, shape: Any) -> Tensor:

@@ -30,7 +30,7 @@ class BatchGraph:
     def __init__(self, objective: Objective, batch: Any, names: Iterable[str], ledger: Ledger) -> None:
         self._ledger = ledger
         self._parameters = {name: objective.parameters[name] for name in names}
-        with Rewritten():
+        with Rewritten(objective.thrice):
             loss, self.count = objective.terms(batch)
         ledger.count("forwards")
         self.loss_sum = float(loss.detach().double())

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from layerhess.products.affine_norm import batch_norm
@@ -30,7 +31,8 @@ class Rewritten(TorchFunctionMode):
     """Inside this context calls of :data:`FORMS` run in their other form.
 
     Where someone packs saved tensors (activation checkpointing), the forward pass may be repeated outside this context
-    and has to save the same ones: there nothing is rewritten.
+    and has to save the same ones: there nothing is rewritten. Nor is anything inside transforms of torch.func and
+    forward-mode differentiation, which the other forms do not know.
 
     Args:
         thrice: what is made will be differentiated three times: BatchNorm alone is then rewritten.
@@ -43,7 +45,7 @@ class Rewritten(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         form = self._forms.get(func)
-        if form is None or not _may_be_rewritten(args[0] if args else kwargs.get("input")):
+        if form is None or "out" in kwargs or not _may_be_rewritten(args[0] if args else kwargs.get("input")):
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             return form(*args, **kwargs)
@@ -53,4 +55,5 @@ def _may_be_rewritten(x: Any) -> bool:
     if type(x) not in (Tensor, torch.nn.Parameter) or x.dtype not in EXACT:
         return False
     top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    return top is not None and top(True) is None and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    return top is not None and top(True) is None and not transformed

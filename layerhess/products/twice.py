@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+AGAIN = "differentiated a third time"
+
 
 class _Last(torch.autograd.Function):
     @staticmethod
@@ -18,7 +20,7 @@ class _Last(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        raise RuntimeError("a function that is known to the second derivative only was differentiated a third time")
+        raise RuntimeError(f"a function that is known to the second derivative only was {AGAIN}")
 
 
 def last(value: Tensor, *sources: Tensor) -> Tensor:
