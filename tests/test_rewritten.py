@@ -159,7 +159,7 @@ class _Energy(nn.Module):
 @pytest.mark.parametrize("act", [nn.SiLU(), nn.GELU(), nn.Softmax(-1)], ids=str)
 @pytest.mark.parametrize("through", ["analyze", "Hessian"])
 def test_losses_that_differentiate_the_network_themselves_still_work(act: nn.Module, through: str) -> None:
-    """Matching forces takes a third derivative: then torch's own forms run (LayerNorm's is wrong there, and refused)."""
+    """Matching forces takes a third derivative: torch's own forms run then (its LayerNorm's is wrong: refused)."""
     torch.manual_seed(0)
     model = _Energy(act).double()
     data = (torch.randn(12, 3, dtype=torch.float64), torch.randn(12, 3, dtype=torch.float64))
