@@ -1,4 +1,4 @@
-"""The same functions, written so that differentiating them twice costs less: norms, smooth activations, softmax."""
+"""The same functions, written so that differentiating them twice costs less."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from layerhess.products.affine_norm import batch_norm
+from layerhess.products.convolution import conv1d, conv2d, conv3d
 from layerhess.products.layer_norm import layer_norm
 from layerhess.products.smooth import gelu, silu
 from layerhess.products.softmax import softmax
 
+AT_ANY_ORDER: dict[Any, Any] = {F.batch_norm: batch_norm, F.conv1d: conv1d, F.conv2d: conv2d, F.conv3d: conv3d}
 FORMS: dict[Any, Any] = {
-    F.batch_norm: batch_norm,
+    **AT_ANY_ORDER,
     F.layer_norm: layer_norm,
     F.gelu: gelu,
     F.silu: silu,
@@ -35,12 +37,12 @@ class Rewritten(TorchFunctionMode):
     forward-mode differentiation, which the other forms do not know.
 
     Args:
-        thrice: what is made will be differentiated three times: BatchNorm alone is then rewritten.
+        thrice: what is made will be differentiated three times: only forms good at any order are then used.
     """
 
     def __init__(self, thrice: bool = False) -> None:
         super().__init__()
-        self._forms = {F.batch_norm: batch_norm} if thrice else FORMS
+        self._forms = AT_ANY_ORDER if thrice else FORMS
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
