@@ -42,10 +42,11 @@ class Budget:
     """What an analysis may take beyond the memory that was in use when it began.
 
     Attributes:
-        limit: bytes; None for what is free.
+        limit: bytes; None for what is free. asked: by the user, who then gets less rather than more.
     """
 
     limit: int | None = None
+    asked: bool = True
 
     def free(self, device: torch.device) -> int:
         """Bytes that may still be planned with on ``device``."""

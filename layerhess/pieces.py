@@ -1,4 +1,4 @@
-"""How many examples at a time: pieces of batches whose graphs fit a memory budget."""
+"""How much memory by default, and how many examples at a time: pieces of batches whose graphs fit a budget."""
 
 from __future__ import annotations
 
@@ -7,20 +7,41 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from layerhess import batches
 from layerhess.blocks import Block
 from layerhess.ledger import Ledger
-from layerhess.memory import PIECE_SHARE, Budget
+from layerhess.memory import PIECE_SHARE, Budget, free_bytes
 from layerhess.objective import Objective
 from layerhess.products.graph import GraphMaker
 from layerhess.survey import Survey
+
+USUAL = 16 << 30  # bytes that an analysis may take by default, whatever the model
+STEPS = 2.5  # or as many times a training step's, where that is more: who can train a model has them
+UNCUT_SHARE = 0.3  # of the default, up to which the graph of a batch stays whole
+
+
+def default_budget(step: int, device: torch.device) -> Budget:
+    """What graphs and factors take where nobody says: a few training steps' memory, and never more than is free.
+
+    Those of many batches could fill any machine. Solvers' vectors are what the question asks for, and not meant here.
+
+    Args:
+        step: bytes of a training step, see :func:`step_bytes`.
+    """
+    return Budget(min(free_bytes(device), max(USUAL, int(STEPS * step))), asked=False)
+
+
+def surely_fits(step: int, directions: int, memory: Budget) -> bool:
+    """Whether no batch's graph can be too large for the default: factors hold each output once a direction."""
+    return not memory.asked and memory.limit is not None and (directions + 4) * step <= UNCUT_SHARE * memory.limit
 
 
 def piece_size(
     objective: Objective, surveyed: Survey, make_graph: GraphMaker, blocks: Sequence[Block], memory: Budget
 ) -> int | None:
-    """Examples a piece may have, or None where batches fit as they are or no budget is given (in session).
+    """Examples a piece may have, or None where batches fit as they are (in session).
 
     What a graph holds on to is counted on the sample and taken as proportional to the number of examples.
 
@@ -31,23 +52,64 @@ def piece_size(
     if memory.limit is None or not size:
         return None
     per_example = graph_bytes(objective, surveyed.sample, make_graph, blocks) / size
+    whole = (PIECE_SHARE if memory.asked else UNCUT_SHARE) * memory.limit
+    if per_example * surveyed.largest <= whole:
+        return None
     fits = max(1, int(PIECE_SHARE * memory.limit / max(per_example, 1.0)))
-    return fits if fits < surveyed.longest else None
+    return fits if fits < surveyed.largest else None
+
+
+def step_bytes(objective: Objective, surveyed: Survey) -> int:
+    """Bytes of one training step on the largest batch: saved tensors, gradients, and as much for an optimiser.
+
+    Counted on the sample and taken as proportional to the number of examples (in session). A sample that cannot be
+    evaluated counts nothing; whoever evaluates it next has the words for that.
+    """
+    size = batches.leading_size(surveyed.sample)
+    weights = sum(p.numel() * p.element_size() for p in objective.parameters.values())
+    with _Saved(objective) as saved:
+        try:
+            objective.terms(surveyed.sample)
+        except (RuntimeError, MemoryError):
+            return 2 * weights
+    return int(saved.nbytes * (surveyed.largest / size if size else 1.0)) + 2 * weights
 
 
 def graph_bytes(objective: Objective, batch: Any, make_graph: GraphMaker, blocks: Sequence[Block]) -> int:
     """Bytes that one batch's graph and products of the blocks hold on to, weights not counted."""
-    weights = {p.untyped_storage().data_ptr() for p in objective.model.parameters()}
-    held: list[Tensor] = []  # all of them until the end, so that no address is used twice
-
-    def pack(tensor: Tensor) -> Tensor:
-        held.append(tensor)
-        return tensor
-
     names = list(dict.fromkeys(name for block in blocks for name in block.parameters))
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with _Saved(objective) as saved:
         graph = make_graph(objective, batch, names, Ledger())
         for block in blocks:
             graph.product(block.parameters, {name: objective.parameters[name].detach() for name in block.parameters})
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in held}
-    return sum(size for place, size in storages.items() if place not in weights) + graph.nbytes
+    return saved.nbytes + graph.nbytes
+
+
+class _Saved:
+    """While this is on, what autograd saves is noted; afterwards no graph that was made has it any more.
+
+    Attributes:
+        nbytes: of all of it, each storage once, weights not counted; known at the end.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        # A node that held its own output without a box in between would never die.
+        self._hooks = saved_tensors_hooks(self._pack, lambda box: box[0])
+        self._weights = {p.untyped_storage().data_ptr() for p in objective.model.parameters()}
+        self._boxes: list[list[Tensor]] = []  # all of them until the end, so that no address is used twice
+        self.nbytes = 0
+
+    def _pack(self, tensor: Tensor) -> list[Tensor]:
+        self._boxes.append([tensor])
+        return self._boxes[-1]
+
+    def __enter__(self) -> _Saved:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.__exit__(*error)
+        storages = {box[0].untyped_storage().data_ptr(): box[0].untyped_storage().nbytes() for box in self._boxes}
+        self.nbytes = sum(size for place, size in storages.items() if place not in self._weights)
+        for box in self._boxes:
+            box.clear()

@@ -21,7 +21,7 @@ from layerhess.ledger import Ledger
 from layerhess.objective import Objective
 from layerhess.paths.factors import graph_maker, note_on_licence
 from layerhess.paths.gram import gram_processes, refuse_unlicensed
-from layerhess.pieces import piece_size
+from layerhess.pieces import default_budget, piece_size, step_bytes, surely_fits
 from layerhess.products.graph import GraphMaker
 from layerhess.progress import Progress
 from layerhess.restore import preserved_random_state
@@ -62,6 +62,8 @@ class Run:
         self.ledger = Ledger()
         self.notes: list[str] = []
         self.checkpoint: Any = lambda: None
+        self.memory = arguments.memory  # for graphs and factors
+        self.step = 0  # bytes of a training step
         self.surveyed: Survey | None = None
         self.checked: SelfCheck | None = None
         self.schedule: Schedule | None = None
@@ -78,6 +80,9 @@ class Run:
         self._note(*self.objective.notes)
         with self.ledger.during("survey"):
             self.surveyed = survey(self.objective, self.ledger, self.checkpoint)
+            if self.memory.limit is None:
+                self.step = step_bytes(self.objective, self.surveyed)
+                self.memory = default_budget(self.step, self.objective.device)
         with self.ledger.during("checks"):
             self.checked = self_check(
                 self.objective, self.surveyed, self._operators(), self.full_block, self.arguments.seed, self.ledger,
@@ -102,11 +107,11 @@ class Run:
         make = graph_maker(self.arguments.curvature, self.checked.licence)
         sweep = Sweep(
             self._cut(make), names, self.ledger, checkpoint=self.checkpoint, make_graph=make, time_unit=True,
-            memory=self.arguments.memory,
+            memory=self.memory,
         )  # fmt: skip
         sweep.expected = (self.surveyed.loss_sum, self.surveyed.count)
         coarsest = self.checked.trace.coarsest
-        samples, memory = self.surveyed.samples, self.arguments.memory
+        samples, memory = self.surveyed.samples, self.memory
         meter = RoundingMeter(self.objective, samples, coarsest, self.ledger, make, memory)
         ready = gram_processes(
             sweep, self._operators(), self.checked, self.wanted, path=self.arguments.path, seed=self.arguments.seed,
@@ -243,11 +248,12 @@ class Run:
         )  # fmt: skip
 
     def _cut(self, make: GraphMaker) -> Objective:
-        """The objective, in pieces whose graphs fit the budget where one is given."""
+        """The objective, in pieces whose graphs fit the budget where batches do not."""
         assert self.surveyed is not None and self.checked is not None
         size, blocks = None, list(self._operators().values())
-        if not self.checked.uncut:
-            size = piece_size(self.objective, self.surveyed, make, blocks, self.arguments.memory)
+        directions = max((work.directions for work in self.checked.licence.works.values()), default=0)
+        if not self.checked.uncut and not surely_fits(self.step, directions, self.memory):
+            size = piece_size(self.objective, self.surveyed, make, blocks, self.memory)
         if size is None:
             return self.objective
         self._note(f"memory: batches are cut into pieces of {size} examples to stay within the budget")

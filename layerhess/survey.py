@@ -32,7 +32,7 @@ class Survey:
         examples: sum of the first dimensions, 0 where unknown. batches: pieces evaluated.
         samples: prepared pieces of up to three batches, see :class:`layerhess.sample.Sampler`. sample_size: their
             examples together, 0 if unknown. longest: the most terms that are summed up in one batch.
-        places: which batches the samples are pieces of.
+        places: which batches the samples are pieces of. largest: the examples of the largest batch, 0 if unknown.
     """
 
     loss_sum: float
@@ -43,6 +43,7 @@ class Survey:
     sample_size: int
     longest: float
     places: list[int]
+    largest: int
 
     @property
     def sample(self) -> Any:
@@ -89,7 +90,7 @@ def _survey(objective: Objective, ledger: Ledger, checkpoint: Callable[[], None]
     examples: int | None = 0
     number = 0
     sampler = Sampler(objective)
-    longest = 1.0
+    longest, largest = 1.0, 0
     first: Any = None
     checked = not objective.evaluation.count_is_exact
     for number, batch in enumerate(objective.batches(), 1):
@@ -103,7 +104,7 @@ def _survey(objective: Objective, ledger: Ledger, checkpoint: Callable[[], None]
         total += count
         size = batches.leading_size(batch)
         examples = None if size is None or examples is None else examples + size
-        longest = max(longest, count, size or 1)
+        longest, largest = max(longest, count, size or 1), max(largest, size or 0)
         sampler.offer(number - 1, batch, value, count)
         if checked and number > 1:  # a single batch may be summed up in any way
             if number == 2:
@@ -121,7 +122,9 @@ def _survey(objective: Objective, ledger: Ledger, checkpoint: Callable[[], None]
     chosen = sampler.chosen(examples or 0) or [(0, next(iter(objective.batches())))]
     places, samples = [index for index, _ in chosen], [piece for _, piece in chosen]
     sizes = [batches.leading_size(piece) or 0 for piece in samples]
-    return Survey(loss_sum, total, examples or 0, number, samples, sum(sizes) if all(sizes) else 0, longest, places)
+    return Survey(
+        loss_sum, total, examples or 0, number, samples, sum(sizes) if all(sizes) else 0, longest, places, largest
+    )
 
 
 def _surveyed(objective: Objective, batch: Any, where: str) -> tuple[float, float]:
