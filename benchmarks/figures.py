@@ -113,8 +113,8 @@ def peak_memory(runs: int) -> Iterator[Figure]:
     if not peak.available():
         say("  peak memory: not available on this system")
         return
-    for name, batches in peak.BATCHES.items():
-        prepare(name, say)
+    for name, case in peak.CASES.items():
+        prepare(case.workload, say)
         step = peak.grown("step", name)
         for title, budget in (("default budget", None), ("a budget of 3 steps", 3 * step)):
             try:
@@ -124,7 +124,7 @@ def peak_memory(runs: int) -> Iterator[Figure]:
                 continue
             say(f"  {name}, {title}: training step {step / 2**20:.0f} MiB, analysis {taken / 2**20:.0f} MiB")
             details: dict[str, object] = {"step": step, "analysis": taken}
-            title = f"peak memory over a training step's, {name}, {batches} batches, {title}"
+            title = f"peak memory over a training step's, {name}, {title}"
             yield Figure(title, taken / step, Mark(3.0, 2.0, below=True), details)
 
 

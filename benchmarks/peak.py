@@ -1,6 +1,6 @@
 """Peak memory of an analysis over that of a training step, each in a process of its own.
 
-`python -m benchmarks.peak analysis NAME [BUDGET]` and `... step NAME` print the bytes by which the resident set rose at
+`python -m benchmarks.peak analysis CASE [BUDGET]` and `... step CASE` print the bytes by which the resident set rose at
 its peak above what the process held with its imports, model and data (Linux only). Each does the same on a few examples
 first, so that lazy imports and first kernels count for nothing. The peak so far is then forgotten: `ru_maxrss` will not
 do, as a process inherits that of the one that started it.
@@ -16,6 +16,7 @@ import dataclasses
 import gc
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,10 +24,24 @@ import torch
 from .ours import analyse
 from .workloads import Problem, load, prepare
 
-__all__ = ["BATCHES", "Refused", "available", "grown"]
+__all__ = ["CASES", "Case", "Refused", "available", "grown"]
 
-# Batches that are analysed; a training step takes one. With all their graphs kept, they hold many times what it holds.
-BATCHES = {"resnet32-8": 4, "gpt": 8}
+
+@dataclass(frozen=True)
+class Case:
+    """What is analysed: so many batches of a workload, a training step taking one; or these joined into one."""
+
+    workload: str
+    batches: int
+    joined: bool = False
+
+
+# With all their graphs kept, the first two hold many times what a step holds. The last one's step takes gigabytes.
+CASES = {
+    "resnet32, 4 batches": Case("resnet32-8", 4),
+    "gpt, 8 batches": Case("gpt", 8),
+    "resnet32, one batch of 2,048": Case("resnet32-8", 8, joined=True),
+}
 PART = 32  # of the first batch's examples: one in so many, for the unmeasured run
 
 _STATUS, _FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -72,14 +87,19 @@ def _training_step(problem: Problem) -> None:
 def main(kind: str, name: str, budget: str = "") -> int:
     """Print the growth in bytes."""
     torch.set_num_threads(1)
-    prepare(name, lambda text: None)
+    case = CASES[name]
+    prepare(case.workload, lambda text: None)
     memory = int(budget) if budget else None
     work = {"analysis": lambda problem: analyse(problem, memory=memory), "step": _training_step}[kind]
-    problem = load(name)
-    problem = dataclasses.replace(problem, batches=problem.batches[: BATCHES[name]])
+    problem = load(case.workload)
+    chosen = problem.batches[: case.batches]
+    if case.joined:
+        chosen = [(torch.cat([x for x, _ in chosen]), torch.cat([y for _, y in chosen]))]
+    problem = dataclasses.replace(problem, batches=chosen)
+    del chosen
     x, y = problem.batches[0]
     size = max(1, len(x) // PART)
-    few = dataclasses.replace(load(name), batches=[(x[:size], y[:size])])
+    few = dataclasses.replace(load(case.workload), batches=[(x[:size], y[:size])])
     work(few)
     del few
     gc.collect()

@@ -71,8 +71,9 @@ def analyze(
         path: "auto": products from factors wherever a block has a licence for them, which is checked on a few examples;
             "exact": exact products everywhere; "factors": refuse blocks that have no licence; "gram": the same, and
             the complete spectrum of every block from all its rows, which "auto" takes where that is the cheapest.
-        memory: budget for graphs, factors and solvers' vectors, such as "8GiB" or a number of bytes; by default shares
-            of what is free. Batches whose graph does not fit are cut into smaller ones, with the same result.
+        memory: budget for graphs, factors and solvers' vectors, such as "8GiB" or a number of bytes; by default
+            8 GiB or 2.5 training steps for graphs and factors, whichever is more, and never more than is free. Batches
+            whose graph does not fit are cut into smaller ones, with the same result.
         skip_failed: analyse the blocks that pass the self-check and mark the others "refused".
 
     Returns:

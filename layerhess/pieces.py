@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +13,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from layerhess import batches
 from layerhess.blocks import Block
 from layerhess.ledger import Ledger
-from layerhess.memory import PIECE_SHARE, Budget, free_bytes
+from layerhess.memory import KEPT_SHARE, PIECE_SHARE, Budget, free_bytes
 from layerhess.objective import Objective
 from layerhess.products.graph import GraphMaker
 from layerhess.survey import Survey
 
-USUAL = 16 << 30  # bytes that an analysis may take by default, whatever the model
+USUAL = 8 << 30  # bytes that an analysis may take by default, whatever the model
 STEPS = 2.5  # or as many times a training step's, where that is more: who can train a model has them
 UNCUT_SHARE = 0.3  # of the default, up to which the graph of a batch stays whole
 
@@ -36,6 +37,22 @@ def default_budget(step: int, device: torch.device) -> Budget:
 def surely_fits(step: int, directions: int, memory: Budget) -> bool:
     """Whether no batch's graph can be too large for the default: factors hold each output once a direction."""
     return not memory.asked and memory.limit is not None and (directions + 4) * step <= UNCUT_SHARE * memory.limit
+
+
+def advice(needed: float, kept: int, memory: Budget, device: torch.device) -> str:
+    """A sentence for who could have been served faster by more memory than the default; else empty.
+
+    Args:
+        needed: bytes to keep every batch's graph between passes, 0 where they are kept. kept: graphs.
+    """
+    more = math.ceil(1.1 * needed / KEPT_SHARE / 2**30) if KEPT_SHARE else 0
+    if memory.asked or not more or more << 30 > free_bytes(device):
+        return ""
+    held = f"{kept} of the batches' graphs" if kept else "no batch's graph"
+    return (
+        f"memory: by default {held} fitted the budget, the others were made anew in every pass; "
+        f"memory='{more}GiB' would keep them all"
+    )
 
 
 def piece_size(

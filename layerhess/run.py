@@ -21,7 +21,7 @@ from layerhess.ledger import Ledger
 from layerhess.objective import Objective
 from layerhess.paths.factors import graph_maker, note_on_licence
 from layerhess.paths.gram import gram_processes, refuse_unlicensed
-from layerhess.pieces import default_budget, piece_size, step_bytes, surely_fits
+from layerhess.pieces import advice, default_budget, piece_size, step_bytes, surely_fits
 from layerhess.products.graph import GraphMaker
 from layerhess.progress import Progress
 from layerhess.restore import preserved_random_state
@@ -149,6 +149,7 @@ class Run:
                 self._verdicts()
                 raise
             finally:
+                self._note(advice(sweep.needed, sweep.kept, self.memory, self.objective.device))
                 sweep.release()
                 self.gradient_norm = sweep.gradient_norm
         self.partial = self.schedule.stopped

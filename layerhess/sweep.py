@@ -96,7 +96,7 @@ class Sweep:
         self._kept_all = False
         self._stable = is_stable(objective.data)
         self._budget = keep * memory.free(objective.device) if keep else 0.0
-        self._used = 0.0
+        self._used, self.needed = 0.0, 0.0  # the latter: bytes to keep all graphs, where they were too many
         self.loss_sum = math.nan
         self.count = math.nan
         self.expected: tuple[float, float] | None = None
@@ -307,8 +307,8 @@ class Sweep:
         if number < skip:
             raise self._changed("it has fewer batches than at the first")
         self._kept_all = all_kept and number > 0
-        if not all_kept:
-            self._budget = 0.0  # decided once: later passes keep exactly these
+        if not all_kept and self._budget:
+            self.needed, self._budget = self._used, 0.0  # decided once: later passes keep exactly these
 
     def _timed_gradient(self, batch: Any) -> float:
         """Seconds of one plain gradient of a batch."""

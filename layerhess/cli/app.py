@@ -99,7 +99,7 @@ def analyze(
         typer.Option(help="auto, exact, factors, gram (complete spectra); the last two refuse where not licensed"),
     ] = "auto",
     memory: Annotated[
-        str | None, typer.Option(help="budget for graphs and vectors, such as 8GiB  [default: shares of what is free]")
+        str | None, typer.Option(help="budget for graphs and vectors  [default: 8GiB, or 2.5 training steps]")
     ] = None,
     out: Out = None,
     json: Annotated[bool, typer.Option("--json", help="print analysis.json on stdout, and nothing else there")] = False,
