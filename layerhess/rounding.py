@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from layerhess.memory import Budget
 from layerhess.objective import Objective
 from layerhess.products.graph import GraphMaker
 from layerhess.products.reverse import BatchGraph
+from layerhess.sample import Sample
 from layerhess.sweep import Request, Sweep
 
 SHARE = 0.1  # of the budget, that the sample's graphs of either precision may keep between measurements
@@ -32,7 +32,7 @@ class RoundingMeter:
     is the rounding part of a bound. Where no copy of the model can be made, 1e-5 |theta| is assumed (in float32).
 
     Args:
-        objective: in session. samples: prepared pieces of batches, see :class:`layerhess.sample.Sampler`.
+        objective: in session. sample: to measure on, see :meth:`layerhess.sample.Sampler.measured`.
         coarsest: the coarsest dtype in the objective's graph. ledger: counts under "rounding".
         make_graph: as for the :class:`layerhess.sweep.Sweep` whose products are measured. memory: the budget.
     """
@@ -40,14 +40,15 @@ class RoundingMeter:
     def __init__(
         self,
         objective: Objective,
-        samples: list[Any],
+        sample: Sample,
         coarsest: torch.dtype,
         ledger: Ledger,
         make_graph: GraphMaker = BatchGraph,
         memory: Budget = Budget(),  # noqa: B008  (frozen)
     ) -> None:
         self._objective = objective
-        self._samples = samples
+        self._sample = sample
+        self._samples = sample.pieces
         self._ledger = ledger
         self._coarsest = coarsest
         self._make_graph = make_graph
@@ -103,7 +104,7 @@ class RoundingMeter:
             # The relative error there, for the whole data: a sample may have less curvature than all of it.
             size = max(float(torch.linalg.vector_norm(other[key], dim=1).max()), 0.01 * norms[key])
             worst = float(difference.max())
-            errors[key] = worst * max(1.0, norms[key] / size) if size > 0.0 else worst
+            errors[key] = worst * max(1.0 / self._sample.excess, norms[key] / size) if size > 0.0 else worst
         return errors
 
     def _open(self) -> tuple[Sweep, Sweep] | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from layerhess import batches
 from layerhess.objective import Objective
@@ -13,6 +15,21 @@ from layerhess.objective import Objective
 SMALLEST, LARGEST, SHARE = 8, 32, 16  # a sixteenth of the examples, but 8 to 32: checks should cost little
 MOST_PIECES = 3
 MANY_TERMS = 32  # of the loss in an example (the tokens of a text): half as many examples are then still many items
+UNEVEN = 4.0  # times their mean: where no item of the output is more curved, a spread stands for all of them
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Examples that rounding is measured on.
+
+    Attributes:
+        pieces: of batches, prepared. excess: by how much more curved they are than the data, per example, at least 1.
+        carriers: how many equally curved examples would carry the curvature of all the data; infinite where unknown.
+    """
+
+    pieces: list[Any]
+    excess: float = 1.0
+    carriers: float = math.inf
 
 
 class Sampler:
@@ -32,13 +49,21 @@ class Sampler:
         self._stride = 1
         self._seen = 0
         self._terms = 0.0  # of the loss in an example, in the batch that has most
+        self._curved: list[tuple[Tensor, Any]] = []
+        self._curvature = _Sums()
 
-    def offer(self, index: int, batch: Any, value: float, count: float) -> None:
-        """Note batch number ``index`` with its loss sum and count; one that counts nothing is passed over."""
+    def offer(self, index: int, batch: Any, value: float, count: float, curvature: Tensor | None = None) -> None:
+        """Note batch number ``index`` with its loss sum and count; one that counts nothing is passed over.
+
+        Args:
+            curvature: of the items of its output, see :func:`layerhess.products.directions.item_curvature`.
+        """
         if count <= 0.0:
             return
         self._seen += 1
         self._terms = max(self._terms, count / (batches.leading_size(batch) or math.inf))
+        if curvature is not None:
+            self._offer_curved(batch, curvature)
         if self._first is None:
             self._first = index, self._cut(batch, LARGEST)
             return
@@ -53,10 +78,7 @@ class Sampler:
         """(batch, piece of it), cut to the share that ``examples`` in all deserve; empty if no batch counted."""
         if self._first is None:
             return []
-        wanted = min(LARGEST, max(SMALLEST, examples // SHARE))
-        fewest = 4
-        if self._terms >= MANY_TERMS:
-            wanted, fewest = wanted // 2, 2
+        wanted, fewest = self._wanted(examples)
         pieces = [self._first]
         if self._largest[1] > 0:
             pieces.append(self._largest[1:])
@@ -65,14 +87,77 @@ class Sampler:
             pieces.append(middle[len(middle) // 2])
         return [(index, self._cut(piece, max(fewest, wanted // len(pieces)))) for index, piece in pieces]
 
+    def measured(self, pieces: list[Any], examples: int) -> Sample:
+        """Half of the chosen pieces, and the most curved examples of all; the pieces where none stands out.
+
+        A spread of a confident network's examples may lack the few undecided ones that carry its curvature, and with
+        them the rounding that matters.
+        """
+        sums = self._curvature
+        if not self._curved or max(float(own.max()) for own, _ in self._curved) <= UNEVEN * sums.first / sums.items:
+            return Sample(pieces)
+        wanted, fewest = self._wanted(examples)
+        every = torch.cat([own for own, _ in self._curved])
+        order = every.argsort(descending=True, stable=True)[: max(SMALLEST, wanted // 2)]
+        most, start = [], 0
+        for own, piece in self._curved:
+            inside = order[(order >= start) & (order < start + len(own))] - start
+            start += len(own)
+            if len(inside):
+                most.append(batches.take(piece, inside.sort().values))
+        spread = [self._cut(piece, max(fewest // 2, wanted // 2 // len(pieces))) for piece in pieces]
+        made = [*spread, *most]
+        size = sum(batches.leading_size(piece) or 0 for piece in made)
+        excess = float(every[order].sum()) / size / (sums.first / sums.items)
+        whole = batches.joined(made)
+        if whole is not None and self._counts(whole):
+            made = [whole]
+        return Sample(made, max(1.0, excess), sums.first**2 / sums.second)
+
+    def _offer_curved(self, batch: Any, curvature: Tensor) -> None:
+        size = batches.leading_size(batch)
+        if not size or len(curvature) % size:
+            return
+        own = curvature.reshape(size, -1).sum(dim=1)
+        self._curvature.add(own)
+        most = torch.topk(own, min(size, LARGEST // 2))
+        if len(self._curved) == MOST_PIECES and float(most.values[0]) <= float(self._curved[-1][0][0]):
+            return
+        piece = batches.take(batch, most.indices)
+        if self._counts(piece):
+            self._curved = sorted([*self._curved, (most.values, piece)], key=lambda pair: -float(pair[0][0]))
+            self._curved = self._curved[:MOST_PIECES]
+
+    def _wanted(self, examples: int) -> tuple[int, int]:
+        """How many examples there are to be in all, and in a piece."""
+        wanted = min(LARGEST, max(SMALLEST, examples // SHARE))
+        return (wanted // 2, 2) if self._terms >= MANY_TERMS else (wanted, 4)
+
     def _cut(self, batch: Any, size: int) -> Any:
         """A spread of a few examples; the whole batch where such a slice cannot be evaluated or counts nothing."""
         small = batches.spread_slice(batch, size)
-        if small is batch:
-            return batch
+        return small if small is batch or self._counts(small) else batch
+
+    def _counts(self, piece: Any) -> bool:
+        """Whether it can be evaluated and counts; a model may be tied to its batch size, or examples lie elsewhere."""
         try:
             with torch.no_grad():
-                value, count = self._objective.terms(small)
-        except Exception:  # a model tied to its batch size, or dimension 0 is not the examples after all
-            return batch
-        return small if count > 0.0 and math.isfinite(float(value)) else batch
+                value, count = self._objective.terms(piece)
+        except Exception:  # the model's or the user's
+            return False
+        return count > 0.0 and math.isfinite(float(value))
+
+
+@dataclass
+class _Sums:
+    """Of the examples' curvature, and of its square."""
+
+    first: float = 0.0
+    second: float = 0.0
+    items: int = 0
+
+    def add(self, own: Tensor) -> None:
+        """Those of a batch."""
+        self.first += float(own.sum())
+        self.second += float(own.square().sum())
+        self.items += len(own)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 MOST_DIRECTIONS = 32  # per item of the output: beyond, as many backward passes cost more than exact products
 NEGLIGIBLE = 16.0  # eps: an eigenvalue of the scaled S of an item below this share of its largest is rounding
+MOST_CURVED = 1 << 20  # numbers in the output of a batch whose items are held against each other
 # Relative difference at which two sums of the same numbers in another order are still the same.
 LARGEST_POWER = 10  # of two, and smallest, that items are scaled with to tell them apart
 SAME_SUM = {torch.float64: 1e-11, torch.float32: 2e-5}
@@ -86,6 +87,35 @@ def _of_items(loss: Tensor, z: Tensor, dtype: torch.dtype) -> Directions | None:
     values, vectors = values[:, :rank], vectors[:, :, :rank]
     roots = lengths.unsqueeze(2) * vectors * values.abs().sqrt().unsqueeze(1)
     return Directions(roots.to(dtype), values.sign().to(dtype), slope.detach().to(dtype))
+
+
+def item_curvature(output: object, again: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """(N,) float64: ||S_n r|| of every item of the output, r being random and the same for all; None where unknown.
+
+    In float64, since an item whose class is sure has no digits of 1 - p in float32. Cost: about ten operations on the
+    output, none on the network.
+
+    Args:
+        output: z, (N, ...). again: the loss sum of another z.
+    """
+    if not isinstance(output, Tensor) or output.dtype not in SAME_SUM or not 0 < output.numel() <= MOST_CURVED:
+        return None
+    if not output.ndim:
+        return None
+    for dtype in (torch.float64, output.dtype):
+        try:
+            with torch.enable_grad():
+                z = output.detach().to(dtype).requires_grad_()
+                (slope,) = torch.autograd.grad(again(z), [z], create_graph=True)
+                if not slope.requires_grad:
+                    return None
+                probe = item_probe(1, z[0].numel(), z).expand(len(z), -1)
+                curved = _applied(slope, z, probe)
+        except Exception:  # whatever a user's loss raises in another dtype, or where it cannot be differentiated twice
+            continue
+        lengths = torch.linalg.vector_norm(curved.double(), dim=1)
+        return lengths.cpu() if bool(torch.isfinite(lengths).all()) else None
+    return None
 
 
 def item_probe(n: int, size: int, like: Tensor) -> Tensor:
