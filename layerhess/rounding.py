@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +13,13 @@ from torch import Tensor
 
 from layerhess.blocks import Block
 from layerhess.bounds import ASSUMED_ROUNDING, FLOAT64_OF_FLOAT32, ROUNDING_SAFETY
+from layerhess.evaluation import Seen
 from layerhess.ledger import Ledger
 from layerhess.memory import Budget
 from layerhess.objective import Objective
+from layerhess.products.directions import curved
 from layerhess.products.graph import GraphMaker
+from layerhess.products.hybrid import Hybrid
 from layerhess.products.reverse import BatchGraph
 from layerhess.sample import Sample
 from layerhess.sweep import Request, Sweep
@@ -55,6 +60,7 @@ class RoundingMeter:
         self._memory = memory
         self._stack = ExitStack()
         self._sweeps: tuple[Sweep, Sweep] | None = None
+        self._of_output = OutputError()
         self.failure = ""
 
     def __enter__(self) -> RoundingMeter:
@@ -87,7 +93,7 @@ class RoundingMeter:
         scale = self._scale()
         answer = {}
         for key, (_, _, norm) in blocks.items():
-            figure = errors.get(key, np.inf)
+            figure = max(errors.get(key, np.inf), self._least(key) * norm)
             if np.isfinite(figure):
                 answer[key] = (ROUNDING_SAFETY * figure * scale, "measured")
             else:
@@ -117,6 +123,8 @@ class RoundingMeter:
                 self._give_up(error)
                 return None
             own = self._objective.narrowed(self._samples)
+            if self._sample.curvature > 0.0:
+                self._of_output = output_error(own, copied, self._sample.curvature)
             names = list(self._objective.parameters)
             self._sweeps = (
                 Sweep(own, names, self._ledger, keep=SHARE, make_graph=self._make_graph, memory=self._memory),
@@ -128,12 +136,71 @@ class RoundingMeter:
         self.failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         self._sweeps = None
 
+    def _least(self, key: str) -> float:
+        """Relative error of a block's products that the output's has in any case."""
+        factored = isinstance(self._make_graph, Hybrid) and key in self._make_graph.blocks  # with S in float64
+        return max(self._of_output.moved, 0.0 if factored else self._of_output.evaluated)
+
     def _scale(self) -> float:
         exact = self._objective.dtype == torch.float64 and self._coarsest == torch.float64
         return FLOAT64_OF_FLOAT32 if exact else 1.0
 
     def _assumed_scale(self) -> float:
         return torch.finfo(self._coarsest).eps / torch.finfo(torch.float32).eps
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """Relative errors of the loss's second derivative S with respect to the output.
+
+    Attributes:
+        moved: for the output was rounded. evaluated: for S itself is worked out in float32.
+    """
+
+    moved: float = 0.0
+    evaluated: float = 0.0
+
+
+def output_error(own: Objective, copied: Objective, curvature: float) -> OutputError:
+    """What rounding does to S on a sample, beside what a product shows; zero where it is not known.
+
+    Where few examples carry the curvature, one of them may by luck be rounded less in the sample than in its batch: so
+    the root mean square over all items, however curved they are. Where S is below the roundings of float64 (1 - p of a
+    class that is sure), no copy has its digits: held against S at an output of zeros. In float32 the many items that
+    are sure add errors of 1e-8 each to the few that count.
+
+    Args:
+        curvature: the mean of all the data's items.
+    """
+    changes, clutter, lost = [], [], 0.0
+    for ours, other in zip(own.data, copied.data, strict=True):
+        seen = _seen(own, ours), _seen(copied, other)
+        coarse, fine = seen if own.dtype != torch.float64 else seen[::-1]
+        if coarse.output is None or fine.output is None or coarse.again is None or fine.again is None:
+            return OutputError()
+        z, again = coarse.output, fine.again
+        rows = [curved(one.double(), again) for one in (z, fine.output, torch.zeros_like(z))]
+        here = curved(z, coarse.again)
+        moved, exact, undecided = rows
+        if moved is None or exact is None or undecided is None or here is None:
+            return OutputError()
+        sizes = torch.linalg.vector_norm(exact, dim=1)
+        off = torch.linalg.vector_norm(moved - exact, dim=1)
+        changes.append((off / sizes)[sizes > 0.0])
+        clutter.append(here - moved)
+        most = float(sizes.max())
+        if most:
+            lost = max(lost, 4.0 * torch.finfo(torch.float64).eps * float(undecided.norm(dim=1).max()) / most)
+    every = torch.cat(changes)
+    return OutputError(
+        max(float(every.square().mean().sqrt()), lost) if len(every) else 0.0,
+        float(torch.cat(clutter).mean(dim=0).norm()) / curvature,
+    )
+
+
+def _seen(objective: Objective, batch: Any) -> Seen:
+    with torch.no_grad():
+        return objective.evaluation.surveyed(objective.model, batch, "sample")
 
 
 def _outermost(vectors: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from layerhess.objective import Objective
 SMALLEST, LARGEST, SHARE = 8, 32, 16  # a sixteenth of the examples, but 8 to 32: checks should cost little
 MOST_PIECES = 3
 MANY_TERMS = 32  # of the loss in an example (the tokens of a text): half as many examples are then still many items
-UNEVEN = 4.0  # times their mean: where no item of the output is more curved, a spread stands for all of them
+UNEVEN = 2.0  # times their mean: where no item of the output is more curved, a spread stands for all of them
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Sample:
 
     Attributes:
         pieces: of batches, prepared. excess: by how much more curved they are than the data, per example, at least 1.
-        carriers: how many equally curved examples would carry the curvature of all the data; infinite where unknown.
+        curvature: mean over the items of all the data's outputs, where some are far more curved than others; else 0.
     """
 
     pieces: list[Any]
     excess: float = 1.0
-    carriers: float = math.inf
+    curvature: float = 0.0
 
 
 class Sampler:
@@ -50,7 +50,7 @@ class Sampler:
         self._seen = 0
         self._terms = 0.0  # of the loss in an example, in the batch that has most
         self._curved: list[tuple[Tensor, Any]] = []
-        self._curvature = _Sums()
+        self._curvature, self._examples, self._items = 0.0, 0, 0  # their sum, and over how many
 
     def offer(self, index: int, batch: Any, value: float, count: float, curvature: Tensor | None = None) -> None:
         """Note batch number ``index`` with its loss sum and count; one that counts nothing is passed over.
@@ -93,33 +93,36 @@ class Sampler:
         A spread of a confident network's examples may lack the few undecided ones that carry its curvature, and with
         them the rounding that matters.
         """
-        sums = self._curvature
-        if not self._curved or max(float(own.max()) for own, _ in self._curved) <= UNEVEN * sums.first / sums.items:
+        mean = self._curvature / max(self._examples, 1)
+        if not self._curved or float(self._curved[0][0][0]) <= UNEVEN * mean:
             return Sample(pieces)
         wanted, fewest = self._wanted(examples)
+        half = max(SMALLEST, wanted // 2)
         every = torch.cat([own for own, _ in self._curved])
-        order = every.argsort(descending=True, stable=True)[: max(SMALLEST, wanted // 2)]
+        order = every.argsort(descending=True, stable=True)[:half]
         most, start = [], 0
         for own, piece in self._curved:
             inside = order[(order >= start) & (order < start + len(own))] - start
             start += len(own)
             if len(inside):
                 most.append(batches.take(piece, inside.sort().values))
-        spread = [self._cut(piece, max(fewest // 2, wanted // 2 // len(pieces))) for piece in pieces]
+        spread = [self._cut(piece, max(fewest // 2, half // len(pieces))) for piece in pieces]
         made = [*spread, *most]
         size = sum(batches.leading_size(piece) or 0 for piece in made)
-        excess = float(every[order].sum()) / size / (sums.first / sums.items)
+        excess = float(every[order].sum()) / size / mean
         whole = batches.joined(made)
         if whole is not None and self._counts(whole):
             made = [whole]
-        return Sample(made, max(1.0, excess), sums.first**2 / sums.second)
+        return Sample(made, max(1.0, excess), self._curvature / self._items)
 
     def _offer_curved(self, batch: Any, curvature: Tensor) -> None:
         size = batches.leading_size(batch)
         if not size or len(curvature) % size:
             return
         own = curvature.reshape(size, -1).sum(dim=1)
-        self._curvature.add(own)
+        self._curvature += float(own.sum())
+        self._examples += size
+        self._items += len(curvature)
         most = torch.topk(own, min(size, LARGEST // 2))
         if len(self._curved) == MOST_PIECES and float(most.values[0]) <= float(self._curved[-1][0][0]):
             return
@@ -146,18 +149,3 @@ class Sampler:
         except Exception:  # the model's or the user's
             return False
         return count > 0.0 and math.isfinite(float(value))
-
-
-@dataclass
-class _Sums:
-    """Of the examples' curvature, and of its square."""
-
-    first: float = 0.0
-    second: float = 0.0
-    items: int = 0
-
-    def add(self, own: Tensor) -> None:
-        """Those of a batch."""
-        self.first += float(own.sum())
-        self.second += float(own.square().sum())
-        self.items += len(own)

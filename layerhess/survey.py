@@ -147,8 +147,9 @@ def _surveyed(objective: Objective, batch: Any, where: str) -> tuple[float, floa
             what_to_do="use targets from 0 to one less than the number of classes, or ignore_index (-100) to leave out",
         ) from error
     value = float(seen.loss.double())
-    known = seen.again is not None and math.isfinite(value)
-    return value, seen.count, item_curvature(seen.output, seen.again) if known else None
+    if seen.again is None or not math.isfinite(value):
+        return value, seen.count, None
+    return value, seen.count, item_curvature(seen.output, seen.again)
 
 
 def _refuse_unless_mean(objective: Objective, batch: Any, where: str) -> None:

@@ -92,30 +92,35 @@ def _of_items(loss: Tensor, z: Tensor, dtype: torch.dtype) -> Directions | None:
 def item_curvature(output: object, again: Callable[[Tensor], Tensor]) -> Tensor | None:
     """(N,) float64: ||S_n r|| of every item of the output, r being random and the same for all; None where unknown.
 
-    In float64, since an item whose class is sure has no digits of 1 - p in float32. Cost: about ten operations on the
-    output, none on the network.
+    In float64 if the loss can, since an item whose class is sure has no digits of 1 - p in float32.
 
     Args:
         output: z, (N, ...). again: the loss sum of another z.
     """
-    if not isinstance(output, Tensor) or output.dtype not in SAME_SUM or not 0 < output.numel() <= MOST_CURVED:
+    if not isinstance(output, Tensor) or output.dtype not in SAME_SUM:
         return None
-    if not output.ndim:
+    rows = curved(output.double(), again)
+    rows = curved(output, again) if rows is None else rows
+    return None if rows is None else torch.linalg.vector_norm(rows, dim=1)
+
+
+def curved(z: Tensor, again: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """S_n r for the same r, (N, K) float64, worked out in the dtype of z; None where that cannot be done.
+
+    Cost: about ten operations on the output, none on the network.
+    """
+    if not z.ndim or not 0 < z.numel() <= MOST_CURVED:
         return None
-    for dtype in (torch.float64, output.dtype):
-        try:
-            with torch.enable_grad():
-                z = output.detach().to(dtype).requires_grad_()
-                (slope,) = torch.autograd.grad(again(z), [z], create_graph=True)
-                if not slope.requires_grad:
-                    return None
-                probe = item_probe(1, z[0].numel(), z).expand(len(z), -1)
-                curved = _applied(slope, z, probe)
-        except Exception:  # whatever a user's loss raises in another dtype, or where it cannot be differentiated twice
-            continue
-        lengths = torch.linalg.vector_norm(curved.double(), dim=1)
-        return lengths.cpu() if bool(torch.isfinite(lengths).all()) else None
-    return None
+    try:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(again(z), [z], create_graph=True)
+            if not slope.requires_grad:
+                return None
+            rows = _applied(slope, z, item_probe(1, z[0].numel(), z).expand(len(z), -1)).double().cpu()
+    except Exception:  # whatever a user's loss raises in another dtype, or where it cannot be differentiated twice
+        return None
+    return rows if bool(torch.isfinite(rows).all()) else None
 
 
 def item_probe(n: int, size: int, like: Tensor) -> Tensor:
