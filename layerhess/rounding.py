@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -191,10 +192,10 @@ def output_error(own: Objective, copied: Objective, curvature: float) -> OutputE
         most = float(sizes.max())
         if most:
             lost = max(lost, 4.0 * torch.finfo(torch.float64).eps * float(undecided.norm(dim=1).max()) / most)
-    every = torch.cat(changes)
+    every, added = torch.cat(changes), torch.cat(clutter)
+    alike, each = float(added.mean(dim=0).norm()), float(added.norm()) / len(added)  # the same in all, and at random
     return OutputError(
-        max(float(every.square().mean().sqrt()), lost) if len(every) else 0.0,
-        float(torch.cat(clutter).mean(dim=0).norm()) / curvature,
+        max(float(every.square().mean().sqrt()), lost) if len(every) else 0.0, math.hypot(alike, each) / curvature
     )
 
 

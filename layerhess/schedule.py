@@ -19,6 +19,7 @@ from layerhess.sweep import Request, Sweep
 from layerhess.tasks import Task
 
 PROBE = "(probe)"  # no block has this name
+SMALLEST_NORM = float(np.finfo(np.float64).tiny) ** 0.5  # the squares in a smaller one vanish
 NOISE = 2000.0  # times eps: a relative residual this small may be rounding, so rounding is measured
 
 
@@ -142,7 +143,7 @@ class Schedule:
         """Zero bounds where even the full product is 0: what another precision sees there may be below this one."""
         rows = {task.name: (task.block, task.zero_test.ask(), 0.0) for task in tasks if task.zero_test is not None}
         seen = self.meter.measure(rows)
-        return {task.name: random_bound(seen[task.name][0], task.block.numel) for task in tasks}
+        return {task.name: max(random_bound(seen[task.name][0], task.block.numel), SMALLEST_NORM) for task in tasks}
 
     def _settle(self, tasks: list[Task]) -> None:
         unmeasured = [task for task in tasks if task.rounding is None and (task.process.proposes or self._noisy(task))]
