@@ -35,11 +35,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the survey sees of a batch: the pair; the output and the loss sum of another one, where there is one.
-
-    Attributes:
-        output: without graph. again: may be a guess, since it only chooses examples to look at.
-    """
+    """The pair of a batch; its output, and the loss sum of another (a guess at least), where there is one."""
 
     loss: Tensor
     count: float

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from layerhess.blocks import Block
 from layerhess.bounds import ASSUMED_ROUNDING, FLOAT64_OF_FLOAT32, ROUNDING_SAFETY
-from layerhess.evaluation import Seen
 from layerhess.ledger import Ledger
 from layerhess.memory import Budget
 from layerhess.objective import Objective
@@ -96,7 +94,7 @@ class RoundingMeter:
         for key, (_, _, norm) in blocks.items():
             figure = max(errors.get(key, np.inf), self._least(key) * norm)
             if np.isfinite(figure):
-                answer[key] = (ROUNDING_SAFETY * figure * scale, "measured")
+                answer[key] = (ROUNDING_SAFETY * max(figure * scale, self._of_output.lost * norm), "measured")
             else:
                 answer[key] = (ASSUMED_ROUNDING * norm * self._assumed_scale(), "assumed")
         return answer
@@ -120,12 +118,12 @@ class RoundingMeter:
             try:
                 copied = self._objective.cast(dtype, self._samples)
                 self._stack.enter_context(copied.session())
-            except Exception as error:  # deepcopy of user modules can raise anything
+                if self._sample.curvature > 0.0:
+                    self._of_output = output_error(self._sample, copied)
+            except Exception as error:  # deepcopy of user modules can raise anything, and so can their forward passes
                 self._give_up(error)
                 return None
             own = self._objective.narrowed(self._samples)
-            if self._sample.curvature > 0.0:
-                self._of_output = output_error(own, copied, self._sample.curvature)
             names = list(self._objective.parameters)
             self._sweeps = (
                 Sweep(own, names, self._ledger, keep=SHARE, make_graph=self._make_graph, memory=self._memory),
@@ -155,14 +153,15 @@ class OutputError:
     """Relative errors of the loss's second derivative S with respect to the output.
 
     Attributes:
-        moved: for the output was rounded. evaluated: for S itself is worked out in float32.
+        moved: for the output was rounded. evaluated: for S itself is worked out in float32. lost: even in float64.
     """
 
     moved: float = 0.0
     evaluated: float = 0.0
+    lost: float = 0.0
 
 
-def output_error(own: Objective, copied: Objective, curvature: float) -> OutputError:
+def output_error(sample: Sample, copied: Objective) -> OutputError:
     """What rounding does to S on a sample, beside what a product shows; zero where it is not known.
 
     Where few examples carry the curvature, one of them may by luck be rounded less in the sample than in its batch: so
@@ -171,12 +170,13 @@ def output_error(own: Objective, copied: Objective, curvature: float) -> OutputE
     are sure add errors of 1e-8 each to the few that count.
 
     Args:
-        curvature: the mean of all the data's items.
+        sample: with the outputs in the model's own precision. copied: the model in another, on the sample.
     """
     changes, clutter, lost = [], [], 0.0
-    for ours, other in zip(own.data, copied.data, strict=True):
-        seen = _seen(own, ours), _seen(copied, other)
-        coarse, fine = seen if own.dtype != torch.float64 else seen[::-1]
+    for ours, batch in zip(sample.seen, copied.data, strict=True):
+        with torch.no_grad():
+            other = copied.evaluation.surveyed(copied.model, batch, "a sample")
+        coarse, fine = (ours, other) if copied.dtype == torch.float64 else (other, ours)
         if coarse.output is None or fine.output is None or coarse.again is None or fine.again is None:
             return OutputError()
         z, again = coarse.output, fine.again
@@ -194,14 +194,8 @@ def output_error(own: Objective, copied: Objective, curvature: float) -> OutputE
             lost = max(lost, 4.0 * torch.finfo(torch.float64).eps * float(undecided.norm(dim=1).max()) / most)
     every, added = torch.cat(changes), torch.cat(clutter)
     alike, each = float(added.mean(dim=0).norm()), float(added.norm()) / len(added)  # the same in all, and at random
-    return OutputError(
-        max(float(every.square().mean().sqrt()), lost) if len(every) else 0.0, math.hypot(alike, each) / curvature
-    )
-
-
-def _seen(objective: Objective, batch: Any) -> Seen:
-    with torch.no_grad():
-        return objective.evaluation.surveyed(objective.model, batch, "sample")
+    moving = float(every.square().mean().sqrt()) if len(every) else 0.0
+    return OutputError(moving, math.hypot(alike, each) / sample.curvature, lost)
 
 
 def _outermost(vectors: Tensor) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from layerhess import batches
+from layerhess.evaluation import Seen
 from layerhess.objective import Objective
 
 SMALLEST, LARGEST, SHARE = 8, 32, 16  # a sixteenth of the examples, but 8 to 32: checks should cost little
@@ -25,11 +26,13 @@ class Sample:
     Attributes:
         pieces: of batches, prepared. excess: by how much more curved they are than the data, per example, at least 1.
         curvature: mean over the items of all the data's outputs, where some are far more curved than others; else 0.
+        seen: of the pieces, with that curvature.
     """
 
     pieces: list[Any]
     excess: float = 1.0
     curvature: float = 0.0
+    seen: list[Seen] = field(default_factory=list)
 
 
 class Sampler:
@@ -100,20 +103,25 @@ class Sampler:
         half = max(SMALLEST, wanted // 2)
         every = torch.cat([own for own, _ in self._curved])
         order = every.argsort(descending=True, stable=True)[:half]
-        most, start = [], 0
+        made, start = [batches.spread_slice(piece, max(fewest // 2, half // len(pieces))) for piece in pieces], 0
         for own, piece in self._curved:
             inside = order[(order >= start) & (order < start + len(own))] - start
             start += len(own)
             if len(inside):
-                most.append(batches.take(piece, inside.sort().values))
-        spread = [self._cut(piece, max(fewest // 2, half // len(pieces))) for piece in pieces]
-        made = [*spread, *most]
+                made.append(batches.take(piece, inside.sort().values))
+        whole = batches.joined(made)
+        outputs = [None if whole is None else self._evaluated(whole)]
+        if whole is not None and outputs[0] is not None:
+            made = [whole]
+        else:
+            outputs = [self._evaluated(piece) for piece in made]
+        if None in outputs:
+            return Sample(pieces)
         size = sum(batches.leading_size(piece) or 0 for piece in made)
         excess = float(every[order].sum()) / size / mean
-        whole = batches.joined(made)
-        if whole is not None and self._counts(whole):
-            made = [whole]
-        return Sample(made, max(1.0, excess), self._curvature / self._items)
+        return Sample(
+            made, max(1.0, excess), self._curvature / self._items, [one for one in outputs if one is not None]
+        )
 
     def _offer_curved(self, batch: Any, curvature: Tensor) -> None:
         size = batches.leading_size(batch)
@@ -126,10 +134,8 @@ class Sampler:
         most = torch.topk(own, min(size, LARGEST // 2))
         if len(self._curved) == MOST_PIECES and float(most.values[0]) <= float(self._curved[-1][0][0]):
             return
-        piece = batches.take(batch, most.indices)
-        if self._counts(piece):
-            self._curved = sorted([*self._curved, (most.values, piece)], key=lambda pair: -float(pair[0][0]))
-            self._curved = self._curved[:MOST_PIECES]
+        self._curved.append((most.values, batches.take(batch, most.indices)))
+        self._curved = sorted(self._curved, key=lambda pair: -float(pair[0][0]))[:MOST_PIECES]
 
     def _wanted(self, examples: int) -> tuple[int, int]:
         """How many examples there are to be in all, and in a piece."""
@@ -142,10 +148,13 @@ class Sampler:
         return small if small is batch or self._counts(small) else batch
 
     def _counts(self, piece: Any) -> bool:
-        """Whether it can be evaluated and counts; a model may be tied to its batch size, or examples lie elsewhere."""
+        return self._evaluated(piece) is not None
+
+    def _evaluated(self, piece: Any) -> Seen | None:
+        """None where it cannot be evaluated, or counts nothing; a model may be tied to its batch size."""
         try:
             with torch.no_grad():
-                value, count = self._objective.terms(piece)
-        except Exception:  # the model's or the user's
-            return False
-        return count > 0.0 and math.isfinite(float(value))
+                seen = self._objective.evaluation.surveyed(self._objective.model, piece, "a sample")
+        except Exception:  # the model's or the user's, or dimension 0 is not the examples after all
+            return None
+        return seen if seen.count > 0.0 and math.isfinite(float(seen.loss)) else None
