@@ -1,4 +1,4 @@
-"""How large is the rounding error of a product? One product in two precisions, at the vector that matters."""
+"""How large is the rounding error of a product? One product in two precisions, where it matters: vectors and examples."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ class RoundingMeter:
 
     A float32 (or half precision) model is held against a float64 copy. A float64 model is held against a float32 copy
     and the figure scaled by 2^-29, the ratio of the unit roundoffs, unless its graph itself passes through a coarser
-    dtype. The larger of the absolute error on the sample and of the relative error there times the eigenvalue, times 3,
-    is the rounding part of a bound. Where no copy of the model can be made, 1e-5 |theta| is assumed (in float32).
+    dtype. The larger of the absolute error on the sample (less by as much as its examples are more curved than the
+    data's) and of the relative error there times the eigenvalue, times 3, is the rounding part of a bound; it is never
+    less than what :func:`output_error` says. Where no copy of the model can be made, 1e-5 |theta| is assumed (in
+    float32).
 
     Args:
         objective: in session. sample: to measure on, see :meth:`layerhess.sample.Sampler.measured`.

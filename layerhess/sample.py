@@ -157,4 +157,4 @@ class Sampler:
                 seen = self._objective.evaluation.surveyed(self._objective.model, piece, "a sample")
         except Exception:  # the model's or the user's, or dimension 0 is not the examples after all
             return None
-        return seen if seen.count > 0.0 and math.isfinite(float(seen.loss)) else None
+        return seen if seen.count > 0.0 and math.isfinite(float(seen.loss.detach())) else None
