@@ -1,4 +1,4 @@
-"""How large is the rounding error of a product? One product in two precisions, where it matters: vectors and examples."""
+"""How large is the rounding error of a product? One in two precisions, at the vectors and examples that matter."""
 
 from __future__ import annotations
 
