@@ -131,13 +131,19 @@ def test_bounds_hold_over_many_networks(path: str, labels: str) -> None:
 @pytest.mark.parametrize("kind", ["bce", "poisson"])
 def test_bounds_hold_for_other_curved_losses(kind: str) -> None:
     criterion = nn.BCEWithLogitsLoss() if kind == "bce" else nn.PoissonNLLLoss()
+    done = 0
     for seed in range(12):
         for scale in (1.0, 10.0, 30.0, 100.0):
             model, x, _ = confident(seed, scale)
             target = (model(x).detach() > 0).float()
             for path in ("exact", "gram"):
-                found = lh.analyze(lh.Objective(model, (x, target), criterion), path=path, full=False)
+                try:
+                    found = lh.analyze(lh.Objective(model, (x, target), criterion), path=path, full=False)
+                except lh.InputError:  # an exponential of more than float32 holds
+                    continue
+                done += 1
                 assert max(excesses(found, truth(model, x, target, criterion)).values()) <= 1.0, (seed, scale, path)
+    assert done >= 80
 
 
 def test_what_float32_cannot_see_has_a_bound_all_the_same() -> None:
