@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Number
 from typing import Any
 
@@ -211,3 +211,17 @@ def spread_slice(batch: Any, size: int) -> Any:
     if total is None or total <= size:
         return batch
     return take(batch, torch.arange(size) * total // size)
+
+
+def joined(pieces: Sequence[Any]) -> Any | None:
+    """Pieces of batches as one, along dimension 0; None where their tensors or anything beside them differ."""
+    first, rows = pieces[0], [tensors(piece) for piece in pieces]
+    if len({_outline(piece) for piece in pieces}) > 1 or any(leading_size(piece) is None for piece in pieces):
+        return None
+    columns = iter([torch.cat(column) for column in zip(*rows, strict=True)])
+    return tree_map(lambda _: next(columns), first)
+
+
+def _outline(batch: Any) -> str:
+    """Everything about a batch but the numbers in its tensors and their first dimension."""
+    return repr(tree_map(lambda tensor: (tensor.shape[1:], tensor.dtype, tensor.device), batch))

@@ -89,16 +89,22 @@ def zero_level(eps: float, full_norm: float) -> float:
 def zero_bound(level: float, norm: float, n: int, p: float = MISSED_PROBABILITY) -> float | None:
     """Error bound of the eigenvalue 0.0 of a block that counts as zero, or None for a block that does not.
 
-    A random vector sees 1/sqrt(n) of a single direction. ||A|| <= alpha sqrt(2 n / pi) max ||A u_i|| with probability
-    1 - alpha^-2 for two random unit vectors (Dixon 1983; Halko, Martinsson & Tropp 2011, lemma 4.1).
-
     A block is zero when the products are below the level and this bound is of its order; else it is to be solved.
 
     Args:
         level: of :func:`zero_level`. norm: the larger of the two products' norms. n: dimension. p: probability.
     """
-    bound = max(level, math.sqrt(2.0 * n / (math.pi * p)) * norm)
+    bound = max(level, random_bound(norm, n, p))
     return bound if norm <= level and bound <= 10.0 * level else None
+
+
+def random_bound(norm: float, n: int, p: float = MISSED_PROBABILITY) -> float:
+    """||A|| at most, with probability 1 - p, where two random unit vectors have products of at most this norm.
+
+    A random vector sees 1/sqrt(n) of a single direction. ||A|| <= alpha sqrt(2 n / pi) max ||A u_i|| with probability
+    1 - alpha^-2 for two random unit vectors (Dixon 1983; Halko, Martinsson & Tropp 2011, lemma 4.1).
+    """
+    return math.sqrt(2.0 * n / (math.pi * p)) * norm
 
 
 def unit_rounding(eps: float, length: float) -> float:

@@ -33,6 +33,16 @@ class Judged:
     again: Callable[[Tensor], Tensor] | None = None
 
 
+@dataclass(frozen=True)
+class Seen:
+    """The pair of a batch; its output, and the loss sum of another (a guess at least), where there is one."""
+
+    loss: Tensor
+    count: float
+    output: Tensor | None = None
+    again: Callable[[Tensor], Tensor] | None = None
+
+
 class Evaluation(Protocol):
     """Loss of one batch as (sum, count)."""
 
@@ -46,7 +56,7 @@ class Evaluation(Protocol):
     def with_output(self, model: nn.Module, batch: Any) -> Judged:
         """The pair beside the model's output that the loss was computed from; InputError where there is none."""
 
-    def surveyed(self, model: nn.Module, batch: Any, where: str) -> Pair:
+    def surveyed(self, model: nn.Module, batch: Any, where: str) -> Seen:
         """The pair, after a look at what could be wrong with the batch; raises InputError naming ``where``."""
 
     def whole_and_parts(self, model: nn.Module, batch: Any, *, tied: bool) -> list[Pair] | None:
@@ -143,9 +153,12 @@ class batch_loss:
         output = _tensor(self.output(model, batch), "the function output= of batch_loss returned", "loss")
         return Judged(*self.judge(output, batch), output)
 
-    def surveyed(self, model: nn.Module, batch: Any, where: str) -> Pair:
+    def surveyed(self, model: nn.Module, batch: Any, where: str) -> Seen:
         """The pair: there is nothing to look at beforehand, the function alone knows its batches."""
-        return self(model, batch)
+        if self.output is None:
+            return Seen(*self(model, batch))
+        output = self.output(model, batch)
+        return Seen(*self.judge(output, batch), output, lambda z: self.judge(z, batch)[0])
 
     def whole_and_parts(self, model: nn.Module, batch: Any, *, tied: bool) -> list[Pair] | None:
         """None: the function says itself how batches add up."""
@@ -205,14 +218,15 @@ class CriterionLoss:
         output = model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
         return getattr(output, "logits", output), target
 
-    def surveyed(self, model: nn.Module, batch: Any, where: str) -> Pair:
+    def surveyed(self, model: nn.Module, batch: Any, where: str) -> Seen:
         """The pair, after shapes and class indices were looked at, before torch meets them."""
         output, target = self.output_and_target(model, batch)
         self.criterion.validate(output, target, where)
+        again = lambda z: self.criterion(z, target)[0]  # noqa: E731
         if not self.criterion.known:
-            return self.criterion(output, target)
+            return Seen(*self.criterion(output, target), output, again)
         try:
-            return self.criterion(output, target)
+            return Seen(*self.criterion(output, target), output, again)
         except InputError:
             raise
         except (ValueError, RuntimeError, IndexError) as error:  # torch's own criterion on shapes or dtypes it rejects
@@ -268,7 +282,7 @@ class ModelLoss:
         output = _tensor(logits, "Gauss-Newton needs the model's .logits beside its .loss, and they are", "model")
         return Judged(*self._pair(model, batch, loss), output)
 
-    def surveyed(self, model: nn.Module, batch: Any, where: str) -> Pair:
+    def surveyed(self, model: nn.Module, batch: Any, where: str) -> Seen:
         """The pair, if the batch is a mapping and the model returns a scalar ``.loss``."""
         if not batches.is_mapping(batch):
             raise InputError(
@@ -277,7 +291,10 @@ class ModelLoss:
                 what_to_do="pass a criterion as the third argument of lh.Objective, for example "
                 "torch.nn.CrossEntropyLoss()",
             )
-        return self(model, batch)
+        result = model(**batch)
+        logits = _field(result, "logits")
+        # Nearly all such losses are cross entropies, whose second derivative is that of the normalisation.
+        return Seen(*self._pair(model, batch, self._loss(result, model)), logits, lambda z: z.logsumexp(dim=-1).sum())
 
     def whole_and_parts(self, model: nn.Module, batch: Any, *, tied: bool) -> list[Pair] | None:
         """The pairs of the batch and of its two parts."""

@@ -111,8 +111,7 @@ class Run:
         )  # fmt: skip
         sweep.expected = (self.surveyed.loss_sum, self.surveyed.count)
         coarsest = self.checked.trace.coarsest
-        samples, memory = self.surveyed.samples, self.memory
-        meter = RoundingMeter(self.objective, samples, coarsest, self.ledger, make, memory)
+        meter = RoundingMeter(self.objective, self.surveyed.measured, coarsest, self.ledger, make, self.memory)
         ready = gram_processes(
             sweep, self._operators(), self.checked, self.wanted, path=self.arguments.path, seed=self.arguments.seed,
             method=self.arguments.method, tol=self.arguments.tol, memory=self.arguments.memory,

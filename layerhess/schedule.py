@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from layerhess.blocks import Block
-from layerhess.bounds import total_rounding, zero_bound, zero_level
+from layerhess.bounds import random_bound, total_rounding, zero_bound, zero_level
 from layerhess.progress import Progress, Snapshot
 from layerhess.rounding import RoundingMeter
 from layerhess.sweep import Request, Sweep
 from layerhess.tasks import Task
 
 PROBE = "(probe)"  # no block has this name
+SMALLEST_NORM = float(np.finfo(np.float64).tiny) ** 0.5  # the squares in a smaller one vanish
 NOISE = 2000.0  # times eps: a relative residual this small may be rounding, so rounding is measured
 
 
@@ -121,10 +122,13 @@ class Schedule:
 
     def _settle_zero_tests(self, testing: list[Task], full_norm: float) -> None:
         level = zero_level(self.eps, full_norm)
+        unseen = self._unseen(testing) if level == 0.0 else {}
         for task in testing:
             assert task.zero_test is not None
             if task.block.name not in self.sweep.touched:
                 task.zero_bound, task.done = 0.0, True
+            elif task.name in unseen:
+                task.zero_bound, task.done = unseen[task.name], True
             else:
                 task.zero_bound = zero_bound(level, task.zero_test.norm, task.block.numel)
                 task.done = task.zero_bound is not None
@@ -134,6 +138,12 @@ class Schedule:
             refused = self.check_awake(awake, full_norm)
             for task in testing:
                 task.done = task.done or task.name in refused
+
+    def _unseen(self, tasks: list[Task]) -> dict[str, float]:
+        """Zero bounds where even the full product is 0: what another precision sees there may be below this one."""
+        rows = {task.name: (task.block, task.zero_test.ask(), 0.0) for task in tasks if task.zero_test is not None}
+        seen = self.meter.measure(rows)
+        return {task.name: max(random_bound(seen[task.name][0], task.block.numel), SMALLEST_NORM) for task in tasks}
 
     def _settle(self, tasks: list[Task]) -> None:
         unmeasured = [task for task in tasks if task.rounding is None and (task.process.proposes or self._noisy(task))]

@@ -83,7 +83,7 @@ class Single:
             self.length = surveyed.longest
             self.eps = torch.finfo(coarsest).eps
             self._meter = stack.enter_context(
-                RoundingMeter(objective, surveyed.samples, coarsest, ledger, curvature.make_graph)
+                RoundingMeter(objective, surveyed.measured, coarsest, ledger, curvature.make_graph)
             )
         elif not isinstance(op, np.ndarray) and getattr(op, "dtype", None) in (np.dtype(np.float32), torch.float32):
             self.eps = float(np.finfo(np.float32).eps)

@@ -16,8 +16,9 @@ from layerhess.errors import InputError
 from layerhess.ledger import Ledger
 from layerhess.memory import is_out_of_memory
 from layerhess.objective import Objective
+from layerhess.products.directions import item_curvature
 from layerhess.randomness import randomness_refused, repeats
-from layerhess.sample import Sampler
+from layerhess.sample import Sample, Sampler
 from layerhess.sweep import FULL, Request, Sweep
 from layerhess.vectors import solver_device
 from layerhess.watch import non_finite_weight, trace
@@ -33,6 +34,7 @@ class Survey:
         samples: prepared pieces of up to three batches, see :class:`layerhess.sample.Sampler`. sample_size: their
             examples together, 0 if unknown. longest: the most terms that are summed up in one batch.
         places: which batches the samples are pieces of. largest: the examples of the largest batch, 0 if unknown.
+        measured: what rounding is measured on.
     """
 
     loss_sum: float
@@ -44,6 +46,7 @@ class Survey:
     longest: float
     places: list[int]
     largest: int
+    measured: Sample
 
     @property
     def sample(self) -> Any:
@@ -96,7 +99,7 @@ def _survey(objective: Objective, ledger: Ledger, checkpoint: Callable[[], None]
     for number, batch in enumerate(objective.batches(), 1):
         checkpoint()
         where = f"batch {number - 1}"
-        value, count = _surveyed(objective, batch, where)
+        value, count, curvature = _surveyed(objective, batch, where)
         ledger.count("forwards")
         if not math.isfinite(value):
             raise _not_finite(objective, batch, number - 1, value)
@@ -105,7 +108,7 @@ def _survey(objective: Objective, ledger: Ledger, checkpoint: Callable[[], None]
         size = batches.leading_size(batch)
         examples = None if size is None or examples is None else examples + size
         longest, largest = max(longest, count, size or 1), max(largest, size or 0)
-        sampler.offer(number - 1, batch, value, count)
+        sampler.offer(number - 1, batch, value, count, curvature)
         if checked and number > 1:  # a single batch may be summed up in any way
             if number == 2:
                 _refuse_unless_mean(objective, first, "batch 0")
@@ -123,14 +126,16 @@ def _survey(objective: Objective, ledger: Ledger, checkpoint: Callable[[], None]
     places, samples = [index for index, _ in chosen], [piece for _, piece in chosen]
     sizes = [batches.leading_size(piece) or 0 for piece in samples]
     return Survey(
-        loss_sum, total, examples or 0, number, samples, sum(sizes) if all(sizes) else 0, longest, places, largest
-    )
+        loss_sum, total, examples or 0, number, samples, sum(sizes) if all(sizes) else 0, longest, places, largest,
+        sampler.measured(samples, examples or 0),
+    )  # fmt: skip
 
 
-def _surveyed(objective: Objective, batch: Any, where: str) -> tuple[float, float]:
+def _surveyed(objective: Objective, batch: Any, where: str) -> tuple[float, float, torch.Tensor | None]:
+    """The loss sum, the count, and how curved the items of the output are."""
     try:
         with torch.no_grad():
-            value, count = objective.evaluation.surveyed(objective.model, batch, where)
+            seen = objective.evaluation.surveyed(objective.model, batch, where)
     except InputError as error:
         if error.where == where:
             raise
@@ -143,7 +148,10 @@ def _surveyed(objective: Objective, batch: Any, where: str) -> tuple[float, floa
             where=where,
             what_to_do="use targets from 0 to one less than the number of classes, or ignore_index (-100) to leave out",
         ) from error
-    return float(value.double()), count
+    value = float(seen.loss.double())
+    if seen.again is None or not math.isfinite(value):
+        return value, seen.count, None
+    return value, seen.count, item_curvature(seen.output, seen.again)
 
 
 def _refuse_unless_mean(objective: Objective, batch: Any, where: str) -> None:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 MOST_DIRECTIONS = 32  # per item of the output: beyond, as many backward passes cost more than exact products
 NEGLIGIBLE = 16.0  # eps: an eigenvalue of the scaled S of an item below this share of its largest is rounding
+MOST_CURVED = 1 << 20  # numbers in the output of a batch whose items are held against each other
+GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, spread as evenly as any sequence does
 # Relative difference at which two sums of the same numbers in another order are still the same.
 LARGEST_POWER = 10  # of two, and smallest, that items are scaled with to tell them apart
 SAME_SUM = {torch.float64: 1e-11, torch.float32: 2e-5}
@@ -86,6 +88,45 @@ def _of_items(loss: Tensor, z: Tensor, dtype: torch.dtype) -> Directions | None:
     values, vectors = values[:, :rank], vectors[:, :, :rank]
     roots = lengths.unsqueeze(2) * vectors * values.abs().sqrt().unsqueeze(1)
     return Directions(roots.to(dtype), values.sign().to(dtype), slope.detach().to(dtype))
+
+
+def item_curvature(output: object, again: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """(N,) float64: ||S_n r|| of every item of the output, r being the same for all; None where unknown.
+
+    In float64 if the loss can, since an item whose class is sure has no digits of 1 - p in float32.
+
+    Args:
+        output: z, (N, ...). again: the loss sum of another z.
+    """
+    if not isinstance(output, Tensor) or output.dtype not in SAME_SUM:
+        return None
+    rows = curved(output.double(), again)
+    rows = curved(output, again) if rows is None else rows
+    return None if rows is None else torch.linalg.vector_norm(rows, dim=1)
+
+
+def curved(z: Tensor, again: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """S_n r for the same r, (N, K) float64, worked out in the dtype of z; None where that cannot be done.
+
+    Cost: about ten operations on the output, none on the network.
+    """
+    if not z.ndim or not 0 < z.numel() <= MOST_CURVED:
+        return None
+    try:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(again(z), [z], create_graph=True)
+            if not slope.requires_grad:
+                return None
+            rows = _applied(slope, z, _apart(z[0].numel(), z).expand(len(z), -1)).double().cpu()
+    except Exception:  # whatever a user's loss raises in another dtype, or where it cannot be differentiated twice
+        return None
+    return rows if bool(torch.isfinite(rows).all()) else None
+
+
+def _apart(size: int, like: Tensor) -> Tensor:
+    """(K,) numbers in [-1, 1) no two of which are near each other: S of two undecided classes sees their difference."""
+    return (2.0 * torch.frac(torch.arange(size, dtype=torch.float64) * GOLDEN) - 1.0).to(like)
 
 
 def item_probe(n: int, size: int, like: Tensor) -> Tensor:
