@@ -87,7 +87,11 @@ def licence(
         make_copy: the same loss on the samples in float64, which has the last word where float32 leaves a doubt.
     """
     found = Licence(examples=surveyed.sample_size)
-    if curvature.name not in (HESSIAN.name, GAUSS_NEWTON.name) or coarsest not in SAME:
+    if curvature.name not in (HESSIAN.name, GAUSS_NEWTON.name):
+        found.reasons = dict.fromkeys(blocks, f"there are no factors for the {curvature.title}")
+        return found
+    if coarsest not in SAME:
+        found.reasons = dict.fromkeys(blocks, f"{str(coarsest).removeprefix('torch.')} is too coarse to compare products")
         return found
     if solver_device(objective.device) != objective.device:
         found.reasons = dict.fromkeys(

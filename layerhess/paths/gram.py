@@ -176,7 +176,7 @@ def _chosen(
             raise _refusal(
                 name,
                 f"its matrix does not fit into memory ({block.numel:,} parameters, {work.rows:,} rows: "
-                f"{size / 2**20:,.0f} MiB, room for {room / 2**20:,.0f} MiB)",
+                f"{size / 2**20:,.1f} MiB, room for {room / 2**20:,.1f} MiB)",
             )
         suitable = examples > 0 and name not in checked.zero_suspects
         if size <= room and (forced or (suitable and is_cheaper(block.numel, work, wanted, itemsize, tol))):
