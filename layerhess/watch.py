@@ -131,10 +131,15 @@ def _watching(model: nn.Module, found: Trace) -> Iterator[None]:
     stack: list[str] = []
     starts: list[int] = []
     one = torch.ones((), requires_grad=True)
+    latest = 0
 
     def now() -> int:
+        nonlocal latest
         with torch.enable_grad(), torch._C.DisableTorchFunction():
-            return (one * 1.0).grad_fn._sequence_nr()  # type: ignore[union-attr]
+            node = (one * 1.0).grad_fn
+        if node is not None:  # inside transforms of torch.func there is none
+            latest = node._sequence_nr()
+        return latest
 
     def before(module: nn.Module, inputs: Any) -> None:
         name = names.get(id(module), stack[-1] if stack else "")
@@ -164,4 +169,6 @@ def _within(name: str, outer: str) -> bool:
 
 
 def _bad(tensor: Tensor) -> bool:
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # of many examples at once, which have no one answer
+        return False
     return tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())

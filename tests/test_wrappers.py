@@ -89,3 +89,27 @@ def take_distributed_off(store: str) -> None:
     F.cross_entropy(wrapped(X), Y).backward()
     assert model[0].weight.grad is not None, "it still works"
     os._exit(0)  # without the group's destructor
+
+
+def test_a_loss_of_gradients_of_every_example_by_torch_func() -> None:
+    """The model runs inside transforms, where there are no autograd nodes to be watched."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    x = torch.randn(6, 3, dtype=torch.float64)
+
+    def slopes(parameters: dict[str, torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+        alone = torch.func.grad(lambda row: torch.func.functional_call(model, parameters, (row,)).sum())
+        return torch.func.vmap(alone)(rows).square().sum()
+
+    def loss(network: nn.Module, batch: torch.Tensor) -> tuple[torch.Tensor, int]:
+        return slopes(dict(network.named_parameters()), batch), len(batch)
+
+    found = lh.analyze(lh.Objective(model, [(x,)], lh.batch_loss(lambda m, b: loss(m, b[0]))), blocks="weight")
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    for name in ("0.weight", "2.weight"):
+        explicit = torch.autograd.functional.hessian(
+            lambda w, name=name: slopes({**parameters, name: w}, x) / len(x), parameters[name]
+        )
+        top = torch.linalg.eigvalsh(explicit.reshape(parameters[name].numel(), -1))[-1]
+        assert found.blocks[name].converged.all()
+        assert abs(found.blocks[name].eigenvalues[0] - float(top)) <= found.blocks[name].error_bounds[0] + 1e-12
