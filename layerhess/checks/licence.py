@@ -91,7 +91,9 @@ def licence(
         found.reasons = dict.fromkeys(blocks, f"there are no factors for the {curvature.title}")
         return found
     if coarsest not in SAME:
-        found.reasons = dict.fromkeys(blocks, f"{str(coarsest).removeprefix('torch.')} is too coarse to compare products")
+        found.reasons = dict.fromkeys(
+            blocks, f"{str(coarsest).removeprefix('torch.')} is too coarse to compare products"
+        )
         return found
     if solver_device(objective.device) != objective.device:
         found.reasons = dict.fromkeys(
