@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from layerhess import batches
 from layerhess.blocks import Block
 from layerhess.ledger import Ledger
-from layerhess.memory import KEPT_SHARE, PIECE_SHARE, Budget, free_bytes
+from layerhess.memory import KEPT_SHARE, PIECE_SHARE, Budget, free_bytes, is_out_of_memory
 from layerhess.objective import Objective
 from layerhess.products.graph import GraphMaker
 from layerhess.survey import Survey
@@ -66,9 +66,14 @@ def piece_size(
         blocks: those that products will be asked for.
     """
     size = batches.leading_size(surveyed.sample)
-    if memory.limit is None or not size:
+    if memory.limit is None or not size or not surveyed.examples:  # some batch cannot be cut
         return None
-    per_example = graph_bytes(objective, surveyed.sample, make_graph, blocks) / size
+    try:
+        per_example = graph_bytes(objective, surveyed.sample, make_graph, blocks) / size
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        return None  # transforms of torch.func in the model or the loss do not let anybody see what is saved
     whole = (PIECE_SHARE if memory.asked else UNCUT_SHARE) * memory.limit
     if per_example * surveyed.largest <= whole:
         return None

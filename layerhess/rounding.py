@@ -194,8 +194,12 @@ def output_error(sample: Sample, copied: Objective) -> OutputError:
         most = float(sizes.max())
         if most:
             lost = max(lost, 4.0 * torch.finfo(torch.float64).eps * float(undecided.norm(dim=1).max()) / most)
-    every, added = torch.cat(changes), torch.cat(clutter)
-    alike, each = float(added.mean(dim=0).norm()), float(added.norm()) / len(added)  # the same in all, and at random
+    every, items = torch.cat(changes), sum(len(part) for part in clutter)
+    sums: dict[int, Tensor] = {}  # by the number of outputs of an item, which may differ from batch to batch
+    for part in clutter:
+        sums[part.shape[1]] = sums.get(part.shape[1], 0.0) + part.sum(dim=0)
+    alike = math.hypot(*(float(total.norm()) for total in sums.values())) / items  # the same in all items
+    each = math.hypot(*(float(part.norm()) for part in clutter)) / items  # at random
     moving = float(every.square().mean().sqrt()) if len(every) else 0.0
     return OutputError(moving, math.hypot(alike, each) / sample.curvature, lost)
 

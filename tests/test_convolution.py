@@ -158,3 +158,62 @@ def test_products_with_a_smooth_convolutional_network_are_those_of_its_explicit_
     explicit = torch.autograd.functional.hessian(loss, flat)
     found = lh.Hessian(lh.Objective(model, (x, target), nn.CrossEntropyLoss())).to_dense()
     np.testing.assert_allclose(found.numpy(), explicit.numpy(), rtol=1e-9, atol=1e-12)
+
+
+class _Sloped(nn.Module):
+    """Something between two layers whose slope in its input is part of the loss."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.first, self.inner, self.head = nn.Linear(6, 6), inner, nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.sin(self.inner(self.first(x))))
+
+
+class _PlainNorm(nn.LayerNorm):
+    """Written out: torch's own is wrong in its third derivative."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        normal = centred / (centred.square().mean(-1, keepdim=True) + self.eps).sqrt()
+        return normal * self.weight + self.bias
+
+
+@pytest.mark.parametrize("kind", ["conv", "layer norm", "softmax"])
+def test_a_loss_with_jacobians_of_all_outputs_at_once_has_its_right_hessian(kind: str) -> None:
+    """Its backward pass is batched, where a Function would return a constant."""
+    torch.manual_seed(0)
+    lifted = nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 1, 3, padding=1), nn.Flatten())
+    inner = {"conv": lifted, "layer norm": nn.LayerNorm(6), "softmax": nn.Softmax(-1)}[kind]
+    model = _Sloped(inner).double()
+    plain = _Sloped(_PlainNorm(6) if kind == "layer norm" else inner).double()
+    x = torch.randn(3, 6, dtype=torch.float64)
+
+    def penalty(call: Callable[[Tensor], Tensor]) -> Tensor:
+        rows = x.clone().requires_grad_()
+        out = call(rows)
+        seeds = torch.eye(2, dtype=torch.float64)[:, None, :].expand(2, 3, 2)
+        (made,) = torch.autograd.grad(out, rows, seeds, is_grads_batched=True, create_graph=True)
+        return made.square().sum() + out.square().sum()
+
+    names, shapes = zip(*((name, p.shape) for name, p in model.named_parameters()), strict=True)
+
+    def loss(flat: Tensor) -> Tensor:
+        parts = flat.split([shape.numel() for shape in shapes])
+        parameters = {name: part.view(shape) for name, shape, part in zip(names, shapes, parts, strict=True)}
+        return penalty(lambda rows: torch.func.functional_call(plain, parameters, (rows,))) / 3
+
+    flat = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    explicit = torch.autograd.functional.hessian(loss, flat).numpy()
+    found = lh.Hessian(lh.Objective(model, [(x,)], lh.batch_loss(lambda m, b: (penalty(m), 3)))).to_dense().numpy()
+    np.testing.assert_allclose(found, explicit, rtol=1e-9, atol=1e-9 * np.abs(explicit).max())
+
+
+def test_numbers_of_any_integer_kind_are_taken() -> None:
+    x, w = torch.randn(2, 3, 7, 7), torch.randn(4, 3, 3, 3, requires_grad=True)
+    right = F.conv2d(x, w, stride=2, padding=1)
+    for stride in (np.int64(2), torch.tensor(2), (np.int64(2), 2), [2]):
+        with Rewritten():
+            made = F.conv2d(x, w, stride=stride, padding=np.int64(1))
+        assert "_Output" in str(made.grad_fn) and torch.equal(made, right)

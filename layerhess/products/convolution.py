@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerhess.products.layers import CONVOLUTIONS
+from layerhess.products.layers import CONVOLUTIONS, each
+from layerhess.products.twice import is_batched
 
 Numbers = int | tuple[int, ...]
 
@@ -110,21 +111,21 @@ class _WeightGradient(torch.autograd.Function):
 
 
 def _output(x: Tensor, w: Tensor, offset: Tensor | None, geometry: _Geometry) -> Tensor:
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or is_batched(x) or is_batched(w):
         return geometry.output(x, w, offset)
     made: Tensor = _Output.apply(x, w, offset, geometry)  # type: ignore[no-untyped-call]
     return made
 
 
 def _input_gradient(g: Tensor, w: Tensor, shape: torch.Size, geometry: _Geometry) -> Tensor:
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or is_batched(g):
         return geometry.input_gradient(g, w, shape)
     made: Tensor = _InputGradient.apply(g, w, shape, geometry)  # type: ignore[no-untyped-call]
     return made
 
 
 def _weight_gradient(g: Tensor, x: Tensor, shape: torch.Size, geometry: _Geometry) -> Tensor:
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or is_batched(g):
         return geometry.weight_gradient(g, x, shape)
     made: Tensor = _WeightGradient.apply(g, x, shape, geometry)  # type: ignore[no-untyped-call]
     return made
@@ -156,7 +157,9 @@ def _convolution(
     groups: int = 1,
 ) -> Tensor:
     n = CONVOLUTIONS[function]
-    geometry = _Geometry(_each(stride, n), _each(padding, n), _each(dilation, n), groups)
+    geometry = _Geometry(
+        each(stride, n), [] if isinstance(padding, str) else each(padding, n), each(dilation, n), groups
+    )
     if not _known(input, weight, n) or not geometry.is_of(n):
         return function(input, weight, bias, stride, padding, dilation, groups)
     # A leaf cannot be asked whether it is wanted; a view of it can.
@@ -172,11 +175,3 @@ def _known(x: Tensor, w: Tensor, n: int) -> bool:
     usual = x.ndim == w.ndim == n + 2 and x.dtype == w.dtype and type(w) in (Tensor, torch.nn.Parameter)
     moves = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
     return usual and moves and not torch.is_autocast_enabled(x.device.type)
-
-
-def _each(value: Numbers | str, n: int) -> list[int]:
-    """Of every dimension; none where ``value`` is a word."""
-    if isinstance(value, str):
-        return []
-    made = [value] if isinstance(value, int) else [int(v) for v in value]
-    return made * n if len(made) == 1 else made

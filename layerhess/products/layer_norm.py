@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerhess.products.twice import last
+from layerhess.products.twice import is_batched, last
 
 
 class _Normalise(torch.autograd.Function):
@@ -17,7 +17,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, shape: Sequence[int], eps: float) -> Tensor:
         normal, mean, rate = torch.native_layer_norm(x, shape, None, None, eps)
-        ctx.shape = shape
+        ctx.shape, ctx.eps = shape, eps
         ctx.save_for_backward(x, mean, rate)  # and not what is returned, which the network may overwrite
         return normal
 
@@ -25,6 +25,8 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         x, mean, rate = ctx.saved_tensors
         g = gradients[0]
+        if is_batched(g):
+            return _plainly(g, x, ctx.eps, tuple(range(x.ndim - len(ctx.shape), x.ndim))), None, None
         if not torch.is_grad_enabled():
             return _projected(g, x, mean, rate, ctx.shape), None, None
         return _Back.apply(g, x, mean, rate, ctx.shape), None, None  # type: ignore[no-untyped-call]
@@ -63,6 +65,14 @@ def _projected(g: Tensor, x: Tensor, mean: Tensor, rate: Tensor, shape: Any) -> 
         g.contiguous(), x, list(shape), mean, rate, None, None, [True, False, False]
     )[0]
     return made
+
+
+def _plainly(g: Tensor, x: Tensor, eps: float, dims: tuple[int, ...]) -> Tensor:
+    """The same, to be differentiated at any order; torch's kernel takes mean and rate for constants at the third."""
+    centred = x - x.mean(dims, keepdim=True)
+    rate = (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
+    normal = centred * rate
+    return rate * (g - g.mean(dims, keepdim=True) - normal * (g * normal).mean(dims, keepdim=True))
 
 
 def layer_norm(

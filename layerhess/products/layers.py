@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -101,7 +102,7 @@ def convolution(
 ) -> Entry:
     """The kernel of a convolution; ``options`` are stride, padding, dilation and groups as the function takes them."""
     n = CONVOLUTIONS[function]
-    stride, padding, dilation = (_each(options[key], n) for key in ("stride", "padding", "dilation"))
+    stride, padding, dilation = (each(options[key], n) for key in ("stride", "padding", "dilation"))
     template, groups = weight.detach(), options["groups"]
 
     def gradient(d: Tensor, kernel: Tensor) -> Tensor:
@@ -158,8 +159,10 @@ def embedding(name: str, indices: Tensor, rows: int, padding: int | None) -> Ent
     return Entry(name, push, pull, (indices,))
 
 
-def _each(value: Any, n: int) -> list[int]:
-    if isinstance(value, int):
-        return [value] * n
-    made = [int(v) for v in value]
-    return made * n if len(made) == 1 else made
+def each(value: Any, n: int) -> list[int]:
+    """A stride, padding or dilation for each of n dimensions; anything that is an integer stands for all of them."""
+    try:
+        return [operator.index(value)] * n
+    except TypeError:
+        made = [int(v) for v in value]
+        return made * n if len(made) == 1 else made

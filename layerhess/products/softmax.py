@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerhess.products.twice import last
+from layerhess.products.twice import is_batched, last
 
 
 class _Softmax(torch.autograd.Function):
@@ -23,7 +23,7 @@ class _Softmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         x, y = ctx.saved_tensors
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or is_batched(gradients[0]):
             return _back(gradients[0], y, ctx.dim), None
         return _Back.apply(gradients[0], x, y.detach(), ctx.dim), None  # type: ignore[no-untyped-call]
 

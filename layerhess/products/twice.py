@@ -23,6 +23,12 @@ class _Last(torch.autograd.Function):
         raise RuntimeError(f"a function that is known to the second derivative only was {AGAIN}")
 
 
+def is_batched(gradient: Tensor) -> bool:
+    """Whether a backward pass is one of many at once: a Function's result then has no graph, plain operations have."""
+    known = getattr(torch._C._functorch, "is_legacy_batchedtensor", None)
+    return torch._C._functorch.peek_interpreter_stack() is not None or (known is not None and known(gradient))
+
+
 def last(value: Tensor, *sources: Tensor) -> Tensor:
     """``value``; its derivative in the ``sources`` it was computed from is an error."""
     if not torch.is_grad_enabled():
