@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerhess.products.layers import CONVOLUTIONS, each
+from layerhess.products.layers import CONVOLUTIONS, per_dimension
 from layerhess.products.twice import is_batched
 
 Numbers = int | tuple[int, ...]
@@ -158,7 +158,10 @@ def _convolution(
 ) -> Tensor:
     n = CONVOLUTIONS[function]
     geometry = _Geometry(
-        each(stride, n), [] if isinstance(padding, str) else each(padding, n), each(dilation, n), groups
+        per_dimension(stride, n),
+        [] if isinstance(padding, str) else per_dimension(padding, n),
+        per_dimension(dilation, n),
+        groups,
     )
     if not _known(input, weight, n) or not geometry.is_of(n):
         return function(input, weight, bias, stride, padding, dilation, groups)

@@ -102,7 +102,7 @@ def convolution(
 ) -> Entry:
     """The kernel of a convolution; ``options`` are stride, padding, dilation and groups as the function takes them."""
     n = CONVOLUTIONS[function]
-    stride, padding, dilation = (each(options[key], n) for key in ("stride", "padding", "dilation"))
+    stride, padding, dilation = (per_dimension(options[key], n) for key in ("stride", "padding", "dilation"))
     template, groups = weight.detach(), options["groups"]
 
     def gradient(d: Tensor, kernel: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ def embedding(name: str, indices: Tensor, rows: int, padding: int | None) -> Ent
     return Entry(name, push, pull, (indices,))
 
 
-def each(value: Any, n: int) -> list[int]:
+def per_dimension(value: Any, n: int) -> list[int]:
     """A stride, padding or dilation for each of n dimensions; anything that is an integer stands for all of them."""
     try:
         return [operator.index(value)] * n
