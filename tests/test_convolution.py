@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -217,3 +218,19 @@ def test_numbers_of_any_integer_kind_are_taken() -> None:
         with Rewritten():
             made = F.conv2d(x, w, stride=stride, padding=np.int64(1))
         assert "_Output" in str(made.grad_fn) and torch.equal(made, right)
+
+
+def test_a_batched_second_derivative_keeps_its_graph() -> None:
+    """The seeds alone are batched, and meet a gradient that is not."""
+    x, w, _ = _inputs(GEOMETRIES["padding"])
+
+    def slopes(run: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        (first,) = torch.autograd.grad(run(x, w).sin().sum(), x, create_graph=True)
+        seeds = torch.cos(torch.arange(2 * first.numel(), dtype=x.dtype)).view(2, *first.shape)
+        (second,) = torch.autograd.grad(first, w, seeds, is_grads_batched=True, create_graph=True)
+        return torch.autograd.grad(second.square().sum(), [x, w])
+
+    for ours, theirs in zip(
+        slopes(_rewritten(GEOMETRIES["padding"])), slopes(partial(F.conv2d, padding=1)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)

@@ -8,57 +8,23 @@ was wanted. A product with the block of one layer wants it nowhere.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from layerhess.products.layers import CONVOLUTIONS, per_dimension
+from layerhess.products.geometry import CONVOLUTIONS, Geometry, geometry
 from layerhess.products.twice import is_batched
 
 Numbers = int | tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Geometry:
-    stride: list[int]
-    padding: list[int]
-    dilation: list[int]
-    groups: int
-
-    def is_of(self, n: int) -> bool:
-        """Whether all is given for n dimensions."""
-        return len(self.stride) == len(self.padding) == len(self.dilation) == n
-
-    def output(self, x: Tensor, w: Tensor, offset: Tensor | None = None) -> Tensor:
-        """y = x * w + offset."""
-        none = [0] * len(self.stride)
-        return torch.convolution(x, w, offset, self.stride, self.padding, self.dilation, False, none, self.groups)
-
-    def input_gradient(self, g: Tensor, w: Tensor, shape: torch.Size) -> Tensor:
-        """The transpose of x -> x * w at g; ``shape`` is that of x."""
-        made: Tensor = self._transposes(g, g.new_empty(1).expand(shape), w, [True, False, False])[0]
-        return made
-
-    def weight_gradient(self, g: Tensor, x: Tensor, shape: torch.Size) -> Tensor:
-        """The transpose of w -> x * w at g; ``shape`` is that of w."""
-        made: Tensor = self._transposes(g, x, g.new_empty(1).expand(shape), [False, True, False])[1]
-        return made
-
-    def _transposes(self, g: Tensor, x: Tensor, w: Tensor, wanted: list[bool]) -> Any:
-        none = [0] * len(self.stride)
-        return torch.ops.aten.convolution_backward(
-            g, x, w, None, self.stride, self.padding, self.dilation, False, none, self.groups, wanted
-        )
 
 
 class _Output(torch.autograd.Function):
     """x * w + offset."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, offset: Tensor | None, geometry: _Geometry) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, offset: Tensor | None, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(x, w)
         ctx.geometry = geometry
         return geometry.output(x, w, offset)
@@ -67,68 +33,52 @@ class _Output(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         (g,), (x, w), wanted = gradients, ctx.saved_tensors, _wanted(ctx)
         return (
-            _input_gradient(g, w, x.shape, ctx.geometry) if wanted[0] else None,
-            _weight_gradient(g, x, w.shape, ctx.geometry) if wanted[1] else None,
+            _transpose(g, w, x.shape, True, ctx.geometry) if wanted[0] else None,
+            _transpose(g, x, w.shape, False, ctx.geometry) if wanted[1] else None,
             g.sum(dim=[0, *range(2, g.ndim)]) if wanted[2] else None,
             None,
         )
 
 
-class _InputGradient(torch.autograd.Function):
+class _Transpose(torch.autograd.Function):
+    """The gradient of <g, x * w> in x (then the other one is w), or in w (then it is x)."""
+
     @staticmethod
-    def forward(ctx: Any, g: Tensor, w: Tensor, shape: torch.Size, geometry: _Geometry) -> Tensor:
-        ctx.save_for_backward(g, w)
-        ctx.geometry = geometry
-        return geometry.input_gradient(g, w, shape)
+    def forward(ctx: Any, g: Tensor, other: Tensor, shape: torch.Size, in_x: bool, geometry: Geometry) -> Tensor:
+        ctx.save_for_backward(g, other)
+        ctx.in_x, ctx.geometry = in_x, geometry
+        return geometry.input_gradient(g, other, shape) if in_x else geometry.weight_gradient(g, other, shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        (x,), (g, w), wanted = gradients, ctx.saved_tensors, _wanted(ctx)
+        (h,), (g, other), wanted = gradients, ctx.saved_tensors, _wanted(ctx)
+        x, w = (h, other) if ctx.in_x else (other, h)
         return (
             _output(x, w, None, ctx.geometry) if wanted[0] else None,
-            _weight_gradient(g, x, w.shape, ctx.geometry) if wanted[1] else None,
+            _transpose(g, h, other.shape, not ctx.in_x, ctx.geometry) if wanted[1] else None,
+            None,
             None,
             None,
         )
 
 
-class _WeightGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, g: Tensor, x: Tensor, shape: torch.Size, geometry: _Geometry) -> Tensor:
-        ctx.save_for_backward(g, x)
-        ctx.geometry = geometry
-        return geometry.weight_gradient(g, x, shape)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        (w,), (g, x), wanted = gradients, ctx.saved_tensors, _wanted(ctx)
-        return (
-            _output(x, w, None, ctx.geometry) if wanted[0] else None,
-            _input_gradient(g, w, x.shape, ctx.geometry) if wanted[1] else None,
-            None,
-            None,
-        )
-
-
-def _output(x: Tensor, w: Tensor, offset: Tensor | None, geometry: _Geometry) -> Tensor:
-    if not torch.is_grad_enabled() or is_batched(x) or is_batched(w):
+def _output(x: Tensor, w: Tensor, offset: Tensor | None, geometry: Geometry) -> Tensor:
+    if _needs_no_function(x, w):
         return geometry.output(x, w, offset)
     made: Tensor = _Output.apply(x, w, offset, geometry)  # type: ignore[no-untyped-call]
     return made
 
 
-def _input_gradient(g: Tensor, w: Tensor, shape: torch.Size, geometry: _Geometry) -> Tensor:
-    if not torch.is_grad_enabled() or is_batched(g):
-        return geometry.input_gradient(g, w, shape)
-    made: Tensor = _InputGradient.apply(g, w, shape, geometry)  # type: ignore[no-untyped-call]
+def _transpose(g: Tensor, other: Tensor, shape: torch.Size, in_x: bool, geometry: Geometry) -> Tensor:
+    if _needs_no_function(g, other):
+        return geometry.input_gradient(g, other, shape) if in_x else geometry.weight_gradient(g, other, shape)
+    made: Tensor = _Transpose.apply(g, other, shape, in_x, geometry)  # type: ignore[no-untyped-call]
     return made
 
 
-def _weight_gradient(g: Tensor, x: Tensor, shape: torch.Size, geometry: _Geometry) -> Tensor:
-    if not torch.is_grad_enabled() or is_batched(g):
-        return geometry.weight_gradient(g, x, shape)
-    made: Tensor = _WeightGradient.apply(g, x, shape, geometry)  # type: ignore[no-untyped-call]
-    return made
+def _needs_no_function(*tensors: Tensor) -> bool:
+    """Where nothing is differentiated again, or only torch's own operations would keep a graph."""
+    return not torch.is_grad_enabled() or any(is_batched(tensor) for tensor in tensors)
 
 
 def _wanted(ctx: Any) -> list[bool]:
@@ -157,17 +107,12 @@ def _convolution(
     groups: int = 1,
 ) -> Tensor:
     n = CONVOLUTIONS[function]
-    geometry = _Geometry(
-        per_dimension(stride, n),
-        [] if isinstance(padding, str) else per_dimension(padding, n),
-        per_dimension(dilation, n),
-        groups,
-    )
-    if not _known(input, weight, n) or not geometry.is_of(n):
+    moved = geometry(n, stride, padding, dilation, groups)
+    if moved is None or not _known(input, weight, n):
         return function(input, weight, bias, stride, padding, dilation, groups)
     # A leaf cannot be asked whether it is wanted; a view of it can.
     offset = None if bias is None else bias.view_as(bias)
-    return _output(input, weight.view_as(weight), offset, geometry)
+    return _output(input, weight.view_as(weight), offset, moved)
 
 
 conv1d, conv2d, conv3d = (partial(_convolution, function) for function in CONVOLUTIONS)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CONVOLUTIONS: dict[Callable[..., Tensor], int] = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
+from layerhess.products.geometry import Geometry
 
 
 @dataclass(frozen=True)
@@ -97,49 +95,34 @@ def shift(name: str, shape: torch.Size, dims: Sequence[int]) -> Entry:
     return Entry(name, lambda v: v.view(ones).expand(shape), lambda d: each(d).sum(dim=0), each=each)
 
 
-def convolution(
-    name: str, function: Callable[..., Tensor], a: Tensor, weight: Tensor, options: dict[str, Any]
-) -> Entry:
-    """The kernel of a convolution; ``options`` are stride, padding, dilation and groups as the function takes them."""
-    n = CONVOLUTIONS[function]
-    stride, padding, dilation = (per_dimension(options[key], n) for key in ("stride", "padding", "dilation"))
-    template, groups = weight.detach(), options["groups"]
+def convolution(name: str, a: Tensor, shape: torch.Size, geometry: Geometry) -> Entry:
+    """The kernel of a convolution, of the given shape."""
 
-    def gradient(d: Tensor, kernel: Tensor) -> Tensor:
-        made: Tensor = torch.ops.aten.convolution_backward(
-            d, a, kernel, None, stride, padding, dilation, False, [0] * n, groups, [False, True, False]
-        )[1]
-        return made
+    def gradients(d: Tensor, count: int) -> Tensor:
+        many = torch.Size((count * shape[0], *shape[1:]))
+        return geometry.weight_gradient(d, a, many).view(count, *shape)
 
     def push_rows(rows: Tensor) -> Tensor:
-        y = function(a, rows.flatten(0, 1), None, **options)
+        y = geometry.output(a, rows.flatten(0, 1))
         return y.reshape(len(y), len(rows), -1, *y.shape[2:])
-
-    def pull_rows(rows: Tensor) -> Tensor:
-        s = rows.shape[1]
-        many = template.unsqueeze(0).expand(s, *template.shape).reshape(-1, *template.shape[1:])
-        return gradient(rows.flatten(1, 2), many).view(s, *template.shape)
 
     def each(d: Tensor) -> Tensor:
         # Every example as a group of its own: their kernels' gradients do not mix.
         m = len(a)
-        apart = template.unsqueeze(0).expand(m, *template.shape).reshape(-1, *template.shape[1:])
-        made = torch.ops.aten.convolution_backward(
-            d.reshape(1, -1, *d.shape[2:]), a.reshape(1, -1, *a.shape[2:]), apart, None, stride, padding, dilation,
-            False, [0] * n, m * groups, [False, True, False],
-        )[1]  # fmt: skip
-        found: Tensor = made.view(m, *template.shape)
-        return found
+        apart, many = replace(geometry, groups=m * geometry.groups), torch.Size((m * shape[0], *shape[1:]))
+        d, inputs = (t.reshape(1, -1, *t.shape[2:]) for t in (d, a))
+        return apart.weight_gradient(d, inputs, many).view(m, *shape)
 
     def patches() -> Callable[[Tensor], Tensor]:
-        laid = F.unfold(a, tuple(template.shape[2:]), tuple(dilation), tuple(padding), tuple(stride)).mT
-        return lambda d: torch.bmm(d.flatten(2), laid).view(len(a), *template.shape)
+        laid = F.unfold(a, shape[2:], geometry.dilation, geometry.padding, geometry.stride).mT
+        return lambda d: torch.bmm(d.flatten(2), laid).view(len(a), *shape)
 
-    single = Entry(name, lambda v: function(a, v, None, **options), lambda d: gradient(d, template), (a,), each=each)
-    if n == 2 and groups == 1:
+    single = Entry(name, lambda v: geometry.output(a, v), lambda d: gradients(d, 1)[0], (a,), each=each)
+    if geometry.groups != 1:  # output channels of several kernels would have to be interleaved
+        return single
+    if a.ndim == 4:
         single = replace(single, each=lambda d: patches()(d), laid_out=patches)
-    # With groups, output channels of several kernels would have to be interleaved.
-    return single if groups != 1 else replace(single, push_rows=push_rows, pull_rows=pull_rows)
+    return replace(single, push_rows=push_rows, pull_rows=lambda rows: gradients(rows.flatten(1, 2), rows.shape[1]))
 
 
 def embedding(name: str, indices: Tensor, rows: int, padding: int | None) -> Entry:
@@ -157,12 +140,3 @@ def embedding(name: str, indices: Tensor, rows: int, padding: int | None) -> Ent
         return made.index_add_(0, safe.reshape(-1), kept)
 
     return Entry(name, push, pull, (indices,))
-
-
-def per_dimension(value: Any, n: int) -> list[int]:
-    """A stride, padding or dilation for each of n dimensions; anything that is an integer stands for all of them."""
-    try:
-        return [operator.index(value)] * n
-    except TypeError:
-        made = [int(v) for v in value]
-        return made * n if len(made) == 1 else made

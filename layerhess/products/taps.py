@@ -15,7 +15,8 @@ from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from layerhess.products import layers
-from layerhess.products.layers import CONVOLUTIONS, Entry
+from layerhess.products.geometry import CONVOLUTIONS, geometry
+from layerhess.products.layers import Entry
 
 
 @dataclass(frozen=True)
@@ -129,12 +130,13 @@ def _linear(taps: Taps, function: Any, given: dict[str, Any]) -> tuple[Tensor, l
 
 def _convolution(taps: Taps, function: Any, given: dict[str, Any]) -> tuple[Tensor, list[Entry]] | None:
     a, weight, offset = given["input"], given["weight"], given["bias"]
-    own = taps.name_of(weight)
-    if own is None or isinstance(given["padding"], str) or a.ndim != CONVOLUTIONS[function] + 2:
-        return None
+    n, own = CONVOLUTIONS[function], taps.name_of(weight)
     options = {key: given[key] for key in ("stride", "padding", "dilation", "groups")}
+    moved = geometry(n, **options)
+    if own is None or moved is None or a.ndim != n + 2:
+        return None
     y = function(a, taps.fixed(weight), taps.fixed(offset), **options)
-    entries = [layers.convolution(own, function, a.detach(), weight, options)]
+    entries = [layers.convolution(own, a.detach(), weight.shape, moved)]
     entries += [layers.bias(name, y.shape, 1)] if (name := taps.name_of(offset)) else []
     return y, entries
 
