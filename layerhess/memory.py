@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,18 @@ def used_bytes(device: torch.device) -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
+    """Address and bytes of what holds the tensors' numbers, each once; of a sparse one its values'."""
+    found = {}
+    for tensor in tensors:
+        try:
+            held = (tensor._values() if tensor.layout == torch.sparse_coo else tensor).untyped_storage()
+        except (NotImplementedError, RuntimeError):  # a kind of tensor that has none
+            continue
+        found[held.data_ptr()] = held.nbytes()
+    return found
 
 
 def synchronise(device: torch.device) -> None:

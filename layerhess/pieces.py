@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from layerhess import batches
 from layerhess.blocks import Block
 from layerhess.ledger import Ledger
-from layerhess.memory import KEPT_SHARE, PIECE_SHARE, Budget, free_bytes, is_out_of_memory
+from layerhess.memory import KEPT_SHARE, PIECE_SHARE, Budget, free_bytes, is_out_of_memory, storages
 from layerhess.objective import Objective
 from layerhess.products.graph import GraphMaker
 from layerhess.survey import Survey
@@ -117,7 +117,7 @@ class _Saved:
     def __init__(self, objective: Objective) -> None:
         # A node that held its own output without a box in between would never die.
         self._hooks = saved_tensors_hooks(self._pack, lambda box: box[0])
-        self._weights = {place for p in objective.model.parameters() for place, _ in _storage(p)}
+        self._weights = storages(objective.model.parameters())
         self._boxes: list[list[Tensor]] = []  # all of them until the end, so that no address is used twice
         self.nbytes = 0
 
@@ -131,18 +131,7 @@ class _Saved:
 
     def __exit__(self, *error: object) -> None:
         self._hooks.__exit__(*error)
-        storages = {place: size for box in self._boxes for place, size in _storage(box[0])}
-        self.nbytes = sum(size for place, size in storages.items() if place not in self._weights)
+        saved = storages(box[0] for box in self._boxes)
+        self.nbytes = sum(size for place, size in saved.items() if place not in self._weights)
         for box in self._boxes:
             box.clear()
-
-
-def _storage(tensor: Tensor) -> list[tuple[int, int]]:
-    """Address and bytes of what holds a tensor's numbers; of a sparse one its values', nothing where it has no such."""
-    if tensor.layout == torch.sparse_coo:
-        return _storage(tensor._values())
-    try:
-        storage = tensor.untyped_storage()
-    except (NotImplementedError, RuntimeError):
-        return []
-    return [(storage.data_ptr(), storage.nbytes())]

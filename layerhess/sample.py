@@ -110,18 +110,13 @@ class Sampler:
             if len(inside):
                 made.append(batches.take(piece, inside.sort().values))
         whole = batches.joined(made)
-        outputs = [None if whole is None else self._evaluated(whole)]
-        if whole is not None and outputs[0] is not None:
-            made = [whole]
-        else:
-            outputs = [self._evaluated(piece) for piece in made]
-        if None in outputs:
-            return Sample(pieces)
-        size = sum(batches.leading_size(piece) or 0 for piece in made)
-        excess = float(every[order].sum()) / size / mean
-        return Sample(
-            made, max(1.0, excess), self._curvature / self._items, [one for one in outputs if one is not None]
-        )
+        for together in [made] if whole is None else [[whole], made]:
+            seen = [one for piece in together if (one := self._evaluated(piece)) is not None]
+            if len(seen) == len(together):
+                size = sum(batches.leading_size(piece) or 0 for piece in together)
+                excess = float(every[order].sum()) / size / mean
+                return Sample(together, max(1.0, excess), self._curvature / self._items, seen)
+        return Sample(pieces)
 
     def _offer_curved(self, batch: Any, curvature: Tensor) -> None:
         size = batches.leading_size(batch)
@@ -145,10 +140,7 @@ class Sampler:
     def _cut(self, batch: Any, size: int) -> Any:
         """A spread of a few examples; the whole batch where such a slice cannot be evaluated or counts nothing."""
         small = batches.spread_slice(batch, size)
-        return small if small is batch or self._counts(small) else batch
-
-    def _counts(self, piece: Any) -> bool:
-        return self._evaluated(piece) is not None
+        return small if small is batch or self._evaluated(small) is not None else batch
 
     def _evaluated(self, piece: Any) -> Seen | None:
         """None where it cannot be evaluated, or counts nothing; a model may be tied to its batch size."""

@@ -11,17 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import layerhess as lh
-from layerhess import memory, pieces
-from layerhess.ledger import Ledger
+from layerhess import memory
 from layerhess.memory import free_bytes, used_bytes
-from layerhess.pieces import step_bytes
-from layerhess.survey import survey
 from witness import refused
 
 CPU = torch.device("cpu")
@@ -354,48 +350,3 @@ def test_a_batch_that_does_not_fit_is_cut() -> None:
     assert held[3] and held[0] <= 1.5 * 200, held
     free = budgeted("ReLU", "factors", 8192, 1, None)
     assert not free[3] and held[4] == pytest.approx(free[4], rel=2e-2)
-
-
-# -- by default --------------------------------------------------------------------------------------------------------
-
-
-def test_a_training_step_is_what_its_backward_pass_needs() -> None:
-    """The inputs of the layers and the outputs of Tanh, of every example; gradients, and an optimiser's."""
-    objective = wide(n=500)
-    with objective.session():
-        surveyed = survey(objective, Ledger())
-        found = step_bytes(objective, surveyed)
-    weights = 2 * 4 * objective.numel
-    saved = 500 * 4 * (16 + 256 + 256)  # the input, and each Tanh's output, which is the next layer's input
-    assert saved + weights <= found <= 1.1 * saved + weights
-
-
-def test_by_default_a_few_training_steps_or_the_usual_but_never_more_than_is_free(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(pieces, "free_bytes", lambda device: 100 * GIB)
-    assert pieces.default_budget(1 << 20, CPU).limit == pieces.USUAL
-    assert pieces.default_budget(20 * GIB, CPU).limit == 50 * GIB
-    assert pieces.default_budget(60 * GIB, CPU).limit == 100 * GIB
-    assert not pieces.default_budget(1, CPU).asked and lh.analyze(wide(), full=False).settings["memory"] is None
-
-
-@pytest.mark.parametrize("path", ["exact", "factors"])
-def test_a_batch_too_large_for_the_default_is_cut_with_the_same_result(
-    monkeypatch: pytest.MonkeyPatch, path: str
-) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).double()
-    data = (torch.randn(3000, 16, dtype=torch.float64), torch.randint(0, 10, (3000,)))
-    arguments: dict[str, Any] = {"blocks": "weight", "full": False, "path": path, "tol": 1e-6}
-    free = lh.analyze(lh.Objective(model, data, nn.CrossEntropyLoss()), **arguments)
-    monkeypatch.setattr(pieces, "USUAL", 8 << 20)
-    held = lh.analyze(lh.Objective(model, data, nn.CrossEntropyLoss()), **arguments)
-    assert not any("cut into pieces" in note for note in free.notes)
-    assert any("cut into pieces" in note for note in held.notes)
-    if path == "factors":  # what an exact graph holds is not known where a process does not grow
-        assert any("memory='1GiB' would keep them all" in note for note in held.notes)
-    assert not any("would keep" in note for note in free.notes)
-    for name, block in free.blocks.items():
-        assert block.converged.all() and held.blocks[name].converged.all()
-        np.testing.assert_allclose(held.blocks[name].eigenvalues, block.eigenvalues, rtol=1e-9)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from layerhess.evaluation import Judged
 from layerhess.ledger import Ledger
+from layerhess.memory import storages
 from layerhess.nodes import leaves, walk
 from layerhess.objective import Objective
 from layerhess.products.directions import SAME_SUM, item_probe, item_weights, output_directions, same_by_item
@@ -247,8 +248,7 @@ class FactorGraph:
         """Bytes of sensitivities and inputs."""
         held = [layer.sensitivities for layer in self._layers] + [slope for _, slope in self._slopes]
         held += [tensor for layer in self._layers for entry in layer.tap.entries for tensor in entry.inputs]
-        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in held}
-        return sum(storages.values())
+        return sum(storages(held).values())
 
     @property
     def gradients(self) -> dict[str, Tensor]:
