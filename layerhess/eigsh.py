@@ -12,7 +12,7 @@ from torch import Tensor
 
 from layerhess.bounds import certify
 from layerhess.errors import InputError
-from layerhess.paths.exact import goes_dense
+from layerhess.paths.exact import goes_dense, search_width
 from layerhess.single import Single, check_operator
 from layerhess.solvers.dense import Dense
 from layerhess.solvers.lanczos import Lanczos
@@ -79,7 +79,7 @@ def eigsh(
         process: Process = (
             Dense(n, wanted, single.device)
             if goes_dense(n, wanted)
-            else Lanczos(n, wanted, tol, single.directions, device=single.device)
+            else Lanczos(n, wanted, tol, single.directions, device=single.device, width=search_width(wanted))
         )
         rounding: float | None = None
         # A dense matrix is two or three passes, and nothing before the last: it is always finished.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -55,30 +56,49 @@ def advice(needed: float, kept: int, memory: Budget, device: torch.device) -> st
     )
 
 
-def piece_size(
-    objective: Objective, surveyed: Survey, make_graph: GraphMaker, blocks: Sequence[Block], memory: Budget
-) -> int | None:
-    """Examples a piece may have, or None where batches fit as they are (in session).
+@dataclass(frozen=True)
+class Pieces:
+    """How batches go through their passes.
+
+    Attributes:
+        size: examples of a piece, None where batches stay whole. kept: whether the graphs of all pieces are expected to
+            fit the budget together, so that passes after the first are cheap.
+    """
+
+    size: int | None = None
+    kept: bool = True
+
+
+def pieces(
+    objective: Objective, surveyed: Survey, make_graph: GraphMaker, blocks: Sequence[Block], memory: Budget,
+    *, step: int, directions: int,
+) -> Pieces:  # fmt: skip
+    """What the budget allows (in session).
 
     What a graph holds on to is counted on the sample and taken as proportional to the number of examples.
 
     Args:
-        blocks: those that products will be asked for.
+        blocks: those that products will be asked for. step: bytes of a training step. directions: of the output, with
+            the factors of every example.
     """
     size = batches.leading_size(surveyed.sample)
     if memory.limit is None or not size or not surveyed.examples:  # some batch cannot be cut
-        return None
+        return Pieces()
+    share = surveyed.examples / max(1, surveyed.largest)  # of the largest batch
+    if surely_fits(step, directions, memory) and (directions + 4) * step * share <= KEPT_SHARE * memory.limit:
+        return Pieces()
     try:
         per_example = graph_bytes(objective, surveyed.sample, make_graph, blocks) / size
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        return None  # transforms of torch.func in the model or the loss do not let anybody see what is saved
+        return Pieces()  # transforms of torch.func in the model or the loss do not let anybody see what is saved
+    kept = per_example * surveyed.examples <= KEPT_SHARE * memory.limit
     whole = (PIECE_SHARE if memory.asked else UNCUT_SHARE) * memory.limit
     if per_example * surveyed.largest <= whole:
-        return None
+        return Pieces(kept=kept)
     fits = max(1, int(PIECE_SHARE * memory.limit / max(per_example, 1.0)))
-    return fits if fits < surveyed.largest else None
+    return Pieces(fits if fits < surveyed.largest else None, kept)
 
 
 def step_bytes(objective: Objective, surveyed: Survey) -> int:

@@ -21,7 +21,7 @@ from layerhess.ledger import Ledger
 from layerhess.objective import Objective
 from layerhess.paths.factors import graph_maker, note_on_licence
 from layerhess.paths.gram import gram_processes, refuse_unlicensed
-from layerhess.pieces import advice, default_budget, piece_size, step_bytes, surely_fits
+from layerhess.pieces import advice, default_budget, pieces, step_bytes
 from layerhess.products.graph import GraphMaker
 from layerhess.progress import Progress
 from layerhess.restore import preserved_random_state
@@ -105,8 +105,9 @@ class Run:
         assert self.surveyed is not None and self.checked is not None
         names = list(self.objective.parameters) if self.arguments.full else self._covered()
         make = graph_maker(self.arguments.curvature, self.checked.licence)
+        objective, kept = self._cut(make)
         sweep = Sweep(
-            self._cut(make), names, self.ledger, checkpoint=self.checkpoint, make_graph=make, time_unit=True,
+            objective, names, self.ledger, checkpoint=self.checkpoint, make_graph=make, time_unit=True,
             memory=self.memory,
         )  # fmt: skip
         sweep.expected = (self.surveyed.loss_sum, self.surveyed.count)
@@ -115,11 +116,11 @@ class Run:
         ready = gram_processes(
             sweep, self._operators(), self.checked, self.wanted, path=self.arguments.path, seed=self.arguments.seed,
             method=self.arguments.method, tol=self.arguments.tol, memory=self.arguments.memory,
-            examples=self.surveyed.examples,
+            examples=self.surveyed.examples, kept=kept,
         )  # fmt: skip
         tasks = make_tasks(
             self._operators(), self.checked, self.wanted, tol=self.arguments.tol, seed=self.arguments.seed, ready=ready,
-            method=self.arguments.method, device=self.objective.device, memory=self.arguments.memory,
+            method=self.arguments.method, device=self.objective.device, memory=self.arguments.memory, kept=kept,
         )  # fmt: skip
         self.estimation = self._estimation(tasks, torch.finfo(coarsest).eps, sweep)
         self._note(*self.estimation.notes)
@@ -247,17 +248,18 @@ class Run:
             tasks=tasks, eps=eps, length=self.surveyed.longest, memory=self.arguments.memory, diagonals=sweep.diagonals,
         )  # fmt: skip
 
-    def _cut(self, make: GraphMaker) -> Objective:
-        """The objective, in pieces whose graphs fit the budget where batches do not."""
+    def _cut(self, make: GraphMaker) -> tuple[Objective, bool]:
+        """The objective, in pieces whose graphs fit the budget where batches do not; and whether all are kept."""
         assert self.surveyed is not None and self.checked is not None
-        size, blocks = None, list(self._operators().values())
         directions = max((work.directions for work in self.checked.licence.works.values()), default=0)
-        if not self.checked.uncut and not surely_fits(self.step, directions, self.memory):
-            size = piece_size(self.objective, self.surveyed, make, blocks, self.memory)
-        if size is None:
-            return self.objective
-        self._note(f"memory: batches are cut into pieces of {size} examples to stay within the budget")
-        return self.objective.resized(size)
+        found = pieces(
+            self.objective, self.surveyed, make, list(self._operators().values()), self.memory, step=self.step,
+            directions=directions,
+        )  # fmt: skip
+        if found.size is None or self.checked.uncut:
+            return self.objective, found.kept
+        self._note(f"memory: batches are cut into pieces of {found.size} examples to stay within the budget")
+        return self.objective.resized(found.size), found.kept
 
     def _sample(self, names: list[str]) -> None:
         assert self.surveyed and self.checked and self.schedule and self.estimation

@@ -67,12 +67,14 @@ def make_tasks(
     device: torch.device,
     memory: Budget,
     ready: Mapping[str, Process] | None = None,
+    kept: bool = True,
 ) -> list[Task]:
     """A task for every operator that passed the self-check.
 
     Args:
         operators: name -> block, the full model included if it is asked for. wanted: which eigenpairs; with none, small
             blocks are read whole all the same, since nothing is cheaper. ready: solvers that some of them have already.
+        kept: what products are made from is held between passes; where it is not, a pass should do as much as it can.
 
     Raises:
         InputError: the solvers' vectors do not fit the memory.
@@ -88,7 +90,14 @@ def make_tasks(
     tasks = []
     for name, block in operators.items():
         process = ready.get(name) or make_process(
-            block, wanted, tol=tol, seed=seed, method=method, device=device, basis_limit=limit
+            block,
+            wanted,
+            tol=tol,
+            seed=seed,
+            method=method,
+            device=device,
+            basis_limit=limit,
+            streamed=not kept and name in checked.licence.blocks,
         )
         test = ZeroTest(source(block, seed, place), place) if name in checked.zero_suspects else None
         licence = checked.licence

@@ -1,118 +1,182 @@
-"""What a random start excludes: the Christoffel function against its definition, and stated against observed misses."""
+"""What random starts exclude: the bound against its definition, and stated against observed misses."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
 
+from layerhess.solvers import lanczos
 from layerhess.solvers.lanczos import Lanczos
-from layerhess.solvers.missed import excludes, missed
-from layerhess.solvers.process import Search, Wanted
+from layerhess.solvers.missed import excludes, largest_share, missed
+from layerhess.solvers.process import Wanted
 from layerhess.vectors import random_unit
 from references.spectra import FAMILIES, Matrix
 
 
-def _coefficients(values: Matrix, w: Matrix, steps: int) -> tuple[list[float], list[float]]:
-    """Lanczos in its textbook form with full reorthogonalisation, on a diagonal matrix."""
-    basis, alphas, betas = [w / np.linalg.norm(w)], [], []
+def _lanczos(
+    values: Matrix, steps: int, seed: int, width: int, name: str = "x", wanted: Wanted | None = None
+) -> Lanczos:
+    n = len(values)
+    process = Lanczos(n, wanted or Wanted(top=1), 1e-12, lambda i: random_unit(n, seed, name, i), width=width)
     for _ in range(steps):
-        product = values * basis[-1]
-        alphas.append(float(basis[-1] @ product))
-        for _ in range(2):
-            product = product - sum((q @ product) * q for q in basis)
-        betas.append(float(np.linalg.norm(product)))
-        basis.append(product / betas[-1])
-    return alphas, betas
+        process.tell(process.ask() * torch.from_numpy(values))
+    return process
 
 
-def _smallest_mean_square(values: Matrix, w: Matrix, degree: int, x: float) -> float:
-    """min of sum w_i^2 q(lambda_i)^2 over polynomials q of the degree with q(x) = 1, by least squares in powers."""
-    powers = np.vander(values - x, degree + 1, increasing=True)[:, 1:]  # q = 1 + sum c_k (t - x)^k
-    weighted = powers * w[:, None]
-    found = np.linalg.lstsq(weighted, -w, rcond=None)[0]
-    return float(np.sum((weighted @ found + w) ** 2))
+def _frame(n: int, seed: int, width: int) -> Matrix:
+    """The random vectors that such a search begins with, orthonormal, by NumPy."""
+    rows = np.stack([random_unit(n, seed, "x", i).numpy() for i in range(width)])
+    return np.linalg.qr(rows.T)[0].T
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5])
+def _smallest_form(values: Matrix, frame: Matrix, degree: int, x: float) -> float:
+    """The largest ||W u||^2 of an eigenvector u at x, by least squares in powers.
+
+    (e' W u)^2 is at most the square norm of sum_j p_j(A) w_j for polynomials with p(x) = e, whose powers of A - x are
+    free.
+    """
+    powers = [frame * (values - x) ** k for k in range(1, degree + 1)]
+    free = np.concatenate(powers)
+    free /= np.linalg.norm(free, axis=1, keepdims=True)
+    left = frame - (np.linalg.lstsq(free.T, frame.T, rcond=1e-15)[0].T @ free)
+    return float(np.linalg.eigvalsh(left @ left.T)[-1])
+
+
+def _chance(share: float, n: int) -> float:
+    """P[<w, u>^2 <= share] on the sphere, by quadrature of its density."""
+    t = np.linspace(0.0, 1.0, 200_001)
+    density = (1.0 - t**2) ** ((n - 3) / 2)
+    below = t <= np.sqrt(share)
+    fine = np.linspace(0.0, np.sqrt(share), 20_001)
+    assert below.any()
+    return float(np.trapezoid((1.0 - fine**2) ** ((n - 3) / 2), fine) / np.trapezoid(density, t))
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+@pytest.mark.parametrize("steps", [1, 2, 4])
 @pytest.mark.parametrize("x", [1.05, 1.5, -0.7])
-def test_what_is_excluded_is_the_smallest_mass_that_a_polynomial_can_give_to_x(steps: int, x: float) -> None:
-    rng = np.random.default_rng(steps)
-    values, w = np.sort(rng.uniform(-0.5, 1.0, 40)), rng.standard_normal(40)
-    w /= np.linalg.norm(w)
-    alphas, betas = _coefficients(values, w, steps)
-    mass = _smallest_mean_square(values, w, steps, x)
-    search = Search(40, steps, 1, 1.0, -0.5, tuple(alphas), tuple(betas))
-    p = np.sqrt(mass * 2.0 * 40 / np.pi)  # at which delta^2 is that mass
-    assert excludes(search, x, 1.0001 * p) and not excludes(search, x, 0.9999 * p)
+def test_the_share_of_an_eigenvector_is_the_smallest_that_polynomials_leave(width: int, steps: int, x: float) -> None:
+    values = np.sort(np.random.default_rng(steps).uniform(-0.5, 1.0, 40))
+    search = _lanczos(values, steps, 3, width)._searched(40)
+    want = _smallest_form(values, _frame(40, 3, width), steps, x)
+    assert largest_share(search, x) == pytest.approx(want, rel=1e-6)
 
 
-def test_a_start_inside_an_invariant_subspace_excludes_everything_outside() -> None:
-    search = Search(100, 2, 1, 1.0, 0.0, (0.5, 0.5), (0.5, 0.0))
-    assert missed(search, 0.01) == (1.0, 0.0)
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_no_eigenvector_that_a_search_could_have_met_has_a_larger_share(width: int) -> None:
+    """Every eigenvector of the matrix itself, at its own eigenvalue, the found ones included."""
+    values = np.sort(np.random.default_rng(1).uniform(-0.5, 1.0, 30))
+    frame = _frame(30, 5, width)
+    for steps in (1, 2, 4, 6):
+        search = _lanczos(values, steps, 5, width)._searched(30)
+        shares = np.array([largest_share(search, float(x)) for x in values])
+        assert np.all(np.sum(frame**2, axis=0) <= shares * (1.0 + 1e-8))
+        assert shares[-1] < 1.0
 
 
-def test_the_random_share_of_a_start_counts_as_so_much_less_chance() -> None:
-    rng = np.random.default_rng(0)
-    alphas, betas = _coefficients(np.linspace(0.0, 1.0, 50), rng.standard_normal(50), 6)
-    whole = Search(50, 6, 1, 0.9, 0.0, tuple(alphas), tuple(betas))
-    tenth = Search(50, 6, 1, 0.9, 0.0, tuple(alphas), tuple(betas), share=0.1)
-    assert missed(tenth, 0.1)[0] == pytest.approx(missed(whole, 0.01)[0], rel=1e-9)
-    assert missed(tenth, 0.01)[0] > missed(whole, 0.01)[0] > 0.9
+def test_one_vector_excludes_where_the_sphere_says_so() -> None:
+    values = np.sort(np.random.default_rng(2).uniform(-0.5, 1.0, 40))
+    search = _lanczos(values, 4, 0, 1)._searched(40)
+    p = _chance(largest_share(search, 1.5), 40)
+    assert excludes(search, 1.5, 1.001 * p) and not excludes(search, 1.5, 0.999 * p)
 
 
-def test_a_recurrence_beyond_the_range_of_floats_still_excludes() -> None:
-    search = Search(50, 400, 1, 1.0, 0.0, (0.0,) * 400, (1e-3,) * 400)
-    above, below = missed(search, 0.01)
-    assert 1.0 <= above <= 1.1 and -0.1 <= below <= 0.0
+@pytest.mark.parametrize("width", [1, 2, 8])
+def test_a_start_inside_an_invariant_subspace_excludes_everything_outside(width: int) -> None:
+    values = np.repeat([1.0, 0.5, 0.0], 40)
+    search = _lanczos(values, 3, 0, width)._searched(120)
+    assert missed(search, 0.01) == pytest.approx((1.0, 0.0), abs=1e-12)
 
 
-@pytest.mark.parametrize("steps", [3, 6, 10])
+def test_before_the_space_says_anything_nothing_is_excluded() -> None:
+    values = np.linspace(0.0, 1.0, 10_000)
+    above, below = missed(_lanczos(values, 1, 0, 1)._searched(10_000), 0.01)
+    assert above > 100.0 and below < -100.0
+
+
+def test_what_is_excluded_grows_tighter_with_steps_and_with_vectors() -> None:
+    values = np.linspace(0.0, 1.0, 2_000)
+    factors = {(w, k): missed(_lanczos(values, k, 1, w)._searched(2_000), 0.01)[0] for w in (1, 8) for k in (3, 6)}
+    assert factors[1, 3] > factors[1, 6] > 1.0 and factors[8, 3] > factors[8, 6] > 1.0
+    assert factors[8, 3] < 0.5 * factors[1, 3]
+
+
+def test_a_statement_about_any_of_several_is_weaker_than_about_one() -> None:
+    search = _lanczos(np.linspace(0.0, 1.0, 500), 5, 0, 2)._searched(500)
+    one, several = (missed(dataclasses.replace(search, among=k), 0.01)[0] for k in (1, 5))
+    assert several > one > 1.0
+
+
+def test_long_searches_still_exclude() -> None:
+    values = np.concatenate([[1.0], np.linspace(-1.0, 0.999, 4_000)])
+    above, below = missed(_lanczos(values, 120, 0, 1)._searched(len(values)), 0.01)
+    assert 1.0 <= above <= 1.01 and -1.01 <= below <= -1.0
+
+
+@pytest.mark.parametrize("steps", [2, 4, 8])
 @pytest.mark.parametrize("family", ["lambda_2 = 0.95 lambda_1", "one large negative", "network-like"])
-@pytest.mark.parametrize("known", [False, True])
-def test_stated_probabilities_of_a_miss_hold_at_any_step(steps: int, family: str, known: bool) -> None:
-    """At p = 10 %, from a random start, and from a wrong guess (a bulk eigenvector) with a tenth of randomness."""
+@pytest.mark.parametrize("width", [1, 2, 8])
+def test_stated_probabilities_of_a_miss_hold_at_any_step(steps: int, family: str, width: int) -> None:
     n, runs, p = 200, 200, 0.1
     above = below = 0
     for seed in range(runs):
         values = FAMILIES[family](n, np.random.default_rng([seed, n]))
-        guess = torch.zeros(n, dtype=torch.float64)
-        guess[int(np.argsort(values)[n // 2])] = 1.0
-        process = Lanczos(
-            n,
-            Wanted(top=1),
-            1e-12,
-            lambda i, seed=seed: random_unit(n, seed, family, i),
-            start=guess if known else None,
-        )
-        for _ in range(steps):
-            process.tell(process.ask() * torch.from_numpy(values))
-        high, low = missed(process._searched(n), p)
+        high, low = missed(_lanczos(values, steps, seed, width, family)._searched(n), p)
         above += values.max() > high * (1.0 + 1e-12)
         below += values.min() < low - 1e-12 * abs(low)
     # 200 runs at 10 %: 36 or more would have a probability of 3e-4.
     assert above < 36 and below < 36
 
 
-def test_a_wrong_start_does_not_hide_the_top_and_its_certificate_covers() -> None:
-    """The guess is an exact eigenvector of a smaller eigenvalue: only the random part can find the larger one."""
-    values = np.concatenate([[3.0, 2.9], np.linspace(0.0, 1.0, 300)])
-    guess = torch.zeros(302, dtype=torch.float64)
-    guess[1] = 1.0
-    for seed in range(20):
-        process = Lanczos(302, Wanted(top=1), 1e-3, lambda i, seed=seed: random_unit(302, seed, "x", i), start=guess)
+@pytest.mark.parametrize("gap", [0.0, 1e-9, 1e-3])
+def test_stated_probabilities_hold_for_second_copies(gap: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pair at the top is one value, or nearly, and the third is near: how often is it taken for the second?"""
+    monkeypatch.setattr(lanczos, "MISSED_PROBABILITY", 0.4)  # half of it is for this statement
+    n, runs, wrong = 120, 200, 0
+    values = np.concatenate([[1.0, 1.0 - gap], np.linspace(0.0, 0.97, n - 2)])
+    for seed in range(runs):
+        process = Lanczos(n, Wanted(top=2), 1e-2, lambda i, seed=seed: random_unit(n, seed, "pair", i), width=2)
         while not process.proposes:
             process.tell(process.ask() * torch.from_numpy(values))
-        found = process.candidates()
-        assert abs(found.values[0] - 3.0) <= found.residuals[0] or missed(found.searches["top"][0], 0.01)[0] >= 3.0
+        wrong += process.candidates().values[1] < 0.98
+    assert wrong <= 55, "200 runs at 20 %: 56 or more would have a probability of 4e-3"
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 8])
 @pytest.mark.parametrize("seed", range(10))
-def test_copies_are_found_though_the_search_for_them_may_stop_early(seed: int) -> None:
-    values = np.concatenate([[2.0, 2.0, 1.9, 1.9], np.linspace(-0.5, 0.8, 200)])
+def test_copies_are_found_though_the_search_for_them_may_stop_early(seed: int, width: int) -> None:
+    values = np.concatenate([[2.0, 2.0, 1.9, 1.9, 1.9], np.linspace(-0.5, 0.8, 200)])
     n = len(values)
-    process = Lanczos(n, Wanted(top=4, bottom=2), 1e-6, lambda i: random_unit(n, seed, "copies", i))
+    process = Lanczos(n, Wanted(top=5, bottom=2), 1e-6, lambda i: random_unit(n, seed, "copies", i), width=width)
     while not process.proposes:
         process.tell(process.ask() * torch.from_numpy(values))
-    assert np.allclose(process.candidates().values[:4], [2.0, 2.0, 1.9, 1.9], atol=1e-5)
-    assert np.allclose(process.candidates().values[4:], np.sort(values)[[1, 0]], atol=1e-5)
+    assert np.allclose(process.candidates().values[:5], [2.0, 2.0, 1.9, 1.9, 1.9], atol=1e-5)
+    assert np.allclose(process.candidates().values[5:], np.sort(values)[[1, 0]], atol=1e-5)
+
+
+def test_two_vectors_need_no_search_for_copies_where_all_wanted_differ() -> None:
+    values = np.concatenate([[2.0, 1.5, 1.2, 1.0], np.linspace(-0.2, 0.5, 300)])
+    n = len(values)
+    steps = {}
+    for width in (1, 2):
+        process = Lanczos(n, Wanted(top=4), 1e-3, lambda i: random_unit(n, 0, "apart", i), width=width)
+        while not process.proposes:
+            process.tell(process.ask() * torch.from_numpy(values))
+        assert np.allclose(process.candidates().values, values[:4], atol=1e-3)
+        assert len(process.candidates().searches["top"]) == 2
+        assert process._locked == (4 if width == 1 else 0)
+        steps[width] = process.steps
+    assert steps[2] <= 1.25 * steps[1]
+
+
+def test_a_wide_start_shrinks_where_the_basis_has_no_room_for_it() -> None:
+    values = np.concatenate([[2.0], np.linspace(-0.2, 1.9, 300)])
+    n = len(values)
+    process = Lanczos(n, Wanted(top=1), 1e-6, lambda i: random_unit(n, 0, "room", i), basis_limit=14, width=8)
+    assert len(process.ask()) == 2
+    while not process.proposes:
+        process.tell(process.ask() * torch.from_numpy(values))
+    assert process.candidates().values[0] == pytest.approx(2.0, abs=1e-5)

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 import layerhess as lh
 from layerhess import pieces
+from layerhess.blocks import make_block
 from layerhess.ledger import Ledger
+from layerhess.memory import KEPT_SHARE, budget
 from layerhess.pieces import step_bytes
+from layerhess.products.reverse import BatchGraph
 from layerhess.survey import survey
 from test_memory import CPU, GIB, wide
 
@@ -123,3 +126,47 @@ def test_a_batch_too_large_for_the_default_is_cut_with_the_same_result(
     for name, block in free.blocks.items():
         assert block.converged.all() and held.blocks[name].converged.all()
         np.testing.assert_allclose(held.blocks[name].eigenvalues, block.eigenvalues, rtol=1e-9)
+
+
+@pytest.mark.parametrize("top", [1, 3])
+def test_factors_that_cannot_be_kept_are_made_for_eight_vectors_at_a_time(top: int) -> None:
+    """Two thirds of the passes or less, and every eigenvalue within its bound of NumPy's for the explicit block."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 10)).double()
+    x = torch.randn(9000, 24).double() * torch.logspace(0.5, -1.0, 24)
+    y = (x @ torch.randn(24, 10).double()).argmax(1)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(30):
+        optimiser.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimiser.step()
+    objective = lh.Objective(model, list(zip(x.split(1500), y.split(1500), strict=True)), nn.CrossEntropyLoss())
+    kept, streamed = (
+        lh.analyze(objective, blocks="weight", top=top, full=False, memory=memory) for memory in (None, "40MB")
+    )
+    assert streamed.converged and 3 * streamed.counts.passes <= 2 * kept.counts.passes
+    assert any("cut into pieces" in note for note in streamed.notes)
+    hessian = lh.Hessian(objective, "weight")
+    for name, found in streamed.blocks.items():
+        dense = np.stack([hessian.block_matvec({name: unit})[name].numpy() for unit in _units(found.numel)])
+        truth = np.linalg.eigvalsh(dense)[::-1][:top]
+        assert (np.abs(found.eigenvalues - truth) <= found.error_bounds).all(), name
+        assert found.missed_factor <= 1.1 or top > 1
+
+
+def _units(n: int) -> Tensor:
+    """A few unit vectors would do for a product; all of them make the matrix."""
+    return torch.eye(n, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("memory", "kept"), [("64GiB", True), ("4MB", False)])
+def test_whether_all_graphs_fit_is_known_beforehand(memory: str, kept: bool) -> None:
+    objective = wide(batches=20)
+    with objective.session():
+        surveyed = survey(objective, Ledger())
+        blocks = [make_block(name, {name: p}) for name, p in objective.parameters.items()]
+        limit = budget(memory)
+        found = pieces.pieces(objective, surveyed, BatchGraph, blocks, limit, step=1 << 20, directions=0)
+        each = pieces.graph_bytes(objective, surveyed.sample, BatchGraph, blocks) / len(surveyed.sample[0])
+    assert found.kept is kept
+    assert (each * 20 * 64 <= KEPT_SHARE * (limit.limit or 0)) is kept

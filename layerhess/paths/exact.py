@@ -15,6 +15,7 @@ from layerhess.vectors import random_unit, solver_device
 
 DENSE_LIMIT = 32  # parameters up to which the whole spectrum costs about as much as a few eigenvalues
 BASIS_SHARE = 0.25  # of the free memory, for the bases of all solvers together
+STREAMED_WIDTH = 8  # random vectors that a search begins with where a pass is dearer than a few products
 METHODS = ("lanczos", "power")
 
 
@@ -25,15 +26,33 @@ def source(block: Block, seed: int, device: torch.device) -> Source:
 
 def make_process(
     block: Block, wanted: Wanted, *, tol: float, seed: int, method: str, device: torch.device, basis_limit: int,
+    streamed: bool = False,
 ) -> Process:  # fmt: skip
-    """The solver for one block: LAPACK for a small one, thick-restart Lanczos otherwise, or power iteration."""
+    """The solver for one block: LAPACK for a small one, thick-restart Lanczos otherwise, or power iteration.
+
+    Args:
+        streamed: a pass over the data costs more than the products of a few vectors in it.
+    """
     device = solver_device(device)
     draw = source(block, seed, device)
     if method == "power":
         return Power(block.numel, tol, draw, device=device)
     if goes_dense(block.numel, wanted):
         return Dense(block.numel, wanted, device)
-    return Lanczos(block.numel, wanted, tol, draw, basis_limit=basis_limit, device=device)
+    return Lanczos(
+        block.numel, wanted, tol, draw, basis_limit=basis_limit, device=device, width=search_width(wanted, streamed)
+    )
+
+
+def search_width(wanted: Wanted, streamed: bool = False) -> int:
+    """Random vectors that Lanczos begins with.
+
+    Two see both copies of a double eigenvalue, so that no search for copies of its own is needed; eight need a third of
+    the passes that one needs.
+    """
+    if streamed:
+        return STREAMED_WIDTH
+    return 2 if max(wanted.top, wanted.bottom) >= 2 else 1
 
 
 def goes_dense(numel: int, wanted: Wanted) -> bool:

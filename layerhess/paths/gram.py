@@ -101,6 +101,7 @@ def gram_processes(
     seed: int,
     memory: Budget,
     examples: int,
+    kept: bool = True,
 ) -> dict[str, Gram]:
     """Solvers for the blocks that take this way, their spectra already made; one pass over the data, or a few.
 
@@ -108,12 +109,13 @@ def gram_processes(
         sweep: over all data. operators: name -> block, the full model among them. checked: with the licence.
         wanted: eigenpairs. path: "auto" chooses by cost and memory, "gram" takes every block, and the full model where
             it has a licence and fits; otherwise nothing is done. examples: of all the data, 0 where unknown.
+        kept: what rows are made from is held for later passes; where it is not, "auto" has no pass to spare for them.
 
     Raises:
         InputError: under path="gram", a block has no rows, or they do not fit the memory.
     """
     forced = path == "gram"
-    if path not in ("auto", "gram") or method != "lanczos":
+    if path not in ("auto", "gram") or method != "lanczos" or not (forced or kept):
         return {}
     if not wanted.total:
         if not forced:

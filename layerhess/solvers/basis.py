@@ -11,6 +11,13 @@ MOST = 0.7  # of a vector that is left: its rounding did not grow
 BREAKDOWN = 1e-13  # of ||A||: what is left of a vector below this is rounding of the orthogonalisation
 
 
+def frame(rows: Tensor) -> Tensor:
+    """Orthonormal rows with the same span: uniformly distributed where the rows are random."""
+    if len(rows) == 1:
+        return torch.as_tensor(rows / torch.linalg.vector_norm(rows))
+    return torch.as_tensor(torch.linalg.qr(rows.T)[0].T.contiguous())
+
+
 class Basis:
     """Rows q_i (orthonormal) and w_i = A q_i, both (m, n) float64, and T = Q A Q'.
 

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerhess.solvers.basis import BREAKDOWN, Basis
-from layerhess.solvers.missed import MISSED_PROBABILITY, excludes
+from layerhess.solvers.basis import BREAKDOWN, Basis, frame
+from layerhess.solvers.missed import MISSED_PROBABILITY, excludes, reach_outside
 from layerhess.solvers.process import Candidates, Floats, Search, Source, Wanted, known_gaps, neighbours, tolerated
 
 ARITHMETIC = 16.0 * float(np.finfo(np.float64).eps)
-RANDOM_PART = 0.1  # of a start that is known: what is random in it stands for all that the start has missed
 LARGEST_BLOCK = 4  # vectors at a time once copies of an eigenvalue were found
+LEAST_STEPS = 6  # that a basis must have room for before a restart: a wider start would learn nothing
 
 
 def comfortable_basis(wanted: Wanted) -> int:
@@ -29,17 +29,17 @@ class Lanczos:
     2. A Krylov space from one vector sees one copy of each eigenvalue. Where two or more are wanted at one end, the
        converged pairs are locked and a random vector orthogonal to them starts again, until it has ruled out a further
        pair beyond the last one wanted, or the deflated operator's own extreme pair has converged and lies beyond it.
-       What is found on the way is locked too, and the block grows to 2, then 4 vectors.
+       What is found on the way is locked too, and the block grows to 2, then 4 vectors. A search that began with w > 1
+       vectors sees w copies: unless as many wanted values agree, it goes on until it rules out further ones itself.
     3. The allowed residual takes off the rounding of the products, once that is measured (:attr:`rounding`): below
        it a residual says nothing.
 
-    Cost: one product a step while searching; memory 2 * basis_limit * n float64 at most.
+    Cost: ``width`` products a step while searching; memory 2 * basis_limit * n float64 at most.
 
     Args:
         n: dimension. wanted: which pairs. tol: relative, see :func:`layerhess.bounds.certify`.
         draw: number -> random unit vector (n,). basis_limit: rows before a restart. device: of the vectors.
-        start: (n,) a guess, such as the sum of eigenvectors of a similar operator; it must not depend on ``draw(0)``,
-            a tenth of which is added.
+        width: random vectors to begin with. More of them take fewer steps and more products.
     """
 
     path = "lanczos"
@@ -53,7 +53,7 @@ class Lanczos:
         *,
         basis_limit: int | None = None,
         device: torch.device | None = None,
-        start: Tensor | None = None,
+        width: int = 1,
     ) -> None:
         self.n = n
         self.wanted = wanted
@@ -62,22 +62,17 @@ class Lanczos:
         self._device = device or torch.device("cpu")
         self._limit = min(n, max(basis_limit or comfortable_basis(wanted), wanted.total + 6))
         self._basis = Basis(n, self._device)
-        first: Tensor = draw(0).to(self._device)
-        if start is not None:
-            first = start / torch.linalg.vector_norm(start) + RANDOM_PART * first
-        self._frontier: Tensor = (first / torch.linalg.vector_norm(first))[None]
-        self._share = 1.0 if start is None else RANDOM_PART / (1.0 + RANDOM_PART)
-        self._draws = 1
+        self._width = max(1, min(width, n, (self._limit - wanted.total) // LEAST_STEPS))
+        self._frontier: Tensor = frame(torch.stack([draw(number).to(self._device) for number in range(self._width)]))
+        self._draws = self._width
         self._rounding = 0.0
         self._phase = "search"
         self._locked = 0
         self._steps = 0
-        self._degree = 0  # Krylov steps since the last random start, until the first restart
-        self._checks = 0  # over all searches: each of them might have been the last
-        self._recurrence: list[tuple[float, float]] | None = []  # alpha, beta of this search; None if from a block
+        self._begun = self._width  # random vectors that this search began with
+        self._seen: tuple[Floats, Floats, Floats] | None = None  # see Search: values, first, outside
         self._extremes = (np.inf, -np.inf)  # smallest and largest Ritz value since the last random start
         self._restarted = False
-        self._width = 1
         self._searches: dict[str, tuple[Search, ...]] = {}
         self._done = False
         self._estimate = np.inf
@@ -93,9 +88,6 @@ class Lanczos:
         """Take the products, do Rayleigh-Ritz, decide what comes next."""
         rest = self._basis.append(self._frontier, products)
         self._steps += len(products)
-        self._checks += 1
-        self._degree += not self._restarted
-        self._record(rest)
         self._decide(rest)
 
     def candidates(self) -> Candidates:
@@ -159,16 +151,14 @@ class Lanczos:
 
     # -- decisions ----------------------------------------------------------------------------------------------
 
-    def _record(self, rest: Tensor) -> None:
-        """Lanczos' own coefficients, as long as they are those of one start."""
-        if self._recurrence is None or self._restarted or self._phase == "polish":
-            return
-        if len(rest) > 1:
-            self._recurrence = None
-        elif not self._recurrence or self._recurrence[-1][1]:
-            beta = float(torch.linalg.vector_norm(rest))
-            whole = self._basis.size < self.n and beta > BREAKDOWN * self._norm
-            self._recurrence.append((float(self._basis.t[-1, -1]), beta if whole else 0.0))
+    def _record(self, rest: Tensor, values: Floats, coefficients: Tensor) -> None:
+        """What this search has reached, as long as nothing of its space has been dropped."""
+        self._extremes = (min(self._extremes[0], float(values[0])), max(self._extremes[1], float(values[-1])))
+        if not self._restarted:
+            rows = coefficients.numpy()
+            floor = BREAKDOWN * self._norm if self._basis.size < self.n else np.inf
+            outside = reach_outside(rest, rows[len(rows) - len(rest) :], floor)
+            self._seen = values, rows[: self._begun], outside
 
     def _allowed(self, values: Floats) -> Floats:
         return np.maximum(tolerated(values, self._norm, self.tol) - self._rounding, self._rounding)
@@ -188,7 +178,7 @@ class Lanczos:
 
     def _search(self, rest: Tensor, values: Floats, coefficients: Tensor) -> None:
         keep = self.wanted.indices(values)
-        self._remember(values)
+        self._record(rest, values, coefficients)
         every = _row_norms(coefficients[-len(rest) :].T.to(rest.device) @ rest)
         lengths = every[keep]
         self._estimate = float(lengths.max())
@@ -197,9 +187,12 @@ class Lanczos:
             search = self._searched(self.n)
             self._searches = {"top": (search,), "bottom": (search,)}
             if self._copies_possible():
-                self._lock(coefficients[:, keep])
-                return
-            self._done = True
+                if self._begun == 1 or self._restarted or self.wanted.magnitude or self._crowded(values[keep]):
+                    self._lock(coefficients[:, keep])
+                    return
+                self._done = self._alone(values, every, keep)
+            else:
+                self._done = True
         # The next vector is made even when done: a rounding measured later may ask for more.
         self._frontier = self._next(rest)
         if self._basis.size + len(self._frontier) > self._limit:
@@ -222,21 +215,21 @@ class Lanczos:
         self._basis.replace(coefficients)
         self._locked = self._basis.size
         self._phase = "verify"
-        self._degree, self._recurrence, self._share = 0, [], 1.0
         self._extremes = (np.inf, -np.inf)
         self._restarted = False
         draws = [self._random() for _ in range(min(self._width, self.n - self._locked))]
         self._frontier = self._next(torch.stack(draws))
+        self._begun = len(self._frontier)
 
     def _verify(self, rest: Tensor) -> None:
         """Has the deflated operator's extreme pair converged, and does it lie beyond the last one wanted?"""
         values, coefficients = self._basis.ritz(self._locked)
-        self._remember(values)
+        self._record(rest, values, coefficients)
         lengths = _row_norms(coefficients[-len(rest) :].T.to(rest.device) @ rest)
         settled = lengths <= self._allowed(values)
         ends = self._ends_to_verify(values)
         clear = self._other_end_is_smaller(values, lengths, self._basis.ritz(stop=self._locked)[0])
-        if not (all(settled[end] for end in ends) and clear) and not self._excluded(values):
+        if not (all(settled[end] for end in ends) and clear) and not self._excluded():
             self._estimate = float(max(lengths[end] for end in ends))
             self._frontier = self._next(rest)
             if self._basis.size + len(self._frontier) > max(self._limit, self._locked + 12):
@@ -247,41 +240,67 @@ class Lanczos:
         embedded[: self._locked, : self._locked] = torch.eye(self._locked, dtype=torch.float64)
         embedded[self._locked :, self._locked :] = coefficients[:, found]
         if found:
-            self._width = min(2 * self._width, LARGEST_BLOCK)
+            self._width = max(self._width, min(2 * self._width, LARGEST_BLOCK))
             self._lock(embedded)
             return
-        search = self._searched(self.n - self._locked)
+        self._add_search(self._searched(self.n - self._locked))
+        self._polish()
+
+    def _add_search(self, search: Search) -> None:
+        """What is known of further copies, beside the first search."""
         if self.wanted.top >= 2 or self.wanted.magnitude:
             self._searches["top"] = (self._searches["top"][0], search)
         if self.wanted.bottom >= 2 or self.wanted.magnitude:
             self._searches["bottom"] = (self._searches["bottom"][0], search)
-        self._polish()
 
-    def _excluded(self, values: Floats) -> bool:
+    def _excluded(self) -> bool:
         """Has this start ruled out any further pair beyond the last ones wanted, converged or not?"""
-        if self.wanted.magnitude:
-            return False
         locked = self._basis.ritz(stop=self._locked)[0]
-        keep = self.wanted.indices(locked)
-        limits = locked[keep] + np.where(np.arange(len(keep)) < self.wanted.top, 1.0, -1.0) * self._allowed(
-            locked[keep]
-        )
         search = self._searched(self.n - self._locked)
+        return not self.wanted.magnitude and self._rules_out(search, locked[self.wanted.indices(locked)])
+
+    def _crowded(self, found: Floats) -> bool:
+        """Do as many wanted values agree as there would be copies that a search of this width can see?"""
+        allowed = self._allowed(found)
+        ends = [slice(0, self.wanted.top), slice(self.wanted.top, len(found))]
+        return any(
+            bool(np.any(values[: 1 - self._begun] - values[self._begun - 1 :] <= 2.0 * slack[self._begun - 1 :]))
+            for values, slack in ((found[end], allowed[end]) for end in ends)
+            if len(values) >= self._begun
+        )
+
+    def _alone(self, values: Floats, lengths: Floats, keep: list[int]) -> bool:
+        """Have all random vectors together ruled out a further pair, or does the next one lie below, converged?"""
+        search = self._searched(self.n, without=keep)
+        ends = [len(values) - 1 - self.wanted.top] if self.wanted.top >= 2 else []
+        ends += [self.wanted.bottom] if self.wanted.bottom >= 2 else []
+        settled = all(lengths[end] <= self._allowed(values)[end] for end in ends)
+        self._add_search(search)
+        return settled or self._rules_out(search, values[keep])
+
+    def _rules_out(self, search: Search, found: Floats) -> bool:
+        limits = found + np.where(np.arange(len(found)) < self.wanted.top, 1.0, -1.0) * self._allowed(found)
         p = 0.5 * MISSED_PROBABILITY  # the other half is the first search's, see bounds.certify
         top, bottom = limits[self.wanted.top - 1], limits[-self.wanted.bottom] if self.wanted.bottom else 0.0
         return bool(
-            (self.wanted.top < 2 or (values[-1] <= top and excludes(search, float(top), p)))
-            and (self.wanted.bottom < 2 or (values[0] >= bottom and excludes(search, float(bottom), p)))
+            (self.wanted.top < 2 or (search.largest <= top and excludes(search, float(top), p)))
+            and (self.wanted.bottom < 2 or (search.smallest >= bottom and excludes(search, float(bottom), p)))
         )
 
-    def _remember(self, values: Floats) -> None:
-        self._extremes = (min(self._extremes[0], float(values[0])), max(self._extremes[1], float(values[-1])))
+    def _searched(self, n: int, without: list[int] | None = None) -> Search:
+        """The random search that ends here; its extremes are those of all its steps, restarts included.
 
-    def _searched(self, n: int) -> Search:
-        """The random search that ends here; its extremes are those of all its steps, restarts included."""
+        Args:
+            n: dimension searched. without: positions of Ritz pairs that are no longer looked for.
+        """
+        assert self._seen is not None
+        values, first, outside = self._seen
         smallest, largest = self._extremes
-        alphas, betas = zip(*self._recurrence, strict=True) if self._recurrence else ((), ())
-        return Search(n, self._degree, self._checks, largest, smallest, alphas, betas, self._share)
+        if without is not None:
+            rest = np.setdiff1d(np.arange(len(values)), without)
+            values, first, outside = values[rest], first[:, rest], outside[:, rest]
+            smallest, largest = float(values.min(initial=np.inf)), float(values.max(initial=-np.inf))
+        return Search(n, largest, smallest, values, first, outside, among=1 if without is None else len(without))
 
     def _other_end_is_smaller(self, values: Floats, lengths: Floats, found: Floats) -> bool:
         """For the largest in modulus: can neither end of the spectrum still grow past what was found?"""

@@ -3,103 +3,113 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 
-from layerhess.solvers.process import Search
+import numpy as np
+from scipy.special import betaincinv
+from torch import Tensor
+
+from layerhess.solvers.process import Floats, Search
 
 MISSED_PROBABILITY = 0.01  # of a missed eigenvalue beyond what is stated to be excluded
-LARGE = 1e100  # beyond it the recurrence is scaled down
-FARTHEST = 60  # doublings of the spread that the search for an excluded value goes through
+DISTANCES = 4.0 ** np.arange(-10, 21)  # times the spread, at which the search for an excluded value looks
+HALVINGS = 6  # of the distance between two of them
 
 
 def missed(search: Search, p: float) -> tuple[float, float]:
     """Eigenvalues above the first or below the second number were missed with probability at most p each way.
 
-    A search from one vector excludes by its own Lanczos coefficients, see :func:`excludes`. A search from several
-    vectors at once falls back on what its number of steps says whatever the spectrum. There the operator is not
-    semidefinite, so the theorem (:func:`relative_gap_excluded`) speaks about the spread lambda_1 - lambda_n: with both
-    ends at p/2, spread <= (theta_1 - theta_n) / (1 - 2 epsilon); p is further divided by the number of stopping checks
-    (union bound), since the search stopped at a step that the data chose.
-
     Returns:
         (above, below): inf and -inf when nothing is excluded.
     """
-    if search.alphas:
-        return _nearest_excluded(search, p, 1.0), _nearest_excluded(search, p, -1.0)
-    epsilon = relative_gap_excluded(search.n, search.steps, p / (2.0 * max(1, search.checks)))
-    if epsilon >= 0.5:
-        return math.inf, -math.inf
-    margin = epsilon * (search.largest - search.smallest) / (1.0 - 2.0 * epsilon)
-    return search.largest + margin, search.smallest - margin
+    return _nearest_excluded(search, p, 1.0), _nearest_excluded(search, p, -1.0)
 
 
 def excludes(search: Search, x: float, p: float) -> bool:
-    """Whether x, beyond all Ritz values, is no extreme eigenvalue of A, but for a start of probability p.
+    """Whether x, beyond all Ritz values, is no eigenvalue of A that was missed, but for starts of probability p.
 
-    Let the start w be uniform on the sphere in n dimensions and u a unit eigenvector of A at x. The polynomials p_i
-    that Lanczos makes, p_i(A) w = q_i, are orthonormal in the spectral measure of w, which has mass <w, u>^2 at x; the
-    Christoffel function bounds that mass: <w, u>^2 <= 1 / sum_i p_i(x)^2 (Szego 1939, theorem 3.1.3; the sum runs to
-    p_m, which the m-th step knows). But |<w, u>| < delta has probability at most delta sqrt(2 n / pi). So with
-    delta = p sqrt(pi / (2 n)) a sum of delta^-2 or more rules x out. The event does not depend on when one looks: any
-    number of looks shares one p, and no bound on the spectrum is needed. In finite precision A is the operator whose
-    products were told, at most their rounding away.
+    Let the start W be w orthonormal random vectors in n dimensions, uniformly distributed, and u a unit eigenvector of
+    A at x. :func:`largest_share` bounds ||W u||^2 from what the search has seen. For a u that is settled before W is
+    drawn, ||W u||^2 has the distribution Beta(w/2, (n - w)/2), so a small bound has a small probability. The event does
+    not depend on when one looks: any number of looks shares one p, and no bound on the spectrum is needed. In finite
+    precision A is the operator whose products were told, at most their rounding away.
 
-    Where the start is (v + s w) / ||v + s w|| with a fixed unit v, |<v, u> + s <w, u>| < delta (1 + s) is no more
-    likely than with v = 0 (Anderson 1955): delta shrinks by the random share s / (1 + s).
+    Where u may be any of k eigenvectors (``search.among``) and W has found the others, there is the union over them;
+    and if u shares its eigenvalue with some of them, so that W says which vector is meant, W has a smallest singular
+    value below the bound on the whole eigenspace. If that has m <= w dimensions, the distance of one of its m images
+    from the span of the others is then below sqrt(m) times the bound, and its square has the distribution
+    Beta((w - m + 1)/2, (n - w)/2); m = w is the worst case. Of a larger eigenspace W sees w copies, which whoever asks
+    has to look for.
     """
-    if not search.alphas:
-        return False
-    threshold = 2.0 * math.log(math.sqrt(2.0 * search.n / math.pi) / (search.share * p))
-    return _log_kernel(search, x) >= threshold
+    return largest_share(search, x) <= _improbable(search, p)
 
 
-def relative_gap_excluded(n: int, steps: int, p: float) -> float:
-    """epsilon such that P[(lambda_1 - theta_1) > epsilon * (lambda_1 - lambda_n)] <= p after ``steps`` Lanczos steps.
+def largest_share(search: Search, x: float) -> float:
+    """What ||W u||^2 is at most, for a unit eigenvector u at x and the random vectors W that the search began with.
 
-    Kuczynski & Wozniakowski 1992, theorem 4.2 (b): for a start uniform on the sphere the probability is at most
-    1.648 sqrt(n) exp(-(2 steps - 1) sqrt(epsilon)).
+    Let Q be the orthonormal basis reached, T = Q A Q', and R what of A Q' lies outside: nothing but in its last rows,
+    where R R' = C. With c = Q u and y = R u there, T c + y = x c; so c = (x - T)^-1 y, and |c|^2 + y' C^-1 y <= 1, as u
+    has unit length. In the basis of the Ritz vectors, with y = C^(1/2) z and the singular value decomposition
+    U S V' = C^(1/2) L' (x - theta)^-1, L being the last rows there, c = V S U' z where |S U' z|^2 + |z|^2 <= 1. So the
+    first rows F of c have |F c| <= ||F V S (1 + S^2)^(-1/2)||. For one vector that is one over the Christoffel function
+    of its spectral measure (Szego 1939, theorem 3.1.3).
+    """
+    distances = x - search.values
+    if not search.outside.any():
+        return 0.0
+    if not distances.all():
+        return 1.0
+    reach = search.outside / distances
+    if len(reach) == len(search.first) == 1:  # the same without a decomposition
+        row = reach[0]
+        return float((search.first[0] @ row) ** 2 / (1.0 + row @ row))
+    _, sizes, directions = np.linalg.svd(reach, full_matrices=False)
+    images = search.first @ directions.T * (sizes / np.hypot(1.0, sizes))
+    return float(np.linalg.eigvalsh(images @ images.T)[-1])
+
+
+def reach_outside(rest: Tensor, last: Floats, floor: float) -> Floats:
+    """(r, m) for :attr:`Search.outside`: the root of the inner products of ``rest``, times ``last``.
 
     Args:
-        n: dimension. steps: products from a random start, counted before the first restart. p: probability.
-
-    >>> round(1 / (1 - relative_gap_excluded(100_000, 8, 0.01)), 1)
-    2.1
-    >>> round(1 / (1 - relative_gap_excluded(100_000, 40, 0.01)), 2)
-    1.02
+        rest: (r, n) what of the last rows' products lies outside the space; no longer than floor is nothing. last:
+            (r, m) coefficients of these rows in the Ritz vectors.
     """
-    if steps < 1:
+    form = (rest @ rest.T).cpu().numpy()
+    if not float(np.trace(form)) ** 0.5 > floor:
+        return np.zeros_like(last)
+    if len(form) == 1:
+        return np.asarray(np.sqrt(form) * last)
+    lengths, vectors = np.linalg.eigh(form)
+    return np.asarray((vectors * np.sqrt(np.maximum(lengths, 0.0))).T @ last)
+
+
+def _improbable(search: Search, p: float) -> float:
+    """The largest ||W u||^2 whose probability is at most p."""
+    width, rest = len(search.first), search.n - len(search.first)
+    if rest <= 0:
         return 1.0
-    if steps >= n:
-        return 0.0
-    return min(1.0, (math.log(1.648 * math.sqrt(n) / p) / (2 * steps - 1)) ** 2)
-
-
-def _log_kernel(search: Search, x: float) -> float:
-    """log of sum p_i(x)^2, by the three-term recurrence; infinite once the start lies in an invariant subspace."""
-    before, now, total, scale, coupling = 0.0, 1.0, 1.0, 0.0, 0.0
-    for alpha, beta in zip(search.alphas, search.betas, strict=True):
-        if not beta > 0.0:
-            return math.inf
-        before, now, coupling = now, ((x - alpha) * now - coupling * before) / beta, beta
-        total += now * now
-        if abs(now) > LARGE:
-            before, now, total, scale = before / LARGE, now / LARGE, total / LARGE**2, scale + 2.0 * math.log(LARGE)
-    return math.log(total) + scale
+    if search.among == 1:
+        return float(betaincinv(width / 2, rest / 2, p))
+    return float(betaincinv(0.5, rest / 2, p / (search.among * width))) / width
 
 
 def _nearest_excluded(search: Search, p: float, sign: float) -> float:
     """The excluded value nearest to the extreme Ritz value on the side of ``sign``."""
     edge = search.largest if sign > 0.0 else search.smallest
-    if excludes(search, edge, p):
+    if not search.outside.any():
         return edge
-    width = max(search.largest - search.smallest, abs(edge)) or 1.0
-    near, far = 0.0, 2.0**-20 * width
-    for _ in range(FARTHEST):
-        if excludes(search, edge + sign * far, p):
-            break
-        near, far = far, 2.0 * far
-    else:
+    limit = _improbable(search, p)
+    distances = (max(search.largest - search.smallest, abs(edge)) or 1.0) * DISTANCES
+
+    def excluded(distance: float) -> bool:
+        return largest_share(search, edge + sign * distance) <= limit
+
+    place = bisect_left(range(len(distances)), True, key=lambda i: excluded(float(distances[i])))
+    if place == len(distances):
         return sign * math.inf
-    for _ in range(50):
+    near, far = (float(distances[place - 1]) if place else 0.0), float(distances[place])
+    for _ in range(HALVINGS):
         middle = 0.5 * (near + far)
-        near, far = (near, middle) if excludes(search, edge + sign * middle, p) else (middle, far)
+        near, far = (near, middle) if excluded(middle) else (middle, far)
     return edge + sign * far

@@ -45,26 +45,27 @@ class Wanted:
         return tuple("top" if i < self.top else "bottom" for i in range(count))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Search:
     """The random search behind the statement that nothing larger was missed; see :mod:`layerhess.solvers.missed`.
 
     Attributes:
-        n: dimension searched. steps: Lanczos steps from a random start, before the first restart.
-        checks: how often the search could have stopped. largest, smallest: its extreme Ritz values.
-        alphas, betas: diagonal of T and what couples each step to the next, of a search from a single vector, before
-            the first restart; the last beta is the length of what the last product left. Empty for other searches.
-        share: s / (1 + s) for a start v + s w, w random; 1 where all of it is random.
+        n: dimension searched. largest, smallest: extreme Ritz values of all its steps.
+        values: (m,) Ritz values of the space it had reached before the first restart.
+        first: (w, m) coefficients of the w orthonormal random vectors it began with, in the Ritz vectors.
+        outside: (r, m) square root of the inner products of what of its products lies outside of that space, times the
+            coefficients of the r rows that these are products of; zeros where nothing lies outside.
+        among: eigenvectors that may be meant: 1 for the extreme one; k where it may be any of k, the others of which
+            these same random vectors have found.
     """
 
     n: int
-    steps: int
-    checks: int
     largest: float
     smallest: float
-    alphas: tuple[float, ...] = ()
-    betas: tuple[float, ...] = ()
-    share: float = 1.0
+    values: Floats
+    first: Floats
+    outside: Floats
+    among: int = 1
 
 
 @dataclass(frozen=True)
