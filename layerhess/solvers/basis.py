@@ -8,6 +8,7 @@ from torch import Tensor
 from layerhess.solvers.process import Floats, Source, dense_eigh
 
 MOST = 0.7  # of a vector that is left: its rounding did not grow
+LEAST = 1e-2  # of a random vector outside of the span: it is drawn anew where less is left
 BREAKDOWN = 1e-13  # of ||A||: what is left of a vector below this is rounding of the orthogonalisation
 
 
@@ -102,15 +103,17 @@ class Basis:
             for attempt in range(4):
                 length = float(torch.linalg.vector_norm(row))
                 if length > BREAKDOWN * scale:
-                    row = self._orthogonal(row / length, made)
+                    # What is left of a product counts down to its rounding: a part that is dropped is never seen again.
+                    least = BREAKDOWN * scale / length if scale else LEAST
+                    row = self._orthogonal(row / length, made, least)
                     if row is not None:
                         made.append(row)
                         break
                 row, scale = draw(number + 1000 * attempt + len(made)).to(self._q.device), 0.0
         return torch.stack(made) if made else torch.empty((0, self.n), dtype=torch.float64, device=self._q.device)
 
-    def _orthogonal(self, row: Tensor, made: list[Tensor]) -> Tensor | None:
-        """The unit row less its part in the span, normalised; None where (nearly) nothing is left.
+    def _orthogonal(self, row: Tensor, made: list[Tensor], least: float) -> Tensor | None:
+        """The unit row less its part in the span, normalised; None where not more than ``least`` is left.
 
         Again, as long as one subtraction takes away so much that what is left may not be orthogonal (twice is enough,
         Kahan's rule in Parlett 1998, section 6.9).
@@ -121,7 +124,7 @@ class Basis:
             row = row - (others @ row) @ others
             left = float(torch.linalg.vector_norm(row))
             whole *= left
-            if whole <= 1e-2:
+            if whole <= least:
                 return None
             row = row / left
             if left > MOST:

@@ -271,6 +271,8 @@ class Lanczos:
 
     def _alone(self, values: Floats, lengths: Floats, keep: list[int]) -> bool:
         """Have all random vectors together ruled out a further pair, or does the next one lie below, converged?"""
+        if len(values) <= self.wanted.total:
+            return False
         search = self._searched(self.n, without=keep)
         ends = [len(values) - 1 - self.wanted.top] if self.wanted.top >= 2 else []
         ends += [self.wanted.bottom] if self.wanted.bottom >= 2 else []
