@@ -85,8 +85,9 @@ def pieces(
     if memory.limit is None or not size or not surveyed.examples:  # some batch cannot be cut
         return Pieces()
     share = surveyed.examples / max(1, surveyed.largest)  # of the largest batch
-    if surely_fits(step, directions, memory) and (directions + 4) * step * share <= KEPT_SHARE * memory.limit:
-        return Pieces()
+    all_kept = (directions + 4) * step * share <= KEPT_SHARE * memory.limit
+    if surely_fits(step, directions, memory) and (all_kept or not directions):
+        return Pieces()  # without factors nobody asks whether graphs are kept
     try:
         per_example = graph_bytes(objective, surveyed.sample, make_graph, blocks) / size
     except RuntimeError as error:
