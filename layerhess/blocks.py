@@ -30,10 +30,10 @@ class Block:
     numel: int
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
-        """A flat (P_b,) vector as parameter-shaped views."""
-        sizes = [shape.numel() for shape in self.shapes]
-        parts = torch.split(flat, sizes)
-        return {n: part.reshape(s) for n, s, part in zip(self.parameters, self.shapes, parts, strict=True)}
+        """A flat (P_b,) vector as parameter-shaped views; of (s, P_b) rows (s, *shape) each."""
+        parts = torch.split(flat, [shape.numel() for shape in self.shapes], dim=-1)
+        ahead = flat.shape[:-1]
+        return {n: part.reshape(*ahead, *s) for n, s, part in zip(self.parameters, self.shapes, parts, strict=True)}
 
 
 @dataclass(frozen=True)

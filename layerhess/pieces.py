@@ -62,11 +62,13 @@ class Pieces:
 
     Attributes:
         size: examples of a piece, None where batches stay whole. kept: whether the graphs of all pieces are expected to
-            fit the budget together, so that passes after the first are cheap.
+            fit the budget together, so that passes after the first are cheap. per_example: bytes of a graph, 0.0 where
+            nobody counted them.
     """
 
     size: int | None = None
     kept: bool = True
+    per_example: float = 0.0
 
 
 def pieces(
@@ -97,9 +99,9 @@ def pieces(
     kept = per_example * surveyed.examples <= KEPT_SHARE * memory.limit
     whole = (PIECE_SHARE if memory.asked else UNCUT_SHARE) * memory.limit
     if per_example * surveyed.largest <= whole:
-        return Pieces(kept=kept)
+        return Pieces(None, kept, per_example)
     fits = max(1, int(PIECE_SHARE * memory.limit / max(per_example, 1.0)))
-    return Pieces(fits if fits < surveyed.largest else None, kept)
+    return Pieces(fits if fits < surveyed.largest else None, kept, per_example)
 
 
 def step_bytes(objective: Objective, surveyed: Survey) -> int:

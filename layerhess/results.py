@@ -167,7 +167,7 @@ class Counts:
         backwards: first backward passes of one batch (gradients).
         products: Hessian-vector products of one batch, per block or full.
         full_products: of these, products with the full Hessian.
-        by_phase: "survey", "checks", "rounding" or "solve" -> its forwards, backwards and products.
+        by_phase: "survey", "checks", "part", "rounding", "solve" or "sampling" -> its forwards, backwards and products.
     """
 
     passes: int

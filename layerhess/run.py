@@ -18,10 +18,12 @@ from layerhess.errors import InputError
 from layerhess.estimation import Estimation
 from layerhess.forecast import forecast
 from layerhess.ledger import Ledger
+from layerhess.memory import KEPT_SHARE
 from layerhess.objective import Objective
 from layerhess.paths.factors import graph_maker, note_on_licence
 from layerhess.paths.gram import gram_processes, refuse_unlicensed
-from layerhess.pieces import advice, default_budget, pieces, step_bytes
+from layerhess.paths.part import PART_SHARE, Part, part_of
+from layerhess.pieces import Pieces, advice, default_budget, pieces, step_bytes
 from layerhess.products.graph import GraphMaker
 from layerhess.progress import Progress
 from layerhess.restore import preserved_random_state
@@ -105,10 +107,11 @@ class Run:
         assert self.surveyed is not None and self.checked is not None
         names = list(self.objective.parameters) if self.arguments.full else self._covered()
         make = graph_maker(self.arguments.curvature, self.checked.licence)
-        objective, kept = self._cut(make)
+        objective, found = self._cut(make)
+        part = self._part(found, make, names)
         sweep = Sweep(
             objective, names, self.ledger, checkpoint=self.checkpoint, make_graph=make, time_unit=True,
-            memory=self.memory,
+            memory=self.memory, keep=KEPT_SHARE - (PART_SHARE if part is not None else 0.0),
         )  # fmt: skip
         sweep.expected = (self.surveyed.loss_sum, self.surveyed.count)
         coarsest = self.checked.trace.coarsest
@@ -116,12 +119,14 @@ class Run:
         ready = gram_processes(
             sweep, self._operators(), self.checked, self.wanted, path=self.arguments.path, seed=self.arguments.seed,
             method=self.arguments.method, tol=self.arguments.tol, memory=self.arguments.memory,
-            examples=self.surveyed.examples, kept=kept,
+            examples=self.surveyed.examples, kept=found.kept,
         )  # fmt: skip
         tasks = make_tasks(
             self._operators(), self.checked, self.wanted, tol=self.arguments.tol, seed=self.arguments.seed, ready=ready,
-            method=self.arguments.method, device=self.objective.device, memory=self.arguments.memory, kept=kept,
+            method=self.arguments.method, device=self.objective.device, memory=self.arguments.memory,
+            kept=found.kept, part=part,
         )  # fmt: skip
+        self._note(part.note if part is not None else "")
         self.estimation = self._estimation(tasks, torch.finfo(coarsest).eps, sweep)
         self._note(*self.estimation.notes)
         self.schedule = Schedule(
@@ -151,6 +156,8 @@ class Run:
             finally:
                 self._note(advice(sweep.needed, sweep.kept, self.memory, self.objective.device))
                 sweep.release()
+                if part is not None:
+                    part.release()
                 self.gradient_norm = sweep.gradient_norm
         self.partial = self.schedule.stopped
         if self.arguments.wishes.sampling and not self.partial:
@@ -248,8 +255,8 @@ class Run:
             tasks=tasks, eps=eps, length=self.surveyed.longest, memory=self.arguments.memory, diagonals=sweep.diagonals,
         )  # fmt: skip
 
-    def _cut(self, make: GraphMaker) -> tuple[Objective, bool]:
-        """The objective, in pieces whose graphs fit the budget where batches do not; and whether all are kept."""
+    def _cut(self, make: GraphMaker) -> tuple[Objective, Pieces]:
+        """The objective, in pieces whose graphs fit the budget where batches do not; and how its passes go."""
         assert self.surveyed is not None and self.checked is not None
         directions = max((work.directions for work in self.checked.licence.works.values()), default=0)
         found = pieces(
@@ -257,9 +264,21 @@ class Run:
             directions=directions,
         )  # fmt: skip
         if found.size is None or self.checked.uncut:
-            return self.objective, found.kept
+            return self.objective, found
         self._note(f"memory: batches are cut into pieces of {found.size} examples to stay within the budget")
-        return self.objective.resized(found.size), found.kept
+        return self.objective.resized(found.size), found
+
+    def _part(self, found: Pieces, make: GraphMaker, names: list[str]) -> Part | None:
+        """What guides the solvers where factors are made anew in every pass.
+
+        For one eigenvalue: the wider searches for more do with two passes less, but their vectors cost what that saves.
+        """
+        assert self.surveyed is not None and self.checked is not None
+        if found.kept or self.checked.uncut or not self.checked.licence.blocks or self.wanted.top != 1:
+            return None
+        if self.arguments.method != "lanczos":
+            return None
+        return part_of(self.objective, self.surveyed, names, found, make, self.memory, self.ledger, self.checkpoint)
 
     def _sample(self, names: list[str]) -> None:
         assert self.surveyed and self.checked and self.schedule and self.estimation

@@ -35,6 +35,14 @@ class Sample:
     seen: list[Seen] = field(default_factory=list)
 
 
+def by_example(batch: Any, curvature: Tensor | None) -> Tensor | None:
+    """(examples,) of a batch: the curvature of the items of its output, summed in each; None where it is not known."""
+    size = batches.leading_size(batch)
+    if curvature is None or not size or len(curvature) % size:
+        return None
+    return curvature.reshape(size, -1).sum(dim=1)
+
+
 class Sampler:
     """Sees every batch once and keeps small slices of three: the first, that of the largest loss, and the middle one.
 
@@ -119,10 +127,9 @@ class Sampler:
         return Sample(pieces)
 
     def _offer_curved(self, batch: Any, curvature: Tensor) -> None:
-        size = batches.leading_size(batch)
-        if not size or len(curvature) % size:
+        own, size = by_example(batch, curvature), batches.leading_size(batch)
+        if own is None or not size:
             return
-        own = curvature.reshape(size, -1).sum(dim=1)
         self._curvature += float(own.sum())
         self._examples += size
         self._items += len(curvature)

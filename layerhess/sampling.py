@@ -27,7 +27,7 @@ from layerhess.products.grouped import GroupedForms, has_forms
 from layerhess.products.hybrid import Hybrid
 from layerhess.products.reverse import BatchGraph
 from layerhess.survey import Survey
-from layerhess.sweep import FULL, Request, Sweep, split_rows
+from layerhess.sweep import FULL, Request, Sweep
 from layerhess.vectors import random_signs, solver_device
 
 GROUPS = 16  # wanted: the standard error of a standard error from g groups is 1 / sqrt(2 g) of it
@@ -232,7 +232,7 @@ def _exact_traces(
 
 def _by_piece(factors: FactorGraph, objective: Objective, request: Request, size: int) -> Tensor:
     """(G, s) forms from factors, which have those of every example."""
-    rows = split_rows(request.block, request.vectors)
+    rows = request.block.split(request.vectors)
     parts = {name: part.to(objective.parameters[name]) for name, part in rows.items()}
     each = factors.forms(request.block.parameters, parts)
     return torch.stack([piece.sum(dim=0) for piece in torch.split(each, size)])

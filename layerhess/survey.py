@@ -18,7 +18,7 @@ from layerhess.memory import is_out_of_memory
 from layerhess.objective import Objective
 from layerhess.products.directions import item_curvature
 from layerhess.randomness import randomness_refused, repeats
-from layerhess.sample import Sample, Sampler
+from layerhess.sample import Sample, Sampler, by_example
 from layerhess.sweep import FULL, Request, Sweep
 from layerhess.vectors import solver_device
 from layerhess.watch import non_finite_weight, trace
@@ -35,6 +35,7 @@ class Survey:
             examples together, 0 if unknown. longest: the most terms that are summed up in one batch.
         places: which batches the samples are pieces of. largest: the examples of the largest batch, 0 if unknown.
         measured: what rounding is measured on.
+        curvature: of the output in every example, one (examples,) a batch; empty where some batch's is not known.
     """
 
     loss_sum: float
@@ -47,6 +48,7 @@ class Survey:
     places: list[int]
     largest: int
     measured: Sample
+    curvature: Sequence[torch.Tensor] = ()
 
     @property
     def sample(self) -> Any:
@@ -94,6 +96,7 @@ def _survey(objective: Objective, ledger: Ledger, checkpoint: Callable[[], None]
     number = 0
     sampler = Sampler(objective)
     longest, largest = 1.0, 0
+    curved: list[torch.Tensor] = []
     first: Any = None
     checked = not objective.evaluation.count_is_exact
     for number, batch in enumerate(objective.batches(), 1):
@@ -109,6 +112,8 @@ def _survey(objective: Objective, ledger: Ledger, checkpoint: Callable[[], None]
         examples = None if size is None or examples is None else examples + size
         longest, largest = max(longest, count, size or 1), max(largest, size or 0)
         sampler.offer(number - 1, batch, value, count, curvature)
+        own = by_example(batch, curvature)
+        curved += [] if own is None else [own]
         if checked and number > 1:  # a single batch may be summed up in any way
             if number == 2:
                 _refuse_unless_mean(objective, first, "batch 0")
@@ -127,7 +132,7 @@ def _survey(objective: Objective, ledger: Ledger, checkpoint: Callable[[], None]
     sizes = [batches.leading_size(piece) or 0 for piece in samples]
     return Survey(
         loss_sum, total, examples or 0, number, samples, sum(sizes) if all(sizes) else 0, longest, places, largest,
-        sampler.measured(samples, examples or 0),
+        sampler.measured(samples, examples or 0), curved if len(curved) == number else [],
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -211,7 +212,7 @@ class Sweep:
         if onlooker is not None:
             onlooker.begin()
         try:
-            for graph in self._graphs():
+            for graph in self._graphs(requests if onlooker is None else {}):
                 self._checkpoint()
                 if onlooker is not None:
                     self._used -= onlooker.look(graph)  # what it holds on to is no part of the graph
@@ -251,7 +252,7 @@ class Sweep:
         parameters = self.objective.parameters
         forms = torch.zeros((len(request.vectors), len(request.quadratic)), dtype=torch.float64)
         for start in range(0, len(request.vectors), TOGETHER):
-            exact = split_rows(block, request.vectors[start : start + TOGETHER])
+            exact = block.split(request.vectors[start : start + TOGETHER])
             parts = {
                 name: part.to(dtype=parameters[name].dtype, device=parameters[name].device)
                 for name, part in exact.items()
@@ -275,11 +276,14 @@ class Sweep:
                         forms[start:stop, column] += inner[name]
         return forms
 
-    def _graphs(self) -> Iterator[Graph]:
-        """Kept graphs first, then fresh ones, keeping those that fit.
+    def _graphs(self, requests: Mapping[str, Request] = MappingProxyType({})) -> Iterator[Graph]:
+        """Kept graphs first, then fresh ones, keeping those that fit; the others are made for the requests alone.
 
         Batches that may come in another order at the next pass are kept all or not at all.
         """
+        make = self._make_graph
+        if requests and not self._budget and isinstance(make, Hybrid):
+            make = make.asked(request.block.parameters for request in requests.values())
         yield from list(self._kept)
         if self._kept_all:
             return
@@ -292,7 +296,7 @@ class Sweep:
             if number == 1 and self._time_unit:
                 self.ledger.gradient_seconds = self._timed_gradient(batch)
             before = used_bytes(self.objective.device)
-            graph = self._make_graph(self.objective, batch, self._names, self.ledger)
+            graph = make(self.objective, batch, self._names, self.ledger)
             yield graph
             # After the products, since what double backward holds on to belongs to the graph. A process that uses again
             # what it gave back does not grow, so what a graph says of itself counts as well.
@@ -382,16 +386,6 @@ class Sweep:
 def loss_tolerance(dtype: torch.dtype) -> float:
     """Relative change of a loss total that summation order alone may cause."""
     return max(1e-6, 100.0 * torch.finfo(dtype).eps) if dtype != torch.float64 else 1e-6
-
-
-def split_rows(block: Block, vectors: Tensor) -> dict[str, Tensor]:
-    """(s, P_b) rows as (s, *shape) parts."""
-    sizes = [shape.numel() for shape in block.shapes]
-    parts = torch.split(vectors, sizes, dim=1)
-    return {
-        name: part.reshape(len(vectors), *shape)
-        for name, shape, part in zip(block.parameters, block.shapes, parts, strict=True)
-    }
 
 
 def _accumulate(total: dict[str, Tensor], gradient: Mapping[str, Tensor | None]) -> None:

@@ -13,6 +13,7 @@ from layerhess.bounds import Certificate, certify, total_rounding
 from layerhess.checks import SelfCheck
 from layerhess.memory import Budget
 from layerhess.paths.exact import basis_limit, goes_dense, make_process, source
+from layerhess.paths.part import Part
 from layerhess.solvers.process import Candidates, Process, Wanted
 from layerhess.solvers.zero import ZeroTest
 from layerhess.vectors import solver_device
@@ -68,6 +69,7 @@ def make_tasks(
     memory: Budget,
     ready: Mapping[str, Process] | None = None,
     kept: bool = True,
+    part: Part | None = None,
 ) -> list[Task]:
     """A task for every operator that passed the self-check.
 
@@ -75,6 +77,7 @@ def make_tasks(
         operators: name -> block, the full model included if it is asked for. wanted: which eigenpairs; with none, small
             blocks are read whole all the same, since nothing is cheaper. ready: solvers that some of them have already.
         kept: what products are made from is held between passes; where it is not, a pass should do as much as it can.
+        part: of the data, that is held then and guides the solvers.
 
     Raises:
         InputError: the solvers' vectors do not fit the memory.
@@ -97,7 +100,8 @@ def make_tasks(
             method=method,
             device=device,
             basis_limit=limit,
-            streamed=not kept and name in checked.licence.blocks,
+            streamed=not kept and name in checked.licence.blocks and name not in checked.zero_suspects,
+            guided=None if part is None else part.guide,
         )
         test = ZeroTest(source(block, seed, place), place) if name in checked.zero_suspects else None
         licence = checked.licence

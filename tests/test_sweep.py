@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from layerhess import sweep as sweep_module
 from layerhess.blocks import Block, make_block
 from layerhess.ledger import Ledger
 from layerhess.objective import Objective
+from layerhess.products.hybrid import Hybrid
 from layerhess.products.reverse import BatchGraph
 from layerhess.sweep import Request, Sweep
 
@@ -176,3 +178,33 @@ def test_a_gradient_is_timed_on_one_batch_and_scaled_by_its_share() -> None:
         before = ledger.gradient_seconds
         sweep.run({})
     assert ledger.gradient_seconds == before
+
+
+@pytest.mark.parametrize("asked", ["(full)", "0.weight", "4.weight"])
+def test_graphs_that_are_thrown_away_factor_only_what_is_asked_for(asked: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 3)).double()
+    objective = Objective(model, batches(), nn.CrossEntropyLoss())
+    names = [name for name in objective.parameters if name.endswith("weight")]
+    operators = {name: make_block(name, {name: objective.parameters[name]}) for name in names}
+    operators["(full)"] = make_block("(full)", objective.parameters)
+    seen: list[set[str]] = []
+
+    class Watched(Hybrid):
+        def factors(self, *arguments: Any) -> Any:
+            seen.append(set(self.blocks))
+            return super().factors(*arguments)
+
+    ledger = Ledger()
+    with objective.session():
+        make = Watched({name: (name,) for name in names}, BatchGraph, linear=True)
+        sweep = Sweep(objective, list(objective.parameters), ledger, keep=0.0, make_graph=make)
+        vectors = {key: torch.ones(1, block.numel, dtype=torch.float64) for key, block in operators.items()}
+        everything = sweep.run({key: Request(operators[key], vectors[key]) for key in operators})
+        assert seen == [set(names)] * 3
+        seen.clear()
+        before = ledger.total("forwards")
+        alone = sweep.run({asked: Request(operators[asked], vectors[asked])})
+    assert torch.allclose(alone[asked], everything[asked], rtol=1e-12, atol=1e-15)
+    assert seen == ([] if asked == "(full)" else [{asked}] * 3)
+    assert ledger.total("forwards") - before == 3

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from layerhess.blocks import Block
 from layerhess.errors import InputError
 from layerhess.memory import Budget
 from layerhess.solvers.dense import Dense
+from layerhess.solvers.guide import Guide
 from layerhess.solvers.lanczos import Lanczos, comfortable_basis
 from layerhess.solvers.power import Power
 from layerhess.solvers.process import Process, Source, Wanted
@@ -16,6 +19,7 @@ from layerhess.vectors import random_unit, solver_device
 DENSE_LIMIT = 32  # parameters up to which the whole spectrum costs about as much as a few eigenvalues
 BASIS_SHARE = 0.25  # of the free memory, for the bases of all solvers together
 STREAMED_WIDTH = 8  # random vectors that a search begins with where a pass is dearer than a few products
+GUIDED_WIDTH = 4  # the same, beside a guide's
 METHODS = ("lanczos", "power")
 
 
@@ -26,12 +30,13 @@ def source(block: Block, seed: int, device: torch.device) -> Source:
 
 def make_process(
     block: Block, wanted: Wanted, *, tol: float, seed: int, method: str, device: torch.device, basis_limit: int,
-    streamed: bool = False,
+    streamed: bool = False, guided: Callable[[Block, Wanted, Source, torch.device], Guide | None] | None = None,
 ) -> Process:  # fmt: skip
     """The solver for one block: LAPACK for a small one, thick-restart Lanczos otherwise, or power iteration.
 
     Args:
-        streamed: a pass over the data costs more than the products of a few vectors in it.
+        streamed: a pass over the data costs more than the products of a few vectors in it. guided: makes the guide of
+            such a search, if there is one.
     """
     device = solver_device(device)
     draw = source(block, seed, device)
@@ -39,9 +44,9 @@ def make_process(
         return Power(block.numel, tol, draw, device=device)
     if goes_dense(block.numel, wanted):
         return Dense(block.numel, wanted, device)
-    return Lanczos(
-        block.numel, wanted, tol, draw, basis_limit=basis_limit, device=device, width=search_width(wanted, streamed)
-    )
+    guide = guided(block, wanted, draw, device) if streamed and guided is not None and wanted.top else None
+    width = search_width(wanted, streamed) if guide is None else GUIDED_WIDTH
+    return Lanczos(block.numel, wanted, tol, draw, basis_limit=basis_limit, device=device, width=width, guide=guide)
 
 
 def search_width(wanted: Wanted, streamed: bool = False) -> int:

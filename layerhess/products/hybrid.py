@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -34,6 +34,11 @@ class Hybrid:
         if not self.blocks:
             return self.exact(objective, batch, names, ledger)
         return HybridGraph(self, objective, batch, list(names), ledger)
+
+    def asked(self, blocks: Iterable[tuple[str, ...]]) -> Hybrid:
+        """For a graph that is thrown away after products with these blocks' vectors: no other factors are made."""
+        wanted = set(blocks)
+        return replace(self, blocks={key: names for key, names in self.blocks.items() if names in wanted})
 
     def factors(
         self, objective: Objective, batch: Any, ledger: Ledger

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,11 @@ def frame(rows: Tensor) -> Tensor:
     if len(rows) == 1:
         return torch.as_tensor(rows / torch.linalg.vector_norm(rows))
     return torch.as_tensor(torch.linalg.qr(rows.T)[0].T.contiguous())
+
+
+def row_norms(rows: Tensor) -> Floats:
+    """(s,) lengths, on the CPU."""
+    return np.asarray(torch.linalg.vector_norm(rows, dim=1).cpu().numpy(), dtype=np.float64)
 
 
 class Basis:

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerhess.solvers.basis import BREAKDOWN, Basis, frame
+from layerhess.solvers.basis import BREAKDOWN, Basis, frame, row_norms
+from layerhess.solvers.guide import Guide, far_excluded
 from layerhess.solvers.missed import MISSED_PROBABILITY, excludes, reach_outside
 from layerhess.solvers.process import Candidates, Floats, Search, Source, Wanted, known_gaps, neighbours, tolerated
 
@@ -40,6 +41,7 @@ class Lanczos:
         n: dimension. wanted: which pairs. tol: relative, see :func:`layerhess.bounds.certify`.
         draw: number -> random unit vector (n,). basis_limit: rows before a restart. device: of the vectors.
         width: random vectors to begin with. More of them take fewer steps and more products.
+        guide: whose advice joins the search; it then waits until its random vectors rule out what lies well above.
     """
 
     path = "lanczos"
@@ -54,6 +56,7 @@ class Lanczos:
         basis_limit: int | None = None,
         device: torch.device | None = None,
         width: int = 1,
+        guide: Guide | None = None,
     ) -> None:
         self.n = n
         self.wanted = wanted
@@ -62,8 +65,12 @@ class Lanczos:
         self._device = device or torch.device("cpu")
         self._limit = min(n, max(basis_limit or comfortable_basis(wanted), wanted.total + 6))
         self._basis = Basis(n, self._device)
-        self._width = max(1, min(width, n, (self._limit - wanted.total) // LEAST_STEPS))
-        self._frontier: Tensor = frame(torch.stack([draw(number).to(self._device) for number in range(self._width)]))
+        self._widest = max(1, min(n, (self._limit - wanted.total) // LEAST_STEPS))
+        self._width = max(1, min(width, self._widest))
+        self._guide = guide
+        rows = [draw(number).to(self._device) for number in range(self._width)]
+        rows += [] if guide is None else list(guide.starts[: self._widest - self._width])
+        self._frontier: Tensor = frame(torch.stack(rows))  # the random ones first
         self._draws = self._width
         self._rounding = 0.0
         self._phase = "search"
@@ -96,9 +103,9 @@ class Lanczos:
         keep = self.wanted.indices(values)
         theta = values[keep]
         chosen = coefficients[:, keep]
-        residuals = _row_norms(self._basis.residuals(theta, chosen))
+        residuals = row_norms(self._basis.residuals(theta, chosen))
         near = neighbours(values, keep)
-        others = _row_norms(self._basis.residuals(values[near], coefficients[:, near]))
+        others = row_norms(self._basis.residuals(values[near], coefficients[:, near]))
         return Candidates(
             values=theta,
             vectors=self._basis.vectors(chosen),
@@ -179,11 +186,12 @@ class Lanczos:
     def _search(self, rest: Tensor, values: Floats, coefficients: Tensor) -> None:
         keep = self.wanted.indices(values)
         self._record(rest, values, coefficients)
-        every = _row_norms(coefficients[-len(rest) :].T.to(rest.device) @ rest)
+        every = row_norms(coefficients[-len(rest) :].T.to(rest.device) @ rest)
         lengths = every[keep]
         self._estimate = float(lengths.max())
         enough = len(keep) == self.wanted.total and self._other_end_is_smaller(values, every, values[keep])
-        if enough and bool(np.all(lengths <= 1.1 * self._allowed(values[keep]))) and self._within():
+        near = enough and bool(np.all(lengths <= 1.1 * self._allowed(values[keep])))
+        if near and self._within() and self._trusted():
             search = self._searched(self.n)
             self._searches = {"top": (search,), "bottom": (search,)}
             if self._copies_possible():
@@ -194,6 +202,10 @@ class Lanczos:
             else:
                 self._done = True
         # The next vector is made even when done: a rounding measured later may ask for more.
+        if self._guide is not None:
+            top, room = keep[: self.wanted.top], self._widest - len(rest)
+            ahead = self._guide.ahead(self._basis, values[top], coefficients[:, top], self._allowed(values[top]), room)
+            rest = torch.cat([rest, self._norm * ahead])
         self._frontier = self._next(rest)
         if self._basis.size + len(self._frontier) > self._limit:
             self._restart(values, coefficients, start=0)
@@ -201,9 +213,13 @@ class Lanczos:
     def _within(self) -> bool:
         values, coefficients = self._basis.ritz()
         keep = self.wanted.indices(values)
-        lengths = _row_norms(self._basis.residuals(values[keep], coefficients[:, keep]))
+        lengths = row_norms(self._basis.residuals(values[keep], coefficients[:, keep]))
         self._estimate = float(lengths.max())
         return bool(np.all(lengths <= self._allowed(values[keep])))
+
+    def _trusted(self) -> bool:
+        """A guided search may settle before its random vectors grow: have they ruled out what lies well above?"""
+        return self._guide is None or self._restarted or far_excluded(self._searched(self.n), self._norm)
 
     def _copies_possible(self) -> bool:
         return max(self.wanted.top, self.wanted.bottom, self.wanted.magnitude) >= 2
@@ -225,7 +241,7 @@ class Lanczos:
         """Has the deflated operator's extreme pair converged, and does it lie beyond the last one wanted?"""
         values, coefficients = self._basis.ritz(self._locked)
         self._record(rest, values, coefficients)
-        lengths = _row_norms(coefficients[-len(rest) :].T.to(rest.device) @ rest)
+        lengths = row_norms(coefficients[-len(rest) :].T.to(rest.device) @ rest)
         settled = lengths <= self._allowed(values)
         ends = self._ends_to_verify(values)
         clear = self._other_end_is_smaller(values, lengths, self._basis.ritz(stop=self._locked)[0])
@@ -322,7 +338,7 @@ class Lanczos:
         """Which Ritz values of the deflated operator belong among the wanted ones."""
         locked, coefficients = self._basis.ritz(stop=self._locked)
         keep = self.wanted.indices(locked)
-        lengths = _row_norms(self._basis.residuals(locked[keep], coefficients[:, keep]))
+        lengths = row_norms(self._basis.residuals(locked[keep], coefficients[:, keep]))
         # Values this close are one eigenvalue for all the bounds can say; a null space would be found for ever.
         slack = 0.5 * float(lengths.max()) + max(self._rounding, ARITHMETIC * self._norm)
         belongs = np.zeros(len(values), dtype=bool)
@@ -347,7 +363,7 @@ class Lanczos:
             values, coefficients = self._basis.ritz()
         keep = self.wanted.indices(values)
         residuals = self._basis.residuals(values[keep], coefficients[:, keep])
-        excess = _row_norms(residuals) / self._allowed(values[keep])
+        excess = row_norms(residuals) / self._allowed(values[keep])
         self._frontier = self._next(residuals[int(excess.argmax())][None])
 
     # -- moves ----------------------------------------------------------------------------------------------------
@@ -382,7 +398,3 @@ class Lanczos:
     def _random(self) -> Tensor:
         self._draws += 1
         return self._draw(self._draws).to(self._device)
-
-
-def _row_norms(rows: Tensor) -> Floats:
-    return np.asarray(torch.linalg.vector_norm(rows, dim=1).cpu().numpy(), dtype=np.float64)
