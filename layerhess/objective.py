@@ -21,7 +21,6 @@ from layerhess.restore import preserved_random_state, restored
 
 MODES = ("as-is", "eval")
 HALF = (torch.float16, torch.bfloat16)
-AUTOCAST_OFF = "the caller's autocast is off during the analysis: the weights' own precision is used"
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -229,8 +228,8 @@ class Objective:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(restored(self.model))
-            if stack.enter_context(plain_kernels(self.device, self.model)) and AUTOCAST_OFF not in self.notes:
-                self.notes.append(AUTOCAST_OFF)
+            said = stack.enter_context(plain_kernels(self.device, self.model))
+            self.notes.extend(sentence for sentence in said if sentence not in self.notes)
             if self.mode == "eval":
                 self.model.eval()
             for module in self.model.modules():

@@ -79,6 +79,9 @@ def test_rows_ahead_keep_to_their_room_and_leave_out_what_is_not_finite() -> Non
     assert [len(guide.ahead(basis, values, coefficients, allowed, room)) for room in (-1, 0, 3, 5, 11, 99)] == [
         0, 0, 3, 5, 10, 5 * POWERS,
     ]  # fmt: skip
+    asked: list[int] = []
+    counting = Guide(lambda rows: (asked.append(len(rows)), rows)[1], torch.zeros(0, N))
+    assert len(counting.ahead(basis, values, coefficients, np.full(5, 1e9), 99)) == 0 and not asked
     broken = Guide(lambda rows: rows * torch.nan, torch.zeros(0, N))
     assert len(broken.ahead(basis, values, coefficients, allowed, 99)) == 0
 

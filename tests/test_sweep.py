@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 import layerhess as lh
@@ -208,3 +209,44 @@ def test_graphs_that_are_thrown_away_factor_only_what_is_asked_for(asked: str) -
     assert torch.allclose(alone[asked], everything[asked], rtol=1e-12, atol=1e-15)
     assert seen == ([] if asked == "(full)" else [{asked}] * 3)
     assert ledger.total("forwards") - before == 3
+
+
+class _Reads(TorchDispatchMode):
+    """Counts what makes the host wait for a device: numbers read back, and shapes that depend on numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(word in str(function) for word in ("_local_scalar_dense", "nonzero", "equal.default", "unique")):
+            self.found.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("way", ["exact", "factors"])
+@pytest.mark.parametrize("kind", ["convolutions", "attention"])
+def test_a_pass_over_kept_graphs_reads_nothing_back(kind: str, way: str) -> None:
+    torch.manual_seed(0)
+    model: nn.Module
+    if kind == "convolutions":
+        layers = [nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)]
+        model, x = nn.Sequential(*layers), torch.randn(20, 1, 6, 6)
+    else:
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation="gelu", batch_first=True)
+        model, x = nn.Sequential(layer, nn.Flatten(), nn.Linear(40, 3)), torch.randn(20, 5, 8)
+    objective = Objective(model, [(x, torch.randint(0, 3, (20,)))] * 2, nn.CrossEntropyLoss(), mode="eval")
+    names = [name for name, parameter in objective.parameters.items() if parameter.ndim > 1]
+    make = BatchGraph if way == "exact" else Hybrid({n: (n,) for n in names[-1:]}, BatchGraph, linear=True)
+    with objective.session():
+        sweep = Sweep(objective, list(objective.parameters), Ledger(), make_graph=make, keep=0.5)
+        blocks = {name: make_block(name, {name: objective.parameters[name]}) for name in names}
+        requests = {n: Request(b, torch.randn(2, b.numel, dtype=torch.float64)) for n, b in blocks.items()}
+        sweep.run(requests)
+        assert sweep.kept == 2
+        with _Reads() as reads:
+            sweep.run(requests)
+        assert not reads.found
+        with _Reads() as control:
+            float(x.sum())
+        assert control.found

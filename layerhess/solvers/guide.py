@@ -39,7 +39,7 @@ class Guide:
         residuals = basis.residuals(values, coefficients)
         rows = residuals[torch.from_numpy(row_norms(residuals) > allowed).to(residuals.device)][: max(0, room)]
         made: list[Tensor] = []
-        for _ in range(min(POWERS, room // max(1, len(rows)))):
+        for _ in range(min(POWERS, room // len(rows)) if len(rows) else 0):
             rows = self.multiply(rows)
             rows = rows - (rows @ basis.q.T) @ basis.q
             rows = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(TINY)
