@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.conv import _ConvNd
 
 AUTOCAST_OFF = "the caller's autocast is off during the analysis: the weights' own precision is used"
 TF32_OFF = "TF32 and bfloat16 inside float32 products are off during the analysis: they would leave 10 or 7 of 23 bits"
-FULL_PRECISION = ("ieee", "none")  # what a switch of torch.backends says where float32 is float32
 
 
 @contextmanager
@@ -58,40 +58,61 @@ def _same_kernels() -> Iterator[None]:
 
 @contextmanager
 def _full_precision(device: torch.device, model: nn.Module) -> Iterator[bool]:
-    """float32 products with all of their 24 bits: no TF32, no bfloat16 inside; True if that changes anything."""
+    """float32 products with all of their 24 bits: no TF32, no bfloat16 inside; True if that changes any of the model's.
+
+    Torch has two sets of switches for that, and refuses to read one where it disagrees with the other. So the caller's
+    is used: on a GPU the older one wherever it can be read, and always what a switch says is written back to it.
+    """
+    cuda = device.type == "cuda"
+    single = any(parameter.dtype == torch.float32 for parameter in model.parameters())
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    convolutional = recurrent or any(isinstance(module, _ConvNd) for module in model.modules())
     with ExitStack() as stack:
-        if device.type == "cuda" and any(isinstance(module, nn.RNNBase) for module in model.modules()):
-            stack.callback(setattr, torch.backends.cudnn, "enabled", torch.backends.cudnn.enabled)
-            torch.backends.cudnn.enabled = False  # cuDNN's recurrent kernels have no second derivative
-        if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # before PyTorch 2.9
-            yield stack.enter_context(_without_tf32(device))
-            return
+
+        def switched(switch: Any, name: str, value: Any) -> bool:
+            before = getattr(switch, name)
+            if before in (value, "none"):
+                return False
+            stack.callback(setattr, switch, name, before)
+            setattr(switch, name, value)
+            return True
+
         backends: Any = torch.backends
-        cuda, cpu = backends.cudnn, backends.mkldnn
-        if device.type == "cuda":
-            above, here = [backends, cuda], [backends.cuda.matmul, cuda.conv, cuda.rnn]
-        else:
-            above, here = [backends, cpu], [cpu.matmul, cpu.conv, cpu.rnn]
-        coarse = any(switch.fp32_precision not in FULL_PRECISION for switch in here)
-        # What a switch inherits shows as its own: so those above it come first, and last again.
-        for switch in [switch for switch in above if switch.fp32_precision != "none"]:
-            stack.callback(setattr, switch, "fp32_precision", switch.fp32_precision)
-            switch.fp32_precision = "none"
-        for switch in here:
-            stack.callback(setattr, switch, "fp32_precision", switch.fp32_precision)
-            switch.fp32_precision = "ieee"
-        yield coarse
+        if cuda and recurrent:
+            switched(backends.cudnn, "enabled", False)  # cuDNN's recurrent kernels have no second derivative
+        newer = hasattr(backends.cuda.matmul, "fp32_precision")  # PyTorch 2.9
+        matmul = others = False
+        if not newer or (cuda and _readable(backends)):
+            precision = torch.get_float32_matmul_precision()
+            stack.callback(_allow, precision)
+            if cuda:
+                matmul = switched(backends.cuda.matmul, "allow_tf32", False)
+                others = switched(backends.cudnn, "allow_tf32", False)
+            else:
+                matmul = precision == "medium"
+                torch.set_float32_matmul_precision("highest")
+        if newer:  # what the older ones took away may be inherited all the same
+            here, own = (backends.cuda, backends.cudnn) if cuda else (backends.mkldnn, backends.mkldnn)
+            matmul |= switched(here.matmul, "fp32_precision", "ieee")
+            others |= switched(own.conv, "fp32_precision", "ieee")
+            others |= switched(own.rnn, "fp32_precision", "ieee")
+        yield single and (matmul or (others and convolutional))
 
 
-@contextmanager
-def _without_tf32(device: torch.device) -> Iterator[bool]:
-    """The same by the older switches, which the newer ones refuse to be mixed with."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before, precision = (matmul.allow_tf32, cudnn.allow_tf32), torch.get_float32_matmul_precision()
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
-    torch.set_float32_matmul_precision("highest")
+def _allow(precision: str) -> None:
+    """Put back what a caller allowed by its one word for all devices, unless the other switches say so already."""
     try:
-        yield any(before) if device.type == "cuda" else precision == "medium"
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        there = torch.get_float32_matmul_precision() == precision
+    except RuntimeError:
+        there = False
+    if not there:
         torch.set_float32_matmul_precision(precision)
+
+
+def _readable(backends: Any) -> bool:
+    """Whether the older switches agree with the newer ones."""
+    try:
+        known = backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return False
+    return len(known) == 3

@@ -20,6 +20,7 @@ from layerhess.forecast import forecast
 from layerhess.ledger import Ledger
 from layerhess.memory import KEPT_SHARE
 from layerhess.objective import Objective
+from layerhess.paths.exact import ROOM_FOR_GUIDES, basis_limit
 from layerhess.paths.factors import graph_maker, note_on_licence
 from layerhess.paths.gram import gram_processes, refuse_unlicensed
 from layerhess.paths.part import PART_SHARE, Part, part_of
@@ -271,12 +272,16 @@ class Run:
     def _part(self, found: Pieces, make: GraphMaker, names: list[str]) -> Part | None:
         """What guides the solvers where factors are made anew in every pass.
 
-        For one eigenvalue: the wider searches for more do with two passes less, but their vectors cost what that saves.
+        For the largest eigenvalue alone: searches for more of them do with two passes less, but their vectors cost what
+        that saves, and the other end gains nothing.
         """
         assert self.surveyed is not None and self.checked is not None
-        if found.kept or self.checked.uncut or not self.checked.licence.blocks or self.wanted.top != 1:
+        if found.kept or self.checked.uncut or not self.checked.licence.blocks:
             return None
-        if self.arguments.method != "lanczos":
+        if self.wanted != Wanted(top=1) or self.arguments.method != "lanczos":
+            return None
+        numel = sum(block.numel for block in self._operators().values())
+        if basis_limit(numel, self.wanted, self.objective.device, self.arguments.memory) < ROOM_FOR_GUIDES:
             return None
         return part_of(self.objective, self.surveyed, names, found, make, self.memory, self.ledger, self.checkpoint)
 

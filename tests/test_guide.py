@@ -82,6 +82,8 @@ def test_rows_ahead_keep_to_their_room_and_leave_out_what_is_not_finite() -> Non
     asked: list[int] = []
     counting = Guide(lambda rows: (asked.append(len(rows)), rows)[1], torch.zeros(0, N))
     assert len(counting.ahead(basis, values, coefficients, np.full(5, 1e9), 99)) == 0 and not asked
+    silent = Guide(lambda rows: None, torch.zeros(0, N))
+    assert len(silent.ahead(basis, values, coefficients, allowed, 99)) == 0
     broken = Guide(lambda rows: rows * torch.nan, torch.zeros(0, N))
     assert len(broken.ahead(basis, values, coefficients, allowed, 99)) == 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from torch import nn
 
 import layerhess as lh
-from layerhess.kernels import TF32_OFF, _without_tf32, plain_kernels
+from layerhess.kernels import TF32_OFF, plain_kernels
 
 B: Any = torch.backends
 NEWER = hasattr(B.cuda.matmul, "fp32_precision")  # PyTorch 2.9
@@ -33,16 +35,10 @@ def _switches() -> list[str]:
     return [switch.fp32_precision for switch in every]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _as_it_was() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
     yield
-    if NEWER:
-        B.fp32_precision = B.cudnn.fp32_precision = B.mkldnn.fp32_precision = "none"
-        B.mkldnn.matmul.fp32_precision = B.mkldnn.conv.fp32_precision = B.mkldnn.rnn.fp32_precision = "none"
-        B.cuda.matmul.fp32_precision = "none"
-        B.cudnn.conv.fp32_precision = B.cudnn.rnn.fp32_precision = "tf32"
-    torch.set_float32_matmul_precision(before)
+    torch.set_float32_matmul_precision("highest")
 
 
 def _objective() -> lh.Objective:
@@ -51,6 +47,7 @@ def _objective() -> lh.Objective:
     return lh.Objective(model, (torch.randn(100, 64), torch.randint(0, 5, (100,))), nn.CrossEntropyLoss())
 
 
+@pytest.mark.usefixtures("_as_it_was")
 def test_a_caller_who_allows_bfloat16_in_products_gets_those_of_float32_and_is_told() -> None:
     plain = lh.analyze(_objective(), full=False)
     torch.set_float32_matmul_precision("medium")
@@ -62,35 +59,62 @@ def test_a_caller_who_allows_bfloat16_in_products_gets_those_of_float32_and_is_t
         np.testing.assert_allclose(found.blocks[name].error_bounds, block.error_bounds, rtol=0.1)
 
 
+def _older() -> list[Any]:
+    """What the older switches say; "refused" where torch finds them at odds with the newer ones."""
+    found: list[Any] = []
+    for read in (lambda: B.cuda.matmul.allow_tf32, lambda: B.cudnn.allow_tf32, torch.get_float32_matmul_precision):
+        try:
+            found.append(read())
+        except RuntimeError:
+            found.append("refused")
+    return found
+
+
+SETTINGS = {
+    "nothing": lambda: None,
+    "medium": lambda: torch.set_float32_matmul_precision("medium"),
+    "older switch": lambda: setattr(B.cuda.matmul, "allow_tf32", True),
+    "older switch off": lambda: setattr(B.cudnn, "allow_tf32", False),
+    "everywhere": lambda: setattr(B, "fp32_precision", "tf32"),
+    "nowhere": lambda: setattr(B, "fp32_precision", "ieee"),
+    "one level": lambda: setattr(B.cudnn, "fp32_precision", "ieee"),
+    "one switch": lambda: setattr(B.cuda.matmul, "fp32_precision", "tf32"),
+}
+
+
+def _look(device: str, setting: str) -> dict[str, Any]:
+    SETTINGS[setting]()
+    before = _switches(), _older(), B.cudnn.enabled
+    with plain_kernels(torch.device(device), nn.Sequential(nn.Conv2d(1, 1, 1), nn.LSTM(2, 2))) as said:
+        inside, enabled = _switches()[3:6] if device == "cuda" else _switches()[6:], B.cudnn.enabled
+        if setting == "nothing":
+            with torch.backends.cudnn.flags(enabled=False):  # as models do that differentiate an RNN twice
+                pass
+    same = (_switches(), _older(), B.cudnn.enabled) == before
+    return {"inside": inside, "enabled": enabled, "same": same, "said": said}
+
+
 @needs_newer
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="each setting needs a process of its own")
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("setting", ["nothing", "medium", "everywhere", "one level", "older switch"])
+@pytest.mark.parametrize("setting", SETTINGS)
 def test_switches_are_set_and_come_back(device: str, setting: str) -> None:
-    """They can be set on a machine without a GPU."""
-    if setting == "medium":
-        torch.set_float32_matmul_precision("medium")
-    elif setting == "everywhere":
-        B.fp32_precision = "tf32"
-    elif setting == "one level":
-        B.cudnn.fp32_precision = "tf32"
-    elif setting == "older switch":
-        B.cuda.matmul.allow_tf32 = True
-    before = _switches()
-    with plain_kernels(torch.device(device), nn.LSTM(2, 2)) as said:
-        inside = _switches()
-    assert _switches() == before and B.cudnn.enabled
-    assert inside[3:6] == ["ieee"] * 3 if device == "cuda" else inside[6:] == ["ieee"] * 3
-    coarse = device == "cuda" or setting in ("medium", "everywhere")
-    assert said == ([TF32_OFF] if coarse else [])
+    """They can be set on a machine without a GPU; torch's defaults cannot be put back once one was set."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        found = pool.apply(_look, (device, setting))
+    assert found["same"] and set(found["inside"]) <= {"ieee", "none"} and found["enabled"] is (device == "cpu")
+    allowed = {
+        "cuda": {"nothing", "medium", "older switch", "everywhere", "one switch"},
+        "cpu": {"medium", "everywhere"},
+    }
+    # cuDNN has TF32 unless told otherwise.
+    told = {"nowhere", "one level", "older switch off"}
+    assert set(allowed["cuda"]) | told == set(SETTINGS)
+    assert found["said"] == ([TF32_OFF] if setting in allowed[device] else [])
 
 
-def test_switches_of_older_versions_are_set_and_come_back() -> None:
-    torch.set_float32_matmul_precision("medium")
-    before = B.cuda.matmul.allow_tf32, B.cudnn.allow_tf32
-    for device, coarse in (("cuda", True), ("cpu", True)):
-        with _without_tf32(torch.device(device)) as found:
-            assert found is coarse
-            assert (B.cuda.matmul.allow_tf32, B.cudnn.allow_tf32) == (False, False)
-            assert torch.get_float32_matmul_precision() == "highest"
-        assert (B.cuda.matmul.allow_tf32, B.cudnn.allow_tf32) == before
-        assert torch.get_float32_matmul_precision() == "medium"
+def test_nothing_is_said_where_the_model_has_no_such_products() -> None:
+    with plain_kernels(torch.device("cuda"), nn.Linear(2, 2)) as of_linear:
+        assert of_linear == []  # without being asked torch uses TF32 in convolutions alone
+    with plain_kernels(torch.device("cuda"), nn.Conv2d(1, 1, 1).double()) as of_float64:
+        assert of_float64 == []

@@ -20,6 +20,7 @@ DENSE_LIMIT = 32  # parameters up to which the whole spectrum costs about as muc
 BASIS_SHARE = 0.25  # of the free memory, for the bases of all solvers together
 STREAMED_WIDTH = 8  # random vectors that a search begins with where a pass is dearer than a few products
 GUIDED_WIDTH = 4  # the same, beside a guide's
+ROOM_FOR_GUIDES = 96  # rows of a basis: with fewer, a search restarts before advice has paid
 METHODS = ("lanczos", "power")
 
 
@@ -44,7 +45,9 @@ def make_process(
         return Power(block.numel, tol, draw, device=device)
     if goes_dense(block.numel, wanted):
         return Dense(block.numel, wanted, device)
-    guide = guided(block, wanted, draw, device) if streamed and guided is not None and wanted.top else None
+    guide = None
+    if guided is not None and streamed and basis_limit >= ROOM_FOR_GUIDES:
+        guide = guided(block, wanted, draw, device)
     width = search_width(wanted, streamed) if guide is None else GUIDED_WIDTH
     return Lanczos(block.numel, wanted, tol, draw, basis_limit=basis_limit, device=device, width=width, guide=guide)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ CARRIED, LEAST_CARRIED = 0.9, 0.8  # of the outputs' curvature, that a part shou
 MOST_EXAMPLES = 0.25  # of all, since making their factors costs that much of a pass
 STARTS = 5  # eigenvectors beyond those wanted
 STARTS_TOL, STARTS_WIDTH, STARTS_PRODUCTS = 0.1, 4, 30  # good enough: a part differs from the whole by more
-OWN_DRAWS = 10_000_000  # numbers of its random vectors, apart from those of the searches that it guides
+OWN_DRAWS = 1 << 40  # numbers of its random vectors, apart from those of the searches that it guides
 
 
 @dataclass(frozen=True)
@@ -55,40 +56,47 @@ class Part:
         self._sweep = sweep
         self._pieces = pieces
         self._usable = True
+        self._guides = 0
         self._note = note
 
     @property
     def note(self) -> str:
-        """A sentence for the reader; empty where its factors could not be had."""
-        return self._note if self._usable else ""
+        """A sentence for the reader; empty where it guides nobody."""
+        return self._note if self._usable and self._guides else ""
 
     def guide(self, block: Block, wanted: Wanted, draw: Source, device: torch.device) -> Guide | None:
         """For the search of a block's largest eigenvalues; None where the factors cannot be had after all."""
-
-        def multiply(rows: Tensor) -> Tensor:
-            with self._sweep.ledger.during(PHASE):
-                return self._sweep.run({block.name: Request(block, rows)})[block.name]
-
         search = Lanczos(
             block.numel,
             Wanted(top=min(wanted.top + STARTS, block.numel)),
             STARTS_TOL,
             lambda number: draw(OWN_DRAWS + number),
+            basis_limit=STARTS_PRODUCTS + STARTS_WIDTH,
             device=device,
             width=STARTS_WIDTH,
         )
-        while self._usable and not search.found and search.steps < STARTS_PRODUCTS:
+        while not search.found and search.steps < STARTS_PRODUCTS:
+            rows = self._multiply(block, search.ask())
+            if rows is None:
+                return None
+            search.tell(rows)
+        self._guides += 1
+        return Guide(functools.partial(self._multiply, block), search.candidates().vectors)
+
+    def _multiply(self, block: Block, rows: Tensor) -> Tensor | None:
+        """None from the first failure on: a guide is never worth an error."""
+        if self._usable:
             try:
-                rows = multiply(search.ask())
+                with self._sweep.ledger.during(PHASE):
+                    products = self._sweep.run({block.name: Request(block, rows)})[block.name]
             except Exception:  # a model may be tied to the composition of its batches, and memory be short after all
                 self._usable = False
-                break
-            self._usable = self._sweep.kept == self._pieces and bool(torch.isfinite(rows).all())
-            search.tell(rows)
-        if not self._usable:
+            else:
+                self._usable = self._sweep.kept == self._pieces and bool(torch.isfinite(products).all())
+                if self._usable:
+                    return products
             self.release()
-            return None
-        return Guide(multiply, search.candidates().vectors)
+        return None
 
     def release(self) -> None:
         """Drop the factors."""

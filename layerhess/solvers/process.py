@@ -13,7 +13,6 @@ from torch import Tensor
 
 Floats = NDArray[np.float64]
 Source = Callable[[int], Tensor]  # draw number -> a random unit vector (n,) float64
-Multiply = Callable[[Tensor], Tensor]  # (s, n) rows -> their products
 
 
 @dataclass(frozen=True)
