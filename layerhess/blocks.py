@@ -32,8 +32,8 @@ class Block:
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """A flat (P_b,) vector as parameter-shaped views; of (s, P_b) rows (s, *shape) each."""
         parts = torch.split(flat, [shape.numel() for shape in self.shapes], dim=-1)
-        ahead = flat.shape[:-1]
-        return {n: part.reshape(*ahead, *s) for n, s, part in zip(self.parameters, self.shapes, parts, strict=True)}
+        rows = flat.shape[:-1]
+        return {n: part.reshape(rows + s) for n, s, part in zip(self.parameters, self.shapes, parts, strict=True)}
 
 
 @dataclass(frozen=True)
