@@ -15,13 +15,23 @@ from .workloads import FULL, Problem
 
 __all__ = ["CURVLINOPS", "EIGENTHINGS", "LANCZOS_STEPS", "NCV"]
 
-# For each number of eigenvalues one setting, the best of a grid (README.md has them, `benchmarks.grids` makes them):
-LANCZOS_STEPS = {1: 8, 5: 16, 10: 24}  # hessian-eigenthings' max_iter, doubled while it says "not converged"
-NCV = {1: 6, 5: 15, 10: 16}  # Lanczos vectors of eigsh
+# The best of a grid (README.md has them, `benchmarks.grids` makes them):
+# (number of eigenvalues, network) -> hessian-eigenthings' max_iter, doubled while it says "not converged"
+LANCZOS_STEPS = {(1, "resnet"): 8, (5, "resnet"): 16, (10, "resnet"): 24, (1, "gpt"): 16, (5, "gpt"): 22}
+# the same -> Lanczos vectors of eigsh
+NCV = {(1, "resnet"): 6, (5, "resnet"): 15, (10, "resnet"): 16, (1, "gpt"): 6, (5, "gpt"): 20}
 LONGEST = {1: 32, 5: 200, 10: 200}  # the oracle's longest Lanczos run
 
 
 # ---- hessian-eigenthings 1.0.0a5: its Lanczos, one param_filter at a time
+
+
+def _network(problem: Problem) -> str:
+    return "gpt" if problem.family == "gpt" else "resnet"
+
+
+def _vectors(problem: Problem) -> int:
+    return NCV[problem.question.k, _network(problem)]
 
 
 def filtered(problem: Problem, target: str) -> eigenthings.HessianOperator:
@@ -46,7 +56,7 @@ def _eigenthings_own(problem: Problem) -> Values:
     values = {}
     for target in problem.targets:
         with only(problem, target):
-            first = LANCZOS_STEPS[problem.question.k]
+            first = LANCZOS_STEPS[problem.question.k, _network(problem)]
             steps, converged = first, False
             while not converged and steps <= 16 * first:
                 values[target], converged = _lanczos(problem, target, steps)
@@ -149,7 +159,7 @@ def _curvlinops_scout(problem: Problem, truth: Values) -> Steps:
 
 CURVLINOPS = Peer(
     "curvlinops 3.0.1 + eigsh",
-    lambda problem: {target: _solve(problem, target, NCV[problem.question.k], TOL) for target in problem.targets},
+    lambda problem: {target: _solve(problem, target, _vectors(problem), TOL) for target in problem.targets},
     _curvlinops_scout,
     lambda problem, steps: {target: _solve(problem, target, count, ANY) for target, (count,) in steps.items()},
 )
