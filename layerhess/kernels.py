@@ -112,7 +112,7 @@ def _allow(precision: str) -> None:
 def _readable(backends: Any) -> bool:
     """Whether the older switches agree with the newer ones."""
     try:
-        known = backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+        torch.get_float32_matmul_precision()
+        return all(isinstance(switch.allow_tf32, bool) for switch in (backends.cuda.matmul, backends.cudnn))
     except RuntimeError:
         return False
-    return len(known) == 3

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -20,28 +19,17 @@ from layerhess.paths.exact import ROOM_FOR_GUIDES
 from layerhess.paths.part import CARRIED, LEAST_CARRIED, MOST_EXAMPLES, most_curved
 from layerhess.survey import survey
 from layerhess.sweep import Sweep
+from test_pieces import in_batches, trained
 
 SHORT = "25MB"  # less than the factors of all examples take
 
 
 def _sure(seed: int = 0) -> tuple[nn.Sequential, Tensor, Tensor]:
     """A trained network that is sure of most of 9,000 examples."""
-    torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 10)).double()
-    x = torch.randn(9000, 24).double() * torch.logspace(0.5, -1.0, 24)
-    y = (x @ torch.randn(24, 10).double()).argmax(1)
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(60):
-        optimiser.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        optimiser.step()
+    model, x, _ = trained(width=24, steps=60, seed=seed)
     with torch.no_grad():
         model[-1].weight.mul_(8.0)  # type: ignore[operator]
     return model, x, model(x).argmax(1)
-
-
-def _objective(model: nn.Module, x: Tensor, y: Tensor, size: int = 1500) -> lh.Objective:
-    return lh.Objective(model, list(zip(x.split(size), y.split(size), strict=True)), nn.CrossEntropyLoss())
 
 
 def _without(monkeypatch: pytest.MonkeyPatch, analyse: Callable[[], lh.Analysis]) -> lh.Analysis:
@@ -60,7 +48,7 @@ def _curvature(model: nn.Module, x: Tensor) -> Any:
 
 def test_the_examples_picked_are_the_most_curved_ones() -> None:
     model, x, y = _sure()
-    objective = _objective(model, x, y)
+    objective = in_batches(model, x, y)
     with objective.session():
         surveyed = survey(objective, Ledger())
         found = most_curved(objective, surveyed, 10_000)
@@ -79,7 +67,7 @@ def test_the_examples_picked_are_the_most_curved_ones() -> None:
 
 
 def test_guided_by_a_part_an_analysis_takes_fewer_passes_with_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    objective = _objective(*_sure())
+    objective = in_batches(*_sure())
 
     def analyse() -> lh.Analysis:
         return lh.analyze(objective, blocks="weight", full=False, memory=SHORT)
@@ -97,7 +85,7 @@ def test_guided_by_a_part_an_analysis_takes_fewer_passes_with_the_same_numbers(m
 
 
 def test_a_tight_tolerance_beside_a_guide() -> None:
-    objective = _objective(*_sure(1))
+    objective = in_batches(*_sure(1))
     found = lh.analyze(objective, blocks="weight", tol=1e-8, full=False, memory=SHORT)
     assert found.converged and any("say where to look" in note for note in found.notes)
     hessian = lh.Hessian(objective, "weight")
@@ -130,7 +118,7 @@ def test_outputs_that_are_all_about_as_curved_guide_nobody() -> None:
     model, x, y = _sure()
     with torch.no_grad():
         model[-1].weight.mul_(0.01)  # type: ignore[operator]
-    found = lh.analyze(_objective(model, x, y), blocks="weight", full=False, memory=SHORT)
+    found = lh.analyze(in_batches(model, x, y), blocks="weight", full=False, memory=SHORT)
     assert found.converged and "part" not in found.counts.by_phase
 
 
@@ -150,13 +138,13 @@ class _OfFullBatches(nn.Module):
 def test_a_model_that_does_not_run_on_the_part_is_analysed_without_one() -> None:
     model, x, y = _sure()
     wrapped = _OfFullBatches(model)
-    found = lh.analyze(_objective(wrapped, x, y), blocks="weight", full=False, memory="100MB")
+    found = lh.analyze(in_batches(wrapped, x, y), blocks="weight", full=False, memory="100MB")
     assert found.converged
     assert not any("cut into pieces" in note for note in found.notes) and not any(
         "say where to look" in note for note in found.notes
     )
     assert "part" in found.seconds  # it was tried
-    plain = lh.analyze(_objective(model, x, y), blocks="weight", full=False, memory="100MB")
+    plain = lh.analyze(in_batches(model, x, y), blocks="weight", full=False, memory="100MB")
     for name, spectrum in plain.blocks.items():
         np.testing.assert_allclose(found.blocks[f"inner.{name}"].eigenvalues, spectrum.eigenvalues, rtol=2e-3)
 
@@ -172,25 +160,25 @@ def test_the_model_comes_back_as_it_was_when_the_user_stops_it_inside_the_part(
 
     monkeypatch.setattr(part.Part, "guide", stop)
     with pytest.raises(KeyboardInterrupt):
-        lh.analyze(_objective(model, x, y), blocks="weight", full=False, memory=SHORT)
+        lh.analyze(in_batches(model, x, y), blocks="weight", full=False, memory=SHORT)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("wanted", [{"top": 2}, {"bottom": 1, "tol": 1e-2}], ids=["two", "both ends"])
 def test_more_than_the_largest_eigenvalue_is_searched_without_a_guide(wanted: dict[str, Any]) -> None:
-    found = lh.analyze(_objective(*_sure()), blocks="weight", full=False, memory=SHORT, **wanted)
+    found = lh.analyze(in_batches(*_sure()), blocks="weight", full=False, memory=SHORT, **wanted)
     assert found.converged and "part" not in found.seconds
 
 
 def test_a_basis_that_restarts_at_once_has_no_room_for_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "basis_limit", lambda *arguments: ROOM_FOR_GUIDES - 1)
-    found = lh.analyze(_objective(*_sure()), blocks="weight", full=False, memory=SHORT)
+    found = lh.analyze(in_batches(*_sure()), blocks="weight", full=False, memory=SHORT)
     assert found.converged and "part" not in found.seconds
 
 
 @pytest.mark.parametrize("fails_at", [1, 10, 25])
 def test_a_part_that_fails_on_the_way_is_done_without(fails_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    objective = _objective(*_sure())
+    objective = in_batches(*_sure())
     asked = 0
     original = Sweep.run
 

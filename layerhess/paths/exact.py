@@ -45,9 +45,7 @@ def make_process(
         return Power(block.numel, tol, draw, device=device)
     if goes_dense(block.numel, wanted):
         return Dense(block.numel, wanted, device)
-    guide = None
-    if guided is not None and streamed and basis_limit >= ROOM_FOR_GUIDES:
-        guide = guided(block, wanted, draw, device)
+    guide = guided(block, wanted, draw, device) if streamed and guided is not None else None
     width = search_width(wanted, streamed) if guide is None else GUIDED_WIDTH
     return Lanczos(block.numel, wanted, tol, draw, basis_limit=basis_limit, device=device, width=width, guide=guide)
 
