@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from scipy.stats import spearmanr
 
 import layerhess as lh
-from layerhess.ledger import Ledger
-from layerhess.paths.cost import EXACT, FACTORS, GRAM, predicted
-from layerhess.products.factors import FactorGraph
-from layerhess.solvers.process import Wanted
+from layerhess.analysis.paths.cost import EXACT, FACTORS, GRAM, predicted
+from layerhess.curvature.counters import Ledger
+from layerhess.curvature.factors.factor_graph import FactorGraph
+from layerhess.linalg.eigen.process import Wanted
 
 from .workloads import load, prepare
 

@@ -1,20 +1,20 @@
 """layerhess: the curvature of a network's loss, layer by layer and as a whole, each number with its error bound."""
 
-from layerhess.analysis import analyze
-from layerhess.eigsh import Eigenpairs, eigsh
+from layerhess.analysis.analyze import analyze
+from layerhess.analysis.eigsh import Eigenpairs, eigsh
+from layerhess.analysis.stochastic import coupling, density, diagonal, trace
+from layerhess.curvature.fisher import EmpiricalFisher
+from layerhess.curvature.gauss_newton import GaussNewton
+from layerhess.curvature.hessian import Hessian
 from layerhess.errors import CheckError, InputError, LayerhessWarning
-from layerhess.estimators.coupling import Coupling
-from layerhess.estimators.density import Density
-from layerhess.estimators.diagonal import Diagonal
-from layerhess.estimators.trace import Trace
-from layerhess.evaluation import batch_loss
-from layerhess.objective import Objective
-from layerhess.operators.fisher import EmpiricalFisher
-from layerhess.operators.gauss_newton import GaussNewton
-from layerhess.operators.hessian import Hessian
-from layerhess.results import Analysis, Check, Counts, Spectrum
-from layerhess.stochastic import coupling, density, diagonal, trace
-from layerhess.store import load
+from layerhess.linalg.stochastic.coupling import Coupling
+from layerhess.linalg.stochastic.density import Density
+from layerhess.linalg.stochastic.diagonal import Diagonal
+from layerhess.linalg.stochastic.trace import Trace
+from layerhess.objective.losses import batch_loss
+from layerhess.objective.objective import Objective
+from layerhess.results.record import Analysis, Check, Counts, Spectrum
+from layerhess.results.store import load
 
 __version__ = "0.1.0"
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from layerhess.results import FULL_NAME, Analysis, Check, Counts, Spectrum
+from layerhess.results.record import FULL_NAME, Analysis, Check, Counts, Spectrum
 
 LAYERS = {
     "stem.weight": (8, 1, 3, 3),

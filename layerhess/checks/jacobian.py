@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerhess.blocks import Block
-from layerhess.checks.differences import AGREEMENT, STEPS, scaled_direction
-from layerhess.ledger import Ledger
-from layerhess.objective import Objective
-from layerhess.products.graph import GraphMaker
-from layerhess.products.output import OutputGraph
-from layerhess.vectors import random_unit
+from layerhess.checks.finite_differences import AGREEMENT, STEPS, scaled_direction
+from layerhess.curvature.batch_graph import GraphMaker
+from layerhess.curvature.counters import Ledger
+from layerhess.curvature.output_graph import OutputGraph
+from layerhess.linalg.random_vectors import random_unit
+from layerhess.objective.blocks import Block
+from layerhess.objective.objective import Objective
 
 
 def disagreements(
@@ -53,7 +53,7 @@ def disagreements(
 class Moves:
     """J v against central differences of the output, on a float64 copy whose weights are moved and put back.
 
-    The step adapts as for :func:`layerhess.checks.differences.finite_differences`: a disagreement counts only where
+    The step adapts as for :func:`layerhess.checks.finite_differences.finite_differences`: a disagreement counts only where
     |F(2r) - F(r)|, which tracks the error of F(r), is small, and beyond three times that.
 
     Attributes:

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from layerhess import batches
+from layerhess.checks.forward_trace import Trace
+from layerhess.checks.randomness import randomness_refused, repeats
+from layerhess.checks.survey import adds_up
 from layerhess.errors import InputError
-from layerhess.objective import Objective
-from layerhess.randomness import randomness_refused, repeats
-from layerhess.restore import preserved_random_state, random_states
-from layerhess.results import Check
-from layerhess.survey import adds_up
-from layerhess.watch import Trace
+from layerhess.objective import data as batches
+from layerhess.objective.objective import Objective
+from layerhess.objective.snapshot import preserved_random_state, random_states
+from layerhess.results.record import Check
 
 
 def check_determinism(objective: Objective, sample: Any, seen: Trace) -> Check:

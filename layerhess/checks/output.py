@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerhess import batches
+from layerhess.checks.survey import adds_up
+from layerhess.curvature.batch_graph import GraphMaker
+from layerhess.curvature.counters import Ledger
+from layerhess.curvature.output_graph import GaussNewtonGraph, OutputGraph
 from layerhess.errors import CheckError, InputError
-from layerhess.ledger import Ledger
-from layerhess.objective import Objective
-from layerhess.products.graph import GraphMaker
-from layerhess.products.output import GaussNewtonGraph, OutputGraph
-from layerhess.results import Check
-from layerhess.survey import adds_up
-from layerhess.vectors import random_unit
+from layerhess.linalg.random_vectors import random_unit
+from layerhess.objective import data as batches
+from layerhess.objective.objective import Objective
+from layerhess.results.record import Check
 
 ROUTE = 1e-4  # relative difference of two gradients that rounding never makes: both take the same way back
 PROBES = 8

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from layerhess.blocks import Block
+from layerhess.checks.forward_trace import Trace
+from layerhess.curvature.data_pass import FULL
 from layerhess.errors import CheckError
-from layerhess.objective import Objective
-from layerhess.results import Check
-from layerhess.sweep import FULL
-from layerhess.watch import Trace
+from layerhess.objective.blocks import Block
+from layerhess.objective.objective import Objective
+from layerhess.results.record import Check
 
 WEIGHT_NORM = (
     "torch's weight_norm has a wrong second derivative: fold it (torch.nn.utils.remove_weight_norm, or "

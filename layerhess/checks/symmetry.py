@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from layerhess.blocks import Block, make_block
-from layerhess.bounds import zero_level
-from layerhess.sweep import Request, Sweep
-from layerhess.vectors import random_unit
+from layerhess.curvature.data_pass import Request, Sweep
+from layerhess.linalg.bounds import zero_level
+from layerhess.linalg.random_vectors import random_unit
+from layerhess.objective.blocks import Block, make_block
 
 LARGEST_SCALE = 30.0  # its square is what the smallest tensors are lifted by; rounding is lifted with them
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from layerhess.cli.outcome import DONE, UNFINISHED, ended, stdout_on_stderr
+from layerhess.cli.exit_codes import DONE, UNFINISHED, ended, stdout_on_stderr
 
 app = typer.Typer(
     help="Hessian eigenvalues of every layer of a PyTorch model, and of the whole model, each with an error bound.",
@@ -121,9 +121,9 @@ def analyze(
     """Analyse the model that FACTORY returns: every layer's eigenvalues, and the whole model's."""
 
     def command() -> int:
-        from layerhess import store
         from layerhess.cli.factory import load_objective
         from layerhess.cli.prepare import block_scheme, estimate, prepared
+        from layerhess.results import store
 
         scheme = block_scheme(blocks or ["parameter"])
         folder = store.check_writable(out if out is not None else _default_folder(factory))
@@ -182,7 +182,7 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder of
     """Make report.html anew from a saved analysis and print its path."""
 
     def command() -> int:
-        from layerhess import store
+        from layerhess.results import store
 
         typer.echo(store.rewrite_report(folder))
         return DONE
@@ -202,10 +202,10 @@ def demo(
     """Train a small residual network on real digits, analyse it layer by layer, and write a report."""
 
     def command() -> int:
-        from layerhess import demo as problems
-        from layerhess import store
+        from layerhess.cli import demo as problems
         from layerhess.cli.display import Display
-        from layerhess.objective import Objective
+        from layerhess.objective.objective import Objective
+        from layerhess.results import store
 
         folder = store.check_writable(out)
         _use_threads(threads)
@@ -238,9 +238,9 @@ def _run(
     learning_rate: float | None = None,
 ) -> int:
     """Analyse what ``make()`` returns, save into ``folder``, and print the table or the JSON; the exit code."""
-    from layerhess import store
-    from layerhess.analysis import analyze as run_analysis
+    from layerhess.analysis.analyze import analyze as run_analysis
     from layerhess.cli.display import Display
+    from layerhess.results import store
 
     display = Display(quiet=quiet, offer_examples=offer_examples)
     with ExitStack() as stack:
@@ -286,7 +286,7 @@ def _checked_rate(learning_rate: float | None) -> float | None:
 
 
 def _print_rate(analysis: Any, learning_rate: float) -> None:
-    from layerhess.derived import compare_learning_rate
+    from layerhess.results.derived import compare_learning_rate
     from layerhess.show.summary import largest
 
     spectrum = largest(analysis)
@@ -301,8 +301,8 @@ def _print_rate(analysis: Any, learning_rate: float) -> None:
 
 def _rescued(error: Any) -> Exception:
     """The numbers were computed and could not be saved where they should: show them, and save them elsewhere."""
-    from layerhess import store
     from layerhess.errors import InputError
+    from layerhess.results import store
     from layerhess.show.table import as_text
 
     print(as_text(error.analysis), file=sys.stderr)

@@ -13,16 +13,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.text import Text
 
+from layerhess.analysis.progress import Forecast, Snapshot
 from layerhess.errors import LayerhessWarning
-from layerhess.progress import Forecast, Snapshot
-from layerhess.show.formatting import count, duration, span, times
+from layerhess.show.numbers import count, duration, span, times
 
 _SMALLER = 512  # examples offered as a shorter way
 _LONG = 60.0  # seconds from which that is worth saying
 
 
 class Display:
-    """Receiver of an analysis's events (:class:`layerhess.progress.Progress`) that shows them on stderr.
+    """Receiver of an analysis's events (:class:`layerhess.analysis.progress.Progress`) that shows them on stderr.
 
     In a terminal a live line counts passes, products and converged spectra; elsewhere only the forecast and the notes
     are written. Use it as a context manager around the analysis.

@@ -13,9 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from layerhess.cli.blame import describe, innermost
+from layerhess.cli.user_frames import describe, innermost
 from layerhess.errors import InputError, LayerhessError
-from layerhess.objective import Objective
+from layerhess.objective.objective import Objective
 
 FORMS = "package.module:factory or path/to/file.py:factory"
 

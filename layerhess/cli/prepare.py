@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from layerhess.analysis.wishes import option
 from layerhess.errors import InputError
-from layerhess.objective import Objective
-from layerhess.wishes import option
+from layerhess.objective.objective import Objective
 
 _MOST_NAMES = 3
 
@@ -82,7 +82,7 @@ _FLAGS = {
 
 
 def estimate(kind: str, asked: bool, **given: Any) -> Any:
-    """The option of an estimate as :func:`layerhess.wishes.option` has it; a refusal names the flag that was typed.
+    """The option of an estimate as :func:`layerhess.analysis.wishes.option` has it; a refusal names the flag that was typed.
 
     >>> estimate("trace", False, rel=0.0)
     Traceback (most recent call last):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from layerhess.derived import Figure, derive
-from layerhess.estimates import CONFIDENCE
-from layerhess.results import FULL_NAME, Analysis, Spectrum
-from layerhess.show.formatting import counted, number, rounded_up, share_with_error, with_bound
+from layerhess.linalg.estimates import CONFIDENCE
+from layerhess.results.derived import Figure, derive
+from layerhess.results.record import FULL_NAME, Analysis, Spectrum
+from layerhess.show.numbers import counted, number, rounded_up, share_with_error, with_bound
 from layerhess.show.summary import some
 
 

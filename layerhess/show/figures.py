@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from layerhess.results import Analysis, Spectrum
-from layerhess.show.formatting import number, share
-from layerhess.show.palette import BOTTOM, INK, MUTED, PAPER, RULE, TOP, WRONG, Picture
+from layerhess.results.record import Analysis, Spectrum
+from layerhess.show.numbers import number, share
+from layerhess.show.style import BOTTOM, INK, MUTED, PAPER, RULE, TOP, WRONG, Picture
 from layerhess.show.summary import operator_names, operator_of
 
 WIDTH = 9.0  # inches

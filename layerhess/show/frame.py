@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerhess.derived import Derived, derive
 from layerhess.errors import InputError
-from layerhess.results import Analysis, Spectrum
+from layerhess.results.derived import Derived, derive
+from layerhess.results.record import Analysis, Spectrum
 from layerhess.show.summary import operator_of
 
 if TYPE_CHECKING:

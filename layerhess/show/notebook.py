@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
-from layerhess.results import Analysis, Spectrum
+from layerhess.results.record import Analysis, Spectrum
 from layerhess.show import estimates, summary
-from layerhess.show.formatting import count, number, with_bound
+from layerhess.show.numbers import count, number, with_bound
 from layerhess.show.table import short_status
 
 MOST_ROWS = 60  # blocks shown in a cell; to_frame() has all

@@ -12,9 +12,11 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
-from layerhess.results import Analysis, Floats, Spectrum
-from layerhess.show import curvature, estimates, figures, formatting, summary
-from layerhess.show.palette import inline_svg
+from layerhess.results.record import Analysis, Floats, Spectrum
+from layerhess.show import density_figures as curvature
+from layerhess.show import estimates, figures, summary
+from layerhess.show import numbers as formatting
+from layerhess.show.style import inline_svg
 from layerhess.show.table import short_status
 
 _MOST_PAIRS = 400  # eigenvalues listed one by one; beyond, analysis.json has them

@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from layerhess.results import FULL_NAME, Analysis, Spectrum
-from layerhess.show.formatting import count, counted, duration, number, share, with_bound
+from layerhess.results.record import FULL_NAME, Analysis, Spectrum
+from layerhess.show.numbers import count, counted, duration, number, share, with_bound
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from layerhess.results import Analysis, Spectrum
+from layerhess.results.record import Analysis, Spectrum
 from layerhess.show import estimates, summary
-from layerhess.show.formatting import count, counted, number, with_bound
+from layerhess.show.numbers import count, counted, number, with_bound
 
 WIDTH = 100
 SHORT = 24  # characters of a block's name that are never folded
@@ -22,7 +22,7 @@ _STATUS = 12  # characters of the status that are to stay on one line
 def as_text(analysis: Analysis, width: int = WIDTH) -> str:
     """The analysis as plain text, ``width`` columns wide, without colours.
 
-    >>> from layerhess.results import Analysis, Counts
+    >>> from layerhess.results.record import Analysis, Counts
     >>> empty = Analysis({}, None, [], (), (), 0.5, 4.0, 4, 1, 0.1, {}, (), (), Counts(0, 0, 0, 0, 0, {}), {}, {})
     >>> print(as_text(empty).splitlines()[0])
     model: 0 parameters, 0 blocks, operator: hessian

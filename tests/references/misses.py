@@ -15,10 +15,10 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 
-from layerhess.bounds import MISSED_PROBABILITY, Certificate, certify
-from layerhess.solvers.lanczos import Lanczos
-from layerhess.solvers.process import Wanted
-from layerhess.vectors import random_unit
+from layerhess.linalg.bounds import MISSED_PROBABILITY, Certificate, certify
+from layerhess.linalg.eigen.lanczos import Lanczos
+from layerhess.linalg.eigen.process import Wanted
+from layerhess.linalg.random_vectors import random_unit
 from references.spectra import FAMILIES, Matrix
 
 ADVERSARIAL = ("gap of 1e-3", "clusters", "multiple", "lambda_2 = 0.95 lambda_1", "one large negative", "network-like")

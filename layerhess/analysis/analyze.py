@@ -1,0 +1,115 @@
+"""The one call: every layer's certified eigenpairs, and the whole model's."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from layerhess.analysis.arguments import check_arguments
+from layerhess.analysis.progress import Progress
+from layerhess.analysis.run import Run
+from layerhess.objective.blocks import Scheme, partition
+from layerhess.objective.interrupts import deferred_interrupts
+from layerhess.objective.objective import Objective
+from layerhess.objective.snapshot import preserved_random_state
+from layerhess.results.record import Analysis
+
+
+def analyze(
+    objective: Objective,
+    blocks: Scheme = "parameter",
+    operator: str = "hessian",
+    top: int = 1,
+    bottom: int = 0,
+    full: bool = True,
+    trace: Any = False,
+    diagonal: Any = False,
+    density: Any = False,
+    coupling: Any = False,
+    tol: float = 1e-3,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    *,
+    sampling: bool = False,
+    max_passes: int = 500,
+    time_limit: float | None = None,
+    method: str = "lanczos",
+    path: str = "auto",
+    memory: str | int | None = None,
+    skip_failed: bool = False,
+) -> Analysis:
+    """Top and bottom eigenpairs of every diagonal block of the Hessian and of the full Hessian, each with its bound.
+
+    The Hessian, or the matrix that ``operator`` names in its place, is that of the mean loss over the whole data set,
+    (sum of losses) / (sum of counts). All blocks advance in lockstep, one pass over the data a step for all of them;
+    blocks that converged drop out. Before the first step a self-check looks at the loss and the products; a failed one
+    refuses the analysis.
+
+    Args:
+        objective: model, data and loss.
+        blocks: "parameter" (each tensor), "weight" (tensors with >= 2 dimensions), "module" (leaf module), "depth:K"
+            (first K parts of the module path), a dict block name -> glob or list of globs, or a function
+            (name, parameter) -> block name or None.
+        operator: "hessian"; "gauss_newton" (:class:`layerhess.GaussNewton`); "empirical_fisher", one gradient per item,
+            or "empirical_fisher:token", one per counted term (:class:`layerhess.EmpiricalFisher`).
+        top, bottom: how many of the largest and of the smallest (algebraic) eigenvalues of each.
+        full: also analyse the full Hessian of all trainable parameters.
+        trace: the trace of each; True, or :class:`layerhess.Trace` with how well. diagonal, density, coupling: the
+            same with :class:`layerhess.Diagonal`, :class:`layerhess.Density`, :class:`layerhess.Coupling` (the
+            Frobenius norms of all H_bc). Whatever is asked for shares the passes.
+        resume: not available yet; refused unless False.
+        tol: relative tolerance: converged means error bound <= tol * max(|theta|, 0.1 ||A_b||).
+        seed: of every random start; the same seed gives the same numbers.
+        out: folder to save into; checked before any work. A partial result lands there after Ctrl-C.
+        progress: receiver of events, see :class:`layerhess.analysis.progress.Progress`.
+        sampling: also standard errors of eigenvalues and traces with respect to the data, by one more pass.
+        max_passes: passes over the data. time_limit: seconds. Past either the result is what there is, marked.
+        method: "lanczos", or "power" for power iteration (top=1, bottom=0).
+        path: "auto": products from factors wherever a block has a licence for them, which is checked on a few examples;
+            "exact": exact products everywhere; "factors": refuse blocks that have no licence; "gram": the same, and
+            the complete spectrum of every block from all its rows, which "auto" takes where that is the cheapest.
+        memory: budget for graphs, factors and solvers' vectors, such as "8GiB" or a number of bytes; by default
+            8 GiB or 2.5 training steps for graphs and factors, whichever is more, and never more than is free. Batches
+            whose graph does not fit are cut into smaller ones, with the same result.
+        skip_failed: analyse the blocks that pass the self-check and mark the others "refused".
+
+    Returns:
+        :class:`layerhess.Analysis`.
+
+    Raises:
+        InputError: unusable arguments, model, data or loss. CheckError: the self-check failed. KeyboardInterrupt:
+        with the place of the partial result in its notes. Exceptions of the model, the loss or the data come through
+        unchanged. In every case the model is as it was.
+
+    >>> import torch, layerhess as lh
+    >>> model = torch.nn.Linear(2, 1, bias=False).double()
+    >>> data = (torch.tensor([[3.0, 4.0]]).double(), torch.zeros(1, 1).double())
+    >>> result = lh.analyze(lh.Objective(model, data, torch.nn.MSELoss()))
+    >>> print(round(float(result.blocks["weight"].eigenvalues[0]), 9))      # 2 ||x||^2
+    50.0
+    """
+    arguments = check_arguments(
+        objective, operator=operator, top=top, bottom=bottom, full=full, tol=tol, seed=seed, out=out,
+        max_passes=max_passes, time_limit=time_limit, method=method, path=path, memory=memory, resume=resume,
+        progress=progress, trace=trace, diagonal=diagonal, density=density, coupling=coupling, sampling=sampling,
+    )  # fmt: skip
+    divided = partition(objective.model, objective.parameters, objective.frozen, blocks)
+    run = Run(objective, divided, blocks, arguments, progress, skip_failed)
+    with ExitStack() as stack:
+        run.checkpoint = stack.enter_context(deferred_interrupts())
+        try:
+            with objective.session():
+                run.prepare()
+                run.solve()
+            run.checkpoint()
+        except KeyboardInterrupt as stop:
+            run.save_partial(stop)
+            raise
+    analysis = run.result()
+    if out is not None:
+        with preserved_random_state():  # drawing the report imports modules that draw random numbers
+            analysis.save(out)
+    return analysis

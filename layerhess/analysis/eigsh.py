@@ -1,0 +1,130 @@
+"""Certified eigenpairs of a single operator: the few-line driver of one ask/tell process."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerhess.analysis.paths.exact import goes_dense, search_width
+from layerhess.analysis.single_operator import Single, check_operator
+from layerhess.errors import InputError
+from layerhess.linalg.bounds import certify
+from layerhess.linalg.eigen.dense import Dense
+from layerhess.linalg.eigen.lanczos import Lanczos
+from layerhess.linalg.eigen.process import Process, Wanted
+from layerhess.linalg.random_vectors import oriented
+
+ENDS = ("LA", "SA", "LM", "BE")
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """Eigenpairs, best first by the key asked for.
+
+    Attributes:
+        values: (k,) float64. vectors: (k, n) float64 tensor, unit rows, largest component positive.
+        error_bounds: (k,) absolute: residual plus rounding. converged: (k,) bool.
+        complete: the whole spectrum was computed. products: operator products spent.
+        rounding: the part of ``error_bounds`` that is rounding; measured for a network, estimated for other operators.
+    """
+
+    values: np.ndarray[Any, np.dtype[np.float64]]
+    vectors: Tensor
+    error_bounds: np.ndarray[Any, np.dtype[np.float64]]
+    converged: np.ndarray[Any, np.dtype[np.bool_]]
+    complete: bool
+    products: int
+    rounding: float
+
+
+def eigsh(
+    op: Any, k: int = 1, which: str = "LA", tol: float = 1e-3, max_passes: int = 500, seed: int = 0
+) -> Eigenpairs:
+    """k eigenpairs of a symmetric operator.
+
+    Args:
+        op: :class:`layerhess.Hessian`, :class:`layerhess.GaussNewton` or :class:`layerhess.EmpiricalFisher`, one of
+            their blocks, or anything with ``shape`` and ``matvec`` (a SciPy
+            LinearOperator; a NumPy array works too).
+        k: how many. which: "LA" largest, "SA" smallest algebraic, "LM" largest modulus, "BE" both ends (one more at
+            the top for odd k; top first, then the smallest).
+        tol: see :func:`layerhess.analyze`. max_passes: products with one (block of) vector(s) at most. seed: start.
+
+    Returns:
+        :class:`Eigenpairs`; ``converged`` is False where max_passes ended the search.
+
+    Raises:
+        InputError: bad k, which, tol or operator; whatever the survey of a network's data refuses.
+        CheckError: the self-check of a network's operator failed.
+
+    >>> import numpy as np, layerhess as lh
+    >>> pairs = lh.eigsh(np.diag([1.0, 5.0, -7.0]), k=2, which="LM")
+    >>> [round(float(value), 9) for value in pairs.values]
+    [-7.0, 5.0]
+    """
+    n = _check(op, k, which, tol, max_passes)
+    wanted = {
+        "LA": Wanted(top=k),
+        "SA": Wanted(bottom=k),
+        "LM": Wanted(magnitude=k),
+        "BE": Wanted(top=k - k // 2, bottom=k // 2),
+    }[which]
+    with ExitStack() as stack:
+        single = Single(op, n, seed, stack)
+        process: Process = (
+            Dense(n, wanted, single.device)
+            if goes_dense(n, wanted)
+            else Lanczos(n, wanted, tol, single.directions, device=single.device, width=search_width(wanted))
+        )
+        rounding: float | None = None
+        # A dense matrix is two or three passes, and nothing before the last: it is always finished.
+        for _ in range(max(max_passes, n) if isinstance(process, Dense) else max_passes):
+            process.tell(single.apply(process.ask()))
+            noisy = getattr(process, "relative_residual", 1.0) <= 2000.0 * single.eps
+            if rounding is None and (process.proposes or noisy):
+                rounding = process.rounding = single.rounding(process)
+            if process.proposes:
+                break
+        candidates = process.candidates()
+        rounding = single.rounding(process) if rounding is None else rounding
+        certificate = certify(candidates, tol=tol, rounding=rounding)
+    order = _order(candidates.values, which, wanted)
+    return Eigenpairs(
+        values=candidates.values[order],
+        vectors=torch.stack([oriented(candidates.vectors[i]) for i in order]),
+        error_bounds=certificate.error_bounds[order],
+        converged=certificate.converged[order] & process.proposes,
+        complete=candidates.spectrum is not None,
+        products=candidates.steps,
+        rounding=rounding,
+    )
+
+
+def _check(op: Any, k: int, which: str, tol: float, max_passes: int) -> int:
+    n = check_operator(op)
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= n:
+        raise InputError(f"k is {k!r} for an operator of dimension {n}", where="k", what_to_do=f"use 1 <= k <= {n}")
+    if which not in ENDS:
+        raise InputError(f"unknown which {which!r}", where="which", what_to_do="use 'LA', 'SA', 'LM' or 'BE'")
+    if not (isinstance(tol, (int, float)) and 0.0 < tol < 1.0):
+        raise InputError(f"tol is {tol!r}", where="tol", what_to_do="use a number between 0 and 1, such as 1e-3")
+    if not isinstance(max_passes, int) or max_passes < 1:
+        raise InputError(f"max_passes is {max_passes!r}", where="max_passes", what_to_do="use an integer >= 1")
+    return n
+
+
+def _order(values: Any, which: str, wanted: Wanted) -> list[int]:
+    indices = list(range(len(values)))
+    if which == "SA":
+        return indices[::-1]
+    if which == "LM":
+        return sorted(indices, key=lambda i: -abs(values[i]))
+    if which == "BE":
+        top = indices[: wanted.top]
+        return top + indices[wanted.top :][::-1]
+    return indices

@@ -1,0 +1,355 @@
+"""Everything beyond eigenvalues that one analysis was asked for: its companions, and what they found."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerhess.analysis.probing.block_samples import Known, room_for, shaped
+from layerhess.analysis.probing.density_start import DensityRide
+from layerhess.analysis.probing.shared_probes import Probing
+from layerhess.analysis.sampling_errors import SamplingErrors
+from layerhess.analysis.schedule import Companion
+from layerhess.analysis.tasks import Task
+from layerhess.analysis.wishes import Wishes
+from layerhess.curvature.data_pass import FULL, Request
+from layerhess.curvature.device import Budget
+from layerhess.linalg.bounds import unit_rounding
+from layerhess.linalg.eigen.dense import Dense
+from layerhess.linalg.eigen.gram import Gram
+from layerhess.linalg.eigen.lanczos import Lanczos
+from layerhess.linalg.estimates import CouplingEstimate, TraceEstimate
+from layerhess.linalg.random_vectors import random_signs, random_unit, solver_device
+from layerhess.linalg.stochastic.deflation import Deflation
+from layerhess.linalg.stochastic.density import Density, StochasticLanczos, check_moments, exact_density
+from layerhess.linalg.stochastic.diagonal import Diagonal
+from layerhess.linalg.stochastic.divergence import divergences
+from layerhess.linalg.stochastic.methods import diagonal_process, trace_process
+from layerhess.linalg.stochastic.rounding import coarser
+from layerhess.linalg.stochastic.trace import Trace, rounded
+from layerhess.objective.blocks import Block
+from layerhess.results.record import Check, Spectrum
+
+REST = "(rest)"
+MOST_COLUMNS = 4096
+SHARED_METHODS = ("auto", "hutchinson")  # whose probes can serve all blocks at once
+
+
+@dataclass
+class Alone:
+    """A companion around one ask/tell process of one block."""
+
+    key: str
+    block: Block
+    process: Any
+
+    @property
+    def done(self) -> bool:
+        """True when the process is."""
+        return bool(self.process.done)
+
+    def requests(self) -> dict[str, Request]:
+        """What the process asks for."""
+        return {self.key: Request(self.block, self.process.ask())}
+
+    def tell(self, products: Mapping[str, Tensor]) -> None:
+        """Hand the products on."""
+        self.process.tell(products[self.key])
+
+
+@dataclass
+class Estimation:
+    """The companions of one analysis, and their results.
+
+    Args:
+        wishes: what is asked for. blocks: those to estimate, in model order. full: the block of all parameters that
+            take part. whole: also estimate the full model. seed: of the probes. device: of the model.
+        tasks: of the eigenvalue solvers. eps, length: of the products' rounding, see
+            :func:`layerhess.linalg.bounds.unit_rounding`. memory: the budget. diagonals: block name -> exact diagonal,
+            of those that need no probes for it.
+
+    Attributes:
+        notes: sentences for the reader. companions: of the schedule.
+    """
+
+    wishes: Wishes
+    blocks: Mapping[str, Block]
+    full: Block
+    rest: Block | None
+    whole: bool
+    seed: int
+    device: torch.device
+    tasks: Sequence[Task] = ()
+    eps: float = 0.0
+    length: float = 1.0
+    memory: Budget = Budget()  # noqa: RUF009  (frozen)
+    diagonals: Callable[[Mapping[str, Block]], Mapping[str, Tensor]] = lambda blocks: {}
+    companions: list[Companion] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    _joint: Probing | None = None
+    _densities: dict[str, StochasticLanczos] = field(default_factory=dict)
+    _rides: dict[str, DensityRide] = field(default_factory=dict)
+    _traces: dict[str, Any] = field(default_factory=dict)
+    _diagonals: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.dense = {task.name for task in self.tasks if isinstance(task.process, (Dense, Gram))}
+        self.device = solver_device(self.device)
+        trace, diagonal = self.wishes.trace, self.wishes.diagonal
+        if trace is not None and trace.method not in SHARED_METHODS:
+            self._traces = self._alone("trace", trace)
+            trace = None
+        if diagonal is not None and diagonal.method not in SHARED_METHODS:
+            self._diagonals = self._alone("diagonal", diagonal)
+            diagonal = None
+        if self.wishes.density is not None:
+            self._plan_densities(self.wishes.density, shared=trace is not None or diagonal is not None)
+        if trace or diagonal or self.wishes.coupling:
+            self._joint = self._plan_probing(trace, diagonal)
+            self.companions.append(self._joint)
+
+    # -- plans ------------------------------------------------------------------------------------------------------
+
+    def _operators(self) -> dict[str, Block]:
+        return {**self.blocks, **({FULL: self.full} if self.whole else {})}
+
+    def _plan_densities(self, options: Density, shared: bool) -> None:
+        """Densities of all that is not read whole.
+
+        Args:
+            shared: traces or diagonals by shared probes are wanted too, which take what the densities begin with.
+        """
+        coupling = self.wishes.coupling
+        coupled = self.blocks if coupling is not None else {}
+        room = room_for(self.full.numel, self.device, self.memory, most=MOST_COLUMNS)
+        left = room  # whole columns in the first pass; those that do not fit are made later
+        for name, block in self._operators().items():
+            if name in self.dense:
+                continue
+            process = StochasticLanczos(block.numel, options, self._starts(name, block))
+            columns = 0
+            if coupling is not None and name in coupled and block.numel > coupling.probes:
+                columns = min(coupling.probes, options.probes, left)
+                left -= columns
+            ride = DensityRide(
+                f"(density) {name}",
+                block,
+                process,
+                full=self.full,
+                others=coupled,
+                columns=columns,
+                remembers=shared or columns > 0,
+                bases=min(4 * options.probes // 5, room // (2 * options.steps)) if shared and name != FULL else 0,
+            )
+            self._densities[name], self._rides[name] = process, ride
+            self.companions.append(ride)
+        if short := [name for name, process in self._densities.items() if process.n < options.steps]:
+            more = f" and {len(short) - 6} more" if len(short) > 6 else ""
+            self.notes.append(
+                f"a density can take no more Lanczos steps than its block has parameters, fewer than the "
+                f"{options.steps} asked for in: {', '.join(short[:6])}{more}"
+            )
+
+    def _alone(self, kind: str, options: Any) -> dict[str, Any]:
+        made = {}
+        for name, block in self._operators().items():
+            if name in self.dense:
+                continue
+            signs = self._signs(name, block, kind)
+            if kind == "trace":
+                directions = self._directions(name, block, kind)
+                process: Any = trace_process(block.numel, options, signs, directions, device=self.device)
+            else:
+                process = diagonal_process(block.numel, options, signs, device=self.device)
+            made[name] = process
+            self.companions.append(Alone(f"({kind}) {name}", block, process))
+        return made
+
+    def _plan_probing(self, trace: Trace | None, diagonal: Diagonal | None) -> Probing:
+        members = dict(self.blocks)
+        if self.whole and self.rest is not None and self.rest.numel:
+            members[REST] = self.rest
+        return Probing(
+            blocks=members,
+            full=self.full,
+            known=self._known,
+            trace=trace,
+            diagonal=diagonal,
+            coupling=self.wishes.coupling,
+            whole=self.whole,
+            coupled=list(self.blocks),
+            seed=self.seed,
+            device=self.device,
+            room=room_for(self.full.numel, self.device, self.memory),
+            starts=self._rides,
+        )
+
+    def _known(self) -> Mapping[str, Known] | None:
+        """What the solvers left, once all of them are done; and the densities, whose products are used as well."""
+        if not all(task.done for task in self.tasks) or not all(ride.done for ride in self._rides.values()):
+            return None
+        known = {task.name: _known(task) for task in self.tasks}
+        joint = self._joint
+        asked = [] if joint is None else [wish.method for wish in (joint.trace, joint.diagonal) if wish is not None]
+        if asked and all(method == "auto" for method in asked):
+            open_ones = {name: block for name, block in self.blocks.items() if not known.get(name, Known()).exact}
+            for name, diagonal in self.diagonals(open_ones).items():
+                known[name] = Known(diagonal=diagonal.to(self.device))
+        return known
+
+    def _signs(self, name: str, block: Block, kind: str) -> Any:
+        return lambda number: random_signs(block.numel, self.seed, f"({kind}) {name}", number, self.device)
+
+    def _starts(self, name: str, block: Block) -> Any:
+        """Signs over sqrt(n): unit vectors whose products are probes of the trace and the diagonal as well."""
+        signs = self._signs(name, block, "density")
+        return lambda number: signs(number) / math.sqrt(block.numel)
+
+    def _directions(self, name: str, block: Block, kind: str) -> Any:
+        return lambda number: random_unit(block.numel, self.seed, f"({kind}) {name}", number, self.device)
+
+    # -- results ----------------------------------------------------------------------------------------------------
+
+    def traced(self) -> dict[str, Block]:
+        """The operators whose trace is asked for."""
+        return self._operators() if self.wishes.trace is not None else {}
+
+    def attach(self, spectra: dict[str, Spectrum], sampled: SamplingErrors) -> dict[str, Spectrum]:
+        """The spectra with their estimates and sampling errors; refused blocks have none."""
+        made = {}
+        for name, spectrum in spectra.items():
+            if spectrum.status.startswith("refused"):
+                made[name] = spectrum
+                continue
+            trace = self._trace(name)
+            if trace is not None and name in sampled.traces:
+                trace = dataclasses.replace(trace, sampling_error=sampled.traces[name])
+            errors = sampled.values.get(name, np.empty(0))
+            made[name] = dataclasses.replace(
+                spectrum,
+                sampling_errors=errors if len(errors) else spectrum.sampling_errors,
+                trace=trace,
+                diagonal=self._diagonal(name),
+                density=self._density(name, spectrum),
+            )
+        return made
+
+    def overall(self, spectra: Mapping[str, Spectrum]) -> tuple[CouplingEstimate | None, list[Check]]:
+        """What concerns all spectra together: the couplings, and checks of one estimate against another."""
+        coupling = self._coupling(spectra)
+        return coupling, self._checks(spectra, coupling)
+
+    def _checks(self, spectra: Mapping[str, Spectrum], coupling: CouplingEstimate | None) -> list[Check]:
+        """The densities' first two moments against trace and Frobenius norm from other probes."""
+        made, agreeing = [], 0
+        for name, spectrum in spectra.items():
+            if spectrum.density is None or not spectrum.density.probes:
+                continue
+            trace = None if spectrum.trace is None else (spectrum.trace.value, spectrum.trace.standard_error)
+            square = None
+            if coupling is not None and name in coupling.blocks:
+                place = coupling.blocks.index(name)
+                norm, error = coupling.value[place, place], coupling.standard_error[place, place]
+                square = (float(norm**2), float(2.0 * norm * error))
+            agree, sentence = check_moments(spectrum.density, trace=trace, frobenius2=square, n=spectrum.numel)
+            agreeing += agree and (trace is not None or square is not None)
+            if not agree:
+                made.append(Check("density moments", False, sentence, block=name))
+        if agreeing:
+            made.append(Check("density moments", True, f"agree with trace and Frobenius norm in {agreeing} operators"))
+        return made
+
+    def _coupling(self, spectra: Mapping[str, Spectrum]) -> CouplingEstimate | None:
+        """The table of couplings, with the distances between densities where those were asked for."""
+        if self._joint is None or self.wishes.coupling is None:
+            return None
+        found = self._joint.coupling_of()
+        densities = [spectra[name].density for name in self.blocks if name in spectra]
+        finished = [d for d in densities if d is not None and d.finished]
+        if found is None or len(finished) != len(found.blocks):
+            return found
+        distances, errors = divergences(finished)
+        return dataclasses.replace(found, divergence=distances, divergence_error=errors)
+
+    def _trace(self, name: str) -> TraceEstimate | None:
+        found = self._found_trace(name)
+        return None if found is None else rounded(found, self._relative(name))
+
+    def _found_trace(self, name: str) -> TraceEstimate | None:
+        options = self.wishes.trace
+        if options is None:
+            return None
+        if name in self._traces:
+            return self._traces[name].estimate()  # type: ignore[no-any-return]
+        if self._joint is not None and self._joint.trace is not None:
+            return self._joint.trace_of(name) if self._joint.started else None
+        return self._exact(name, options)  # type: ignore[no-any-return]
+
+    def _relative(self, name: str) -> float:
+        """Relative error of a product by rounding: measured at the eigenvectors, the worst of the others where not."""
+        measured = {
+            task.name: task.rounding / task.candidates.norm
+            for task in self.tasks
+            if task.rounding is not None and task.candidates is not None and task.candidates.norm > 0.0
+        }
+        worst = max(measured.values(), default=0.0)
+        return max(unit_rounding(self.eps, self.length), measured.get(name, worst))
+
+    def _diagonal(self, name: str) -> Any:
+        found = self._found_diagonal(name)
+        if found is None:
+            return None
+        return dataclasses.replace(found, rounding=found.rounding * coarser(self._relative(name)))
+
+    def _found_diagonal(self, name: str) -> Any:
+        options = self.wishes.diagonal
+        if options is None:
+            return None
+        block = self._operators()[name]
+        if name in self._diagonals:
+            return shaped(block, self._diagonals[name].estimate())
+        if self._joint is not None and self._joint.diagonal is not None:
+            return self._joint.diagonal_of(name) if self._joint.started else None
+        exact = self._exact(name, options)
+        return None if exact is None else shaped(block, exact)
+
+    def _exact(self, name: str, options: Any) -> Any:
+        """For a block that its solver read whole."""
+        for task in self.tasks:
+            if task.name == name and task.done:
+                known = _known(task)
+                return None if known.diagonal is None else options.exact(known.diagonal, known.lengths)
+        return None
+
+    def _density(self, name: str, spectrum: Spectrum) -> Any:
+        options = self.wishes.density
+        if options is None:
+            return None
+        if spectrum.spectrum is not None:
+            return exact_density(spectrum.spectrum, options)
+        if spectrum.status.startswith("zero"):
+            return exact_density(np.zeros(spectrum.numel), options)
+        process = self._densities.get(name)
+        return process.result() if process is not None and process.started else None
+
+
+def _known(task: Task) -> Known:
+    if task.zero_bound is not None:
+        return Known(zero=True)
+    if isinstance(task.process, Dense):
+        matrix = task.process.matrix
+        lengths = torch.linalg.vector_norm(matrix, dim=1)
+        return Known(diagonal=matrix.diagonal().clone(), lengths=lengths) if task.process.proposes else Known()
+    if isinstance(task.process, Gram):
+        return Known(diagonal=task.process.diagonal) if task.process.complete else Known()
+    if isinstance(task.process, Lanczos):
+        q, w = task.process.basis
+        return Known(deflation=Deflation(q, w))
+    return Known()

@@ -1,0 +1,55 @@
+"""What an analysis will cost, from the passes over the sample that were timed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from layerhess.analysis.arguments import Arguments
+from layerhess.analysis.paths.exact import expected_products, goes_dense
+from layerhess.analysis.progress import Forecast
+from layerhess.checks import SelfCheck
+from layerhess.checks.survey import Survey
+from layerhess.curvature.data_pass import FULL
+from layerhess.linalg.eigen.process import Wanted
+from layerhess.objective.blocks import Block
+
+SLOWDOWN = (0.7, 2.2)  # between easy spectra on kept graphs, and hard ones remade every pass
+
+
+def forecast(
+    surveyed: Survey,
+    checked: SelfCheck,
+    operators: Mapping[str, Block],
+    arguments: Arguments,
+    seconds: Mapping[str, float],
+) -> Forecast:
+    """Seconds to expect, for the table that is printed before the first step.
+
+    Args:
+        operators: name -> block, the full model included if it is asked for. seconds: spent so far, by phase.
+    """
+    size = surveyed.sample_size
+    scale = surveyed.examples / size if size else float(surveyed.batches)
+    # The first pass is cold and the sample is small: the faster of the two estimates is the nearer.
+    scaled = scale * checked.graph_seconds
+    gradient = min(3.0 * seconds["survey"], scaled)
+    # What a large batch saves on its gradient, it saves on its products.
+    saved = gradient / scaled if scaled > 0.0 else 1.0
+    per_product = saved * scale * checked.block_seconds / (len(operators) + (not arguments.full))
+    wanted = Wanted(top=arguments.top, bottom=arguments.bottom)
+    expected = {name: expected_products(block.numel, wanted) for name, block in operators.items()}
+    sampled = [b.numel for name, b in operators.items() if name != FULL and not goes_dense(b.numel, wanted)]
+    products = sum(expected.values()) + arguments.wishes.expected_products(sampled, arguments.full)
+    passes = max(expected.values()) + arguments.wishes.expected_passes
+    base = per_product * products + saved * scaled
+    remade = saved * scaled * passes
+    fixed = seconds["checks"]
+    low, high = fixed + SLOWDOWN[0] * base, fixed + SLOWDOWN[1] * base + remade
+    return Forecast(
+        gradient_seconds=gradient,
+        pass_seconds=per_product * len(operators),
+        low=low,
+        high=high,
+        examples=surveyed.examples,
+        per_example=(high - fixed) / surveyed.examples if surveyed.examples else 0.0,
+    )

@@ -1,0 +1,160 @@
+"""How much memory by default, and how many examples at a time: pieces of batches whose graphs fit a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from layerhess.checks.survey import Survey
+from layerhess.curvature.batch_graph import GraphMaker
+from layerhess.curvature.counters import Ledger
+from layerhess.curvature.device import KEPT_SHARE, PIECE_SHARE, Budget, free_bytes, is_out_of_memory, storages
+from layerhess.objective import data as batches
+from layerhess.objective.blocks import Block
+from layerhess.objective.objective import Objective
+
+USUAL = 8 << 30  # bytes that an analysis may take by default, whatever the model
+STEPS = 2.5  # or as many times a training step's, where that is more: who can train a model has them
+UNCUT_SHARE = 0.3  # of the default, up to which the graph of a batch stays whole
+
+
+def default_budget(step: int, device: torch.device) -> Budget:
+    """What graphs and factors take where nobody says: a few training steps' memory, and never more than is free.
+
+    Those of many batches could fill any machine. Solvers' vectors are what the question asks for, and not meant here.
+
+    Args:
+        step: bytes of a training step, see :func:`step_bytes`.
+    """
+    return Budget(min(free_bytes(device), max(USUAL, int(STEPS * step))), asked=False)
+
+
+def surely_fits(step: int, directions: int, memory: Budget) -> bool:
+    """Whether no batch's graph can be too large for the default: factors hold each output once a direction."""
+    return not memory.asked and memory.limit is not None and (directions + 4) * step <= UNCUT_SHARE * memory.limit
+
+
+def advice(needed: float, kept: int, memory: Budget, device: torch.device) -> str:
+    """A sentence for who could have been served faster by more memory than the default; else empty.
+
+    Args:
+        needed: bytes to keep every batch's graph between passes, 0 where they are kept. kept: graphs.
+    """
+    more = math.ceil(1.1 * needed / KEPT_SHARE / 2**30) if KEPT_SHARE else 0
+    if memory.asked or not more or more << 30 > free_bytes(device):
+        return ""
+    held = f"{kept} of the batches' graphs" if kept else "no batch's graph"
+    return (
+        f"memory: by default {held} fitted the budget, the others were made anew in every pass; "
+        f"memory='{more}GiB' would keep them all"
+    )
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """How batches go through their passes.
+
+    Attributes:
+        size: examples of a piece, None where batches stay whole. kept: whether the graphs of all pieces are expected to
+            fit the budget together, so that passes after the first are cheap. per_example: bytes of a graph, 0.0 where
+            nobody counted them.
+    """
+
+    size: int | None = None
+    kept: bool = True
+    per_example: float = 0.0
+
+
+def pieces(
+    objective: Objective, surveyed: Survey, make_graph: GraphMaker, blocks: Sequence[Block], memory: Budget,
+    *, step: int, directions: int,
+) -> Pieces:  # fmt: skip
+    """What the budget allows (in session).
+
+    What a graph holds on to is counted on the sample and taken as proportional to the number of examples.
+
+    Args:
+        blocks: those that products will be asked for. step: bytes of a training step. directions: of the output, with
+            the factors of every example.
+    """
+    size = batches.leading_size(surveyed.sample)
+    if memory.limit is None or not size or not surveyed.examples:  # some batch cannot be cut
+        return Pieces()
+    share = surveyed.examples / max(1, surveyed.largest)  # of the largest batch
+    all_kept = (directions + 4) * step * share <= KEPT_SHARE * memory.limit
+    if surely_fits(step, directions, memory) and (all_kept or not directions):
+        return Pieces()  # without factors nobody asks whether graphs are kept
+    try:
+        per_example = graph_bytes(objective, surveyed.sample, make_graph, blocks) / size
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        return Pieces()  # transforms of torch.func in the model or the loss do not let anybody see what is saved
+    kept = per_example * surveyed.examples <= KEPT_SHARE * memory.limit
+    whole = (PIECE_SHARE if memory.asked else UNCUT_SHARE) * memory.limit
+    if per_example * surveyed.largest <= whole:
+        return Pieces(None, kept, per_example)
+    fits = max(1, int(PIECE_SHARE * memory.limit / max(per_example, 1.0)))
+    return Pieces(fits if fits < surveyed.largest else None, kept, per_example)
+
+
+def step_bytes(objective: Objective, surveyed: Survey) -> int:
+    """Bytes of one training step on the largest batch: saved tensors, gradients, and as much for an optimiser.
+
+    Counted on the sample and taken as proportional to the number of examples (in session). A sample that cannot be
+    evaluated counts nothing; whoever evaluates it next has the words for that.
+    """
+    size = batches.leading_size(surveyed.sample)
+    weights = sum(p.numel() * p.element_size() for p in objective.parameters.values())
+    with _Saved(objective) as saved:
+        try:
+            objective.terms(surveyed.sample)
+        except (RuntimeError, MemoryError):
+            return 2 * weights
+    return int(saved.nbytes * (surveyed.largest / size if size else 1.0)) + 2 * weights
+
+
+def graph_bytes(objective: Objective, batch: Any, make_graph: GraphMaker, blocks: Sequence[Block]) -> int:
+    """Bytes that one batch's graph and products of the blocks hold on to, weights not counted."""
+    names = list(dict.fromkeys(name for block in blocks for name in block.parameters))
+    with _Saved(objective) as saved:
+        graph = make_graph(objective, batch, names, Ledger())
+        for block in blocks:
+            graph.product(block.parameters, {name: objective.parameters[name].detach() for name in block.parameters})
+    return saved.nbytes + graph.nbytes
+
+
+class _Saved:
+    """While this is on, what autograd saves is noted; afterwards no graph that was made has it any more.
+
+    Attributes:
+        nbytes: of all of it, each storage once, weights not counted; known at the end.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        # A node that held its own output without a box in between would never die.
+        self._hooks = saved_tensors_hooks(self._pack, lambda box: box[0])
+        self._weights = storages(objective.model.parameters())
+        self._boxes: list[list[Tensor]] = []  # all of them until the end, so that no address is used twice
+        self.nbytes = 0
+
+    def _pack(self, tensor: Tensor) -> list[Tensor]:
+        self._boxes.append([tensor])
+        return self._boxes[-1]
+
+    def __enter__(self) -> _Saved:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.__exit__(*error)
+        saved = storages(box[0] for box in self._boxes)
+        self.nbytes = sum(size for place, size in saved.items() if place not in self._weights)
+        for box in self._boxes:
+            box.clear()

@@ -1,0 +1,46 @@
+"""The fast path: products by factors for the blocks that have a licence, exact ones for everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from layerhess.checks.factors import Licence
+from layerhess.curvature.batch_graph import GraphMaker
+from layerhess.curvature.factors.mixed_graph import Hybrid
+from layerhess.curvature.matrices import HESSIAN, Curvature
+from layerhess.errors import InputError
+
+
+def graph_maker(curvature: Curvature, licence: Licence) -> GraphMaker:
+    """What makes each batch's products with the matrix."""
+    if not licence.blocks:
+        return curvature.make_graph
+    return Hybrid(licence.blocks, curvature.make_graph, linear=curvature.name == HESSIAN.name)
+
+
+def refuse_without_licence(licence: Licence, names: Sequence[str]) -> None:
+    """For who asks for factors alone.
+
+    Raises:
+        InputError: a block has no licence; with the reason.
+    """
+    without = [name for name in names if name not in licence.blocks]
+    if without:
+        raise InputError(
+            "not every block can take its products from factors: " + licence.reasons.get(without[0], "not looked at"),
+            where=", ".join(without[:4]),
+            what_to_do="use path='auto', which takes exact products for those, or path='exact'",
+        )
+
+
+def note_on_licence(licence: Licence, names: Sequence[str], operator: str) -> str:
+    """A sentence on how the products of which blocks are made; empty where all are exact."""
+    held = [name for name in names if name in licence.blocks]
+    if not held:
+        return ""
+    equal = "H_bb = G_bb, so products come" if operator == HESSIAN.name else "products come"
+    count = f"all {len(names)}" if len(held) == len(names) else f"{len(held)} of {len(names)}"
+    return (
+        f"{count} blocks: {equal} from each layer's inputs and output sensitivities; "
+        f"{licence.sentence(held[0])} (equal to {licence.agreement:.1e}), not proved"
+    )

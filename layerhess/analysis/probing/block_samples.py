@@ -1,0 +1,150 @@
+"""One block among those that share random probes: what is known of it, and its samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from layerhess.curvature.device import Budget
+from layerhess.linalg.estimates import DiagonalEstimate
+from layerhess.linalg.random_vectors import random_signs
+from layerhess.linalg.stochastic.deflation import Deflation
+from layerhess.linalg.stochastic.diagonal import DiagonalSamples, FlatDiagonal
+from layerhess.linalg.stochastic.trace import TraceSamples
+from layerhess.objective.blocks import Block
+
+ROOM_SHARE = 0.1  # of the free memory, for rows of the model's length
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the eigenvalue solver leaves behind for a block.
+
+    Attributes:
+        deflation: from its basis; None for nothing. diagonal: (n,) all entries, where the whole block was read.
+        lengths: (n,) of the columns, with it. zero: the block counts as zero.
+    """
+
+    deflation: Deflation | None = None
+    diagonal: Tensor | None = None
+    zero: bool = False
+    lengths: Tensor | None = None
+
+    @property
+    def exact(self) -> bool:
+        """No probe is needed."""
+        return self.zero or self.diagonal is not None
+
+
+@dataclass
+class Samples:
+    """Trace and diagonal accumulators that take the same products.
+
+    Attributes:
+        free: how many of the probes were made for something else.
+    """
+
+    trace: TraceSamples
+    diagonal: DiagonalSamples | None
+    free: int = 0
+
+    def add(self, v: Tensor, x: Tensor, ax: Tensor) -> None:
+        """Rows v, x = P v and A x."""
+        self.trace.add(v, x, ax)
+        if self.diagonal is not None:
+            self.diagonal.add(v, x, ax)
+
+    def add_free(self, v: Tensor, av: Tensor) -> Tensor:
+        """Rows v and A v, from elsewhere. Returns A P v, since P v = v - Q'Q v and A Q' = W' is known."""
+        known = self.trace.deflation
+        ax = av - (v @ known.q.T) @ known.w
+        self.add(v, known.project(v), ax)
+        self.free += len(v)
+        return ax
+
+    @property
+    def count(self) -> int:
+        """Probes so far."""
+        return self.trace.count
+
+
+@dataclass
+class Member:
+    """One block on its way: what is known of it, and samples of two kinds.
+
+    Attributes:
+        own: from products of the block alone. joint: from full products, with what other blocks add as noise.
+    """
+
+    name: str
+    block: Block
+    known: Known
+    deflation: Deflation
+    own: Samples
+    joint: Samples
+    enough: int
+    drawn: int = 0
+    sketched: bool = False
+    spent: int = 0
+
+    @property
+    def exact(self) -> bool:
+        """No probe is needed."""
+        return self.known.exact
+
+    @property
+    def best(self) -> Samples:
+        """The block's own samples where there are enough of them: they hold no noise from other blocks.
+
+        Not whichever has the smaller standard error: with skewed samples that one is low by luck, and so is its mean.
+        """
+        if self.own.count >= self.enough:
+            return self.own
+        return max((self.joint, self.own), key=lambda kind: kind.count)
+
+    def beside(self, samples: Samples) -> int:
+        """Products spent on something else than these samples."""
+        return self.spent - (samples.count - samples.free)
+
+    def draw(self, count: int, seed: int) -> Tensor:
+        """The next (count, n) Rademacher rows."""
+        device = self.deflation.q.device
+        rows = [random_signs(self.block.numel, seed, self.name, self.drawn + i, device) for i in range(count)]
+        self.drawn += count
+        return torch.stack(rows)
+
+
+def shaped(block: Block, flat: FlatDiagonal) -> DiagonalEstimate:
+    """A flat diagonal as parameter-shaped tensors on the CPU."""
+    value, error = block.split(flat.value.cpu()), block.split(flat.standard_error.cpu())
+    return DiagonalEstimate(
+        {name: part.clone() for name, part in value.items()},
+        {name: part.clone() for name, part in error.items()},
+        flat.probes,
+        flat.method,
+        flat.status,
+        flat.converged,
+        flat.required,
+        rounding=flat.rounding,
+    )
+
+
+def part_of(full: Block, block: Block, rows: Tensor) -> Tensor:
+    """The block's components, (s, P_b), of (s, P) rows over all parameters of ``full``."""
+    offsets, start = {}, 0
+    for name, shape in zip(full.parameters, full.shapes, strict=True):
+        offsets[name] = (start, start + shape.numel())
+        start += shape.numel()
+    return torch.cat([rows[:, slice(*offsets[name])] for name in block.parameters], dim=1)
+
+
+def room_for(
+    numel: int,
+    device: torch.device,
+    memory: Budget = Budget(),  # noqa: B008  (frozen)
+    most: int = 64,
+) -> int:
+    """How many float64 rows of ``numel`` entries fit a tenth of the free memory, or of the budget; at most ``most``."""
+    return int(min(most, max(1, ROOM_SHARE * memory.free(device) // (8 * numel))))

@@ -1,0 +1,332 @@
+"""One analysis under way: its steps, and a result at any point of them."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from layerhess.analysis.arguments import Arguments
+from layerhess.analysis.estimates import Estimation
+from layerhess.analysis.forecast import forecast
+from layerhess.analysis.microbatches import Pieces, advice, default_budget, pieces, step_bytes
+from layerhess.analysis.paths.exact import ROOM_FOR_GUIDES, basis_limit
+from layerhess.analysis.paths.factors import graph_maker, note_on_licence
+from layerhess.analysis.paths.gram import gram_processes, refuse_unlicensed
+from layerhess.analysis.paths.part import PART_SHARE, Part, part_of
+from layerhess.analysis.progress import Progress
+from layerhess.analysis.sampling_errors import SamplingErrors, sampling_errors
+from layerhess.analysis.schedule import Schedule
+from layerhess.analysis.spectra import cost_of, mass, refused, unasked, verdict
+from layerhess.analysis.tasks import Task, make_tasks
+from layerhess.analysis.versions import versions
+from layerhess.checks import SelfCheck, check_awake, self_check
+from layerhess.checks.rounding import RoundingMeter
+from layerhess.checks.survey import Survey, survey
+from layerhess.checks.suspects import refuse_failed
+from layerhess.curvature.batch_graph import GraphMaker
+from layerhess.curvature.counters import Ledger
+from layerhess.curvature.data_pass import FULL, Sweep
+from layerhess.curvature.device import KEPT_SHARE
+from layerhess.errors import InputError
+from layerhess.linalg.eigen.process import Wanted
+from layerhess.linalg.random_vectors import random_unit, solver_device
+from layerhess.objective.blocks import Block, Partition, Scheme, make_block
+from layerhess.objective.objective import Objective
+from layerhess.objective.snapshot import preserved_random_state
+from layerhess.results.record import Analysis, Check, Spectrum
+
+
+class Run:
+    """State of one analysis, so that what there is can be turned into a result at any point."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        divided: Partition,
+        scheme: Scheme,
+        arguments: Arguments,
+        progress: Progress | None,
+        skip_failed: bool,
+    ) -> None:
+        self.started = time.perf_counter()
+        self.objective = objective
+        self.divided = divided
+        self.arguments = arguments
+        self.progress = progress
+        self.skip_failed = skip_failed
+        self.settings = arguments.settings(scheme, objective, skip_failed)
+        self.full_block = make_block(FULL, objective.parameters)
+        self.wanted = Wanted(top=arguments.top, bottom=arguments.bottom)
+        self.ledger = Ledger()
+        self.notes: list[str] = []
+        self.checkpoint: Any = lambda: None
+        self.memory = arguments.memory  # for graphs and factors
+        self.step = 0  # bytes of a training step
+        self.surveyed: Survey | None = None
+        self.checked: SelfCheck | None = None
+        self.schedule: Schedule | None = None
+        self.gradient_norm = math.nan
+        self.partial = ""
+        self.estimation: Estimation | None = None
+        self.sampled = SamplingErrors()
+        self._spectra: dict[str, Spectrum] | None = None
+
+    # -- the steps --------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Survey, self-check, forecast: everything that can refuse, before the first step."""
+        self._note(*self.objective.notes)
+        with self.ledger.during("survey"):
+            self.surveyed = survey(self.objective, self.ledger, self.checkpoint)
+            if self.memory.limit is None:
+                self.step = step_bytes(self.objective, self.surveyed)
+                self.memory = default_budget(self.step, self.objective.device)
+        with self.ledger.during("checks"):
+            self.checked = self_check(
+                self.objective, self.surveyed, self._operators(), self.full_block, self.arguments.seed, self.ledger,
+                self.arguments.curvature, factors=self.arguments.path != "exact",
+            )  # fmt: skip
+        self._note(*self.checked.notes, *self.checked.concerns)
+        self._refuse(self.checked.failed)
+        names = [block.name for block in self.divided.blocks]
+        refuse_unlicensed(self.checked, names, self.arguments.path)
+        self._note(note_on_licence(self.checked.licence, names, self.arguments.operator))
+        if small := [b.name for b in self._operators().values() if b.numel < self.wanted.total]:
+            self._note(f"fewer than top + bottom parameters, so the whole spectrum is given: {', '.join(small[:6])}")
+        if self.progress is not None:
+            self.progress.forecast(
+                forecast(self.surveyed, self.checked, self._operators(), self.arguments, self.ledger.seconds)
+            )
+
+    def solve(self) -> None:
+        """All tasks in lockstep, and their verdicts while the model is still in session."""
+        assert self.surveyed is not None and self.checked is not None
+        names = list(self.objective.parameters) if self.arguments.full else self._covered()
+        make = graph_maker(self.arguments.curvature, self.checked.licence)
+        objective, found = self._cut(make)
+        part = self._part(found, make, names)
+        sweep = Sweep(
+            objective, names, self.ledger, checkpoint=self.checkpoint, make_graph=make, time_unit=True,
+            memory=self.memory, keep=KEPT_SHARE - (PART_SHARE if part is not None else 0.0),
+        )  # fmt: skip
+        sweep.expected = (self.surveyed.loss_sum, self.surveyed.count)
+        coarsest = self.checked.trace.coarsest
+        meter = RoundingMeter(self.objective, self.surveyed.measured, coarsest, self.ledger, make, self.memory)
+        ready = gram_processes(
+            sweep, self._operators(), self.checked, self.wanted, path=self.arguments.path, seed=self.arguments.seed,
+            method=self.arguments.method, tol=self.arguments.tol, memory=self.arguments.memory,
+            examples=self.surveyed.examples, kept=found.kept,
+        )  # fmt: skip
+        tasks = make_tasks(
+            self._operators(), self.checked, self.wanted, tol=self.arguments.tol, seed=self.arguments.seed, ready=ready,
+            method=self.arguments.method, device=self.objective.device, memory=self.arguments.memory,
+            kept=found.kept, part=part,
+        )  # fmt: skip
+        self._note(part.note if part is not None else "")
+        self.estimation = self._estimation(tasks, torch.finfo(coarsest).eps, sweep)
+        self._note(*self.estimation.notes)
+        self.schedule = Schedule(
+            sweep=sweep,
+            meter=meter,
+            tasks=tasks,
+            companions=self.estimation.companions,
+            tol=self.arguments.tol,
+            eps=torch.finfo(coarsest).eps,
+            length=self.surveyed.longest,
+            full_block=make_block(FULL, {n: self.objective.parameters[n] for n in names}),
+            probe=self._probe(names),
+            check_awake=lambda blocks, full_norm: self._check_awake(sweep, blocks, full_norm),
+            max_passes=self.arguments.max_passes,
+            time_limit=self.arguments.time_limit,
+            progress=self.progress,
+            started=self.started,
+        )
+        with meter, self.ledger.during("solve"):
+            try:
+                self.schedule.run()
+            except KeyboardInterrupt:
+                self.schedule.judge_unfinished()
+                self.partial = "interrupted"
+                self._verdicts()
+                raise
+            finally:
+                self._note(advice(sweep.needed, sweep.kept, self.memory, self.objective.device))
+                sweep.release()
+                if part is not None:
+                    part.release()
+                self.gradient_norm = sweep.gradient_norm
+        self.partial = self.schedule.stopped
+        if self.arguments.wishes.sampling and not self.partial:
+            self._sample(names)
+        self._verdicts()
+        if meter.failure:
+            self._note(
+                f"no copy of the model in another precision could be used ({meter.failure}), so rounding was assumed, "
+                "not measured"
+            )
+
+    def save_partial(self, stop: KeyboardInterrupt) -> None:
+        """After Ctrl-C: put what there is on disk, and say where in the exception."""
+        self.partial = "interrupted"
+        if self.arguments.out is None or self.schedule is None or self.surveyed is None:
+            return
+        try:
+            with preserved_random_state():
+                sentence = f"the partial result is in {self.result().save(self.arguments.out)}"
+        except InputError as error:
+            sentence = f"the partial result could not be saved: {error}"
+        if hasattr(stop, "add_note"):
+            stop.add_note(sentence)
+        else:  # Python 3.10
+            stop.__notes__ = [sentence]
+
+    def result(self) -> Analysis:
+        """The analysis of what there is."""
+        assert self.surveyed is not None and self.checked is not None
+        spectra = self._verdicts()
+        coupling, checks = self.estimation.overall(spectra) if self.estimation is not None else (None, [])
+        full = spectra.pop(FULL, None)
+        denominator = 1.0 if self.objective.evaluation.is_sum else self.surveyed.count
+        return Analysis(
+            blocks=spectra,
+            full=full,
+            full_mass=mass(full, self.divided) if full is not None else [],
+            frozen=self.objective.frozen,
+            uncovered=self.divided.uncovered,
+            loss=self.surveyed.loss_sum / denominator,
+            loss_count=denominator,
+            examples=self.surveyed.examples,
+            batches=self.surveyed.batches,
+            gradient_norm=self.gradient_norm,
+            settings=self.settings,
+            checks=(*self.checked.checks, *checks),
+            notes=tuple(dict.fromkeys(self.notes)),
+            counts=self.ledger.counts(),
+            seconds=dict(self.ledger.seconds),
+            versions=versions(),
+            model=type(self.objective.model).__name__,
+            total_numel=self.objective.numel,
+            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            partial=self.partial,
+            coupling=coupling,
+            cost=cost_of(self.ledger, spectra, full),
+        )
+
+    # -- parts ------------------------------------------------------------------------------------------------------
+
+    def _refuse(self, failed: Mapping[str, Check]) -> None:
+        """Refuse the analysis for failed checks, or note the blocks that are left out."""
+        if not failed:
+            return
+        if not self.skip_failed:
+            raise refuse_failed(self.objective, self._operators(), failed, skippable=True)
+        self._note("blocks refused by the self-check: " + ", ".join(failed))
+
+    def _check_awake(self, sweep: Sweep, blocks: dict[str, Block], full_norm: float) -> Mapping[str, Check]:
+        assert self.checked is not None
+        failed = check_awake(self.objective, sweep, blocks, full_norm, self.arguments.seed, self.checked)
+        self._refuse(failed)
+        return failed
+
+    def _operators(self) -> dict[str, Block]:
+        made = {block.name: block for block in self.divided.blocks}
+        if self.arguments.full:
+            made[FULL] = self.full_block
+        return made
+
+    def _covered(self) -> list[str]:
+        covered = {name for block in self.divided.blocks for name in block.parameters}
+        return [name for name in self.objective.parameters if name in covered]
+
+    def _estimation(self, tasks: list[Task], eps: float, sweep: Sweep) -> Estimation:
+        assert self.checked is not None and self.surveyed is not None
+        blocks = {b.name: b for b in self.divided.blocks if b.name not in self.checked.failed}
+        whole = self.arguments.full and FULL not in self.checked.failed
+        taken = {name for block in blocks.values() for name in block.parameters}
+        parameters = self.objective.parameters
+        return Estimation(
+            self.arguments.wishes, blocks=blocks, whole=whole, seed=self.arguments.seed, device=self.objective.device,
+            full=make_block(FULL, {n: p for n, p in parameters.items() if whole or n in taken}),
+            rest=make_block("(rest)", {n: p for n, p in parameters.items() if n not in taken}),
+            tasks=tasks, eps=eps, length=self.surveyed.longest, memory=self.arguments.memory, diagonals=sweep.diagonals,
+        )  # fmt: skip
+
+    def _cut(self, make: GraphMaker) -> tuple[Objective, Pieces]:
+        """The objective, in pieces whose graphs fit the budget where batches do not; and how its passes go."""
+        assert self.surveyed is not None and self.checked is not None
+        directions = max((work.directions for work in self.checked.licence.works.values()), default=0)
+        found = pieces(
+            self.objective, self.surveyed, make, list(self._operators().values()), self.memory, step=self.step,
+            directions=directions,
+        )  # fmt: skip
+        if found.size is None or self.checked.uncut:
+            return self.objective, found
+        self._note(f"memory: batches are cut into pieces of {found.size} examples to stay within the budget")
+        return self.objective.resized(found.size), found
+
+    def _part(self, found: Pieces, make: GraphMaker, names: list[str]) -> Part | None:
+        """What guides the solvers where factors are made anew in every pass.
+
+        For the largest eigenvalue alone: searches for more of them do with two passes less, but their vectors cost what
+        that saves, and the other end gains nothing.
+        """
+        assert self.surveyed is not None and self.checked is not None
+        if found.kept or self.checked.uncut or not self.checked.licence.blocks:
+            return None
+        if self.wanted != Wanted(top=1) or self.arguments.method != "lanczos":
+            return None
+        numel = sum(block.numel for block in self._operators().values())
+        if basis_limit(numel, self.wanted, self.objective.device, self.arguments.memory) < ROOM_FOR_GUIDES:
+            return None
+        return part_of(self.objective, self.surveyed, names, found, make, self.memory, self.ledger, self.checkpoint)
+
+    def _sample(self, names: list[str]) -> None:
+        assert self.surveyed and self.checked and self.schedule and self.estimation
+        found = {t.name: t.candidates for t in self.schedule.tasks if t.done and t.candidates is not None}
+        pairs = {
+            task.name: (task.block, found[task.name].vectors, found[task.name].values)
+            for task in self.schedule.tasks
+            if task.name in found and len(found[task.name].values)
+        }
+        with self.ledger.during("sampling"):
+            self.sampled = sampling_errors(
+                self.objective, graph_maker(self.arguments.curvature, self.checked.licence), self.surveyed, pairs,
+                self.estimation.traced(), make_block(FULL, {n: self.objective.parameters[n] for n in names}),
+                self.arguments.seed, self.ledger, self.checkpoint, self.checked.uncut,
+            )  # fmt: skip
+        self._note(self.sampled.note)
+
+    def _probe(self, names: list[str]) -> Any:
+        n = sum(self.objective.parameters[name].numel() for name in names)
+        return lambda: random_unit(n, self.arguments.seed, "probe", 0, solver_device(self.objective.device))[None]
+
+    def _verdicts(self) -> dict[str, Spectrum]:
+        if self._spectra is None:
+            assert self.checked is not None
+            tasks = {task.name: task for task in self.schedule.tasks} if self.schedule is not None else {}
+            spectra = {name: self._verdict(name, block, tasks.get(name)) for name, block in self._operators().items()}
+            if self.estimation is not None:
+                spectra = self.estimation.attach(spectra, self.sampled)
+            self._spectra = spectra
+        return dict(self._spectra)
+
+    def _verdict(self, name: str, block: Block, task: Task | None) -> Spectrum:
+        assert self.checked is not None
+        operator = self.arguments.operator
+        if name in self.checked.failed:
+            return refused(block, self.objective, operator, self.checked.failed[name])
+        if task is None:
+            return unasked(block, self.objective, operator)
+        return verdict(task, self.objective, operator, self.wanted, self.arguments.tol)
+
+    def _note(self, *sentences: str) -> None:
+        for sentence in sentences:
+            if sentence and sentence not in self.notes:
+                self.notes.append(sentence)
+                if self.progress is not None:
+                    self.progress.note(sentence)

@@ -1,0 +1,203 @@
+"""Merges the requests of all solvers into sweeps, until everybody is done: one pass serves every block."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from layerhess.analysis.progress import Progress, Snapshot
+from layerhess.analysis.tasks import Task
+from layerhess.checks.rounding import RoundingMeter
+from layerhess.curvature.data_pass import Request, Sweep
+from layerhess.linalg.bounds import random_bound, total_rounding, zero_bound, zero_level
+from layerhess.objective.blocks import Block
+
+PROBE = "(probe)"  # no block has this name
+SMALLEST_NORM = float(np.finfo(np.float64).tiny) ** 0.5  # the squares in a smaller one vanish
+NOISE = 2000.0  # times eps: a relative residual this small may be rounding, so rounding is measured
+
+
+class Companion(Protocol):
+    """An estimator that rides along: its requests join the passes that are made anyway.
+
+    Its keys must not be block names; they begin with a parenthesis by convention.
+    """
+
+    @property
+    def done(self) -> bool:
+        """True when it needs no more products."""
+
+    def requests(self) -> dict[str, Request]:
+        """What it needs next; nothing while it waits for something else."""
+
+    def tell(self, products: Mapping[str, torch.Tensor]) -> None:
+        """The products of what it last asked for, by its own keys."""
+
+
+@dataclass
+class Schedule:
+    """Runs tasks in lockstep.
+
+    Attributes:
+        sweep: over the whole data. meter: for rounding. tol: relative. eps: of the coarsest dtype in the graph.
+        length: the most terms summed up in one batch.
+        full_block: the block of all parameters, for the norm that zero blocks are held against.
+        probe: a random unit vector (1, P) for that norm. max_passes, time_limit: after which it stops.
+        check_awake: the self-check of blocks that were quiet on the sample and are not on all the data; returns the
+            names of those to leave out, or raises.
+        companions: estimators that share the passes.
+    """
+
+    sweep: Sweep
+    meter: RoundingMeter
+    tasks: list[Task]
+    tol: float
+    eps: float
+    length: float
+    full_block: Block
+    probe: Callable[[], torch.Tensor]
+    check_awake: Callable[[dict[str, Block], float], Collection[str]]
+    max_passes: int
+    time_limit: float | None
+    companions: Sequence[Companion] = ()
+    progress: Progress | None = None
+    started: float = field(default_factory=time.perf_counter)
+    stopped: str = ""
+
+    def run(self) -> None:
+        """Until every task is done, or a limit is reached (then :attr:`stopped` says which)."""
+        passes = 0
+        begin = time.perf_counter()
+        while (open_tasks := self._open()) or not all(companion.done for companion in self.companions):
+            if passes >= self.max_passes:
+                self.stopped = f"max_passes={self.max_passes} was reached"
+                break
+            if self.time_limit is not None and time.perf_counter() - self.started > self.time_limit:
+                self.stopped = f"time_limit={self.time_limit:g} s was reached"
+                break
+            self._step(open_tasks)
+            passes += 1
+            self._report(passes, (time.perf_counter() - begin) / passes)
+        for task in self.tasks:
+            if not task.done and task.told:
+                self._give_best(task)
+
+    def judge_unfinished(self) -> None:
+        """Certificates of what an interrupted run has so far, without another product."""
+        for task in self.tasks:
+            if not task.done and task.told:
+                task.judge(self.tol, self.eps, self.length)
+
+    def _open(self) -> list[Task]:
+        return [task for task in self.tasks if not task.done]
+
+    def _step(self, tasks: list[Task]) -> None:
+        requests = {task.name: Request(task.block, task.ask()) for task in tasks}
+        riding = [(companion, companion.requests()) for companion in self.companions if not companion.done]
+        for _, asked in riding:
+            requests.update(asked)
+        testing = [task for task in tasks if task.zero_test is not None]
+        if testing:
+            requests[PROBE] = Request(self.full_block, self.probe())
+        products = self.sweep.run(requests)
+        self.sweep.refuse_not_finite(requests, products)
+        for companion, asked in riding:
+            companion.tell({key: products[key] for key in asked})
+        for task in tasks:
+            rows = products[task.name]
+            if task.zero_test is None:
+                task.process.tell(rows)
+                task.told = True
+            else:
+                task.zero_test.tell(rows)
+        if testing:
+            self._settle_zero_tests(testing, float(torch.linalg.vector_norm(products[PROBE])))
+        self._settle([task for task in tasks if not task.done and task.zero_test is None and task.told])
+
+    def _settle_zero_tests(self, testing: list[Task], full_norm: float) -> None:
+        level = zero_level(self.eps, full_norm)
+        unseen = self._unseen(testing) if level == 0.0 else {}
+        for task in testing:
+            assert task.zero_test is not None
+            if task.block.name not in self.sweep.touched:
+                task.zero_bound, task.done = 0.0, True
+            elif task.name in unseen:
+                task.zero_bound, task.done = unseen[task.name], True
+            else:
+                task.zero_bound = zero_bound(level, task.zero_test.norm, task.block.numel)
+                task.done = task.zero_bound is not None
+            task.zero_test = None
+        awake = {task.name: task.block for task in testing if not task.done}
+        if awake:
+            refused = self.check_awake(awake, full_norm)
+            for task in testing:
+                task.done = task.done or task.name in refused
+
+    def _unseen(self, tasks: list[Task]) -> dict[str, float]:
+        """Zero bounds where even the full product is 0: what another precision sees there may be below this one."""
+        rows = {task.name: (task.block, task.zero_test.ask(), 0.0) for task in tasks if task.zero_test is not None}
+        seen = self.meter.measure(rows)
+        return {task.name: max(random_bound(seen[task.name][0], task.block.numel), SMALLEST_NORM) for task in tasks}
+
+    def _settle(self, tasks: list[Task]) -> None:
+        unmeasured = [task for task in tasks if task.rounding is None and (task.process.proposes or self._noisy(task))]
+        self._measure(unmeasured)
+        for task in tasks:
+            if task.rounding is not None and task.process.proposes:
+                task.judge(self.tol, self.eps, self.length)
+                task.done = True
+
+    def _noisy(self, task: Task) -> bool:
+        return bool(getattr(task.process, "relative_residual", math.inf) <= NOISE * self.eps)
+
+    def _measure(self, tasks: list[Task]) -> None:
+        if not tasks:
+            return
+        candidates = {task.name: task.process.candidates() for task in tasks}
+        largest = {name: float(np.abs(found.values).max()) for name, found in candidates.items()}
+        measured = self.meter.measure(
+            {task.name: (task.block, candidates[task.name].vectors, largest[task.name]) for task in tasks}
+        )
+        for task in tasks:
+            task.rounding, task.rounding_source = measured[task.name]
+            task.process.rounding = total_rounding(task.rounding, self.eps, candidates[task.name].norm, self.length)
+
+    def _give_best(self, task: Task) -> None:
+        if task.rounding is None and self.time_limit is None and len(task.process.candidates().values):
+            self._measure([task])
+        task.judge(self.tol, self.eps, self.length)
+
+    def _report(self, passes: int, seconds_per_pass: float) -> None:
+        if self.progress is None:
+            return
+        waiting = self._open()
+        riding = sum(not companion.done for companion in self.companions)
+        distances = {task.name: task.distance(self.tol) for task in waiting if task.told}
+        worst = max(distances, key=lambda name: distances[name], default="")
+        self.progress.update(
+            Snapshot(
+                passes=passes,
+                products=self.sweep.ledger.total("products"),
+                converged=len(self.tasks) + len(self.companions) - len(waiting) - riding,
+                total=len(self.tasks) + len(self.companions),
+                worst_block=worst,
+                worst_bound=distances.get(worst, math.nan),
+                elapsed=time.perf_counter() - self.started,
+                remaining=self._remaining(distances.get(worst, math.nan), passes, seconds_per_pass) if waiting else 0.0,
+            )
+        )
+
+    @staticmethod
+    def _remaining(worst: float, passes: int, seconds_per_pass: float) -> float:
+        """Residuals fall roughly by a constant factor a pass; where that is not seen yet, nothing is said."""
+        if not math.isfinite(worst) or passes < 4:
+            return math.nan
+        start = 300.0  # a typical first residual over its tolerance
+        rate = max(0.15, math.log(start / max(min(worst, start * 0.99), 1.0)) / passes)
+        return seconds_per_pass * max(1.0, math.log(max(worst, 1.0)) / rate)

@@ -1,0 +1,141 @@
+"""A single operator, whatever it is: a network's matrix, a block of it, a NumPy array, anything with a matvec."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerhess.checks import self_check
+from layerhess.checks.rounding import RoundingMeter
+from layerhess.checks.survey import survey
+from layerhess.checks.suspects import refuse_failed
+from layerhess.curvature.counters import Ledger
+from layerhess.curvature.data_pass import FULL, Request, Sweep
+from layerhess.curvature.operator import BlockOperator, Operator
+from layerhess.errors import InputError, LayerhessWarning
+from layerhess.linalg.bounds import total_rounding, unit_rounding
+from layerhess.linalg.eigen.process import Process, Source
+from layerhess.linalg.random_vectors import random_signs, random_unit, solver_device
+from layerhess.objective.blocks import Block
+
+
+def check_operator(op: Any) -> int:
+    """The dimension n of something with a square ``shape`` that multiplies: a matrix, or an object with ``matvec``.
+
+    Raises:
+        InputError: it is neither.
+    """
+    shape = getattr(op, "shape", None)
+    applies = isinstance(op, np.ndarray) or hasattr(op, "matvec")
+    if shape is None or len(shape) != 2 or shape[0] != shape[1] or not applies:
+        raise InputError(
+            f"the operator is {type(op).__name__}, without a square shape and matvec",
+            where="op",
+            what_to_do="pass lh.Hessian(objective), hessian.block(name), or an object with shape and matvec",
+        )
+    return int(shape[0])
+
+
+class Single:
+    """One operator seen as rows in, rows out, with its rounding error; a network's is surveyed and self-checked first.
+
+    Args:
+        op: see :func:`check_operator`. n: its dimension. seed: of the random vectors. stack: what is to be closed.
+
+    Attributes:
+        directions, signs: draw number -> random unit vector, Rademacher vector, (n,) float64; independent.
+        length: the most terms that a product sums up.
+        spec: the block, where the operator is one of a network. eps: unit roundoff of the products, times two.
+        device: of the vectors.
+
+    Raises:
+        InputError, CheckError: whatever the survey and the self-check refuse.
+    """
+
+    def __init__(self, op: Any, n: int, seed: int, stack: ExitStack) -> None:
+        self._op = op.block(FULL) if isinstance(op, Operator) else op
+        self._meter: RoundingMeter | None = None
+        self._sweep: Sweep | None = None
+        self._first: tuple[Tensor, Tensor] | None = None
+        self.length = 1.0
+        self.eps = float(np.finfo(np.float64).eps)
+        self.device = torch.device("cpu")
+        if isinstance(self._op, BlockOperator):
+            objective = self._op.parent.objective
+            self.device = solver_device(objective.device)
+            self._sweep = stack.enter_context(self._op.parent.session())
+            ledger = Ledger()
+            surveyed = survey(objective, ledger)
+            blocks = {self._op.name: self._op.spec}
+            curvature = self._op.parent.curvature
+            checked = self_check(objective, surveyed, blocks, self._op.parent.full, seed, ledger, curvature)
+            if checked.failed:
+                raise refuse_failed(objective, blocks, checked.failed)
+            for sentence in checked.concerns:  # there is no result with notes that could say it
+                warnings.warn(sentence, LayerhessWarning, stacklevel=3)
+            coarsest = checked.trace.coarsest
+            self.length = surveyed.longest
+            self.eps = torch.finfo(coarsest).eps
+            self._meter = stack.enter_context(
+                RoundingMeter(objective, surveyed.measured, coarsest, ledger, curvature.make_graph)
+            )
+        elif not isinstance(op, np.ndarray) and getattr(op, "dtype", None) in (np.dtype(np.float32), torch.float32):
+            self.eps = float(np.finfo(np.float32).eps)
+        name = getattr(self._op, "name", "operator")
+        self.spec: Block | None = self._op.spec if isinstance(self._op, BlockOperator) else None
+        self.directions: Source = lambda number: random_unit(n, seed, name, number, self.device)
+        self.signs: Source = lambda number: random_signs(n, seed, name, number, self.device)
+
+    def relative_rounding(self) -> float:
+        """Of the products so far: measured for a network, at the first of them and at what it was made from."""
+        floor = unit_rounding(self.eps, self.length)
+        if self._meter is None or self.spec is None or self._first is None:
+            return floor
+        row, product = self._first
+        size, length = float(torch.linalg.vector_norm(product)), float(torch.linalg.vector_norm(row))
+        if size == 0.0 or length == 0.0:
+            return floor
+        vectors = torch.stack([row / length, product / size])
+        figure, _ = self._meter.measure({self.spec.name: (self.spec, vectors, size / length)})[self.spec.name]
+        return max(floor, figure / (size / length))
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """(s, n) products, float64.
+
+        Raises:
+            InputError: one of them is NaN or infinite; for a network's operator the batch is named.
+        """
+        products = self._products(rows)
+        if self._sweep is not None and self.spec is not None:
+            self._sweep.refuse_not_finite({self.spec.name: Request(self.spec, rows)}, {self.spec.name: products})
+        if self._first is None and len(rows):
+            self._first = rows[0], products[0]
+        if not bool(torch.isfinite(products).all()):
+            raise InputError(
+                "a product of the operator is NaN or infinite", where="op", what_to_do="repair the operator"
+            )
+        return products
+
+    def _products(self, rows: Tensor) -> Tensor:
+        if isinstance(self._op, BlockOperator):
+            return self._op.rows(rows)
+        if isinstance(self._op, np.ndarray):
+            return torch.from_numpy(np.asarray((self._op @ rows.numpy().T).T, dtype=np.float64))
+        return torch.stack([torch.as_tensor(np.asarray(self._op.matvec(row.numpy()))).double() for row in rows])
+
+    def rounding(self, process: Process) -> float:
+        """Absolute error of a product at the candidates: measured for a network, a few eps ||A|| for a matrix."""
+        candidates = process.candidates()
+        if self._meter is None or not isinstance(self._op, BlockOperator):
+            figure = 4.0 * self.eps * math.sqrt(candidates.vectors.shape[1]) * candidates.norm
+        else:
+            largest = float(np.abs(candidates.values).max())
+            asked = {self._op.name: (self._op.spec, candidates.vectors, largest)}
+            figure = self._meter.measure(asked)[self._op.name][0]
+        return total_rounding(figure, self.eps, candidates.norm, self.length)

@@ -1,0 +1,181 @@
+"""From a finished (or interrupted) task to the Spectrum the user reads: numbers, bounds and a sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerhess.analysis.tasks import Task
+from layerhess.curvature.counters import Ledger
+from layerhess.linalg.bounds import missed_factor
+from layerhess.linalg.eigen.missed import MISSED_PROBABILITY
+from layerhess.linalg.eigen.process import Wanted
+from layerhess.linalg.random_vectors import oriented
+from layerhess.objective.blocks import Block, Partition
+from layerhess.objective.objective import Objective
+from layerhess.results.record import Check, Cost, Spectrum
+
+_EMPTY = np.empty(0)
+NOT_COVERED = "(not in any block)"
+
+
+def verdict(task: Task, objective: Objective, operator: str, wanted: Wanted, tol: float) -> Spectrum:
+    """The result of one task.
+
+    Args:
+        task: with a certificate, or a zero bound, or neither (interrupted before its first product).
+        wanted: for the number of eigenvalues of a zero block.
+    """
+    if task.zero_bound is not None:
+        return _zero(task, objective, operator, wanted)
+    if task.candidates is None or task.certificate is None:
+        return _empty(task.block, objective, operator, "not converged: stopped before its first product", "")
+    candidates, certificate = task.candidates, task.certificate
+    complete = candidates.spectrum is not None
+    short = not complete and len(candidates.values) < wanted.total
+    top_asked = complete or "top" in candidates.ends
+    return Spectrum(
+        name=task.name,
+        operator=operator,
+        parameters=task.block.parameters,
+        numel=task.block.numel,
+        eigenvalues=candidates.values,
+        error_bounds=certificate.error_bounds,
+        conditional_bounds=certificate.conditional_bounds,
+        converged=certificate.converged & task.done,
+        end=candidates.ends,
+        status=_status(task, tol, short),
+        complete=complete and task.done,
+        spectrum=candidates.spectrum if task.done else None,
+        eigenvectors=[_shaped(task.block, row, objective) for row in candidates.vectors],
+        rounding=certificate.rounding,
+        rounding_source=task.rounding_source,
+        missed_factor=1.0
+        if complete
+        else (missed_factor(certificate.missed_above, float(candidates.values[0])) if top_asked else math.nan),
+        missed_above=certificate.missed_above,
+        missed_below=certificate.missed_below,
+        missed_probability=certificate.missed_probability,
+        steps=candidates.steps,
+        path=f"{task.process.path} on factors" if task.factors else task.process.path,
+        licence=task.licence,
+        weight_norm_squared=weight_norm_squared(task.block, objective),
+    )
+
+
+def refused(block: Block, objective: Objective, operator: str, check: Check) -> Spectrum:
+    """A block whose self-check failed: no number."""
+    return _empty(block, objective, operator, f"refused: {check.detail}", "")
+
+
+def unasked(block: Block, objective: Objective, operator: str) -> Spectrum:
+    """A block of which only estimates were asked for."""
+    return _empty(block, objective, operator, "no eigenvalues were asked for", "")
+
+
+def mass(full: Spectrum, divided: Partition) -> list[dict[str, float]]:
+    """For each full-model eigenvector, block -> share of its squared norm; see :class:`layerhess.results.record.Analysis`."""
+    owner = {name: block.name for block in divided.blocks for name in block.parameters}
+    shares = []
+    for vector in full.eigenvectors:
+        share = dict.fromkeys([block.name for block in divided.blocks], 0.0)
+        for name, part in vector.items():
+            key = owner.get(name, NOT_COVERED)
+            share[key] = share.get(key, 0.0) + float(part.double().square().sum())
+        total = sum(share.values()) or 1.0
+        shares.append({key: value / total for key, value in share.items()})
+    return shares
+
+
+def cost_of(ledger: Ledger, blocks: Mapping[str, Spectrum], full: Spectrum | None) -> Cost | None:
+    """What the analysis cost in gradients; see :meth:`layerhess.curvature.counters.Ledger.cost`."""
+    return ledger.cost(sum(s.steps for s in blocks.values()), full.steps if full is not None else 0)
+
+
+def weight_norm_squared(block: Block, objective: Objective) -> float:
+    """||theta_b||^2 in float64."""
+    return sum(float(objective.parameters[name].detach().double().square().sum()) for name in block.parameters)
+
+
+def _status(task: Task, tol: float, short: bool) -> str:
+    candidates, certificate = task.candidates, task.certificate
+    assert candidates is not None and certificate is not None
+    if not task.done or short or not bool(np.all(certificate.converged)):
+        worst = float(certificate.error_bounds.max()) if len(certificate.error_bounds) else math.inf
+        so_far = f"bound so far {worst:.2e}"
+        if not len(candidates.values):
+            so_far = "stopped before the whole matrix was read"
+        elif bool(np.all(certificate.converged)):
+            so_far = "copies of an eigenvalue were still being looked for"
+        return f"not converged: {so_far}; raise max_passes or time_limit, or tol"
+    if candidates.spectrum is not None:
+        return "complete"
+    if certificate.limited_by_dtype:
+        return (
+            f"converged, limited by dtype: rounding of {certificate.rounding:.1e} is more than tol={tol:g} allows; "
+            "use a float64 model for more"
+        )
+    return "converged"
+
+
+def _zero(task: Task, objective: Objective, operator: str, wanted: Wanted) -> Spectrum:
+    bound = task.zero_bound
+    assert bound is not None
+    k = min(wanted.total, task.block.numel)
+    vectors = torch.eye(task.block.numel, dtype=torch.float64)[:k] if k and task.block.numel <= 10_000 else None
+    if vectors is None:
+        vectors = torch.zeros((k, task.block.numel), dtype=torch.float64)
+        vectors[torch.arange(k), torch.arange(k)] = 1.0
+    why = (
+        "its gradient does not depend on it"
+        if bound == 0.0
+        else "two random products are below 100 eps of the full one's norm"
+    )
+    return Spectrum(
+        name=task.name,
+        operator=operator,
+        parameters=task.block.parameters,
+        numel=task.block.numel,
+        eigenvalues=np.zeros(k),
+        error_bounds=np.full(k, bound),
+        conditional_bounds=np.full(k, math.nan),
+        converged=np.ones(k, dtype=bool),
+        end=tuple("top" if i < min(wanted.top, k) else "bottom" for i in range(k)),
+        status=f"zero: {why}",
+        eigenvectors=[_shaped(task.block, row, objective) for row in vectors],
+        rounding=bound,
+        rounding_source="measured",
+        missed_probability=0.0 if bound == 0.0 else MISSED_PROBABILITY,
+        missed_factor=math.nan,
+        missed_above=bound,
+        missed_below=-bound,
+        steps=2,
+        path="zero test",
+        weight_norm_squared=weight_norm_squared(task.block, objective),
+    )
+
+
+def _empty(block: Block, objective: Objective, operator: str, status: str, path: str) -> Spectrum:
+    return Spectrum(
+        name=block.name,
+        operator=operator,
+        parameters=block.parameters,
+        numel=block.numel,
+        eigenvalues=_EMPTY,
+        error_bounds=_EMPTY,
+        conditional_bounds=_EMPTY,
+        converged=np.empty(0, dtype=bool),
+        end=(),
+        status=status,
+        path=path,
+        weight_norm_squared=weight_norm_squared(block, objective),
+    )
+
+
+def _shaped(block: Block, row: Tensor, objective: Objective) -> dict[str, Tensor]:
+    parts = block.split(oriented(row))
+    return {name: part.to(objective.parameters[name].dtype).cpu().clone() for name, part in parts.items()}

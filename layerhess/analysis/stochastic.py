@@ -1,0 +1,198 @@
+"""Trace, diagonal and density of a single operator, and coupling of its blocks: few-line drivers of one estimator."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+from layerhess.analysis.probing.block_samples import room_for
+from layerhess.analysis.probing.shared_probes import Probing
+from layerhess.analysis.single_operator import Single, check_operator
+from layerhess.curvature.data_pass import FULL
+from layerhess.curvature.operator import Operator
+from layerhess.errors import InputError, checked_integer
+from layerhess.linalg.estimates import CouplingEstimate, DensityEstimate, DiagonalEstimate, TraceEstimate
+from layerhess.linalg.stochastic.coupling import Coupling
+from layerhess.linalg.stochastic.density import Density, StochasticLanczos
+from layerhess.linalg.stochastic.diagonal import Diagonal
+from layerhess.linalg.stochastic.hutchinson import Process
+from layerhess.linalg.stochastic.methods import diagonal_process, trace_process
+from layerhess.linalg.stochastic.rounding import coarser
+from layerhess.linalg.stochastic.trace import Trace, rounded
+from layerhess.objective.blocks import make_block
+
+E = TypeVar("E")
+ARRAY = "diagonal"  # the one name under which an operator without parameters has its diagonal
+
+
+def trace(
+    op: Any,
+    rel: float = 0.02,
+    probes: int | None = None,
+    method: str = "auto",
+    seed: int = 0,
+    *,
+    absolute: float | None = None,
+    max_probes: int = 1000,
+) -> TraceEstimate:
+    """The trace of a symmetric operator, from random probes, with its standard error and 95 % interval.
+
+    Args:
+        op: :class:`layerhess.Hessian` or another operator of a network, one of its blocks, a NumPy array, or anything
+            with ``shape`` and ``matvec``; symmetric.
+        rel: standard error wanted, over |trace|. absolute: standard error that is good enough in any case; by default
+            ``rel`` times 10 % of the estimated sum of the eigenvalues' magnitudes. probes: spend exactly so many
+            products instead. max_probes: products at most. seed: of the probes.
+        method: "hutchinson" (Hutchinson 1990; one product a probe, error like 1/sqrt(m)); "hutch++" (Meyer et al.
+            2021) and "xtrace" (Epperly, Tropp & Webber 2024), better where the spectrum decays; "auto": sixteen
+            plain probes, whose products are deflated where more than 64 would be needed.
+
+    Returns:
+        :class:`layerhess.linalg.estimates.TraceEstimate`; exact where no more products than that are needed to read the
+        diagonal. ``converged`` is False where the products ran out. The interval holds the rounding of the products,
+        which is all there is of it where the trace is exact.
+
+    Raises:
+        InputError: bad options or operator; whatever the survey of a network's data refuses.
+        CheckError: the self-check of a network's operator failed.
+
+    >>> import numpy as np, layerhess as lh
+    >>> lh.trace(np.diag([1.0, 5.0, -7.0])).value
+    -1.0
+    """
+    n = check_operator(op)
+    goal = Trace(rel=rel, absolute=absolute, probes=probes, method=method, max_probes=max_probes)
+    with ExitStack() as stack:
+        single = Single(op, n, checked_integer(seed, "seed", 0), stack)
+        found = _driven(trace_process(n, goal, single.signs, single.directions, device=single.device), single)
+        return rounded(found, single.relative_rounding())
+
+
+def diagonal(
+    op: Any,
+    rel: float = 0.05,
+    probes: int | None = None,
+    method: str = "auto",
+    seed: int = 0,
+    *,
+    max_probes: int = 1000,
+) -> DiagonalEstimate:
+    """The diagonal of a symmetric operator, from random probes, with a standard error for each entry.
+
+    Args:
+        op: as for :func:`trace`. rel: root of the sum of squared standard errors wanted, over the diagonal's Euclidean
+            norm. probes: spend exactly so many products instead. max_probes: products at most. seed: of the probes.
+        method: "hutchinson" (Bekas, Kokiopoulou & Saad 2007), "xdiag" (Epperly, Tropp & Webber 2024), or "auto":
+            sixteen plain probes, whose products are deflated where more than 64 would be needed.
+
+    Returns:
+        :class:`layerhess.linalg.estimates.DiagonalEstimate`, parameter-shaped for a network's operator; for any other under
+        the single name "diagonal". Its status says whether ``rel`` was reached.
+
+    Raises:
+        InputError, CheckError: as for :func:`trace`.
+
+    >>> import numpy as np, layerhess as lh
+    >>> lh.diagonal(np.array([[1.0, 2.0], [2.0, 5.0]])).value["diagonal"].tolist()
+    [1.0, 5.0]
+    """
+    n = check_operator(op)
+    goal = Diagonal(rel=rel, probes=probes, method=method, max_probes=max_probes)
+    with ExitStack() as stack:
+        single = Single(op, n, checked_integer(seed, "seed", 0), stack)
+        flat = _driven(diagonal_process(n, goal, single.signs, device=single.device), single)
+        rounding = flat.rounding * coarser(single.relative_rounding())
+    shaped = [{ARRAY: v} if single.spec is None else single.spec.split(v) for v in (flat.value, flat.standard_error)]
+    return DiagonalEstimate(
+        shaped[0], shaped[1], flat.probes, flat.method, flat.status, flat.converged, flat.required, rounding
+    )
+
+
+def density(
+    op: Any, probes: int = 10, steps: int = 30, seed: int = 0, *, points: int = 512, bandwidth: float | None = None
+) -> DensityEstimate:
+    """The spectral density of a symmetric operator by stochastic Lanczos quadrature, with a 95 % band over the probes.
+
+    Args:
+        op: as for :func:`trace`. probes: random vectors. steps: Lanczos steps for each, one product a step.
+        seed: of the probes. points: of the uniform part of the grid. bandwidth: standard deviation of the Gaussian,
+            in units of eigenvalues; by default three quarters of the distance between neighbouring nodes where the
+            mass is, see :class:`layerhess.Density`.
+
+    Returns:
+        :class:`layerhess.linalg.estimates.DensityEstimate`. Its nodes are no eigenvalues: take those from
+        :func:`layerhess.analysis.eigsh`.
+
+    Raises:
+        InputError, CheckError: as for :func:`trace`.
+
+    >>> import numpy as np, layerhess as lh
+    >>> from scipy.integrate import trapezoid
+    >>> found = lh.density(np.diag([3.0, 3.0, 3.0]))
+    >>> round(found.mean, 12), round(float(trapezoid(found.value, found.grid)), 3)
+    (3.0, 1.0)
+    """
+    n = check_operator(op)
+    options = Density(probes=probes, steps=steps, points=points, bandwidth=bandwidth)
+    with ExitStack() as stack:
+        single = Single(op, n, checked_integer(seed, "seed", 0), stack)
+        process = StochasticLanczos(n, options, single.directions)
+        while not process.done:
+            process.tell(single.apply(process.ask()))
+    return process.result()
+
+
+def coupling(op: Operator, probes: int = 8, seed: int = 0) -> CouplingEstimate:
+    """The Frobenius norms of all blocks H_bc of a network's matrix, and how much of it lies off the block diagonal.
+
+    Args:
+        op: :class:`layerhess.Hessian` or another operator of a network; its ``blocks`` scheme says which blocks.
+        probes: random vectors for each block, one product each; blocks of no more parameters are read exactly.
+        seed: of the probes.
+
+    Raises:
+        InputError: ``op`` has no blocks, or bad options; CheckError: as for :func:`trace`.
+
+    >>> import torch, layerhess as lh
+    >>> model = torch.nn.Linear(1, 1).double()
+    >>> data = (torch.tensor([[3.0]]).double(), torch.zeros(1, 1).double())
+    >>> found = lh.coupling(lh.Hessian(lh.Objective(model, data, torch.nn.MSELoss())))
+    >>> found.value.tolist()                                                   # 2 [[x x, x], [x, 1]]
+    [[18.0, 6.0], [6.0, 2.0]]
+    """
+    if not isinstance(op, Operator):
+        raise InputError(
+            f"the operator is {type(op).__name__}, which has no blocks",
+            where="op",
+            what_to_do="pass lh.Hessian(objective, blocks) or another operator of a network",
+        )
+    with ExitStack() as stack:
+        single = Single(op, op.shape[0], checked_integer(seed, "seed", 0), stack)
+        sweep = stack.enter_context(op.session())
+        covered = {name for block in op.blocks.values() for name in block.parameters}
+        probing = Probing(
+            blocks=op.blocks,
+            full=make_block(FULL, {name: p for name, p in op.objective.parameters.items() if name in covered}),
+            known=dict,
+            trace=None,
+            diagonal=None,
+            coupling=Coupling(probes),
+            whole=False,
+            coupled=list(op.blocks),
+            seed=seed,
+            room=room_for(op.shape[0], single.device),
+            device=single.device,
+        )
+        while (asked := probing.requests()) or not probing.done:
+            products = sweep.run(asked)
+            sweep.refuse_not_finite(asked, products)
+            probing.tell(products)
+    found = probing.coupling_of()
+    assert found is not None
+    return found
+
+
+def _driven(process: Process[E], single: Single) -> E:
+    while not process.done:
+        process.tell(single.apply(process.ask()))
+    return process.estimate()

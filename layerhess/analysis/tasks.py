@@ -1,0 +1,109 @@
+"""One operator's way through the solver: which solver, from which start, on which products."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from layerhess.analysis.paths.exact import basis_limit, goes_dense, make_process, source
+from layerhess.analysis.paths.part import Part
+from layerhess.checks import SelfCheck
+from layerhess.curvature.device import Budget
+from layerhess.linalg.bounds import Certificate, certify, total_rounding
+from layerhess.linalg.eigen.process import Candidates, Process, Wanted
+from layerhess.linalg.eigen.zero_test import ZeroTest
+from layerhess.linalg.random_vectors import solver_device
+from layerhess.objective.blocks import Block
+
+
+@dataclass
+class Task:
+    """One operator's way through the solver, from the first product to the certificate.
+
+    Attributes:
+        factors: its products come from factors. licence: why they may, or why not.
+    """
+
+    name: str
+    block: Block
+    process: Process
+    zero_test: ZeroTest | None = None
+    factors: bool = False
+    licence: str = ""
+    rounding: float | None = None
+    rounding_source: str = "not measured"
+    zero_bound: float | None = None
+    candidates: Candidates | None = None
+    certificate: Certificate | None = None
+    done: bool = False
+    told: bool = False
+
+    def ask(self) -> torch.Tensor:
+        """The vectors it needs next."""
+        return self.zero_test.ask() if self.zero_test is not None else self.process.ask()
+
+    def judge(self, tol: float, eps: float, length: float) -> None:
+        """Make the certificate of what there is now; without a measurement rounding has its floor."""
+        self.candidates = self.process.candidates()
+        rounding = total_rounding(self.rounding or 0.0, eps, self.candidates.norm, length)
+        self.certificate = certify(self.candidates, tol=tol, rounding=rounding)
+
+    def distance(self, tol: float) -> float:
+        """How far the worst pair is from its tolerance (1 = there)."""
+        relative = getattr(self.process, "relative_residual", math.nan)
+        return relative / tol if self.told else math.inf
+
+
+def make_tasks(
+    operators: Mapping[str, Block],
+    checked: SelfCheck,
+    wanted: Wanted,
+    *,
+    tol: float,
+    seed: int,
+    method: str,
+    device: torch.device,
+    memory: Budget,
+    ready: Mapping[str, Process] | None = None,
+    kept: bool = True,
+    part: Part | None = None,
+) -> list[Task]:
+    """A task for every operator that passed the self-check.
+
+    Args:
+        operators: name -> block, the full model included if it is asked for. wanted: which eigenpairs; with none, small
+            blocks are read whole all the same, since nothing is cheaper. ready: solvers that some of them have already.
+        kept: what products are made from is held between passes; where it is not, a pass should do as much as it can.
+        part: of the data, that is held then and guides the solvers.
+
+    Raises:
+        InputError: the solvers' vectors do not fit the memory.
+    """
+    ready = ready or {}
+    operators = {name: block for name, block in operators.items() if name not in checked.failed}
+    if not wanted.total:
+        wanted = Wanted(top=1)
+        operators = {n: block for n, block in operators.items() if n in ready or goes_dense(block.numel, wanted)}
+    open_ones = sum(block.numel for name, block in operators.items() if name not in ready)
+    limit = basis_limit(open_ones, wanted, device, memory)
+    place = solver_device(device)
+    tasks = []
+    for name, block in operators.items():
+        process = ready.get(name) or make_process(
+            block,
+            wanted,
+            tol=tol,
+            seed=seed,
+            method=method,
+            device=device,
+            basis_limit=limit,
+            streamed=not kept and name in checked.licence.blocks and name not in checked.zero_suspects,
+            guided=None if part is None else part.guide,
+        )
+        test = ZeroTest(source(block, seed, place), place) if name in checked.zero_suspects else None
+        licence = checked.licence
+        tasks.append(Task(name, block, process, test, name in licence.blocks, licence.sentence(name)))
+    return tasks

@@ -1,0 +1,107 @@
+"""What one analysis is asked for beyond eigenvalues."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from layerhess.errors import InputError
+from layerhess.linalg.stochastic.coupling import Coupling
+from layerhess.linalg.stochastic.density import Density
+from layerhess.linalg.stochastic.diagonal import Diagonal
+from layerhess.linalg.stochastic.trace import Trace
+
+# A diagonal to 5 % can take thousands of probes; what 32 give has its error beside every entry.
+DEFAULTS: dict[str, Any] = {
+    "trace": Trace(),
+    "diagonal": Diagonal(max_probes=32, required=False),
+    "density": Density(),
+    "coupling": Coupling(),
+}
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What was asked for beyond eigenvalues; None for what was not.
+
+    Attributes:
+        trace, diagonal, density, coupling: options. sampling: also standard errors with respect to the data.
+    """
+
+    trace: Trace | None = None
+    diagonal: Diagonal | None = None
+    density: Density | None = None
+    coupling: Coupling | None = None
+    sampling: bool = False
+
+    @property
+    def any(self) -> bool:
+        """Whether anything was."""
+        return self.sampling or any((self.trace, self.diagonal, self.density, self.coupling))
+
+    @property
+    def expected_passes(self) -> int:
+        """Rough number of passes that only estimates need."""
+        return max(self.density.steps if self.density else 0, 6 * bool(self.trace or self.diagonal or self.coupling))
+
+    def expected_products(self, sampled: Sequence[int], whole: bool) -> int:
+        """Rough number of products, in units of one block's.
+
+        Args:
+            sampled: sizes of the blocks that are not read whole. whole: the full model is estimated as well; one of its
+                products counts as five.
+        """
+        units = len(sampled) + 5 * whole
+        probes = 32 * units if self.trace or self.diagonal else 0
+        columns = 3 * len(sampled) * self.coupling.probes if self.coupling else 0
+        if self.density is None:
+            return probes + columns
+        steps = sum(min(self.density.steps, size) for size in sampled) + 5 * whole * self.density.steps
+        return probes + columns + self.density.probes * steps
+
+    def settings(self) -> dict[str, Any]:
+        """As JSON types, for the result."""
+        asked = {name: getattr(self, name) for name in ("trace", "diagonal", "density", "coupling")}
+        made = {name: False if wish is None else dataclasses.asdict(wish) for name, wish in asked.items()}
+        return {**made, "sampling": self.sampling}
+
+
+def option(kind: str, asked: bool, **given: Any) -> Any:
+    """What :func:`wishes` takes for "trace" and so on: the default options with those that were ``given`` (not None).
+
+    Whoever gives one asks for the estimate.
+
+    Raises:
+        InputError: an option that cannot be meant.
+
+    >>> option("coupling", False), option("coupling", False, probes=4), option("density", True, probes=None)
+    (False, Coupling(probes=4), True)
+    """
+    changes = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(DEFAULTS[kind], **changes) if changes else asked
+
+
+def wishes(*, trace: Any, diagonal: Any, density: Any, coupling: Any, sampling: Any) -> Wishes:
+    """The options behind ``trace=True``, ``trace=lh.Trace(...)`` and so on.
+
+    Raises:
+        InputError: something else than a truth value or the option's own class.
+    """
+    kinds: dict[str, tuple[Any, type]] = {
+        "trace": (trace, Trace),
+        "diagonal": (diagonal, Diagonal),
+        "density": (density, Density),
+        "coupling": (coupling, Coupling),
+    }
+    made: dict[str, Any] = {}
+    for name, (value, kind) in kinds.items():
+        if not isinstance(value, (bool, kind)):
+            raise InputError(
+                f"{name} is {value!r}", where=name, what_to_do=f"use True, False or lh.{kind.__name__}(...)"
+            )
+        made[name] = DEFAULTS[name] if value is True else None if value is False else value
+    if not isinstance(sampling, bool):
+        raise InputError(f"sampling is {sampling!r}", where="sampling", what_to_do="use True or False")
+    return Wishes(**made, sampling=sampling)

@@ -1,0 +1,211 @@
+"""Which blocks may take their products from factors: by the structure of the graph, and by numbers on the sample."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from layerhess.checks.survey import Survey
+from layerhess.curvature.counters import Ledger
+from layerhess.curvature.data_pass import FULL, Request, Sweep
+from layerhess.curvature.device import is_out_of_memory
+from layerhess.curvature.factors.factor_graph import FactorGraph
+from layerhess.curvature.factors.mixed_graph import try_factors
+from layerhess.curvature.factors.work import Work, sum_of_works
+from layerhess.curvature.matrices import GAUSS_NEWTON, HESSIAN, Curvature
+from layerhess.linalg.random_vectors import random_unit, solver_device
+from layerhess.objective.blocks import Block
+from layerhess.objective.objective import Objective
+from layerhess.results.record import Check
+
+# Relative difference of two products up to which they are the same one; a larger one costs time, never a right answer.
+SAME = {torch.float64: 1e-10, torch.float32: 5e-5}
+DOUBTFUL = 1e-2  # in float32, up to here it may be rounding of a loss that is almost zero: looked at in float64
+
+
+@dataclass
+class Licence:
+    """What was found on the sample.
+
+    Attributes:
+        blocks: key -> parameter names of the blocks that may use factors. agreement: their largest relative
+            difference from exact products. examples: of the sample, 0 where unknown.
+        reasons: key -> why not, for the others that were looked at.
+        exact: key -> the exact product with the vector it was compared at, (P_b,) float64.
+        seconds: that one product by factors of each took on the sample.
+        works: key -> what products of the blocks that may use factors are made of, on the whole sample.
+    """
+
+    blocks: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    agreement: float = 0.0
+    examples: int = 0
+    reasons: dict[str, str] = field(default_factory=dict)
+    exact: dict[str, torch.Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
+    works: dict[str, Work] = field(default_factory=dict)
+
+    def checks(self, sample: str) -> list[Check]:
+        """A line for the result, where there is anything to say; ``sample`` says what was looked at."""
+        if not self.blocks:
+            return []
+        detail = f"products by factors agree with exact ones to {self.agreement:.1e} in {len(self.blocks)} blocks"
+        return [Check("factors", True, f"{detail}, on {sample}")]
+
+    def sentence(self, key: str) -> str:
+        """Why a block's products are what they are."""
+        if key in self.blocks:
+            seen = f"{self.examples} examples" if self.examples else "a sample"
+            return f"checked on {seen}"
+        return self.reasons.get(key, "")
+
+
+def licence(
+    objective: Objective,
+    surveyed: Survey,
+    blocks: Mapping[str, Block],
+    curvature: Curvature,
+    coarsest: torch.dtype,
+    sweep: Sweep,
+    seed: int,
+    ledger: Ledger,
+    make_copy: Callable[[], Objective | None] = lambda: None,
+) -> Licence:
+    """Compare factor products with exact ones for every block that the graph's structure admits (in session).
+
+    Two conditions: for the Hessian every operation behind the block is one of a list that is piecewise linear (an
+    unknown one forbids it; see :func:`layerhess.curvature.factors.linearity.not_linear`), so that its block is Gauss-Newton's;
+    and on the sample a product by factors is the exact one. That is a check on some examples, no proof: each further
+    batch is looked at for its structure, not for its numbers. Cost: one exact product a block on the sample.
+
+    Args:
+        surveyed: with the sample. blocks: to look at (the full model only for Gauss-Newton).
+        coarsest: dtype in the objective's graph. sweep: exact products on the samples.
+        make_copy: the same loss on the samples in float64, which has the last word where float32 leaves a doubt.
+    """
+    found = Licence(examples=surveyed.sample_size)
+    if curvature.name not in (HESSIAN.name, GAUSS_NEWTON.name):
+        found.reasons = dict.fromkeys(blocks, f"there are no factors for the {curvature.title}")
+        return found
+    if coarsest not in SAME:
+        found.reasons = dict.fromkeys(
+            blocks, f"{str(coarsest).removeprefix('torch.')} is too coarse to compare products"
+        )
+        return found
+    if solver_device(objective.device) != objective.device:
+        found.reasons = dict.fromkeys(
+            blocks, f"{objective.device.type} has no float64, which the factors are made with"
+        )
+        return found
+    if norms := objective.tied_norms:
+        found.reasons = dict.fromkeys(blocks, f"{norms.what}, which ties the examples of a batch together")
+        return found
+    # The full Hessian is no J' S J: what layers do to each other bends the output.
+    alike = curvature.name == GAUSS_NEWTON.name
+    names = {key: block.parameters for key, block in blocks.items() if alike or key != FULL}
+    graphs: list[FactorGraph] = []
+    for sample in surveyed.samples:
+        graph, reason = try_factors(objective, sample, names, ledger)
+        if graph is None:
+            found.reasons = dict.fromkeys(names, f"no factors can be made: {reason}")
+            return found
+        graphs.append(graph)
+    candidates = []
+    for key in names:
+        if not all(key in graph.factored for graph in graphs):
+            found.reasons[key] = "it has no factors: its layer is of another kind, or the output has too many numbers"
+        elif curvature.name == HESSIAN.name and not all(key in graph.linear for graph in graphs):
+            found.reasons[key] = "the network is not piecewise linear in it"
+        else:
+            candidates.append(key)
+    device = solver_device(objective.device)
+    vectors = {key: random_unit(blocks[key].numel, seed, f"licence {key}", 0, device)[None] for key in candidates}
+    exact = sweep.run({key: Request(blocks[key], vectors[key]) for key in candidates}) if candidates else {}
+    start = time.perf_counter()
+    try:
+        ours = _by_factors(objective, graphs, blocks, vectors, sweep.denominator) if candidates else {}
+    except RuntimeError as error:  # what one sample's factors need was overwritten by the next
+        if is_out_of_memory(error):
+            raise
+        found.reasons |= dict.fromkeys(candidates, f"no product by factors can be made: {str(error).splitlines()[0]}")
+        return found
+    found.seconds = time.perf_counter() - start
+    offs = {key: _off(ours[key], exact[key][0]) for key in candidates}
+    doubtful = {key: names[key] for key, off in offs.items() if SAME[coarsest] < off <= DOUBTFUL}
+    cleared: dict[str, float] = {}
+    if doubtful and coarsest != torch.float64 and (copied := make_copy()) is not None:
+        cleared = _in_float64(copied, blocks, doubtful, vectors, curvature, ledger)
+    for key in candidates:
+        off = cleared.get(key, offs[key])
+        if not (key in cleared or off <= SAME[coarsest]):
+            found.reasons[key] = f"a product by factors is off by {off:.1e} from the exact one"
+            continue
+        found.blocks[key] = names[key]
+        found.works[key] = sum_of_works([graph.work(names[key]) for graph in graphs])
+        found.exact[key] = exact[key][0]
+        found.agreement = max(found.agreement, off)
+    return found
+
+
+def _in_float64(
+    copied: Objective, blocks: Mapping[str, Block], names: Mapping[str, tuple[str, ...]],
+    vectors: Mapping[str, torch.Tensor], curvature: Curvature, ledger: Ledger,
+) -> dict[str, float]:  # fmt: skip
+    """Which of the blocks have products by factors that are the exact ones on a float64 copy, and how nearly."""
+    graphs = [try_factors(copied, sample, names, ledger)[0] for sample in copied.data]
+    known = [graph for graph in graphs if graph is not None]
+    usable = [
+        key for key in names
+        if len(known) == len(graphs)
+        and all(key in (graph.linear if curvature.name == HESSIAN.name else graph.factored) for graph in known)
+    ]  # fmt: skip
+    if not usable:
+        return {}
+    needed = list(dict.fromkeys(name for key in usable for name in names[key]))
+    sweep = Sweep(copied, needed, ledger, keep=0.2, make_graph=curvature.make_graph)
+    try:
+        exact = sweep.run({key: Request(blocks[key], vectors[key]) for key in usable})
+        ours = _by_factors(copied, known, blocks, {key: vectors[key] for key in usable}, sweep.denominator)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        return {}
+    finally:
+        sweep.release()
+    offs = {key: _off(ours[key], exact[key][0]) for key in usable}
+    return {key: off for key, off in offs.items() if off <= SAME[torch.float64]}
+
+
+def _off(ours: torch.Tensor, exact: torch.Tensor) -> float:
+    """Relative difference; 0 where both vanish."""
+    off, size = float(torch.linalg.vector_norm(ours - exact)), float(torch.linalg.vector_norm(exact))
+    return off / size if size else (0.0 if off == 0.0 else math.inf)
+
+
+def _by_factors(
+    objective: Objective,
+    graphs: list[FactorGraph],
+    blocks: Mapping[str, Block],
+    vectors: Mapping[str, torch.Tensor],
+    denominator: float,
+) -> dict[str, torch.Tensor]:
+    made = {}
+    for key, rows in vectors.items():
+        block = blocks[key]
+        parts = {
+            name: part.to(dtype=objective.parameters[name].dtype, device=objective.parameters[name].device)
+            for name, part in block.split(rows[0]).items()
+        }
+        total = torch.zeros_like(rows[0])
+        for graph in graphs:
+            found = graph.product(block.parameters, parts)
+            flat = [
+                parts[name].new_zeros(parts[name].shape) if part is None else part
+                for name, part in zip(block.parameters, found, strict=True)
+            ]
+            total += torch.cat([part.reshape(-1) for part in flat]).to(total)
+        made[key] = total / denominator
+    return made

@@ -1,0 +1,174 @@
+"""Which module does what: one watched forward pass, so that refusals can name the module to look at."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+
+from layerhess.curvature.autograd_graph import walk
+from layerhess.objective.data import tensors
+from layerhess.objective.objective import Objective
+from layerhess.objective.snapshot import version_of
+
+ONCE_DIFFERENTIABLE = {"embedding_bag", "cdist", "ctc_loss", "pdist", "grid_sample", "affine_grid"}
+KINKS = (
+    "Relu", "Threshold", "Hardtanh", "HardTanh", "Clamp", "Abs", "MaxPool", "Max", "Min", "Amax", "Amin", "Maximum",
+    "Minimum", "Hardswish", "Hardsigmoid", "Prelu", "Rrelu", "Elu", "Sort", "Topk", "Median", "SmoothL1", "Huber",
+    "Softshrink", "Hardshrink", "MultiMargin", "MultilabelMargin", "L1Loss", "Round", "Floor", "Ceil", "Sign",
+)  # fmt: skip
+
+
+@dataclass
+class Trace:
+    """What one forward pass did.
+
+    Attributes:
+        calls: (module name, torch function name) in order, "" being the root or the loss.
+        without_grad: modules that ran with gradients off although they were on outside (reentrant checkpointing).
+        custom: custom autograd functions behind the loss, each as "module (function)".
+        stateful: modules whose buffers the pass changed (running statistics, which it does not use, left out).
+        changed: parameters that the pass itself changed.
+        non_finite: first module whose output has a NaN or an infinity, or "".
+        nodes: names of the autograd nodes behind the loss. coarsest: the coarsest floating dtype among them.
+        spans: for each module call, the range of autograd sequence numbers made in it, inner calls first.
+    """
+
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    without_grad: list[str] = field(default_factory=list)
+    custom: list[str] = field(default_factory=list)
+    stateful: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    spans: list[tuple[int, int, str]] = field(default_factory=list)
+    non_finite: str = ""
+    nodes: set[str] = field(default_factory=set)
+    coarsest: torch.dtype = torch.float64
+
+    def modules_calling(self, names: set[str]) -> list[str]:
+        """Modules that called one of the functions, each as "name (function)"."""
+        return list(dict.fromkeys(f"{module or 'the loss'} ({call})" for module, call in self.calls if call in names))
+
+    def made_in(self, node: Any) -> str:
+        """Name of the innermost module during whose call an autograd node of this pass was made."""
+        number = node._sequence_nr()
+        return next((name for start, end, name in self.spans if start <= number < end), "")
+
+    @property
+    def attention(self) -> bool:
+        """Scaled-dot-product attention was called."""
+        return any(call == "scaled_dot_product_attention" for _, call in self.calls)
+
+    @property
+    def smooth(self) -> bool:
+        """No autograd node with a kink (ReLU, max pooling, ...) stands behind the loss."""
+        return not any(node.startswith(KINKS) for node in self.nodes)
+
+
+def trace(objective: Objective, batch: Any) -> Trace:
+    """Watch one forward pass on a prepared batch (in session, gradients on).
+
+    The watching hooks are global ones of torch, not the model's own, and are gone afterwards. An exception of the
+    model or the loss is raised as it is.
+    """
+    found = Trace()
+    before = state_versions(objective.model)
+    with _watching(objective.model, found):
+        loss, _ = objective.terms(batch)
+    after = state_versions(objective.model)
+    found.coarsest = objective.dtype
+    for node in walk([loss.grad_fn]):
+        found.nodes.add(node.name().rpartition("::")[2])
+        if isinstance(node, BackwardCFunction):
+            name = type(node).__name__.removesuffix("Backward")
+            found.custom.append(f"{found.made_in(node) or '(root)'} ({name})")
+        for meta in getattr(node, "_input_metadata", ()):
+            if meta.dtype.is_floating_point and torch.finfo(meta.dtype).eps > torch.finfo(found.coarsest).eps:
+                found.coarsest = meta.dtype
+    found.custom = list(dict.fromkeys(reversed(found.custom)))  # in the order of the forward pass
+    moved = [name for name, version in after.items() if before.get(name) != version]
+    found.changed = [name for name in moved if name in objective.parameters]
+    modules = dict(objective.model.named_modules())
+    owners = dict.fromkeys(name.rpartition(".")[0] for name in moved if name not in objective.parameters)
+    found.stateful = [name for name in owners if not isinstance(modules.get(name), nn.modules.batchnorm._NormBase)]
+    return found
+
+
+def state_versions(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Identity and version count of every parameter and buffer: they tell whether a pass changed it."""
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return {name: (id(tensor), version_of(tensor)) for name, tensor in tensors}
+
+
+def non_finite_weight(objective: Objective) -> str:
+    """Name of the first parameter or buffer that holds a NaN or an infinity, or ""."""
+    for name, tensor in (*objective.model.named_parameters(), *objective.model.named_buffers()):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            return name
+    return ""
+
+
+class _Calls(TorchFunctionMode):
+    def __init__(self, stack: list[str], found: Trace) -> None:
+        super().__init__()
+        self._stack, self._found = stack, found
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._found.calls.append((self._stack[-1] if self._stack else "", getattr(func, "__name__", str(func))))
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _watching(model: nn.Module, found: Trace) -> Iterator[None]:
+    names = {id(module): name for name, module in model.named_modules()}
+    stack: list[str] = []
+    starts: list[int] = []
+    one = torch.ones((), requires_grad=True)
+    latest = 0
+
+    def now() -> int:
+        nonlocal latest
+        with torch.enable_grad(), torch._C.DisableTorchFunction():
+            node = (one * 1.0).grad_fn
+        if node is not None:  # inside transforms of torch.func there is none
+            latest = node._sequence_nr()
+        return latest
+
+    def before(module: nn.Module, inputs: Any) -> None:
+        name = names.get(id(module), stack[-1] if stack else "")
+        stack.append(name)
+        starts.append(now())
+        if not torch.is_grad_enabled() and not any(_within(name, outer) for outer in found.without_grad):
+            found.without_grad.append(name)
+
+    def after(module: nn.Module, inputs: Any, output: Any) -> None:
+        if stack:
+            found.spans.append((starts.pop(), now(), stack.pop()))
+        if not found.non_finite and any(_bad(tensor) for tensor in tensors(output)):
+            found.non_finite = names.get(id(module), "") or type(module).__name__
+
+    handles = [register_module_forward_pre_hook(before), register_module_forward_hook(after, always_call=True)]
+    try:
+        with _Calls(stack, found), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Using `torch.compile")  # of global hooks on compiled modules
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _within(name: str, outer: str) -> bool:
+    return outer == "" or name == outer or name.startswith(outer + ".")
+
+
+def _bad(tensor: Tensor) -> bool:
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # of many examples at once, which have no one answer
+        return False
+    return tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())

@@ -1,0 +1,210 @@
+"""How large is the rounding error of a product? One in two precisions, at the vectors and examples that matter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerhess.checks.sample import Sample
+from layerhess.curvature.batch_graph import GraphMaker
+from layerhess.curvature.counters import Ledger
+from layerhess.curvature.data_pass import Request, Sweep
+from layerhess.curvature.device import Budget
+from layerhess.curvature.factors.mixed_graph import Hybrid
+from layerhess.curvature.factors.output_hessian import curved
+from layerhess.curvature.hessian_graph import BatchGraph
+from layerhess.linalg.bounds import ASSUMED_ROUNDING, FLOAT64_OF_FLOAT32, ROUNDING_SAFETY
+from layerhess.objective.blocks import Block
+from layerhess.objective.objective import Objective
+
+SHARE = 0.1  # of the budget, that the sample's graphs of either precision may keep between measurements
+VECTORS = 5  # of a block's candidates, spread from the first to the last
+
+
+class RoundingMeter:
+    """Measures ||(A~ - A) v|| on a sample of the data, A~ being the product in the model's precision, A in another.
+
+    A float32 (or half precision) model is held against a float64 copy. A float64 model is held against a float32 copy
+    and the figure scaled by 2^-29, the ratio of the unit roundoffs, unless its graph itself passes through a coarser
+    dtype. The larger of the absolute error on the sample (less by as much as its examples are more curved than the
+    data's) and of the relative error there times the eigenvalue, times 3, is the rounding part of a bound; it is never
+    less than what :func:`output_error` says. Where no copy of the model can be made, 1e-5 |theta| is assumed (in
+    float32).
+
+    Args:
+        objective: in session. sample: to measure on, see :meth:`layerhess.checks.sample.Sampler.measured`.
+        coarsest: the coarsest dtype in the objective's graph. ledger: counts under "rounding".
+        make_graph: as for the :class:`layerhess.curvature.data_pass.Sweep` whose products are measured. memory: the budget.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        sample: Sample,
+        coarsest: torch.dtype,
+        ledger: Ledger,
+        make_graph: GraphMaker = BatchGraph,
+        memory: Budget = Budget(),  # noqa: B008  (frozen)
+    ) -> None:
+        self._objective = objective
+        self._sample = sample
+        self._samples = sample.pieces
+        self._ledger = ledger
+        self._coarsest = coarsest
+        self._make_graph = make_graph
+        self._memory = memory
+        self._stack = ExitStack()
+        self._sweeps: tuple[Sweep, Sweep] | None = None
+        self._of_output = OutputError()
+        self.failure = ""
+
+    def __enter__(self) -> RoundingMeter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._sweeps is not None:
+            for sweep in self._sweeps:
+                sweep.release()
+        self._stack.close()
+
+    def measure(self, blocks: Mapping[str, tuple[Block, Tensor, float]]) -> dict[str, tuple[float, str]]:
+        """For each key, the absolute rounding error of a product and how it was obtained.
+
+        Args:
+            blocks: key -> (block, (k, P_b) unit candidates, largest |eigenvalue| among them).
+
+        Returns:
+            key -> (bound, "measured" | "assumed").
+        """
+        requests = {key: Request(block, _outermost(vectors)) for key, (block, vectors, _) in blocks.items()}
+        errors: dict[str, float] = {}
+        with self._ledger.during("rounding"):
+            sweeps = self._open()
+            if sweeps is not None:
+                try:
+                    errors = self._compare(sweeps, requests, {key: norm for key, (_, _, norm) in blocks.items()})
+                except Exception as error:  # user code meets another dtype here; whatever it raises, we fall back
+                    self._give_up(error)
+        scale = self._scale()
+        answer = {}
+        for key, (_, _, norm) in blocks.items():
+            figure = max(errors.get(key, np.inf), self._least(key) * norm)
+            if np.isfinite(figure):
+                answer[key] = (ROUNDING_SAFETY * max(figure * scale, self._of_output.lost * norm), "measured")
+            else:
+                answer[key] = (ASSUMED_ROUNDING * norm * self._assumed_scale(), "assumed")
+        return answer
+
+    def _compare(
+        self, sweeps: tuple[Sweep, Sweep], requests: Mapping[str, Request], norms: Mapping[str, float]
+    ) -> dict[str, float]:
+        ours, other = (sweep.run(requests) for sweep in sweeps)
+        errors = {}
+        for key, rows in ours.items():
+            difference = torch.linalg.vector_norm(rows - other[key], dim=1)
+            # The relative error there, for the whole data: a sample may have less curvature than all of it.
+            size = max(float(torch.linalg.vector_norm(other[key], dim=1).max()), 0.01 * norms[key])
+            worst = float(difference.max())
+            errors[key] = worst * max(1.0 / self._sample.excess, norms[key] / size) if size > 0.0 else worst
+        return errors
+
+    def _open(self) -> tuple[Sweep, Sweep] | None:
+        if self._sweeps is None and not self.failure:
+            dtype = torch.float32 if self._objective.dtype == torch.float64 else torch.float64
+            try:
+                copied = self._objective.cast(dtype, self._samples)
+                self._stack.enter_context(copied.session())
+                if self._sample.curvature > 0.0:
+                    self._of_output = output_error(self._sample, copied)
+            except Exception as error:  # deepcopy of user modules can raise anything, and so can their forward passes
+                self._give_up(error)
+                return None
+            own = self._objective.narrowed(self._samples)
+            names = list(self._objective.parameters)
+            self._sweeps = (
+                Sweep(own, names, self._ledger, keep=SHARE, make_graph=self._make_graph, memory=self._memory),
+                Sweep(copied, names, self._ledger, keep=SHARE, make_graph=self._make_graph, memory=self._memory),
+            )
+        return self._sweeps
+
+    def _give_up(self, error: Exception) -> None:
+        self.failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        self._sweeps = None
+
+    def _least(self, key: str) -> float:
+        """Relative error of a block's products that the output's has in any case."""
+        factored = isinstance(self._make_graph, Hybrid) and key in self._make_graph.blocks  # with S in float64
+        return max(self._of_output.moved, 0.0 if factored else self._of_output.evaluated)
+
+    def _scale(self) -> float:
+        exact = self._objective.dtype == torch.float64 and self._coarsest == torch.float64
+        return FLOAT64_OF_FLOAT32 if exact else 1.0
+
+    def _assumed_scale(self) -> float:
+        return torch.finfo(self._coarsest).eps / torch.finfo(torch.float32).eps
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """Relative errors of the loss's second derivative S with respect to the output.
+
+    Attributes:
+        moved: for the output was rounded. evaluated: for S itself is worked out in float32. lost: even in float64.
+    """
+
+    moved: float = 0.0
+    evaluated: float = 0.0
+    lost: float = 0.0
+
+
+def output_error(sample: Sample, copied: Objective) -> OutputError:
+    """What rounding does to S on a sample, beside what a product shows; zero where it is not known.
+
+    Where few examples carry the curvature, one of them may by luck be rounded less in the sample than in its batch: so
+    the root mean square over all items, however curved they are. Where S is below the roundings of float64 (1 - p of a
+    class that is sure), no copy has its digits: held against S at an output of zeros. In float32 the many items that
+    are sure add errors of 1e-8 each to the few that count.
+
+    Args:
+        sample: with the outputs in the model's own precision. copied: the model in another, on the sample.
+    """
+    changes, clutter, lost = [], [], 0.0
+    for ours, batch in zip(sample.seen, copied.data, strict=True):
+        with torch.no_grad():
+            other = copied.evaluation.surveyed(copied.model, batch, "a sample")
+        coarse, fine = (ours, other) if copied.dtype == torch.float64 else (other, ours)
+        if coarse.output is None or fine.output is None or coarse.again is None or fine.again is None:
+            return OutputError()
+        z, again = coarse.output, fine.again
+        rows = [curved(one.double(), again) for one in (z, fine.output, torch.zeros_like(z))]
+        here = curved(z, coarse.again)
+        moved, exact, undecided = rows
+        if moved is None or exact is None or undecided is None or here is None:
+            return OutputError()
+        sizes = torch.linalg.vector_norm(exact, dim=1)
+        off = torch.linalg.vector_norm(moved - exact, dim=1)
+        changes.append((off / sizes)[sizes > 0.0])
+        clutter.append(here - moved)
+        most = float(sizes.max())
+        if most:
+            lost = max(lost, 4.0 * torch.finfo(torch.float64).eps * float(undecided.norm(dim=1).max()) / most)
+    every, items = torch.cat(changes), sum(len(part) for part in clutter)
+    sums: dict[int, Tensor] = {}  # by the number of outputs of an item, which may differ from batch to batch
+    for part in clutter:
+        sums[part.shape[1]] = sums.get(part.shape[1], 0.0) + part.sum(dim=0)
+    alike = math.hypot(*(float(total.norm()) for total in sums.values())) / items  # the same in all items
+    each = math.hypot(*(float(part.norm()) for part in clutter)) / items  # at random
+    moving = float(every.square().mean().sqrt()) if len(every) else 0.0
+    return OutputError(moving, math.hypot(alike, each) / sample.curvature, lost)
+
+
+def _outermost(vectors: Tensor) -> Tensor:
+    if len(vectors) <= VECTORS:
+        return vectors
+    return vectors[torch.linspace(0, len(vectors) - 1, VECTORS).long()]

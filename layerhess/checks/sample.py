@@ -1,0 +1,159 @@
+"""A few examples that stand for the data: what the self-checks and the rounding measurement look at."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layerhess.objective import data as batches
+from layerhess.objective.losses import Seen
+from layerhess.objective.objective import Objective
+
+SMALLEST, LARGEST, SHARE = 8, 32, 16  # a sixteenth of the examples, but 8 to 32: checks should cost little
+MOST_PIECES = 3
+MANY_TERMS = 32  # of the loss in an example (the tokens of a text): half as many examples are then still many items
+UNEVEN = 2.0  # times their mean: where no item of the output is more curved, a spread stands for all of them
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Examples that rounding is measured on.
+
+    Attributes:
+        pieces: of batches, prepared. excess: by how much more curved they are than the data, per example, at least 1.
+        curvature: mean over the items of all the data's outputs, where some are far more curved than others; else 0.
+        seen: of the pieces, with that curvature.
+    """
+
+    pieces: list[Any]
+    excess: float = 1.0
+    curvature: float = 0.0
+    seen: list[Seen] = field(default_factory=list)
+
+
+def by_example(batch: Any, curvature: Tensor | None) -> Tensor | None:
+    """(examples,) of a batch: the curvature of the items of its output, summed in each; None where it is not known."""
+    size = batches.leading_size(batch)
+    if curvature is None or not size or len(curvature) % size:
+        return None
+    return curvature.reshape(size, -1).sum(dim=1)
+
+
+class Sampler:
+    """Sees every batch once and keeps small slices of three: the first, that of the largest loss, and the middle one.
+
+    Examples within a slice are spread evenly over its batch. A batch that cannot be cut is kept whole.
+
+    Args:
+        objective: in session.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+        self._first: tuple[int, Any] | None = None
+        self._largest: tuple[float, int, Any] = (-math.inf, -1, None)
+        self._others: list[tuple[int, Any]] = []
+        self._stride = 1
+        self._seen = 0
+        self._terms = 0.0  # of the loss in an example, in the batch that has most
+        self._curved: list[tuple[Tensor, Any]] = []
+        self._curvature, self._examples, self._items = 0.0, 0, 0  # their sum, and over how many
+
+    def offer(self, index: int, batch: Any, value: float, count: float, curvature: Tensor | None = None) -> None:
+        """Note batch number ``index`` with its loss sum and count; one that counts nothing is passed over.
+
+        Args:
+            curvature: of the items of its output, see :func:`layerhess.curvature.factors.output_hessian.item_curvature`.
+        """
+        if count <= 0.0:
+            return
+        self._seen += 1
+        self._terms = max(self._terms, count / (batches.leading_size(batch) or math.inf))
+        if curvature is not None:
+            self._offer_curved(batch, curvature)
+        if self._first is None:
+            self._first = index, self._cut(batch, LARGEST)
+            return
+        if abs(value) / count > self._largest[0]:
+            self._largest = (abs(value) / count, index, self._cut(batch, LARGEST))
+        if (self._seen - 1) % self._stride == 0:
+            self._others.append((index, self._cut(batch, LARGEST)))
+            if len(self._others) > 8:  # keeps memory small, and the middle findable
+                self._others, self._stride = self._others[1::2], 2 * self._stride
+
+    def chosen(self, examples: int) -> list[tuple[int, Any]]:
+        """(batch, piece of it), cut to the share that ``examples`` in all deserve; empty if no batch counted."""
+        if self._first is None:
+            return []
+        wanted, fewest = self._wanted(examples)
+        pieces = [self._first]
+        if self._largest[1] > 0:
+            pieces.append(self._largest[1:])
+        middle = [other for other in self._others if other[0] != self._largest[1]]
+        if middle and wanted >= 2 * fewest * MOST_PIECES:
+            pieces.append(middle[len(middle) // 2])
+        return [(index, self._cut(piece, max(fewest, wanted // len(pieces)))) for index, piece in pieces]
+
+    def measured(self, pieces: list[Any], examples: int) -> Sample:
+        """Half of the chosen pieces, and the most curved examples of all; the pieces where none stands out.
+
+        A spread of a confident network's examples may lack the few undecided ones that carry its curvature, and with
+        them the rounding that matters.
+        """
+        mean = self._curvature / max(self._examples, 1)
+        if not self._curved or float(self._curved[0][0][0]) <= UNEVEN * mean:
+            return Sample(pieces)
+        wanted, fewest = self._wanted(examples)
+        half = max(SMALLEST, wanted // 2)
+        every = torch.cat([own for own, _ in self._curved])
+        order = every.argsort(descending=True, stable=True)[:half]
+        made, start = [batches.spread_slice(piece, max(fewest // 2, half // len(pieces))) for piece in pieces], 0
+        for own, piece in self._curved:
+            inside = order[(order >= start) & (order < start + len(own))] - start
+            start += len(own)
+            if len(inside):
+                made.append(batches.take(piece, inside.sort().values))
+        whole = batches.joined(made)
+        for together in [made] if whole is None else [[whole], made]:
+            seen = [one for piece in together if (one := self._evaluated(piece)) is not None]
+            if len(seen) == len(together):
+                size = sum(batches.leading_size(piece) or 0 for piece in together)
+                excess = float(every[order].sum()) / size / mean
+                return Sample(together, max(1.0, excess), self._curvature / self._items, seen)
+        return Sample(pieces)
+
+    def _offer_curved(self, batch: Any, curvature: Tensor) -> None:
+        own, size = by_example(batch, curvature), batches.leading_size(batch)
+        if own is None or not size:
+            return
+        self._curvature += float(own.sum())
+        self._examples += size
+        self._items += len(curvature)
+        most = torch.topk(own, min(size, LARGEST // 2))
+        if len(self._curved) == MOST_PIECES and float(most.values[0]) <= float(self._curved[-1][0][0]):
+            return
+        self._curved.append((most.values, batches.take(batch, most.indices)))
+        self._curved = sorted(self._curved, key=lambda pair: -float(pair[0][0]))[:MOST_PIECES]
+
+    def _wanted(self, examples: int) -> tuple[int, int]:
+        """How many examples there are to be in all, and in a piece."""
+        wanted = min(LARGEST, max(SMALLEST, examples // SHARE))
+        return (wanted // 2, 2) if self._terms >= MANY_TERMS else (wanted, 4)
+
+    def _cut(self, batch: Any, size: int) -> Any:
+        """A spread of a few examples; the whole batch where such a slice cannot be evaluated or counts nothing."""
+        small = batches.spread_slice(batch, size)
+        return small if small is batch or self._evaluated(small) is not None else batch
+
+    def _evaluated(self, piece: Any) -> Seen | None:
+        """None where it cannot be evaluated, or counts nothing; a model may be tied to its batch size."""
+        try:
+            with torch.no_grad():
+                seen = self._objective.evaluation.surveyed(self._objective.model, piece, "a sample")
+        except Exception:  # the model's or the user's, or dimension 0 is not the examples after all
+            return None
+        return seen if seen.count > 0.0 and math.isfinite(float(seen.loss.detach())) else None

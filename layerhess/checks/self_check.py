@@ -1,0 +1,397 @@
+"""The self-check before every analysis: randomness, additivity, second derivatives, symmetry, finite differences."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from layerhess.checks.factors import Licence, licence
+from layerhess.checks.finite_differences import AGREEMENT, finite_differences
+from layerhess.checks.forward_trace import Trace, trace
+from layerhess.checks.jacobian import Moves, disagreements
+from layerhess.checks.loss import check_additivity, check_determinism
+from layerhess.checks.output import check_cut, check_items, notes_on_convexity
+from layerhess.checks.randomness import refuse_state_that_follows
+from layerhess.checks.second_derivative import check_second_derivative
+from layerhess.checks.survey import Survey, too_large
+from layerhess.checks.suspects import failure
+from layerhess.checks.symmetry import Symmetry, asymmetric_tensors, size_of_product, symmetry
+from layerhess.curvature.counters import Ledger
+from layerhess.curvature.data_pass import FULL, Request, Sweep
+from layerhess.curvature.device import is_out_of_memory
+from layerhess.curvature.matrices import GAUSS_NEWTON, HESSIAN, Curvature
+from layerhess.errors import CheckError
+from layerhess.linalg.bounds import zero_level
+from layerhess.linalg.random_vectors import random_unit
+from layerhess.objective import data as batches
+from layerhess.objective.blocks import Block, make_block
+from layerhess.objective.objective import HALF, Objective
+from layerhess.results.record import Check
+
+# Asymmetry above the first is looked at again in float64; above the second it is refused where that is impossible.
+SUSPICIOUS = {torch.float64: 1e-7, torch.float32: 1e-5}
+WRONG = {torch.float64: 1e-7, torch.float32: 2e-3}
+WRONG_IN_FLOAT64 = 1e-7
+
+
+@dataclass
+class SelfCheck:
+    """What the checks found.
+
+    Attributes:
+        checks: one line each, for the result. failed: block name -> its failed check ("(full)" included).
+        zero_suspects: blocks whose products vanish on the sample. trace: the watched forward pass.
+        culprits: tensor -> figure, where products with the Jacobian are wrong.
+        notes: sentences for the reader. concerns: those that cast doubt on the numbers, or on what they are.
+        uncut: why batches must not be cut, "" if they may be.
+        place: " in batch 3", where products are NaN or infinite and one batch shows it alone.
+        licence: which blocks may use factors.
+        graph_seconds, block_seconds: on the sample, the time to make a graph, and to make one product of every block
+            and the full model with it.
+    """
+
+    trace: Trace
+    checks: list[Check] = field(default_factory=list)
+    failed: dict[str, Check] = field(default_factory=dict)
+    culprits: dict[str, str] = field(default_factory=dict)
+    zero_suspects: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+    concerns: list[str] = field(default_factory=list)
+    uncut: str = ""
+    place: str = ""
+    licence: Licence = field(default_factory=Licence)
+    graph_seconds: float = 0.0
+    block_seconds: float = 0.0
+
+
+def self_check(
+    objective: Objective, surveyed: Survey, blocks: Mapping[str, Block], full: Block, seed: int, ledger: Ledger,
+    curvature: Curvature = HESSIAN, factors: bool = False,
+) -> SelfCheck:  # fmt: skip
+    """Run all checks on the survey's sample (in session).
+
+    Args:
+        blocks: those to analyse, under their names; the full model under "(full)" if it is asked for.
+        curvature: the matrix whose products are checked. factors: look for blocks that may use factors; one exact
+            product of theirs is then compared instead of three for symmetry.
+
+    Raises:
+        InputError: active randomness; no second derivative; a loss that depends on no parameter; batches that do not
+            add up although they are to be split; out of memory.
+    """
+    try:
+        return _self_check(objective, surveyed, blocks, full, seed, ledger, curvature, factors)
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, CheckError) or not is_out_of_memory(error):
+            raise
+    raise too_large(objective)  # not in the handler: the error holds on to what was allocated
+
+
+def _self_check(
+    objective: Objective, surveyed: Survey, blocks: Mapping[str, Block], full: Block, seed: int, ledger: Ledger,
+    curvature: Curvature, factors: bool,
+) -> SelfCheck:  # fmt: skip
+    sample = surveyed.sample
+    found = SelfCheck(trace(objective, sample))
+    if found.trace.attention:
+        found.notes.append(
+            "scaled-dot-product attention runs under torch's MATH kernels: the fused ones have no second derivative"
+        )
+    if found.trace.coarsest in HALF and objective.dtype not in HALF:
+        found.concerns.append(_half_precision_inside(found.trace.coarsest))
+    found.checks.append(check_determinism(objective, sample, found.trace))
+    additivity = check_additivity(objective, sample)
+    found.checks.append(additivity.check)
+    found.uncut = additivity.uncut
+    found.concerns.extend([additivity.note] if additivity.note else [])
+    seconds = check_second_derivative(objective, sample, full.parameters, found.trace, ledger, curvature.make_graph)
+    found.graph_seconds = seconds * len(surveyed.samples)
+    sweep = Sweep(
+        objective.narrowed(surveyed.samples), list(full.parameters), ledger, keep=0.2, make_graph=curvature.make_graph
+    )
+    with ExitStack() as stack:
+        # The copy is made only if a check needs it.
+        copied = functools.cache(lambda: _float64_copy(objective, surveyed.samples, stack))
+        if found.trace.stateful and (copy := copied()) is not None:
+            refuse_state_that_follows(copy, copy.data[0], found.trace.stateful)
+        if curvature.name == GAUSS_NEWTON.name:
+            names = list(full.parameters)
+            found.checks.append(check_cut(objective, surveyed.samples, surveyed.places, names, ledger))
+            found.concerns.extend(notes_on_convexity(objective, surveyed.samples, seed, ledger))
+        elif curvature.name != HESSIAN.name:
+            found.checks.append(
+                check_items(objective, surveyed.samples, curvature.make_graph, found.trace.coarsest, ledger)
+            )
+        if factors:
+            found.licence = licence(
+                objective, surveyed, blocks, curvature, found.trace.coarsest, sweep, seed, ledger, copied
+            )
+            found.checks.extend(found.licence.checks(_size(sweep)))
+        if curvature.name != HESSIAN.name:
+            _jacobian(objective, surveyed, copied, blocks, full, seed, found, ledger, curvature)
+        _symmetry(objective, sweep, copied, blocks, full, seed, found, ledger, curvature, surveyed.places)
+        if curvature.name == HESSIAN.name:
+            _differences(objective, copied, blocks, full, seed, found, ledger)
+    sweep.release()
+    return found
+
+
+def _float64_copy(objective: Objective, samples: list[Any], stack: ExitStack) -> Objective | None:
+    """The same loss in float64 on the samples, or None where no copy can be made or evaluated."""
+    try:
+        copied = objective.cast(torch.float64, samples)
+        stack.enter_context(copied.session())
+        with torch.no_grad():
+            copied.terms(copied.data[0])
+    except Exception:  # deepcopy and user code in another dtype can raise anything
+        return None
+    return copied
+
+
+def _symmetry(
+    objective: Objective,
+    sweep: Sweep,
+    make_copy: Callable[[], Objective | None],
+    blocks: Mapping[str, Block],
+    full: Block,
+    seed: int,
+    found: SelfCheck,
+    ledger: Ledger,
+    curvature: Curvature,
+    places: Sequence[int],
+) -> None:
+    coarsest = found.trace.coarsest
+    compared = found.licence.exact  # with a product that is symmetric by construction, see checks/licence.py
+    rest = {key: block for key, block in blocks.items() if key not in compared}
+    measured = symmetry(sweep, {**rest, FULL: full}, seed) if rest else {}
+    norms = {key: m.norm for key, m in measured.items()} or {FULL: size_of_product(sweep, full, seed)}
+    everything = {**blocks, FULL: full}
+    found.place = _not_finite_in(sweep, {key: everything[key] for key in measured}, measured, seed, places)
+    found.block_seconds = sweep.seconds + found.licence.seconds  # the last pass makes one product of each, and is warm
+    norms.update({key: float(torch.linalg.vector_norm(product)) for key, product in compared.items()})
+    floor = zero_level(torch.finfo(coarsest).eps, norms[FULL])
+    found.zero_suspects = {key for key in blocks if key != FULL and norms[key] <= floor}
+    live = {key: m for key, m in measured.items() if key not in found.zero_suspects}
+    suspicious = SUSPICIOUS.get(coarsest, 0.0)  # half precision shows nothing: always look at the float64 copy
+    doubtful = {key for key, m in live.items() if not m.asymmetry <= suspicious}
+    limit = WRONG.get(coarsest, 0.3)
+    judge, worst = sweep, {key: live[key] for key in doubtful}
+    copied = make_copy() if doubtful and objective.dtype != torch.float64 else None
+    if copied is not None:
+        judge = Sweep(copied, list(full.parameters), ledger, keep=0.2, make_graph=curvature.make_graph)
+        worst = symmetry(judge, {key: everything[key] for key in doubtful}, seed)
+        # A copy whose graph passes through float32 (a loss that casts) cannot do better than float32.
+        limit = WRONG_IN_FLOAT64 if trace(copied, copied.data[0]).coarsest == torch.float64 else limit
+    wrong = {key: m.asymmetry for key, m in worst.items() if not m.asymmetry <= limit}
+    if wrong:
+        _locate(objective, judge, everything, wrong, limit, seed, found)
+    if judge is not sweep:
+        judge.release()
+    live = {key: m for key, m in live.items() if key in blocks}
+    found.failed = {key: check for key, check in found.failed.items() if key in blocks}
+    passed = [m.asymmetry for key, m in live.items() if key not in found.failed]
+    if passed:
+        found.checks.append(
+            Check("symmetry", True, f"|<u, A v> - <v, A u>| is at most {max(passed):.1e} of ||A u|| in {len(passed)} "
+                  f"operators, on {_size(sweep)}")
+        )  # fmt: skip
+    found.checks.extend(check for check in found.failed.values())
+
+
+def check_awake(
+    objective: Objective, sweep: Sweep, blocks: Mapping[str, Block], full_norm: float, seed: int, found: SelfCheck
+) -> dict[str, Check]:
+    """Symmetry of blocks that were quiet on the sample and are not on all the data: judged there, in their own dtype.
+
+    Args:
+        sweep: over all data. full_norm: of a random unit product with the full operator, for the noise of weak blocks.
+
+    Returns:
+        The failed ones; they are added to ``found`` too.
+    """
+    coarsest = found.trace.coarsest
+    measured = symmetry(sweep, blocks, seed)
+    failed = {}
+    for key, block in blocks.items():
+        noise = 30.0 * torch.finfo(coarsest).eps * full_norm / max(measured[key].norm, 1e-300)
+        if not measured[key].asymmetry <= max(WRONG.get(coarsest, 0.3), noise):
+            found.place = _not_finite_in(sweep, blocks, measured, seed)
+            figure = _asymmetric(measured[key].asymmetry, found)
+            failed[key] = failure("symmetry", objective, key, list(block.parameters), found.trace, figure)
+    found.failed.update(failed)
+    found.checks.extend(failed.values())
+    return failed
+
+
+def _locate(
+    objective: Objective,
+    judge: Sweep,
+    blocks: Mapping[str, Block],
+    wrong: Mapping[str, float],
+    limit: float,
+    seed: int,
+    found: SelfCheck,
+) -> None:
+    """Fail the blocks that hold an asymmetric tensor; all of them, where that does not explain what was seen."""
+    names = list(dict.fromkeys(name for key in wrong for name in blocks[key].parameters))
+    tensors = asymmetric_tensors(judge, names, seed, limit)
+    known = tensors.keys() | found.culprits.keys()
+    rest = make_block("(rest)", {name: p for name, p in objective.parameters.items() if name not in known})
+    # A block may be wrong and symmetric, its couplings not: what is left without those tensors must pass.
+    left = symmetry(judge, {"rest": rest}, seed)["rest"].asymmetry if rest.numel else 0.0
+    for key, block in blocks.items():
+        if key in found.failed:
+            continue
+        members = {name: tensors[name] for name in block.parameters if name in tensors}
+        if members:
+            worst = max(members, key=lambda name: math.inf if math.isnan(members[name]) else members[name])
+            figure, suspects = _asymmetric(members[worst], found), list(members)
+        elif not left <= limit:
+            figure, suspects = f"part of one that is {_asymmetric(left, found)} as a whole", list(block.parameters)
+        elif key in wrong:
+            figure, suspects = _asymmetric(wrong[key], found), list(block.parameters)
+        else:
+            continue
+        found.failed[key] = failure("symmetry", objective, key, suspects, found.trace, figure)
+
+
+def _differences(
+    objective: Objective,
+    make_copy: Callable[[], Objective | None],
+    blocks: Mapping[str, Block],
+    full: Block,
+    seed: int,
+    found: SelfCheck,
+    ledger: Ledger,
+) -> None:
+    if not found.trace.smooth:
+        found.checks.append(Check("finite differences", True, "not applicable: the network has kinks (ReLU-like)"))
+        return
+    copied = make_copy()
+    if copied is None:
+        found.checks.append(Check("finite differences", True, "not applicable: no float64 copy of the model"))
+        return
+    tensors = {name: make_block(name, {name: p}) for name, p in objective.parameters.items()}
+    judged, step = finite_differences(copied, copied.data[0], tensors, full, seed, ledger)
+    wrong = {name: off for name, off in judged.items() if off > AGREEMENT}
+    good = 0
+    for key, block in blocks.items():
+        members = {name: wrong[name] for name in block.parameters if name in wrong}
+        if members and key not in found.failed and key not in found.zero_suspects:
+            figure = f"off by {max(members.values()):.1e} from finite differences"
+            found.failed[key] = failure("finite differences", objective, key, list(members), found.trace, figure)
+            found.checks.append(found.failed[key])
+        good += key not in found.failed and any(name in judged for name in block.parameters)
+    if good:
+        agreement = max(step, *(off for name, off in judged.items() if name not in wrong), 0.0)
+        found.checks.append(
+            Check("finite differences", True, f"products agree with differences of gradients to {agreement:.1e} "
+                  f"in {good} operators (float64 copy)")
+        )  # fmt: skip
+
+
+def _jacobian(
+    objective: Objective,
+    surveyed: Survey,
+    make_copy: Callable[[], Objective | None],
+    blocks: Mapping[str, Block],
+    full: Block,
+    seed: int,
+    found: SelfCheck,
+    ledger: Ledger,
+    curvature: Curvature,
+) -> None:
+    coarsest = found.trace.coarsest
+    names = list(full.parameters)
+    wrong = disagreements(objective, surveyed.sample, names, curvature.make_graph, seed, ledger)
+    limit = WRONG.get(coarsest, 0.3)
+    doubtful = [name for name, off in wrong.items() if not off <= SUSPICIOUS.get(coarsest, 0.0)]
+    copied = make_copy() if doubtful or found.trace.smooth else None
+    if doubtful and copied is not None and objective.dtype != torch.float64:
+        wrong = disagreements(copied, copied.data[0], names, curvature.make_graph, seed, ledger)
+        limit = WRONG_IN_FLOAT64 if trace(copied, copied.data[0]).coarsest == torch.float64 else limit
+    tensors = {
+        name: f"off by {off:.1e} from the transposed one"
+        if math.isfinite(off)
+        else f"NaN or infinite in batch {surveyed.places[0]}"
+        for name, off in wrong.items()
+        if not off <= limit
+    }
+    if wrong and not tensors:
+        detail = f"products with J and with its transpose agree to {max(wrong.values()):.1e} in {len(wrong)} tensors"
+        found.checks.append(Check("transpose", True, detail))
+    _fail_tensors("transpose", tensors, objective, blocks, found)
+    if not found.trace.smooth:
+        found.checks.append(Check("finite differences", True, "not applicable: the network has kinks (ReLU-like)"))
+    elif copied is None:
+        found.checks.append(Check("finite differences", True, "not applicable: no float64 copy of the model"))
+    else:
+        moves = Moves(copied, copied.data[0], full, curvature.make_graph, seed, ledger)
+        off = moves.disagreement(names)
+        if off is not None and off <= AGREEMENT:
+            detail = (
+                f"products with J agree with differences of the output to {max(off, moves.error):.1e} (float64 copy)"
+            )
+            found.checks.append(Check("finite differences", True, detail))
+        elif off is not None:
+            each = {name: alone for name in names if (alone := moves.disagreement([name])) is not None}
+            tensors = {name: f"off by {alone:.1e} from finite differences" for name, alone in each.items()
+                       if alone > AGREEMENT}  # fmt: skip
+            culprits = tensors or dict.fromkeys(names, f"part of one that is off by {off:.1e} from finite differences")
+            _fail_tensors("finite differences", culprits, objective, blocks, found)
+
+
+def _fail_tensors(
+    name: str,
+    figures: Mapping[str, str],
+    objective: Objective,
+    blocks: Mapping[str, Block],
+    found: SelfCheck,
+) -> None:
+    """Fail every block that has one of these tensors and did not fail before; :func:`_symmetry` lists them."""
+    for key, block in blocks.items():
+        members = [tensor for tensor in block.parameters if tensor in figures]
+        if members and key not in found.failed:
+            found.failed[key] = failure(name, objective, key, members, found.trace, figures[members[0]])
+    found.culprits.update(figures)
+
+
+def _asymmetric(asymmetry: float, found: SelfCheck) -> str:
+    return f"asymmetric by {asymmetry:.1e}" if math.isfinite(asymmetry) else f"NaN or infinite{found.place}"
+
+
+def _not_finite_in(
+    sweep: Sweep,
+    blocks: Mapping[str, Block],
+    measured: Mapping[str, Symmetry],
+    seed: int,
+    places: Sequence[int] | None = None,
+) -> str:
+    """Such as " in batch 3", where products are NaN or infinite; numbered by the sweep, or by ``places``."""
+    for key, block in blocks.items():
+        if not math.isfinite(measured[key].norm):
+            vector = random_unit(block.numel, seed, f"symmetry {key}", 0, sweep.objective.device)[None]
+            index = sweep.first_not_finite(Request(block, vector))
+            return "" if index is None else f" in batch {index if places is None else places[index]}"
+    return ""
+
+
+def _half_precision_inside(dtype: torch.dtype) -> str:
+    return (
+        f"part of the network or the loss runs in {str(dtype).removeprefix('torch.')} (autocast, or a cast): expect "
+        f"eigenvalues good to about {100 * torch.finfo(dtype).eps:.0%} of the largest; for better ones take that away"
+    )
+
+
+def _size(sweep: Sweep) -> str:
+    sizes = [batches.leading_size(batch) for batch in sweep.objective.data]
+    return f"{sum(size or 0 for size in sizes)} examples" if all(sizes) else "a sample of the batches"
+
+
+__all__ = ["SelfCheck", "Symmetry", "self_check"]

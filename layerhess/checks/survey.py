@@ -1,0 +1,206 @@
+"""The first pass: how much data there is, and whether every batch of it can be used."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from layerhess.checks.forward_trace import non_finite_weight, trace
+from layerhess.checks.randomness import randomness_refused, repeats
+from layerhess.checks.sample import Sample, Sampler, by_example
+from layerhess.curvature.counters import Ledger
+from layerhess.curvature.data_pass import FULL, Request, Sweep
+from layerhess.curvature.device import is_out_of_memory
+from layerhess.curvature.factors.output_hessian import item_curvature
+from layerhess.errors import InputError
+from layerhess.linalg.random_vectors import solver_device
+from layerhess.objective import data as batches
+from layerhess.objective.blocks import make_block
+from layerhess.objective.objective import Objective
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Totals over the data, and a small sample of it.
+
+    Attributes:
+        loss_sum, count: their ratio is the loss (the sum itself for reduction="sum").
+        examples: sum of the first dimensions, 0 where unknown. batches: pieces evaluated.
+        samples: prepared pieces of up to three batches, see :class:`layerhess.checks.sample.Sampler`. sample_size: their
+            examples together, 0 if unknown. longest: the most terms that are summed up in one batch.
+        places: which batches the samples are pieces of. largest: the examples of the largest batch, 0 if unknown.
+        measured: what rounding is measured on.
+        curvature: of the output in every example, one (examples,) a batch; empty where some batch's is not known.
+    """
+
+    loss_sum: float
+    count: float
+    examples: int
+    batches: int
+    samples: list[Any]
+    sample_size: int
+    longest: float
+    places: list[int]
+    largest: int
+    measured: Sample
+    curvature: Sequence[torch.Tensor] = ()
+
+    @property
+    def sample(self) -> Any:
+        """The first piece, for checks that need one batch only."""
+        return self.samples[0]
+
+
+def survey(objective: Objective, ledger: Ledger, checkpoint: Callable[[], None] = lambda: None) -> Survey:
+    """One forward pass over the data (in session).
+
+    Args:
+        checkpoint: called between batches; raises to stop (an interrupt that waited).
+
+    Raises:
+        InputError: empty data; a batch that cannot be used; a loss that is NaN or infinite (naming the batch and the
+            first module with a non-finite output or weight); every target ignored; a callable that is no mean; out of
+            memory (naming a ``batch_size`` that fits).
+    """
+    try:
+        return _survey(objective, ledger, checkpoint)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    raise too_large(objective)  # not in the handler: the error holds on to what was allocated
+
+
+def too_large(objective: Objective) -> InputError:
+    """What to say when a forward pass ran out of memory: as for products, whose batches need to be smaller still."""
+    full = make_block(FULL, objective.parameters)
+    probe = Request(full, torch.ones((1, full.numel), dtype=torch.float64, device=solver_device(objective.device)))
+    try:
+        Sweep(objective, list(objective.parameters), Ledger(), keep=0.0).run({FULL: probe})
+    except InputError as refusal:
+        return refusal
+    return InputError(
+        "out of memory, although a second attempt had enough",
+        where=str(objective.device),
+        what_to_do="free memory that other programs hold, or use a smaller batch_size",
+    )
+
+
+def _survey(objective: Objective, ledger: Ledger, checkpoint: Callable[[], None]) -> Survey:
+    loss_sum = total = 0.0
+    examples: int | None = 0
+    number = 0
+    sampler = Sampler(objective)
+    longest, largest = 1.0, 0
+    curved: list[torch.Tensor] = []
+    first: Any = None
+    checked = not objective.evaluation.count_is_exact
+    for number, batch in enumerate(objective.batches(), 1):
+        checkpoint()
+        where = f"batch {number - 1}"
+        value, count, curvature = _surveyed(objective, batch, where)
+        ledger.count("forwards")
+        if not math.isfinite(value):
+            raise _not_finite(objective, batch, number - 1, value)
+        loss_sum += value
+        total += count
+        size = batches.leading_size(batch)
+        examples = None if size is None or examples is None else examples + size
+        longest, largest = max(longest, count, size or 1), max(largest, size or 0)
+        sampler.offer(number - 1, batch, value, count, curvature)
+        own = by_example(batch, curvature)
+        curved += [] if own is None else [own]
+        if checked and number > 1:  # a single batch may be summed up in any way
+            if number == 2:
+                _refuse_unless_mean(objective, first, "batch 0")
+            _refuse_unless_mean(objective, batch, where)
+        first = batch if number == 1 and checked else None
+    if number == 0:
+        raise InputError("the data is empty", where="data", what_to_do="give at least one batch")
+    if total == 0.0 and not objective.evaluation.is_sum:
+        what, advice = "every target is ignored", "check ignore_index (or the class weights) against the targets"
+        if examples == 0:
+            what, advice = "the batches hold no examples", "give at least one example"
+        raise InputError(f"{what}: the total count of the loss is 0", where="data", what_to_do=advice)
+    # No batch counts anything only with reduction="sum".
+    chosen = sampler.chosen(examples or 0) or [(0, next(iter(objective.batches())))]
+    places, samples = [index for index, _ in chosen], [piece for _, piece in chosen]
+    sizes = [batches.leading_size(piece) or 0 for piece in samples]
+    return Survey(
+        loss_sum, total, examples or 0, number, samples, sum(sizes) if all(sizes) else 0, longest, places, largest,
+        sampler.measured(samples, examples or 0), curved if len(curved) == number else [],
+    )  # fmt: skip
+
+
+def _surveyed(objective: Objective, batch: Any, where: str) -> tuple[float, float, torch.Tensor | None]:
+    """The loss sum, the count, and how curved the items of the output are."""
+    try:
+        with torch.no_grad():
+            seen = objective.evaluation.surveyed(objective.model, batch, where)
+    except InputError as error:
+        if error.where == where:
+            raise
+        raise InputError(error.message, where=f"{where}, {error.where}", what_to_do=error.what_to_do) from None
+    except IndexError as error:  # torch's cross entropy, inside a model or a callable of the user
+        if not (found := re.fullmatch(r"Target (-?\d+) is out of bounds\.?", str(error))):
+            raise
+        raise InputError(
+            f"class index {found[1]} is out of range",
+            where=where,
+            what_to_do="use targets from 0 to one less than the number of classes, or ignore_index (-100) to leave out",
+        ) from error
+    value = float(seen.loss.double())
+    if seen.again is None or not math.isfinite(value):
+        return value, seen.count, None
+    return value, seen.count, item_curvature(seen.output, seen.again)
+
+
+def _refuse_unless_mean(objective: Objective, batch: Any, where: str) -> None:
+    """A batch against its two parts: a mean over the counted items satisfies sum = sum + sum."""
+    with torch.no_grad():
+        tied = bool(objective.tied_norms)
+        pairs = objective.evaluation.whole_and_parts(objective.model, batch, tied=tied)
+        if pairs is None:
+            return
+        (whole, count), *parts = ((float(value), number) for value, number in pairs)
+        if adds_up(whole, [value for value, _ in parts], count, [number for _, number in parts], objective.dtype):
+            return
+        again = float(objective.terms(batch)[0])
+    if not repeats(whole, again, objective.dtype):
+        raise randomness_refused(objective, batch, whole, again)
+    raise InputError(
+        f"{objective.evaluation.name} is not the mean over its first dimension: a batch's loss times its count is "
+        f"{whole:.6g}, its two parts give {sum(value for value, _ in parts):.6g}",
+        where=where,
+        what_to_do="use lh.batch_loss(fn) with fn(model, batch) -> (loss_sum, count), which says how batches add up",
+    )
+
+
+def adds_up(whole: float, parts: Sequence[float], count: float, counts: Sequence[float], dtype: torch.dtype) -> bool:
+    """True if sums and counts of the parts give those of the whole, to what the order of summation may change.
+
+    Wide, since the model's own casts are unknown; and relative to the parts, which may cancel in the whole.
+    """
+    tolerance = max(1e-4, 30.0 * torch.finfo(dtype).eps)
+    size = max(abs(whole), sum(abs(part) for part in parts))
+    return abs(whole - sum(parts)) <= tolerance * size and abs(count - sum(counts)) <= 1e-6 * max(count, *counts)
+
+
+def _not_finite(objective: Objective, batch: Any, index: int, value: float) -> InputError:
+    weight = non_finite_weight(objective)
+    module = "" if weight else trace(objective, batch).non_finite
+    if weight:
+        culprit = f", the weight {weight!r} holds a NaN or an infinity"
+    elif any(not bool(torch.isfinite(t).all()) for t in batches.tensors(batch) if t.is_floating_point()):
+        culprit = ", the batch itself holds a NaN or an infinity"
+    else:
+        culprit = f", first seen in the output of module {module!r}" if module else ", first seen in the loss"
+    return InputError(
+        f"the loss is {value}",
+        where=f"batch {index}{culprit}",
+        what_to_do="repair that weight or batch; a model that diverged has no curvature to measure",
+    )

@@ -1,0 +1,104 @@
+"""How a command ends: exit codes, sentences on stderr, the log of a bug, and a standard output that stays clean."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import platform
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from layerhess.cli.user_frames import describe, innermost, is_users
+from layerhess.errors import InputError, LayerhessError
+
+DONE, UNFINISHED, UNUSABLE, BUG, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def ended(command: Callable[[], int], *, show_traceback: bool = False) -> int:
+    """Run ``command`` and turn whatever it raises into an exit code and a sentence on stderr.
+
+    Args:
+        command: returns an exit code.
+        show_traceback: also print the traceback of an exception in the user's code.
+    """
+    try:
+        return command()
+    except KeyboardInterrupt as stop:
+        notes = [str(note).rstrip(".") for note in getattr(stop, "__notes__", [])]
+        _say("interrupted; " + ("; ".join(notes) or "nothing was written") + "; the model is as it was")
+        return INTERRUPTED
+    except LayerhessError as error:
+        _say(str(error), error if show_traceback else None)
+        return UNUSABLE
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception as error:
+        if is_users(error):
+            refusal = InputError(
+                f"the model, the loss or the data raised {describe(error)}",
+                where=innermost(error),
+                what_to_do="correct it there; --traceback shows the whole traceback",
+            )
+            _say(str(refusal), error if show_traceback else None)
+            return UNUSABLE
+        log = _write_log(error)
+        _say(
+            f"this is a bug in layerhess, not in your input: {describe(error)}. "
+            f"The details are in {log}; please report it with that file."
+        )
+        return BUG
+
+
+def _say(sentence: str, error: BaseException | None = None) -> None:
+    with contextlib.suppress(OSError):
+        if error is not None:
+            traceback.print_exception(error, file=sys.stderr)
+        print(f"layerhess: {sentence}", file=sys.stderr, flush=True)
+
+
+def _write_log(error: BaseException) -> Path | str:
+    """A file with the traceback, the command and the versions; its path, or a note if none can be written."""
+    import torch
+
+    import layerhess
+
+    lines = [
+        f"layerhess {layerhess.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
+        f"{platform.platform()}",
+        "command: " + " ".join(sys.argv),
+        "",
+        "".join(traceback.format_exception(error)),
+    ]
+    path = Path(tempfile.gettempdir()) / time.strftime(f"layerhess-error-%Y%m%d-%H%M%S-{os.getpid()}.log")
+    try:
+        path.write_text("\n".join(lines), encoding="utf-8")
+    except OSError as unwritable:
+        traceback.print_exception(error, file=sys.stderr)
+        return f"the traceback above (no log could be written: {unwritable})"
+    return path
+
+
+@contextlib.contextmanager
+def stdout_on_stderr() -> Iterator[None]:
+    """While the body runs, whatever anybody prints, in Python or below it, goes to stderr instead of stdout."""
+    sys.stdout.flush()
+    try:
+        descriptor: int | None = sys.stdout.fileno()
+        kept = os.dup(sys.stdout.fileno())
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    except (io.UnsupportedOperation, OSError, ValueError):  # no real files, as in tests
+        descriptor = kept = None
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if descriptor is not None and kept is not None:
+            sys.stderr.flush()
+            os.dup2(kept, descriptor)
+            os.close(kept)

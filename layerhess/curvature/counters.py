@@ -1,0 +1,81 @@
+"""Counts of the work done, by phase, and what it cost in gradients."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from layerhess.results.record import Cost, Counts
+
+# Gradients that one exact product costs on a graph made for it alone: 0.9 to 1.3 for a block and 2.5 to 4.2 for the
+# full model on the networks of benchmarks/.
+BLOCK_ALONE, FULL_ALONE = 1.1, 3.2
+
+
+class Ledger:
+    """Counts forwards, first backwards and Hessian-vector products of one batch each, by phase.
+
+    Attributes:
+        seconds: by phase. gradient_seconds: what one plain gradient over the data takes, timed on one batch.
+    """
+
+    def __init__(self) -> None:
+        self.phase = "solve"
+        self.passes = 0
+        self.full_products = 0
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.gradient_seconds = math.nan
+        self._inner: list[float] = []  # for each phase under way, what phases inside it took
+        self._by_phase: dict[str, dict[str, int]] = {}
+
+    @contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        """Count and time the body under ``phase``; what a phase inside it takes is not part of its time."""
+        before, start = self.phase, time.perf_counter()
+        self.phase = phase
+        self._inner.append(0.0)
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds[phase] += spent - self._inner.pop()
+            self.phase = before
+            if self._inner:
+                self._inner[-1] += spent
+
+    def count(self, kind: str, number: int = 1) -> None:
+        """Add to "forwards", "backwards" or "products"."""
+        phase = self._by_phase.setdefault(self.phase, {"forwards": 0, "backwards": 0, "products": 0})
+        phase[kind] += number
+
+    def cost(self, block_steps: int, full_steps: int) -> Cost | None:
+        """What was spent, in gradients; None before one was timed.
+
+        Args:
+            block_steps, full_steps: products that solvers asked for, of blocks and of the full model.
+        """
+        if not self.gradient_seconds > 0.0:
+            return None
+        return Cost(
+            gradient_seconds=self.gradient_seconds,
+            gradients={phase: seconds / self.gradient_seconds for phase, seconds in self.seconds.items()},
+            one_by_one=BLOCK_ALONE * block_steps + FULL_ALONE * full_steps,
+        )
+
+    def total(self, kind: str) -> int:
+        """Sum over all phases."""
+        return sum(phase[kind] for phase in self._by_phase.values())
+
+    def counts(self) -> Counts:
+        """An immutable copy for the result."""
+        return Counts(
+            passes=self.passes,
+            forwards=self.total("forwards"),
+            backwards=self.total("backwards"),
+            products=self.total("products"),
+            full_products=self.full_products,
+            by_phase={name: dict(phase) for name, phase in self._by_phase.items()},
+        )

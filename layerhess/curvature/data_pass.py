@@ -1,0 +1,394 @@
+"""One pass over the data: any set of requests in, sums out. Graphs are kept between passes while they fit."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from layerhess.curvature.batch_graph import Graph, GraphMaker, add_part
+from layerhess.curvature.counters import Ledger
+from layerhess.curvature.device import KEPT_SHARE, Budget, is_out_of_memory, synchronise, used_bytes
+from layerhess.curvature.double_backward.guard import AGAIN
+from layerhess.curvature.factors.mixed_graph import Hybrid, HybridGraph
+from layerhess.curvature.hessian_graph import BatchGraph
+from layerhess.errors import CheckError, InputError
+from layerhess.linalg.random_vectors import solver_device
+from layerhess.objective.blocks import Block
+from layerhess.objective.data import is_stable, leading_size, take
+from layerhess.objective.objective import Objective
+
+FULL = "(full)"
+OVERWRITTEN = "modified by an inplace operation"  # as autograd says it
+TOGETHER = 16  # vectors of one request that are multiplied at once, where a graph gains by that
+
+
+@dataclass(frozen=True)
+class Request:
+    """Products of one block's vectors.
+
+    Attributes:
+        block: which parameters the vectors belong to (the full model is the block of all parameters).
+        vectors: (s, P_b) float64, one vector a row.
+        rows: the block whose components of the products are wanted, for A[rows, block] v; ``block`` itself by default.
+        quadratic: blocks for which every batch's own v_c' (A v)_c is recorded, see :attr:`Sweep.quadratics`.
+    """
+
+    block: Block
+    vectors: Tensor
+    rows: Block | None = None
+    quadratic: tuple[Block, ...] = ()
+
+    @property
+    def image(self) -> Block:
+        """Where the products live."""
+        return self.rows or self.block
+
+
+class Onlooker(Protocol):
+    """Takes from each batch's graph what it needs, beside the products of a pass."""
+
+    def begin(self) -> None:
+        """A pass begins, for the second time where the first one ran out of memory."""
+
+    def look(self, graph: Graph) -> int:
+        """At one batch's graph; returns the bytes that are kept of it."""
+
+
+class Sweep:
+    """Runs passes over an objective's data for a fixed set of parameters.
+
+    Args:
+        objective: in session for as long as the sweep is used.
+        names: the parameters any request may need.
+        ledger: counts the work.
+        keep: share of the free memory, or of the budget, that kept graphs may take; 0 keeps none.
+        memory: the budget.
+        checkpoint: called between batches; raises to stop (an interrupt that waited).
+        make_graph: makes one batch's share of the matrix to multiply by; the Hessian's by default.
+        time_unit: time one plain gradient of the first batch, for :attr:`layerhess.curvature.counters.Ledger.gradient_seconds`.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        names: list[str],
+        ledger: Ledger,
+        *,
+        keep: float = KEPT_SHARE,
+        checkpoint: Callable[[], None] = lambda: None,
+        make_graph: GraphMaker = BatchGraph,
+        time_unit: bool = False,
+        memory: Budget = Budget(),  # noqa: B008  (frozen)
+    ) -> None:
+        self._time_unit = time_unit
+        self.objective = objective
+        self.ledger = ledger
+        self._names = names
+        self._checkpoint = checkpoint
+        self._make_graph = make_graph
+        self._kept: list[Graph] = []
+        self._kept_all = False
+        self._stable = is_stable(objective.data)
+        self._budget = keep * memory.free(objective.device) if keep else 0.0
+        self._used, self.needed = 0.0, 0.0  # the latter: bytes to keep all graphs, where they were too many
+        self.loss_sum = math.nan
+        self.count = math.nan
+        self.expected: tuple[float, float] | None = None
+        self.gradient_norm = math.nan
+        self.seconds = math.nan  # of the latest pass
+        self.counts: list[float] = []  # of the latest pass, one a batch
+        self.quadratics: dict[str, Tensor] = {}  # of the latest pass: (batches, s, len(request.quadratic)), not divided
+        self.touched: set[str] = set()  # blocks whose gradient autograd found to depend on them, in some batch
+
+    def run(self, requests: Mapping[str, Request], onlooker: Onlooker | None = None) -> dict[str, Tensor]:
+        """Sum the products of every batch, divided by the total count.
+
+        Args:
+            onlooker: is shown every batch's graph.
+
+        Returns:
+            For each key the (s, P_b) float64 products with the matrix of the mean loss (the Hessian by default).
+
+        Raises:
+            InputError: the data changed or ran out between passes; out of memory (the message names a size that fits).
+            CheckError: the loss of the whole data changed between passes.
+        """
+        start, again = time.perf_counter(), False
+        try:
+            return self._run(requests, onlooker)
+        except (RuntimeError, MemoryError) as error:
+            # A model that writes into buffers of its own spoils what earlier batches keep: then nothing is kept.
+            spoilt = OVERWRITTEN in str(error) and bool(self._budget or self._kept)
+            again = AGAIN in str(error) and not self.objective.thrice
+            self.objective.thrice = self.objective.thrice or again
+            if not (spoilt or again or is_out_of_memory(error)):
+                raise
+        finally:
+            self.seconds = time.perf_counter() - start
+        self.release()
+        if not again:
+            self._budget = 0.0
+        try:
+            return self._run(requests, onlooker)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or not requests:
+                raise
+        raise self._too_large(requests)
+
+    def diagonals(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
+        """diag(A_bb), (P_b,) float64, of the blocks whose factors give it without a probe; the others are absent."""
+        sums = {key: torch.zeros(block.numel, dtype=torch.float64) for key, block in blocks.items()}
+        if not isinstance(self._make_graph, Hybrid):
+            return {}
+        for graph in self._graphs():
+            self._checkpoint()
+            for key in list(sums):
+                parts = graph.diagonal(blocks[key].parameters) if isinstance(graph, HybridGraph) else None
+                if parts is None:
+                    del sums[key]
+                else:
+                    sums[key] += torch.cat([part.reshape(-1) for part in parts]).to(sums[key])
+        self.ledger.passes += 1
+        return {key: total / self.denominator for key, total in sums.items()}
+
+    def first_not_finite(self, request: Request) -> int | None:
+        """Index of the first batch whose own products are NaN or infinite; None if it is only their sum."""
+        for index, graph in enumerate(self._graphs()):
+            own = torch.zeros((len(request.vectors), request.image.numel), dtype=torch.float64)
+            self._add(graph, request, own)
+            if not bool(torch.isfinite(own).all()):
+                return index
+        return None
+
+    def refuse_not_finite(self, requests: Mapping[str, Request], products: Mapping[str, Tensor]) -> None:
+        """Products of a pass that are NaN or infinite, though the losses are finite, are nobody's numbers.
+
+        Raises:
+            InputError: naming the first batch that shows it alone, and the parameters.
+        """
+        for key, rows in products.items():
+            if bool(torch.isfinite(rows).all()):
+                continue
+            image = requests[key].image
+            parts = torch.split(rows, [shape.numel() for shape in image.shapes], dim=1)
+            wrong = [n for n, part in zip(image.parameters, parts, strict=True) if not bool(torch.isfinite(part).all())]
+            batch = self.first_not_finite(requests[key])
+            raise InputError(
+                f"a product with block {requests[key].block.name!r} is NaN or infinite, though the loss is finite",
+                where=("" if batch is None else f"batch {batch}, ") + ", ".join(wrong[:3]),
+                what_to_do="look for sqrt, norm, log or division at 0 in that module (their second derivatives are "
+                "infinite), or use float64",
+            )
+
+    def release(self) -> None:
+        """Drop all kept graphs."""
+        self._kept.clear()
+        self._kept_all = False
+        self._used = 0.0
+
+    @property
+    def kept(self) -> int:
+        """How many batches' graphs are held."""
+        return len(self._kept)
+
+    def _run(self, requests: Mapping[str, Request], onlooker: Onlooker | None) -> dict[str, Tensor]:
+        device = solver_device(self.objective.device)
+        sums = {
+            key: torch.zeros((len(request.vectors), request.image.numel), dtype=torch.float64, device=device)
+            for key, request in requests.items()
+        }
+        fresh = not self._kept_all
+        loss_sum = count = 0.0
+        gradient: dict[str, Tensor] = {}
+        counts: list[float] = []
+        quadratics: dict[str, list[Tensor]] = {key: [] for key in requests}
+        if onlooker is not None:
+            onlooker.begin()
+        try:
+            for graph in self._graphs(requests if onlooker is None else {}):
+                self._checkpoint()
+                if onlooker is not None:
+                    self._used -= onlooker.look(graph)  # what it holds on to is no part of the graph
+                loss_sum += graph.loss_sum
+                count += graph.count
+                if fresh and math.isnan(self.gradient_norm):
+                    _accumulate(gradient, graph.gradient)
+                counts.append(graph.count)
+                for key, request in requests.items():
+                    quadratics[key].append(self._add(graph, request, sums[key]))
+        except BaseException:
+            self.release()  # which batches are kept is only known after a whole pass
+            raise
+        self._check_totals(loss_sum, count, fresh)
+        if self._time_unit and counts[0] > 0.0:
+            self.ledger.gradient_seconds *= count / counts[0]
+            self._time_unit = False
+        if gradient:
+            self.gradient_norm = math.sqrt(sum(float(g.square().sum()) for g in gradient.values())) / self.denominator
+        for total in sums.values():
+            total /= self.denominator
+        self.counts = counts
+        self.quadratics = {key: torch.stack(rows) for key, rows in quadratics.items() if requests[key].quadratic}
+        if self.ledger.phase == "solve":
+            self.ledger.passes += 1
+            self.ledger.full_products += sum(len(r.vectors) for r in requests.values() if r.block.name == FULL)
+        return sums
+
+    @property
+    def denominator(self) -> float:
+        """What the sums are divided by: the total count, or 1 for reduction='sum'."""
+        return 1.0 if self.objective.evaluation.is_sum else self.count
+
+    def _add(self, graph: Graph, request: Request, total: Tensor) -> Tensor:
+        """Add a batch's products to ``total``; returns its quadratic forms (s, len(request.quadratic))."""
+        block, image = request.block, request.image
+        parameters = self.objective.parameters
+        forms = torch.zeros((len(request.vectors), len(request.quadratic)), dtype=torch.float64)
+        for start in range(0, len(request.vectors), TOGETHER):
+            exact = block.split(request.vectors[start : start + TOGETHER])
+            parts = {
+                name: part.to(dtype=parameters[name].dtype, device=parameters[name].device)
+                for name, part in exact.items()
+            }
+            products = graph.products(block.parameters, parts, image.parameters)
+            stop, offset = start + len(exact[block.parameters[0]]), 0
+            inner: dict[str, Tensor] = {}
+            for name, part, shape in zip(image.parameters, products, image.shapes, strict=True):
+                size = shape.numel()
+                if part is not None:
+                    if request.rows is None:
+                        self.touched.add(block.name)
+                    flat = part.reshape(stop - start, size).to(total.device)
+                    total[start:stop, offset : offset + size] += flat
+                    if request.quadratic and name in exact:
+                        inner[name] = (flat.double() * exact[name].reshape(stop - start, size)).sum(dim=1).cpu()
+                offset += size
+            for column, member in enumerate(request.quadratic):
+                for name in member.parameters:
+                    if name in inner:
+                        forms[start:stop, column] += inner[name]
+        return forms
+
+    def _graphs(self, requests: Mapping[str, Request] = MappingProxyType({})) -> Iterator[Graph]:
+        """Kept graphs first, then fresh ones, keeping those that fit; the others are made for the requests alone.
+
+        Batches that may come in another order at the next pass are kept all or not at all.
+        """
+        make = self._make_graph
+        if requests and not self._budget and isinstance(make, Hybrid):
+            make = make.asked(request.block.parameters for request in requests.values())
+        yield from list(self._kept)
+        if self._kept_all:
+            return
+        skip = len(self._kept)
+        number = 0
+        all_kept = True
+        for number, batch in enumerate(self.objective.batches(), 1):
+            if number <= skip:
+                continue
+            if number == 1 and self._time_unit:
+                self.ledger.gradient_seconds = self._timed_gradient(batch)
+            before = used_bytes(self.objective.device)
+            graph = make(self.objective, batch, self._names, self.ledger)
+            yield graph
+            # After the products, since what double backward holds on to belongs to the graph. A process that uses again
+            # what it gave back does not grow, so what a graph says of itself counts as well.
+            self._used += max(0.0, used_bytes(self.objective.device) - before, float(graph.nbytes))
+            if self._budget and all_kept and self._used < self._budget:
+                self._kept.append(graph)
+            else:
+                all_kept = False
+                if not self._stable:
+                    self._kept.clear()
+            del graph
+        if number < skip:
+            raise self._changed("it has fewer batches than at the first")
+        self._kept_all = all_kept and number > 0
+        if not all_kept and self._budget:
+            self.needed, self._budget = self._used, 0.0  # decided once: later passes keep exactly these
+
+    def _timed_gradient(self, batch: Any) -> float:
+        """Seconds of one plain gradient of a batch."""
+        parameters = [self.objective.parameters[name] for name in self._names]
+        synchronise(self.objective.device)
+        start = time.perf_counter()
+        with self.ledger.during("unit"):
+            loss, _ = self.objective.terms(batch)
+            if loss.requires_grad:
+                torch.autograd.grad(loss, parameters, allow_unused=True)
+            synchronise(self.objective.device)
+        return time.perf_counter() - start
+
+    def _check_totals(self, loss_sum: float, count: float, fresh: bool) -> None:
+        if count == 0.0 and not self.objective.evaluation.is_sum:
+            raise (
+                self._changed("it is empty")
+                if self.expected
+                else InputError("the data is empty", where="data", what_to_do="give at least one example that counts")
+            )
+        self.loss_sum, self.count = loss_sum, count
+        if self.expected is None or not fresh:
+            self.expected = self.expected or (loss_sum, count)
+            return
+        tolerance = loss_tolerance(self.objective.dtype)
+        if abs(count - self.expected[1]) > 1e-9 * abs(count):
+            raise self._changed(f"its count is {count:g} where it was {self.expected[1]:g}")
+        if not abs(loss_sum - self.expected[0]) <= tolerance * max(abs(loss_sum), abs(self.expected[0])):
+            modules = ", ".join(self.objective.random_modules[:4])
+            raise CheckError(
+                f"the loss over the whole data changes from pass to pass ({self.expected[0] / count:.9g}, then "
+                f"{loss_sum / count:.9g})",
+                where=f"active randomness in {modules}" if modules else "the loss, the model or the data",
+                what_to_do="use mode='eval' to switch dropout off; remove random augmentation and noise"
+                if modules
+                else "use mode='eval', drop_last=False, and data and a loss without randomness",
+            )
+
+    @staticmethod
+    def _changed(how: str) -> InputError:
+        return InputError(
+            f"the data changed between two passes: {how}",
+            where="data",
+            what_to_do="pass a list of batches or a DataLoader that yields the same examples at every pass",
+        )
+
+    def _too_large(self, requests: Mapping[str, Request]) -> InputError:
+        """Find, by trying, a batch size that fits; say it."""
+        key = max(requests, key=lambda k: requests[k].block.numel)
+        request = Request(requests[key].block, requests[key].vectors[:1])
+        batch: Any = max(self.objective.batches(), key=lambda b: leading_size(b) or 0)
+        size = (leading_size(batch) or 1) // 2
+        while size >= 1:
+            try:
+                graph = self._make_graph(self.objective, take(batch, slice(0, size)), self._names, self.ledger)
+                self._add(graph, request, torch.zeros_like(request.vectors))
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                size //= 2
+        return InputError(
+            "out of memory while making Hessian-vector products",
+            where=f"a batch of {leading_size(batch) or 'unknown size'} examples on {self.objective.device}",
+            what_to_do=f"use batch_size={size}, which fits"
+            if size
+            else "not even one example fits: use a smaller model or another device",
+        )
+
+
+def loss_tolerance(dtype: torch.dtype) -> float:
+    """Relative change of a loss total that summation order alone may cause."""
+    return max(1e-6, 100.0 * torch.finfo(dtype).eps) if dtype != torch.float64 else 1e-6
+
+
+def _accumulate(total: dict[str, Tensor], gradient: Mapping[str, Tensor | None]) -> None:
+    for name, part in gradient.items():
+        if part is not None:
+            add_part(total, name, part.detach().double())

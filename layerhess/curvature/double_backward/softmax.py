@@ -1,0 +1,65 @@
+"""Softmax with the derivative of its backward pass in closed form, for attention that is written out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layerhess.curvature.double_backward.guard import is_batched, last
+
+
+class _Softmax(torch.autograd.Function):
+    """y = softmax(x) along a dimension."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
+        ctx.dim = dim
+        y = torch.softmax(x, dim)
+        ctx.save_for_backward(x, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        x, y = ctx.saved_tensors
+        if not torch.is_grad_enabled() or is_batched(gradients[0]):
+            return _back(gradients[0], y, ctx.dim), None
+        return _Back.apply(gradients[0], x, y.detach(), ctx.dim), None  # type: ignore[no-untyped-call]
+
+
+class _Back(torch.autograd.Function):
+    """Y g with Y = diag(y) - y y', the derivative of softmax and symmetric.
+
+    The derivative of <h, Y g> is Y h in g, and in x, since dy = Y dx, it is Y w with w = h (g - y'g) - (y'h) g.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor, y: Tensor, dim: int) -> Tensor:
+        ctx.dim = dim
+        ctx.save_for_backward(g, x, y, g - (g * y).sum(dim, keepdim=True))
+        return _back(g, y, dim)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        g, x, y, centred = ctx.saved_tensors
+        h = gradients[0]
+        own = _back(h, y, ctx.dim)
+        mean = (h * y).sum(ctx.dim, keepdim=True)
+        bent = _back((h * centred).addcmul_(mean, g, value=-1.0), y, ctx.dim)
+        return last(own, h, x), last(bent, h, g, x), None, None
+
+
+def _back(g: Tensor, y: Tensor, dim: int) -> Tensor:
+    made: Tensor = torch.ops.aten._softmax_backward_data(g, y, dim, y.dtype)
+    return made
+
+
+def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
+    """``torch.nn.functional.softmax``, and that of ``torch`` and of tensors, whose dtype is the third argument."""
+    if isinstance(_stacklevel, torch.dtype):
+        dtype = _stacklevel
+    if dim is None or dtype not in (None, input.dtype):
+        return torch.nn.functional.softmax(input, dim, dtype=dtype)
+    made: Tensor = _Softmax.apply(input, dim)  # type: ignore[no-untyped-call]
+    return made

@@ -1,0 +1,136 @@
+"""One batch's products by factors for the blocks that have a licence, and exact ones for everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from layerhess.curvature.batch_graph import Graph, GraphMaker
+from layerhess.curvature.counters import Ledger
+from layerhess.curvature.device import is_out_of_memory
+from layerhess.curvature.factors.factor_graph import FactorGraph
+from layerhess.errors import InputError
+from layerhess.objective.objective import Objective
+
+
+@dataclass(frozen=True)
+class Hybrid:
+    """Makes :class:`HybridGraph` objects; a :data:`layerhess.curvature.batch_graph.GraphMaker`.
+
+    Args:
+        blocks: key -> parameter names of the blocks with a licence. exact: makes the graph for all other products.
+        linear: the matrix is the Hessian, whose blocks are J' S J only where the output is piecewise linear in them.
+    """
+
+    blocks: Mapping[str, tuple[str, ...]]
+    exact: GraphMaker
+    linear: bool
+
+    def __call__(self, objective: Objective, batch: Any, names: Iterable[str], ledger: Ledger) -> Graph:
+        """The graph of one batch; nothing is factored where no block has a licence."""
+        if not self.blocks:
+            return self.exact(objective, batch, names, ledger)
+        return HybridGraph(self, objective, batch, list(names), ledger)
+
+    def asked(self, blocks: Iterable[tuple[str, ...]]) -> Hybrid:
+        """For a graph that is thrown away after products with these blocks' vectors: no other factors are made."""
+        wanted = set(blocks)
+        return replace(self, blocks={key: names for key, names in self.blocks.items() if names in wanted})
+
+    def factors(
+        self, objective: Objective, batch: Any, ledger: Ledger
+    ) -> tuple[FactorGraph | None, set[tuple[str, ...]]]:
+        """One batch's factors, and the parameter names of the blocks whose products they make."""
+        graph = try_factors(objective, batch, self.blocks, ledger)[0] if self.blocks else None
+        if graph is None:
+            return None, set()
+        held = graph.linear if self.linear else graph.factored
+        return graph, {self.blocks[key] for key in held}
+
+
+def try_factors(
+    objective: Objective, batch: Any, blocks: Mapping[str, tuple[str, ...]], ledger: Ledger
+) -> tuple[FactorGraph | None, str]:
+    """The factors of one batch, or None and the reason where they cannot be made.
+
+    A model may do things that work outside a tapped pass only (recompute activations, differentiate inside its own
+    forward pass). An exact graph then has the last word, on errors as well.
+    """
+    try:
+        return FactorGraph(objective, batch, blocks, ledger), ""
+    except (RuntimeError, InputError) as error:
+        if is_out_of_memory(error):
+            raise
+        return None, str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+class HybridGraph:
+    """Factors of one batch, and its exact graph once it is asked for a product that needs one.
+
+    Whether the batch's own graph is piecewise linear in a block is looked at again here, batch by batch: where it is
+    not, the block's products are exact ones.
+    """
+
+    def __init__(self, plan: Hybrid, objective: Objective, batch: Any, names: Sequence[str], ledger: Ledger) -> None:
+        self._plan, self._objective, self._batch, self._names, self._ledger = plan, objective, batch, names, ledger
+        self._exact: Graph | None = None
+        self._factors, self._served = plan.factors(objective, batch, ledger)
+        known: FactorGraph | Graph = self._graph() if self._factors is None else self._factors
+        factored = () if self._factors is None else self._factors.factored
+        self._covered = {name for key in factored for name in plan.blocks[key]}
+        self.loss_sum, self.count = known.loss_sum, known.count
+
+    def product(
+        self, names: Sequence[str], vector: dict[str, Tensor], rows: Sequence[str] | None = None
+    ) -> list[Tensor | None]:
+        """The batch's share of A[rows, names] v; see :meth:`layerhess.curvature.batch_graph.Graph.product`."""
+        factors = self._serving(names, rows)
+        return self._graph().product(names, vector, rows) if factors is None else factors.product(names, vector)
+
+    def products(
+        self, names: Sequence[str], vectors: dict[str, Tensor], rows: Sequence[str] | None = None
+    ) -> list[Tensor | None]:
+        """The same for s vectors."""
+        factors = self._serving(names, rows)
+        return self._graph().products(names, vectors, rows) if factors is None else factors.products(names, vectors)
+
+    def diagonal(self, names: Sequence[str]) -> list[Tensor] | None:
+        """The batch's share of diag(A[names, names]), parameter-shaped; None where factors do not give it."""
+        factors = self._serving(names)
+        found = None if factors is None else factors.squares(names)
+        return None if found is None else found[0]
+
+    def rows(self, names: Sequence[str]) -> Iterator[tuple[Tensor, Tensor]] | None:
+        """The rows R of the batch's share R' D R of A[names, names]; see :meth:`FactorGraph.rows`."""
+        factors = self._serving(names)
+        return None if factors is None else factors.rows(names)
+
+    def _serving(self, names: Sequence[str], rows: Sequence[str] | None = None) -> FactorGraph | None:
+        """The factors, if they have the products of these parameters with themselves."""
+        return self._factors if tuple(names) in self._served and (rows is None or tuple(rows) == tuple(names)) else None
+
+    @property
+    def nbytes(self) -> int:
+        """Of the factors, and of the exact graph once there is one."""
+        return sum(graph.nbytes for graph in (self._factors, self._exact) if graph is not None)
+
+    @property
+    def gradient(self) -> dict[str, Tensor | None]:
+        """Of the loss sum, by parameter."""
+        if self._factors is not None and self._exact is None and self._covered.issuperset(self._names):
+            known = self._factors.gradients
+            return {name: known.get(name) for name in self._names}
+        return self._graph().gradient  # who asks for parameters outside will ask for their products as well
+
+    @property
+    def differentiable(self) -> list[Tensor]:
+        """The first derivatives that exact products differentiate again."""
+        return self._graph().differentiable
+
+    def _graph(self) -> Graph:
+        if self._exact is None:
+            self._exact = self._plan.exact(self._objective, self._batch, self._names, self._ledger)
+        return self._exact

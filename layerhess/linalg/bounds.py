@@ -1,0 +1,129 @@
+"""What a residual, a rounding measurement and a random start prove: one function certifies for every path."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from layerhess.linalg.eigen.missed import MISSED_PROBABILITY, missed
+from layerhess.linalg.eigen.process import Candidates, Floats, tolerated
+
+ROUNDING_SAFETY = 3.0  # times the one measured difference between two precisions
+ASSUMED_ROUNDING = 1e-5  # of |theta|, in float32, where no float64 copy of the model can be made
+FLOAT64_OF_FLOAT32 = 2.0**-29  # ratio of the unit roundoffs
+ZERO_LEVEL = 100.0  # eps: below this share of the full product a block's product is rounding
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The judgement on a block's candidates; see :class:`layerhess.results.record.Spectrum` for the fields' meaning."""
+
+    error_bounds: Floats
+    conditional_bounds: Floats
+    converged: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    limited_by_dtype: bool
+    rounding: float
+    missed_above: float
+    missed_below: float
+    missed_probability: float
+
+
+def certify(candidates: Candidates, *, tol: float, rounding: float, p: float = MISSED_PROBABILITY) -> Certificate:
+    """Error bounds and convergence of candidate pairs.
+
+    error_bounds = ||A v - theta v|| + rounding: an eigenvalue of the symmetric A lies that close (Parlett 1998, th.
+    4.5.1). conditional_bounds = r^2/gap + rounding (th. 11.7.1), no larger than the former, true only if the rest of
+    the spectrum lies beyond the gap. Converged: error bound <= tol * max(|theta|, 0.1 ||A||), or <= twice the
+    rounding term ("limited by dtype").
+
+    Args:
+        candidates: what a solver proposes. tol: relative tolerance. rounding: absolute error of a product at the
+            candidates, see :mod:`layerhess.checks.rounding`. p: probability for
+            :func:`layerhess.linalg.eigen.missed.missed`.
+    """
+    residuals = np.asarray(candidates.residuals)
+    bounds = residuals + rounding
+    with np.errstate(divide="ignore", invalid="ignore"):
+        quadratic = np.where(candidates.gaps > 0, residuals**2 / candidates.gaps, np.nan)
+    conditional = np.fmin(quadratic, residuals) + rounding
+    conditional[np.isnan(quadratic)] = np.nan
+    within = bounds <= tolerated(candidates.values, candidates.norm, tol)
+    at_floor = bounds <= 2.0 * rounding
+    above, below = math.inf, -math.inf
+    if candidates.spectrum is not None:
+        p = 0.0
+        above, below = float(candidates.spectrum[0]), float(candidates.spectrum[-1])
+    else:
+        # Each search makes a statement of its own; the stronger one counts, and p is shared among them.
+        for search in (tops := candidates.searches.get("top", ())):
+            above = min(above, missed(search, p / len(tops))[0] + rounding)
+        for search in (bottoms := candidates.searches.get("bottom", ())):
+            below = max(below, missed(search, p / len(bottoms))[1] - rounding)
+    return Certificate(
+        error_bounds=bounds,
+        conditional_bounds=conditional,
+        converged=within | at_floor,
+        limited_by_dtype=bool(np.any(at_floor & ~within)),
+        rounding=rounding,
+        missed_above=above,
+        missed_below=below,
+        missed_probability=p,
+    )
+
+
+def missed_factor(above: float, top: float) -> float:
+    """``above`` as a factor of the largest eigenvalue; NaN if that is not positive."""
+    return above / top if top > 0.0 else math.nan
+
+
+def zero_level(eps: float, full_norm: float) -> float:
+    """Below this norm of a random unit product a block may count as zero.
+
+    In half precision 100 eps would be most of the full product, so the level is never more than a hundredth of it.
+    """
+    return min(ZERO_LEVEL * eps, 0.01) * full_norm
+
+
+def zero_bound(level: float, norm: float, n: int, p: float = MISSED_PROBABILITY) -> float | None:
+    """Error bound of the eigenvalue 0.0 of a block that counts as zero, or None for a block that does not.
+
+    A block is zero when the products are below the level and this bound is of its order; else it is to be solved.
+
+    Args:
+        level: of :func:`zero_level`. norm: the larger of the two products' norms. n: dimension. p: probability.
+    """
+    bound = max(level, random_bound(norm, n, p))
+    return bound if norm <= level and bound <= 10.0 * level else None
+
+
+def random_bound(norm: float, n: int, p: float = MISSED_PROBABILITY) -> float:
+    """||A|| at most, with probability 1 - p, where two random unit vectors have products of at most this norm.
+
+    A random vector sees 1/sqrt(n) of a single direction. ||A|| <= alpha sqrt(2 n / pi) max ||A u_i|| with probability
+    1 - alpha^-2 for two random unit vectors (Dixon 1983; Halko, Martinsson & Tropp 2011, lemma 4.1).
+    """
+    return math.sqrt(2.0 * n / (math.pi * p)) * norm
+
+
+def unit_rounding(eps: float, length: float) -> float:
+    """Relative error of a product that arithmetic itself costs: two roundings, more where a batch sums up many terms.
+
+    A small sample cannot show the latter: errors of a sum grow like the root of its length, less what blocked summation
+    saves. Arguments as for :func:`total_rounding`.
+    """
+    return max(2.0, math.sqrt(length) / 16.0) * eps
+
+
+def total_rounding(measured: float, eps: float, norm: float, length: float) -> float:
+    """The rounding part of a bound: what was measured, and never less than arithmetic itself costs.
+
+    One measurement can be lucky, so :func:`unit_rounding` is the least that is believed. To that come 16 roundings of
+    float64 for the small eigenproblem.
+
+    Args:
+        measured: absolute, see :class:`layerhess.checks.rounding.RoundingMeter`. eps: of the coarsest dtype in the graph.
+        norm: of the operator. length: the most terms summed up in one batch.
+    """
+    return max(measured, unit_rounding(eps, length) * norm) + 16.0 * float(np.finfo(np.float64).eps) * norm

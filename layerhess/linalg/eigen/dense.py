@@ -1,0 +1,95 @@
+"""The whole matrix of a small block, column by column, and LAPACK: complete, nothing can be missed."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerhess.linalg.eigen.process import Candidates, Floats, Wanted, graded_eigh, known_gaps, neighbours
+
+CHUNK = 64  # columns a pass
+
+
+class Dense:
+    """Reads off all n columns with unit vectors, symmetrises, calls LAPACK, and multiplies once more to make sure.
+
+    Cost: n products, and one for each wanted pair. The residual is that of a fresh product A v, not of the matrix as
+    read: in float32 the rounding of the columns adds up to more than that of one product, and asymmetry shows.
+
+    Args:
+        n: dimension. wanted: which pairs to report (all if n is smaller). device: where the matrix lives.
+    """
+
+    path = "dense"
+
+    def __init__(self, n: int, wanted: Wanted, device: torch.device | None = None) -> None:
+        self.n = n
+        self.wanted = Wanted(top=n) if wanted.total >= n else wanted
+        self.rounding = 0.0
+        self._device = device or torch.device("cpu")
+        self._matrix = torch.zeros((n, n), dtype=torch.float64, device=self._device)
+        self._read = 0
+        self._steps = 0
+        self._values: Floats = np.zeros(n)
+        self._vectors = torch.empty((0, n), dtype=torch.float64, device=self._device)
+        self._residuals: Floats | None = None
+
+    def ask(self) -> Tensor:
+        """The next unit vectors, and at the end the wanted eigenvectors."""
+        if self._read == self.n:
+            return self._vectors
+        stop = min(self.n, self._read + CHUNK)
+        rows = torch.zeros((stop - self._read, self.n), dtype=torch.float64, device=self._device)
+        rows[torch.arange(stop - self._read), torch.arange(self._read, stop)] = 1.0
+        return rows
+
+    def tell(self, products: Tensor) -> None:
+        """Columns of the matrix (its rows, once symmetric), and at the end the eigenvectors' products."""
+        self._steps += len(products)
+        if self._read == self.n:
+            theta = torch.from_numpy(self._wanted_values()).to(products)
+            residuals = torch.linalg.vector_norm(products - theta[:, None] * self._vectors, dim=1)
+            self._residuals = residuals.cpu().numpy()
+            return
+        self._matrix[self._read : self._read + len(products)] = products
+        self._read += len(products)
+        if self._read == self.n:
+            self._solve()
+
+    @property
+    def proposes(self) -> bool:
+        """True once every column is known and the pairs were multiplied afresh."""
+        return self._residuals is not None
+
+    @property
+    def matrix(self) -> Tensor:
+        """(n, n) float64 as it was read, zero where it was not yet."""
+        return self._matrix
+
+    def candidates(self) -> Candidates:
+        """The wanted pairs; none while columns are missing, unbounded ones before the fresh product."""
+        theta = self._wanted_values()
+        residuals = np.full(len(theta), np.inf) if self._residuals is None else self._residuals
+        return Candidates(
+            values=theta,
+            vectors=self._vectors,
+            residuals=residuals,
+            gaps=known_gaps(self._distances(), residuals, np.zeros(len(theta))),
+            ends=self.wanted.ends(len(theta)),
+            norm=float(np.abs(self._values).max()),
+            spectrum=self._values[::-1].copy() if self.proposes else None,
+            searches={},
+            steps=self._steps,
+        )
+
+    def _solve(self) -> None:
+        self._values, vectors = graded_eigh((self._matrix + self._matrix.T) / 2)
+        self._vectors = vectors[:, self.wanted.indices(self._values)].T.contiguous()
+
+    def _distances(self) -> Floats:
+        keep = self.wanted.indices(self._values) if len(self._vectors) else []
+        return np.abs(self._values[keep] - self._values[neighbours(self._values, keep)])
+
+    def _wanted_values(self) -> Floats:
+        return self._values[self.wanted.indices(self._values)] if len(self._vectors) else np.empty(0)

@@ -1,0 +1,87 @@
+"""Eigenpairs of a block whose matrix is known from its rows: complete, and one fresh product to make sure."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerhess.linalg.eigen.process import Candidates, Floats, Wanted, known_gaps, neighbours
+from layerhess.linalg.eigen.row_sum import Decomposition
+
+# Relative difference of two products with a random vector up to which the rows are those of the operator.
+SAME = {True: 1e-8, False: 1e-3}
+
+
+class Gram:
+    """Proposes the pairs of a :class:`layerhess.linalg.eigen.row_sum.Decomposition`, after a product with each of them.
+
+    Beside them a random vector is multiplied: where the decomposition's own product is another one, the rows are not
+    those of the operator in all directions. Then the pairs stand with their residuals, and nothing is called complete.
+
+    Cost: one product for each wanted pair, and one more.
+
+    Args:
+        found: with the vectors of ``wanted`` (all pairs if there are fewer). exact: the rows were made in float64.
+    """
+
+    path = "gram"
+
+    def __init__(self, found: Decomposition, wanted: Wanted, exact: bool) -> None:
+        self.n = len(found.values)
+        self.wanted = wanted
+        self.rounding = 0.0
+        self._found = found
+        self._same = SAME[exact]
+        self._steps = 0
+        self._complete = False
+        self._residuals: Floats | None = None
+
+    def ask(self) -> Tensor:
+        """The wanted eigenvectors and the random vector."""
+        return torch.cat([self._found.vectors, self._found.probe[None]])
+
+    def tell(self, products: Tensor) -> None:
+        """Their products with the operator."""
+        self._steps += len(products)
+        theta = torch.from_numpy(self._wanted_values()).to(products)
+        residuals = products[:-1] - theta[:, None] * self._found.vectors
+        self._residuals = torch.linalg.vector_norm(residuals, dim=1).cpu().numpy()
+        off = torch.linalg.vector_norm(products[-1] - self._found.image)
+        self._complete = bool(off <= self._same * torch.linalg.vector_norm(self._found.image))
+
+    @property
+    def proposes(self) -> bool:
+        """True once the pairs were multiplied."""
+        return self._residuals is not None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all eigenvalues are known to be the operator's."""
+        return self._complete
+
+    @property
+    def diagonal(self) -> Tensor:
+        """(n,) float64 of the matrix."""
+        return self._found.diagonal
+
+    def candidates(self) -> Candidates:
+        """The wanted pairs, unbounded ones before their product."""
+        theta, values = self._wanted_values(), self._found.values
+        keep = self.wanted.indices(values)
+        residuals = np.full(len(theta), np.inf) if self._residuals is None else self._residuals
+        distances = np.abs(theta - values[neighbours(values, keep)])
+        return Candidates(
+            values=theta,
+            vectors=self._found.vectors,
+            residuals=residuals,
+            gaps=known_gaps(distances, residuals, np.zeros(len(theta))),
+            ends=self.wanted.ends(len(theta)),
+            norm=float(np.abs(values).max()),
+            spectrum=values[::-1].copy() if self._complete else None,
+            searches={},
+            steps=self._steps,
+        )
+
+    def _wanted_values(self) -> Floats:
+        return self._found.values[self.wanted.indices(self._found.values)]

@@ -1,0 +1,115 @@
+"""What a random start proves: which eigenvalues beyond those found would have shown themselves."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+
+import numpy as np
+from scipy.special import betaincinv
+from torch import Tensor
+
+from layerhess.linalg.eigen.process import Floats, Search
+
+MISSED_PROBABILITY = 0.01  # of a missed eigenvalue beyond what is stated to be excluded
+DISTANCES = 4.0 ** np.arange(-10, 21)  # times the spread, at which the search for an excluded value looks
+HALVINGS = 6  # of the distance between two of them
+
+
+def missed(search: Search, p: float) -> tuple[float, float]:
+    """Eigenvalues above the first or below the second number were missed with probability at most p each way.
+
+    Returns:
+        (above, below): inf and -inf when nothing is excluded.
+    """
+    return _nearest_excluded(search, p, 1.0), _nearest_excluded(search, p, -1.0)
+
+
+def excludes(search: Search, x: float, p: float) -> bool:
+    """Whether x, beyond all Ritz values, is no eigenvalue of A that was missed, but for starts of probability p.
+
+    Let the start W be w orthonormal random vectors in n dimensions, uniformly distributed, and u a unit eigenvector of
+    A at x. :func:`largest_share` bounds ||W u||^2 from what the search has seen. For a u that is settled before W is
+    drawn, ||W u||^2 has the distribution Beta(w/2, (n - w)/2), so a small bound has a small probability. The event does
+    not depend on when one looks: any number of looks shares one p, and no bound on the spectrum is needed. In finite
+    precision A is the operator whose products were told, at most their rounding away.
+
+    Where u may be any of k eigenvectors (``search.among``) and W has found the others, there is the union over them;
+    and if u shares its eigenvalue with some of them, so that W says which vector is meant, W has a smallest singular
+    value below the bound on the whole eigenspace. If that has m <= w dimensions, the distance of one of its m images
+    from the span of the others is then below sqrt(m) times the bound, and its square has the distribution
+    Beta((w - m + 1)/2, (n - w)/2); m = w is the worst case. Of a larger eigenspace W sees w copies, which whoever asks
+    has to look for.
+    """
+    return largest_share(search, x) <= _improbable(search, p)
+
+
+def largest_share(search: Search, x: float) -> float:
+    """What ||W u||^2 is at most, for a unit eigenvector u at x and the random vectors W that the search began with.
+
+    Let Q be the orthonormal basis reached, T = Q A Q', and R what of A Q' lies outside: nothing but in its last rows,
+    where R R' = C. With c = Q u and y = R u there, T c + y = x c; so c = (x - T)^-1 y, and |c|^2 + y' C^-1 y <= 1, as u
+    has unit length. In the basis of the Ritz vectors, with y = C^(1/2) z and the singular value decomposition
+    U S V' = C^(1/2) L' (x - theta)^-1, L being the last rows there, c = V S U' z where |S U' z|^2 + |z|^2 <= 1. So the
+    first rows F of c have |F c| <= ||F V S (1 + S^2)^(-1/2)||. For one vector that is one over the Christoffel function
+    of its spectral measure (Szego 1939, theorem 3.1.3).
+    """
+    distances = x - search.values
+    if not search.outside.any():
+        return 0.0
+    if not distances.all():
+        return 1.0
+    reach = search.outside / distances
+    if len(reach) == len(search.first) == 1:  # the same without a decomposition
+        row = reach[0]
+        return float((search.first[0] @ row) ** 2 / (1.0 + row @ row))
+    _, sizes, directions = np.linalg.svd(reach, full_matrices=False)
+    images = search.first @ directions.T * (sizes / np.hypot(1.0, sizes))
+    return float(np.linalg.eigvalsh(images @ images.T)[-1])
+
+
+def reach_outside(rest: Tensor, last: Floats, floor: float) -> Floats:
+    """(r, m) for :attr:`Search.outside`: the root of the inner products of ``rest``, times ``last``.
+
+    Args:
+        rest: (r, n) what of the last rows' products lies outside the space; no longer than floor is nothing. last:
+            (r, m) coefficients of these rows in the Ritz vectors.
+    """
+    form = (rest @ rest.T).cpu().numpy()
+    if not float(np.trace(form)) ** 0.5 > floor:
+        return np.zeros_like(last)
+    if len(form) == 1:
+        return np.asarray(np.sqrt(form) * last)
+    lengths, vectors = np.linalg.eigh(form)
+    return np.asarray((vectors * np.sqrt(np.maximum(lengths, 0.0))).T @ last)
+
+
+def _improbable(search: Search, p: float) -> float:
+    """The largest ||W u||^2 whose probability is at most p."""
+    width, rest = len(search.first), search.n - len(search.first)
+    if rest <= 0:
+        return 1.0
+    if search.among == 1:
+        return float(betaincinv(width / 2, rest / 2, p))
+    return float(betaincinv(0.5, rest / 2, p / (search.among * width))) / width
+
+
+def _nearest_excluded(search: Search, p: float, sign: float) -> float:
+    """The excluded value nearest to the extreme Ritz value on the side of ``sign``."""
+    edge = search.largest if sign > 0.0 else search.smallest
+    if not search.outside.any():
+        return edge
+    limit = _improbable(search, p)
+    distances = (max(search.largest - search.smallest, abs(edge)) or 1.0) * DISTANCES
+
+    def excluded(distance: float) -> bool:
+        return largest_share(search, edge + sign * distance) <= limit
+
+    place = bisect_left(range(len(distances)), True, key=lambda i: excluded(float(distances[i])))
+    if place == len(distances):
+        return sign * math.inf
+    near, far = (float(distances[place - 1]) if place else 0.0), float(distances[place])
+    for _ in range(HALVINGS):
+        middle = 0.5 * (near + far)
+        near, far = (near, middle) if excluded(middle) else (middle, far)
+    return edge + sign * far

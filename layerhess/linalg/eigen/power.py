@@ -1,0 +1,86 @@
+"""Power iteration with the Rayleigh quotient, one vector a block: for teaching and comparison."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerhess.linalg.eigen.process import Candidates, Source, tolerated
+
+
+class Power:
+    """Power iteration: v <- A v / ||A v||, theta = v' A v, stopped by the residual ||A v - theta v||.
+
+    It finds the eigenvalue of largest modulus. Should that be negative, the iteration goes on with A + shift I, whose
+    dominant eigenvalue is A's largest. Converges like |lambda_2 / lambda_1|^steps, far slower than Lanczos, and says
+    nothing about what it missed.
+
+    Args:
+        n: dimension. tol: relative, see :func:`layerhess.linalg.bounds.certify`. draw: number -> random unit vector (n,).
+    """
+
+    path = "power"
+
+    def __init__(self, n: int, tol: float, draw: Source, *, device: torch.device | None = None) -> None:
+        self.n = n
+        self.tol = tol
+        self.rounding = 0.0
+        self._draw = draw
+        self._device = device or torch.device("cpu")
+        self._v = draw(0).to(self._device)
+        self._told = self._v
+        self._theta = 0.0
+        self._residual = float("inf")
+        self._norm = 0.0
+        self._shift = 0.0
+        self._steps = 0
+
+    def ask(self) -> Tensor:
+        """The current unit vector, (1, n)."""
+        return self._v[None]
+
+    def tell(self, products: Tensor) -> None:
+        """Rayleigh quotient and residual of the vector asked for, then one power step."""
+        w = products[0]
+        self._told = self._v
+        self._theta = float(self._v @ w)
+        self._residual = float(torch.linalg.vector_norm(w - self._theta * self._v))
+        self._norm = max(self._norm, abs(self._theta))
+        self._steps += 1
+        step = w + self._shift * self._v
+        if self._theta < 0.0 and not self._shift and self._settled():
+            self._shift = self._norm + self._residual
+            self._residual = float("inf")  # of the pair looked for from here on, nothing is known yet
+            step = self._draw(1).to(self._device)
+        length = torch.linalg.vector_norm(step)
+        self._v = step / length if length > 0 else self._draw(1 + self._steps).to(self._device)
+
+    @property
+    def proposes(self) -> bool:
+        """True when the residual is within tolerance (and the pair is at the top, not at a dominant negative end)."""
+        return self._steps > 0 and self._settled()
+
+    @property
+    def relative_residual(self) -> float:
+        """Residual over the norm estimate."""
+        return self._residual / self._norm if self._norm else 0.0
+
+    def candidates(self) -> Candidates:
+        """The one pair."""
+        values = np.array([self._theta])
+        return Candidates(
+            values=values,
+            vectors=self._told[None],
+            residuals=np.array([self._residual]),
+            gaps=np.array([np.nan]),
+            ends=("top",),
+            norm=self._norm,
+            spectrum=None,
+            searches={},
+            steps=self._steps,
+        )
+
+    def _settled(self) -> bool:
+        tolerance = float(tolerated(np.array([self._theta]), self._norm, self.tol)[0])
+        return self._residual <= max(tolerance - self.rounding, self.rounding)

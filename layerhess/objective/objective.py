@@ -1,0 +1,375 @@
+"""The function whose curvature is asked for: model + data + loss -> L(theta) = (sum of losses) / (sum of counts)."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from layerhess.errors import InputError, LayerhessWarning, checked_integer
+from layerhess.objective import data as batches
+from layerhess.objective.batch_norm import TiedNorms, tied_norms
+from layerhess.objective.kernels import plain_kernels
+from layerhess.objective.losses import Evaluation, evaluation_of
+from layerhess.objective.snapshot import preserved_random_state, restored
+
+MODES = ("as-is", "eval")
+HALF = (torch.float16, torch.bfloat16)
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+class Objective:
+    """A model's loss over a whole data set, as sums and counts of its batches.
+
+    Args:
+        model: any ``torch.nn.Module``; ``torch.compile``d, DataParallel and DistributedDataParallel wrappers are
+            taken off. It is never changed: whatever an analysis touches is put back bit by bit.
+        data: one batch (a tuple or a mapping), or a re-iterable of batches (a list, a DataLoader, ...). A batch is
+            (inputs, target), with a tuple of inputs for several; a mapping; or whatever ``batch_loss`` understands.
+        loss: a criterion on (output, target); ``lh.batch_loss(fn)``; or None for a Hugging Face model's own ``.loss``.
+        batch_size: split larger batches along dimension 0; the result is the same, the memory is not.
+        mode: "as-is", or "eval" to put the model into eval mode during the analysis.
+
+    Attributes:
+        model: the unwrapped model. parameters: trainable floating point parameters by first name, in
+            ``named_parameters()`` order, tied ones once. frozen: names left out. device: the model's.
+
+    Raises:
+        InputError: unusable model, data or loss.
+
+    >>> import torch, layerhess as lh
+    >>> x, y = torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [0.0]])
+    >>> objective = lh.Objective(torch.nn.Linear(1, 1, bias=False), (x, y), torch.nn.MSELoss())
+    >>> lh.Hessian(objective).to_dense()      # 2 * mean(x^2)
+    tensor([[5.]])
+    """
+
+    def __init__(
+        self, model: nn.Module, data: Any, loss: Any = None, *, batch_size: int | None = None, mode: str = "as-is"
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise InputError(
+                f"the model is {type(model).__name__}, not a torch.nn.Module",
+                where="model",
+                what_to_do="pass the module itself",
+            )
+        if mode not in MODES:
+            raise InputError(f"unknown mode {mode!r}", where="mode", what_to_do="use 'as-is' or 'eval'")
+        self.notes: list[str] = []
+        self.model = self._unwrap(model)
+        self.data = data
+        self.loss = loss
+        self.batch_size = None if batch_size is None else checked_integer(batch_size, "batch_size", 1)
+        self.mode = mode
+        self.evaluation: Evaluation = evaluation_of(loss)
+        batches.check_data(data, any_batch=not hasattr(self.evaluation, "criterion"))
+        self.parameters, self.frozen = _trainable(self.model)
+        self.device = next(iter(self.parameters.values())).device
+        self.dtype = _coarsest([p.dtype for p in self.parameters.values()])
+        self.evaluation = self.evaluation.usable(self.device)
+        self._note_compiled_parts()
+        self._refuse_split_batch_norm()
+        self._warn_half_precision()
+        self.thrice = False  # the loss itself differentiates the network, found out when that becomes the third time
+        self._depth = 0
+
+    # -- reading the data ---------------------------------------------------------------------------------------
+
+    def batches(self) -> Iterator[Any]:
+        """The prepared batches (on the model's device, split by ``batch_size``), in the data's own order.
+
+        Raises:
+            InputError: a batch that ``batch_size`` cannot split. What the data itself raises comes through unchanged.
+        """
+        refilled = batches.may_refill(self.data)
+        for raw in batches.iterate(self.data):
+            yield from batches.pieces(batches.prepare(raw, self.device, refilled), self.batch_size)
+
+    def terms(self, batch: Any) -> tuple[Tensor, float]:
+        """(loss sum with graph, 0-d; count) of one prepared batch. Call within :meth:`session`."""
+        return self.evaluation(self.model, batch)
+
+    @property
+    def tied_norms(self) -> TiedNorms:
+        """BatchNorm modules that will use the batch's own statistics: the split into batches is part of the loss."""
+        return tied_norms(self.model, self.mode)
+
+    @property
+    def random_modules(self) -> list[str]:
+        """Names of modules whose dropout will be active."""
+        if self.mode == "eval":
+            return []
+        return [name for name, module in self.model.named_modules() if module.training and _dropout(module) > 0.0]
+
+    @property
+    def numel(self) -> int:
+        """P, the number of trainable scalar parameters."""
+        return sum(p.numel() for p in self.parameters.values())
+
+    # -- variants -----------------------------------------------------------------------------------------------
+
+    def with_mode(self, mode: str) -> Objective:
+        """The same objective in another mode."""
+        return Objective(self.model, self.data, self.loss, batch_size=self.batch_size, mode=mode)
+
+    def with_batch_size(self, batch_size: int | None) -> Objective:
+        """The same objective, split into other pieces."""
+        return Objective(self.model, self.data, self.loss, batch_size=batch_size, mode=self.mode)
+
+    def to(self, device: str | torch.device) -> Objective:
+        """The same objective on a copy of the model on ``device``.
+
+        Raises:
+            InputError: unknown or unavailable device.
+        """
+        try:
+            target = torch.device(device)
+            float(torch.zeros((), device=target))  # the meta device fails here: it holds no values
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise InputError(
+                f"the device {device!r} cannot be used ({str(error).splitlines()[0]})",
+                where="device",
+                what_to_do="use 'cpu', or a device that torch sees, such as 'cuda:0'",
+            ) from None
+        if target == self.device:
+            return self
+        model = _copied(self.model).to(target)
+        moved = Objective(model, self.data, self.loss, batch_size=self.batch_size, mode=self.mode)
+        moved.evaluation = self.evaluation.to(self.dtype, target)
+        return moved
+
+    def cast(self, dtype: torch.dtype, data: list[Any]) -> Objective:
+        """The same loss on a copy of the model and on ``data``, all in ``dtype``.
+
+        Raises:
+            Exception: whatever ``copy.deepcopy`` raises for a model that cannot be copied.
+        """
+        model = _copied(self.model).to(dtype)
+        made = Objective.__new__(Objective)
+        made.__dict__.update(self.__dict__)
+        made.model, made.data, made.dtype, made._depth = model, [batches.cast(b, dtype) for b in data], dtype, 0
+        made.batch_size = None
+        made.evaluation = self.evaluation.to(dtype, self.device)
+        made.parameters, made.frozen = _trainable(model)
+        return made
+
+    def narrowed(self, data: list[Any]) -> Objective:
+        """The same model and loss on other, already prepared batches; shares the model."""
+        made = copy.copy(self)
+        made.data, made.batch_size = data, None
+        return made
+
+    def resized(self, batch_size: int) -> Objective:
+        """The same on the same data, in pieces of at most ``batch_size`` examples; shares the model."""
+        made = copy.copy(self)
+        made.batch_size = batch_size
+        return made
+
+    def subset(self, examples: int, seed: int = 0) -> Objective:
+        """The same objective on a fixed random subset of the examples (drawn without replacement by ``seed``).
+
+        Args:
+            examples: how many to keep; all are kept if there are fewer.
+            seed: the same seed gives the same subset of the same data.
+
+        Raises:
+            InputError: if ``examples`` < 1, or the batches cannot be split along dimension 0.
+        """
+        examples = checked_integer(examples, "examples", 1)
+        with preserved_random_state():
+            kept = list(batches.iterate(self.data))
+        sizes = [batches.leading_size(batch) for batch in kept]
+        if any(size is None for size in sizes):
+            raise InputError(
+                "the examples of a batch cannot be told apart: its tensors have no common first dimension",
+                where=f"batch {sizes.index(None)}",
+                what_to_do="drop examples, or put the examples along dimension 0 of every tensor",
+            )
+        starts = np.cumsum([0, *[size or 0 for size in sizes]])
+        total = int(starts[-1])
+        if total <= examples:
+            return self
+        chosen = np.sort(np.random.default_rng(seed).choice(total, size=examples, replace=False))
+        data = []
+        for batch, start, end in zip(kept, starts[:-1], starts[1:], strict=True):
+            index = chosen[(chosen >= start) & (chosen < end)] - start
+            if len(index):
+                data.append(batches.take(batch, torch.from_numpy(index)))
+        made = Objective(self.model, data, self.loss, batch_size=self.batch_size, mode=self.mode)
+        made.notes.append(
+            f"a random subset of {examples} of {total} examples (seed {seed}): the numbers are exact for the subset"
+        )
+        return made
+
+    # -- the state the model is in while being analysed -----------------------------------------------------------
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Everything an evaluation needs, and the promise that it is put back: see :mod:`layerhess.objective.snapshot`.
+
+        Gradients on, inference mode off, the caller's autocast off, MATH attention kernels (the fused ones have no
+        second derivative), compiled code run eagerly, dense gradients of embeddings, no TF32, the requested mode.
+        Re-entrant: inner sessions cost nothing.
+
+        Raises:
+            InputError: parameters were replaced, frozen, moved or cast since the objective was made.
+        """
+        if self._depth:
+            yield
+            return
+        self._refuse_changed_model()
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(restored(self.model))
+            said = stack.enter_context(plain_kernels(self.device, self.model))
+            self.notes.extend(sentence for sentence in said if sentence not in self.notes)
+            if self.mode == "eval":
+                self.model.eval()
+            for module in self.model.modules():
+                if isinstance(module, nn.Embedding):
+                    module.sparse = False
+            self._depth = 1
+            try:
+                yield
+            finally:
+                self._depth = 0
+
+    # -- refusals ---------------------------------------------------------------------------------------------
+
+    def _unwrap(self, model: nn.Module) -> nn.Module:
+        while True:
+            inner = getattr(model, "_orig_mod", None)
+            if isinstance(inner, nn.Module):
+                self.notes.append("the model was compiled: the module inside torch.compile is analysed, eagerly")
+                model = inner
+            elif isinstance(model, _WRAPPERS):
+                self.notes.append(f"the model was wrapped in {type(model).__name__}: its .module is analysed")
+                model = model.module
+            else:
+                return model
+
+    def _refuse_split_batch_norm(self) -> None:
+        norms = self.tied_norms
+        if not norms:
+            return
+        if batches.is_shuffling(self.data):
+            raise InputError(
+                f"{norms.what}, so that the split into batches is part of the loss, and the loader shuffles: every "
+                "pass would have another loss",
+                where=norms.where,
+                what_to_do=f"{norms.cure}, or shuffle=False",
+            )
+        if self.batch_size is not None:
+            raise InputError(
+                f"{norms.what}, so that the split into batches is part of the loss, and batch_size would change the "
+                "loss",
+                where=norms.where,
+                what_to_do=f"{norms.cure}, or give smaller batches yourself if that is the loss you mean",
+            )
+        self.notes.append(f"{norms.what} ({norms.where}): the split into batches is part of the loss")
+
+    def _note_compiled_parts(self) -> None:
+        parts = [
+            name or "(root)"
+            for name, module in self.model.named_modules()
+            if getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
+        ]
+        if parts:
+            self.notes.append(f"compiled parts of the model ({', '.join(parts[:3])}) run eagerly while it is analysed")
+
+    def _refuse_changed_model(self) -> None:
+        parameters, _ = _trainable(self.model)
+        same = list(parameters) == list(self.parameters) and all(
+            parameters[name] is parameter for name, parameter in self.parameters.items()
+        )
+        dtype = _coarsest([p.dtype for p in parameters.values()])
+        if not same or dtype != self.dtype or next(iter(parameters.values())).device != self.device:
+            odd = [n for n in {**self.parameters, **parameters} if parameters.get(n) is not self.parameters.get(n)]
+            raise InputError(
+                "the model's parameters were replaced, frozen, cast or moved after the Objective was made",
+                where=", ".join(odd[:4]) or f"{self.dtype} on {self.device} became another dtype or device",
+                what_to_do="make a new lh.Objective of the model as it is now",
+            )
+
+    def _warn_half_precision(self) -> None:
+        if self.dtype not in HALF:
+            return
+        eps = torch.finfo(self.dtype).eps
+        sentence = (
+            f"the weights are {str(self.dtype).removeprefix('torch.')}: expect eigenvalues good to about "
+            f"{100 * eps:.0%} of the largest; for better ones analyse model.float()"
+        )
+        warnings.warn(sentence, LayerhessWarning, stacklevel=3)
+        self.notes.append(sentence)
+
+
+def _trainable(model: nn.Module) -> tuple[dict[str, nn.Parameter], tuple[str, ...]]:
+    parameters: dict[str, nn.Parameter] = {}
+    frozen = []
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise InputError(
+                f"the parameter {name!r} of a lazy module has no shape yet",
+                where=name,
+                what_to_do="run one batch through the model first",
+            )
+        if not parameter.requires_grad:
+            frozen.append(name)
+        elif parameter.is_complex():
+            raise InputError(
+                f"the trainable parameter {name!r} is complex; its Hessian is not defined here",
+                where=name,
+                what_to_do="freeze it with requires_grad_(False), or store real and imaginary parts",
+            )
+        elif parameter.is_inference():
+            raise InputError(
+                "the model was made inside torch.inference_mode, so autograd cannot use its parameters",
+                where=name,
+                what_to_do="build or load the model outside inference_mode",
+            )
+        elif parameter.device.type == "meta":
+            raise InputError(f"the parameter {name!r} is on the meta device", where=name, what_to_do="load its values")
+        elif parameter.is_floating_point():
+            parameters[name] = parameter
+        else:
+            frozen.append(name)
+    if not parameters:
+        raise InputError(
+            "the model has no trainable parameters" + (f" ({len(frozen)} are frozen)" if frozen else ""),
+            where=type(model).__name__,
+            what_to_do="call requires_grad_(True) on those to analyse",
+        )
+    return parameters, tuple(frozen)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A deep copy; what modules keep of earlier passes (activations, with their graphs) is copied without the graph."""
+    kept = [tensor for module in model.modules() for tensor in _tensors_in(module.__dict__)]
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf})
+
+
+def _tensors_in(value: Any, depth: int = 4) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_in(item, depth - 1)
+
+
+def _dropout(module: nn.Module) -> float:
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p
+    if isinstance(module, nn.RNNBase):
+        return module.dropout if module.num_layers > 1 else 0.0
+    return module.dropout if isinstance(module, nn.MultiheadAttention) else 0.0
+
+
+def _coarsest(dtypes: list[torch.dtype]) -> torch.dtype:
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)

@@ -1,0 +1,347 @@
+"""An analysis as strict JSON and named tensors, and back, exactly.
+
+The document's keys are the attribute names of :mod:`layerhess.results.record`, nested in the same way. Three rules:
+
+1. A float that JSON cannot write is ``null`` for NaN and the strings ``"inf"`` and ``"-inf"`` for the infinities. All
+   others are written with the shortest digits that give the same float64 back.
+2. ``eigenvectors`` is a list with one object per pair, parameter name -> name of a tensor in vectors.safetensors:
+   ``full.eigenvectors[0].fc.weight``, or ``blocks[3].eigenvectors[0].fc.weight`` for the fourth block in order. A
+   diagonal's ``value`` and ``standard_error`` are kept in the same way.
+3. Extra keys that are derived from the others (``converged`` of the whole, ``ok`` and ``derived`` of a spectrum) are
+   for readers in other languages; they are not read back. ``schema`` is the version of this layout; what a later
+   version added is at its default when an earlier document is read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerhess.results.record import Analysis, Floats, Spectrum
+
+FORMAT = "layerhess analysis"
+SCHEMA = 3
+
+
+class NewerSchemaError(ValueError):
+    """The document was written by a later version."""
+
+
+def encode(analysis: Analysis) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The document (JSON types only, see the module) and its tensors, each contiguous and on the CPU."""
+    tensors: dict[str, Tensor] = {}
+    document: dict[str, Any] = {"format": FORMAT, "schema": SCHEMA, "converged": analysis.converged}
+    for item in fields(Analysis):
+        value = getattr(analysis, item.name)
+        if item.name == "blocks":
+            document["blocks"] = {
+                name: _plain(spectrum, f"blocks[{index}]", tensors)
+                for index, (name, spectrum) in enumerate(value.items())
+            }
+        else:
+            document[item.name] = _plain(value, item.name, tensors)
+    return document, tensors
+
+
+def dumps(document: dict[str, Any]) -> str:
+    """Strict ASCII JSON, indented, a list of scalars on one line; ends with a newline."""
+    return _pretty(document, 0) + "\n"
+
+
+def loads(content: bytes) -> dict[str, Any]:
+    """The document, as it was written.
+
+    Raises:
+        ValueError: not strict JSON, or not an object.
+    """
+    document = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
+    if not isinstance(document, dict):
+        raise ValueError(f"it holds {_kind(document)}, not an object")
+    return document
+
+
+def is_ours(document: dict[str, Any]) -> bool:
+    """True for a document of this format, of whatever version."""
+    return document.get("format") == FORMAT
+
+
+def check_schema(document: dict[str, Any]) -> None:
+    """Refuse a document of another format or of a later version.
+
+    Raises:
+        NewerSchemaError: written by a later version.
+        ValueError: no document of ours.
+    """
+    if not is_ours(document):
+        raise ValueError(f"it is not marked as a {FORMAT}")
+    schema = document.get("schema")
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise ValueError(f"its schema version is {schema!r}")
+    if schema > SCHEMA:
+        raise NewerSchemaError(f"its schema is version {schema}, and this layerhess reads up to version {SCHEMA}")
+
+
+def vectors_digest(document: dict[str, Any]) -> str:
+    """SHA-256 of the vectors file that belongs to the document.
+
+    Raises:
+        ValueError: the entry is missing.
+    """
+    entry = document.get("vectors")
+    digest = entry.get("sha256") if isinstance(entry, dict) else None
+    if not isinstance(digest, str):
+        raise ValueError("vectors.sha256 is missing")
+    return digest
+
+
+def decode(document: dict[str, Any], tensors: Mapping[str, Tensor]) -> Analysis:
+    """The analysis of a document.
+
+    Raises:
+        ValueError: a key is missing, or a value has the wrong type or length; the sentence says which.
+    """
+    made = _decode(Analysis, _upgraded(document), "", tensors)
+    assert isinstance(made, Analysis)
+    for name, spectrum in made.blocks.items():
+        _consistent(spectrum, f"blocks.{name}")
+        if spectrum.name != name:
+            raise ValueError(f"blocks.{name}.name is {spectrum.name!r}")
+    if made.full is not None:
+        _consistent(made.full, "full")
+    return made
+
+
+# -- to JSON ----------------------------------------------------------------------------------------------------------
+
+
+def _keep(tensor: Tensor, name: str, tensors: dict[str, Tensor]) -> str:
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size():
+        tensor = tensor.clone()  # a view of something larger, or of what another name has too
+    tensors[name] = tensor
+    return name
+
+
+def _plain(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
+    """Any value of a result in JSON types; a tensor goes into ``tensors`` under the name ``where``.
+
+    What JSON has no type for becomes its text.
+    """
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, Tensor):
+        return _keep(value, where, tensors)
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist(), where, tensors)
+    if isinstance(value, np.generic):
+        return _plain(value.item(), where, tensors)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return _float(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        made = {f.name: _plain(getattr(value, f.name), f"{where}.{f.name}", tensors) for f in fields(value)}
+        if isinstance(value, Spectrum):
+            return made | {"ok": value.ok, "derived": _plain(value.derived, where, tensors)}
+        return made
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{where}.{key}", tensors) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item, f"{where}[{index}]", tensors) for index, item in enumerate(value)]
+    if isinstance(value, PurePath | torch.dtype | torch.device):
+        return str(value)
+    return getattr(value, "__qualname__", None) or repr(value)
+
+
+def _float(value: float) -> float | str | None:
+    if math.isnan(value):
+        return None
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    return float(value)
+
+
+def _pretty(value: Any, depth: int) -> str:
+    items: list[str]
+    if isinstance(value, dict) and value:
+        items = [f"{json.dumps(key)}: {_pretty(item, depth + 1)}" for key, item in value.items()]
+        opening, closing = "{", "}"
+    elif isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        items = [_pretty(item, depth + 1) for item in value]
+        opening, closing = "[", "]"
+    else:
+        return json.dumps(value, allow_nan=False)
+    indent = "\n" + "  " * (depth + 1)
+    return opening + indent + f",{indent}".join(items) + "\n" + "  " * depth + closing
+
+
+# -- from JSON --------------------------------------------------------------------------------------------------------
+
+
+def _upgraded(document: dict[str, Any]) -> dict[str, Any]:
+    """A document of an earlier schema with what later ones added, at its default."""
+    schema = document["schema"]
+    if schema < 2:
+        document = _with_estimates(document)
+    if schema < 3:
+        document = _with_verdicts(document)
+    return document
+
+
+def _with_estimates(document: dict[str, Any]) -> dict[str, Any]:
+    return _each_spectrum({"coupling": None, **document}, _with_estimates_of_one)
+
+
+def _each_spectrum(document: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    def changed(entry: Any) -> Any:
+        return change(entry) if isinstance(entry, dict) else entry
+
+    blocks = document.get("blocks")
+    made = {name: changed(entry) for name, entry in blocks.items()} if isinstance(blocks, dict) else blocks
+    return {**document, "blocks": made, "full": changed(document.get("full"))}
+
+
+def _with_verdicts(document: dict[str, Any]) -> dict[str, Any]:
+    """Schema 3: errors of the distances, costs and licences, and whether densities and diagonals are what was asked."""
+    upgraded = {"cost": None, **document}
+    if isinstance(document.get("coupling"), dict):
+        upgraded["coupling"] = {"divergence_error": None, **document["coupling"]}
+    return _each_spectrum(upgraded, _judged)
+
+
+def _judged(entry: dict[str, Any]) -> dict[str, Any]:
+    density, diagonal, trace = (entry.get(kind) for kind in ("density", "diagonal", "trace"))
+    judged = {"licence": "", **entry}
+    if isinstance(trace, dict):
+        judged["trace"] = {"rounding": 0.0, **trace}
+    # Until then, only the sentences said it.
+    if isinstance(density, dict):
+        judged["density"] = {"finished": not str(density.get("status")).startswith("stopped early"), **density}
+    if isinstance(diagonal, dict):
+        reached = " asked for: allow more" not in str(diagonal.get("status"))
+        judged["diagonal"] = {"converged": reached, "required": False, "rounding": 0.0, **diagonal}
+    return judged
+
+
+def _with_estimates_of_one(entry: dict[str, Any]) -> dict[str, Any]:
+    pairs = entry.get("eigenvalues")
+    unknown = [None] * (len(pairs) if isinstance(pairs, list) else 0)
+    return {"sampling_errors": unknown, "trace": None, "diagonal": None, "density": None, **entry}
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _decode(kind: Any, value: Any, where: str, tensors: Mapping[str, Tensor]) -> Any:
+    """``value`` as the type ``kind`` of a field of the results; ``where`` is its path, for the refusals."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if kind is float:
+        return _to_float(value, where)
+    if kind in (str, bool, int):
+        return _exactly(kind, value, where)
+    if kind is Tensor:
+        name = _exactly(str, value, where)
+        if name not in tensors:
+            raise ValueError(f"{where}: the vectors file has no tensor named {name!r}")
+        return tensors[name]
+    if origin is np.ndarray:
+        return _to_array(kind, value, where)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _decode(arguments[0], value, where, tensors)
+    if origin is tuple:
+        return tuple(_decode(arguments[0], v, f"{where}[{i}]", tensors) for i, v in _items(list, value, where))
+    if origin is list:
+        return [_decode(arguments[0], v, f"{where}[{i}]", tensors) for i, v in _items(list, value, where)]
+    if origin is not None and issubclass(origin, Mapping):
+        return {k: _decode(arguments[1], v, f"{where}.{k}", tensors) for k, v in _items(dict, value, where)}
+    return _to_dataclass(kind, value, where, tensors)
+
+
+def _to_dataclass(kind: Any, value: Any, where: str, tensors: Mapping[str, Tensor]) -> Any:
+    entries = dict(_items(dict, value, where))
+    arguments = {}
+    for item in fields(kind):
+        path = f"{where}.{item.name}".lstrip(".")
+        if item.name not in entries:
+            raise ValueError(f"{path} is missing")
+        arguments[item.name] = _decode(_hints(kind)[item.name], entries[item.name], path, tensors)
+    return kind(**arguments)
+
+
+def _to_float(value: Any, where: str) -> float:
+    if value is None:
+        return math.nan
+    if value in ("inf", "-inf"):
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{where} is {_kind(value)}, not a number")
+    return float(value)
+
+
+def _to_array(kind: Any, value: Any, where: str) -> Any:
+    if kind == Floats:
+        try:
+            return np.array(_numbers(value, where), dtype=np.float64)
+        except ValueError as error:
+            raise ValueError(str(error) if str(error).startswith(where) else f"{where} is no rectangle") from error
+    return np.array([_exactly(bool, v, f"{where}[{i}]") for i, v in _items(list, value, where)], dtype=np.bool_)
+
+
+def _numbers(value: Any, where: str) -> list[Any]:
+    return [
+        _numbers(v, f"{where}[{i}]") if isinstance(v, list) else _to_float(v, f"{where}[{i}]")
+        for i, v in _items(list, value, where)
+    ]
+
+
+def _exactly(kind: type, value: Any, where: str) -> Any:
+    if type(value) is not kind:
+        raise ValueError(f"{where} is {_kind(value)}, not {_WORDS[kind]}")
+    return value
+
+
+def _items(kind: type[Any], value: Any, where: str) -> list[tuple[Any, Any]]:
+    checked = _exactly(kind, value, where or "the document")
+    return list(checked.items()) if kind is dict else list(enumerate(checked))
+
+
+def _consistent(spectrum: Spectrum, where: str) -> None:
+    pairs = len(spectrum.eigenvalues)
+    for name in ("error_bounds", "conditional_bounds", "converged", "end", "sampling_errors"):
+        if len(getattr(spectrum, name)) != pairs:
+            raise ValueError(f"{where}.{name} has {len(getattr(spectrum, name))} entries for {pairs} eigenvalues")
+    if spectrum.eigenvectors and len(spectrum.eigenvectors) != pairs:
+        raise ValueError(f"{where} has {len(spectrum.eigenvectors)} eigenvectors for {pairs} eigenvalues")
+
+
+_WORDS: dict[type, str] = {
+    str: "a string",
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+}
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else _WORDS.get(type(value), type(value).__name__)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not valid JSON")

@@ -1,0 +1,301 @@
+"""Typed results: what an analysis found, how far each number can be trusted, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from layerhess.errors import InputError
+from layerhess.linalg.estimates import CouplingEstimate, DensityEstimate, DiagonalEstimate, TraceEstimate
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from layerhess.results.derived import Derived
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+FULL_NAME = "(full)"
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigenpairs of one operator: a diagonal block ``H_bb``, or the full Hessian.
+
+    Attributes:
+        name: block name; ``"(full)"`` for the whole model.
+        operator: the matrix whose eigenvalues these are, for example ``"hessian"``.
+        parameters: names of the parameter tensors in the block, in model order.
+        numel: number of scalar parameters P_b.
+        eigenvalues: (k,) float64, descending: the ``top`` largest, then the ``bottom`` smallest. Units: loss per
+            squared parameter, for the mean loss over the whole data set.
+        error_bounds: (k,) float64, absolute: ||A v - theta v|| plus rounding. The i-th eigenvalue lies within it,
+            unless one was missed.
+        conditional_bounds: (k,) float64: r^2/gap plus rounding (Parlett 1998, th. 11.7.1); holds only if nothing was
+            missed between the computed eigenvalues and the rest of the spectrum; NaN where no gap is known.
+        converged: (k,) bool.
+        end: (k,) "top" or "bottom": which end of the spectrum each eigenvalue was asked for.
+        status: "converged" | "converged, limited by dtype" | "complete" | "zero" | "not converged" | "refused",
+            followed by ": " and a sentence where there is more to say.
+        complete: the whole spectrum was computed (dense): nothing can have been missed.
+        spectrum: (P_b,) float64 descending when complete, else None.
+        eigenvectors: one dict per pair, parameter name -> tensor of the parameter's shape and dtype, on the CPU;
+            unit norm over the block, largest component positive.
+        rounding: the rounding part of ``error_bounds``, absolute.
+        rounding_source: how that was obtained: "measured", "assumed" or "not measured".
+        missed_factor: with probability at least ``1 - missed_probability`` no eigenvalue beyond
+            ``missed_factor * eigenvalues[0]`` was missed at the top (below 1 where two or more were asked for, and any
+            further one is excluded to be that large); 1.0 when complete, inf when nothing is excluded, NaN when no top
+            eigenvalue was asked for or it is not positive.
+        missed_above: the same as an absolute eigenvalue (a top eigenvalue above it is excluded).
+        missed_below: the same at the bottom end (an eigenvalue below it is excluded).
+        missed_probability: the probability p of that statement; 0.0 when complete.
+        steps: operator products spent on this block by the solver.
+        path: how the candidates were made: "dense", "lanczos", "power", "zero test"; " on factors" behind it where the
+            products came from factors. licence: on how many examples these were held against exact products; where
+            they were not used, why not; empty where the question did not arise.
+        weight_norm_squared: ||theta_b||^2 of the block's parameters (float64), for lambda_max ||W||^2.
+        trace, diagonal, density: estimates where they were asked for, else None.
+        sampling_errors: (k,) float64, standard error of each eigenvalue with respect to the data (another sample of as
+            many examples; first order: v'(dH)v); NaN where it was not measured. Not part of ``error_bounds``.
+    """
+
+    name: str
+    operator: str
+    parameters: tuple[str, ...]
+    numel: int
+    eigenvalues: Floats
+    error_bounds: Floats
+    conditional_bounds: Floats
+    converged: Bools
+    end: tuple[str, ...]
+    status: str
+    complete: bool = False
+    spectrum: Floats | None = None
+    eigenvectors: list[dict[str, Tensor]] = field(default_factory=list)
+    rounding: float = 0.0
+    rounding_source: str = "not measured"
+    missed_factor: float = float("nan")
+    missed_above: float = float("inf")
+    missed_below: float = float("-inf")
+    missed_probability: float = float("nan")
+    steps: int = 0
+    path: str = ""
+    licence: str = ""
+    weight_norm_squared: float = float("nan")
+    trace: TraceEstimate | None = None
+    diagonal: DiagonalEstimate | None = None
+    density: DensityEstimate | None = None
+    sampling_errors: Floats = field(default_factory=lambda: np.empty(0))
+
+    def __post_init__(self) -> None:
+        if not len(self.sampling_errors):
+            object.__setattr__(self, "sampling_errors", np.full(len(self.eigenvalues), np.nan))
+
+    @property
+    def solved(self) -> bool:
+        """True when every eigenvalue asked for has converged (a refused block is not solved)."""
+        return not self.status.startswith(("refused", "not converged")) and bool(np.all(self.converged))
+
+    @property
+    def ok(self) -> bool:
+        """True when everything asked for is done: eigenvalues and trace converged, the density with all its steps.
+
+        A diagonal counts where its error was asked for; see :class:`layerhess.linalg.estimates.DiagonalEstimate`.
+        """
+        traced = self.trace is None or self.trace.converged
+        drawn = self.density is None or self.density.finished
+        return self.solved and traced and drawn and (self.diagonal is None or self.diagonal.ok)
+
+    @property
+    def derived(self) -> Derived:
+        """Numbers people act on that follow from these: effective rank, damping, 2/lambda_max and so on, with errors.
+
+        See :class:`layerhess.results.derived.Derived`; what they need and was not asked for makes them NaN.
+        """
+        from layerhess.results.derived import derive
+
+        return derive(self)
+
+    @property
+    def top(self) -> tuple[float, float] | None:
+        """Largest eigenvalue and its error bound; None when it was not asked for and is not known."""
+        if "top" in self.end:
+            return float(self.eigenvalues[0]), float(self.error_bounds[0])
+        return self._of_spectrum(0)
+
+    @property
+    def bottom(self) -> tuple[float, float] | None:
+        """Smallest eigenvalue and its error bound; None when it was not asked for and is not known."""
+        if "bottom" in self.end:
+            return float(self.eigenvalues[-1]), float(self.error_bounds[-1])
+        return self._of_spectrum(-1)
+
+    def _of_spectrum(self, index: int) -> tuple[float, float] | None:
+        # The bound of one pair of a dense block holds for all of them: residuals there are rounding.
+        if self.spectrum is None or not len(self.spectrum):
+            return None
+        return float(self.spectrum[index]), float(np.max(self.error_bounds, initial=self.rounding))
+
+
+@dataclass(frozen=True)
+class Check:
+    """One self-check: its name, whether it passed, and a sentence with the measured figure."""
+
+    name: str
+    passed: bool
+    detail: str
+    block: str = ""
+    module: str = ""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the analysis cost.
+
+    Attributes:
+        passes: sweeps over the data (kept graphs count as a pass too).
+        forwards: forward evaluations of one batch.
+        backwards: first backward passes of one batch (gradients).
+        products: Hessian-vector products of one batch, per block or full.
+        full_products: of these, products with the full Hessian.
+        by_phase: "survey", "checks", "part", "rounding", "solve" or "sampling" -> its forwards, backwards and products.
+    """
+
+    passes: int
+    forwards: int
+    backwards: int
+    products: int
+    full_products: int
+    by_phase: dict[str, dict[str, int]]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The time an analysis took, in units of one gradient over the same data.
+
+    Attributes:
+        gradient_seconds: one plain gradient of the loss over the data, timed on one batch.
+        gradients: phase -> its seconds over that.
+        one_by_one: what the solvers' products would have cost as exact products, each block and each step on its own;
+            an estimate from their number, good to about 30 %.
+    """
+
+    gradient_seconds: float
+    gradients: dict[str, float]
+    one_by_one: float
+
+    @property
+    def total(self) -> float:
+        """Of all phases."""
+        return sum(self.gradients.values())
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything one call of :func:`layerhess.analyze` found.
+
+    Attributes:
+        blocks: block name -> :class:`Spectrum`, in model order.
+        full: the :class:`Spectrum` of the full Hessian, or None when it was not asked for.
+        full_mass: for each full-model eigenvector, parameter block -> share of its squared norm (sums to 1 with
+            "(not in any block)"), in the order of ``full.eigenvalues``.
+        frozen: names of parameters left out because they are frozen (``requires_grad=False``) or not floating point.
+        uncovered: names of trainable parameters that no block covers (the full Hessian has them).
+        loss: the loss L(theta) over the whole data set; ``loss_count`` its denominator; ``examples`` the number of
+            examples where it is known (first dimension summed over batches), else 0; ``batches`` their number.
+        gradient_norm: ||grad L||, NaN if not measured.
+        settings: the arguments of the call (JSON types only). checks: the self-checks. notes: plain sentences.
+        counts: the cost. seconds: phase -> wall-clock seconds. versions: package -> version.
+        partial: empty when the analysis ran to its end, otherwise why it stopped early.
+        coupling: the :class:`layerhess.linalg.estimates.CouplingEstimate` of all pairs of blocks, where asked for.
+        cost: the same in gradients; None if it stopped before the first pass.
+    """
+
+    blocks: Mapping[str, Spectrum]
+    full: Spectrum | None
+    full_mass: list[dict[str, float]]
+    frozen: tuple[str, ...]
+    uncovered: tuple[str, ...]
+    loss: float
+    loss_count: float
+    examples: int
+    batches: int
+    gradient_norm: float
+    settings: dict[str, Any]
+    checks: tuple[Check, ...]
+    notes: tuple[str, ...]
+    counts: Counts
+    seconds: dict[str, float]
+    versions: dict[str, str]
+    model: str = ""
+    total_numel: int = 0
+    created: str = ""
+    partial: str = ""
+    coupling: CouplingEstimate | None = None
+    cost: Cost | None = None
+
+    @property
+    def converged(self) -> bool:
+        """True when all that was asked for is done in every block and the full model, and nothing was refused."""
+        return not self.partial and all(s.ok for s in self.spectra())
+
+    def spectra(self) -> list[Spectrum]:
+        """All blocks in model order, then the full model where there is one."""
+        return [*self.blocks.values(), *([self.full] if self.full is not None else [])]
+
+    def to_frame(self, table: str = "eigenvalues") -> pd.DataFrame:
+        """One row per eigenvalue; ``table=`` "blocks" (traces and what follows), "density", "diagonal", "coupling".
+
+        Needs pandas; see :func:`layerhess.show.frame.to_frame` for the columns.
+        """
+        from layerhess.show.frame import to_frame
+
+        return to_frame(self, table)
+
+    def save(self, path: str | Path) -> Path:
+        """Write analysis.json, vectors.safetensors and report.html into the folder ``path``, atomically as a whole."""
+        from layerhess.results.store import save
+
+        return save(self, path)
+
+    def plot(self) -> Figure:
+        """Eigenvalue per block with error bars, both ends, the full model beside them (a matplotlib figure)."""
+        from layerhess.show.figures import overview
+
+        return overview(self)
+
+    def __str__(self) -> str:
+        from layerhess.show.table import as_text
+
+        return as_text(self)
+
+    def __repr__(self) -> str:
+        done = sum(s.ok for s in self.spectra())
+        total = len(self.spectra())
+        return f"Analysis({self.model or 'model'}, {len(self.blocks)} blocks, {done} of {total} spectra converged)"
+
+    def _repr_html_(self) -> str:
+        from layerhess.show.notebook import as_html
+
+        return as_html(self)
+
+    def __getitem__(self, name: str) -> Spectrum:
+        if name == FULL_NAME and self.full is not None:
+            return self.full
+        try:
+            return self.blocks[name]
+        except KeyError:
+            raise InputError(
+                f"there is no block named {name!r}",
+                where="analysis[...]",
+                what_to_do="choose one of: " + ", ".join(list(self.blocks)[:8]),
+            ) from None

@@ -1,0 +1,340 @@
+"""Analyses on disk: a folder with analysis.json, vectors.safetensors and report.html.
+
+The folder is replaced as a whole or not at all (:mod:`layerhess.results.atomic_folder`); after a crash in mid-replacement the
+complete analysis is found under the other of its two names. What the files contain is described in
+:mod:`layerhess.results.json_format`; nothing in them can execute code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from layerhess.errors import InputError, LayerhessWarning
+from layerhess.results import atomic_folder as folders
+from layerhess.results import json_format as codec
+from layerhess.results.record import Analysis
+
+NUMBERS, VECTORS, REPORT = "analysis.json", "vectors.safetensors", "report.html"
+OURS = (NUMBERS, VECTORS, REPORT)
+_TRIES = 3  # readings, when a writer replaces the folder meanwhile
+
+
+class SaveError(InputError):
+    """An analysis could not be written; it is still here, as ``analysis``."""
+
+    analysis: Analysis
+
+
+def save(analysis: Analysis, path: str | Path) -> Path:
+    """Write an analysis into the folder ``path``, atomically as a whole; an analysis already there is replaced.
+
+    Args:
+        analysis: what to write, complete or partial.
+        path: the folder; missing parents are made.
+
+    Returns:
+        The folder's absolute path.
+
+    Raises:
+        SaveError: an InputError; the folder cannot be written, the disk is full, or ``path`` is something that is not
+            an analysis. The previous result, if there was one, is untouched.
+    """
+    try:
+        folder = _usable(path)
+        try:
+            with folders.replacing(folder, OURS) as staging:
+                _write_files(analysis, staging)
+        except OSError as error:
+            raise _cannot_write(folder, error) from error
+    except InputError as refusal:
+        lost = SaveError(refusal.message, where=refusal.where, what_to_do=refusal.what_to_do)
+        lost.analysis = analysis
+        raise lost from refusal
+    return folder
+
+
+def load(path: str | Path) -> Analysis:
+    """Read an analysis that :func:`save` wrote; after a crash in mid-replacement, the complete one there is.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        The analysis, every float64 and every eigenvector component as it was saved.
+
+    Raises:
+        InputError: no analysis there, damaged or altered files, or a schema of a newer version.
+    """
+    folder = _absolute(path)
+    found = _present(folder)
+    try:
+        numbers, vectors = _contents(folder)
+    except OSError as error:
+        raise _cannot_read(found, error) from error
+    return _analysis(found, numbers, vectors)
+
+
+def check_writable(path: str | Path, expected_bytes: int = 0) -> Path:
+    """Make sure, before any work, that an analysis can be saved as ``path``; leaves nothing behind.
+
+    Args:
+        path: the folder that :func:`save` will be given.
+        expected_bytes: size of the result to expect; refused when the disk has less free.
+
+    Returns:
+        The folder's absolute path.
+
+    Raises:
+        InputError: ``path`` is a file or holds something else, its parent cannot be written, or the disk is full.
+    """
+    folder = _usable(path)
+    try:
+        with folders.probing(folder) as probe:
+            folders.write(probe / NUMBERS, b"{}\n")
+            free = shutil.disk_usage(probe).free
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    if free < expected_bytes:
+        raise InputError(
+            f"the disk has {free / 1e6:,.0f} MB free and the result will take about {expected_bytes / 1e6:,.0f} MB",
+            where=str(folder),
+            what_to_do="free some space, choose a folder on another disk, or ask for fewer eigenvectors (top, bottom)",
+        )
+    return folder
+
+
+def rewrite_report(path: str | Path) -> Path:
+    """Make report.html anew from the saved numbers, with this version's layout; the rest is untouched.
+
+    Args:
+        path: the folder of an analysis.
+
+    Returns:
+        The report's absolute path.
+
+    Raises:
+        InputError: as for :func:`load` and :func:`save`.
+    """
+    from layerhess.show.report import as_html
+
+    analysis = load(path)
+    folder = _present(_absolute(path))
+    try:
+        folders.rewrite(folder / REPORT, as_html(analysis).encode("utf-8"))
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    return folder / REPORT
+
+
+def json_text(path: str | Path) -> str:
+    """The text of a saved analysis.json, strict JSON with a final newline.
+
+    Raises:
+        InputError: no analysis there.
+    """
+    folder = _present(_absolute(path))
+    try:
+        return (folder / NUMBERS).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _cannot_read(folder, error) from error
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _write_files(analysis: Analysis, folder: Path) -> None:
+    document, tensors = codec.encode(analysis)
+    vectors = folder / VECTORS
+    _write_tensors(tensors, vectors)
+    document["vectors"] = {"file": VECTORS, "sha256": _digest(vectors)}
+    folders.write(folder / NUMBERS, codec.dumps(document).encode("ascii"))
+    folders.write(folder / REPORT, _report(analysis).encode("utf-8"))
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        safetensors.torch.save_file(tensors, path)
+    except safetensors.SafetensorError as error:
+        raise _as_os_error(error) from error
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _as_os_error(error: safetensors.SafetensorError) -> Exception:
+    """The library reports a full disk as text ("... (os error 28)"); give it back its type."""
+    _, found, after = str(error).partition("(os error ")
+    code = after.split(")")[0]
+    return OSError(int(code), os.strerror(int(code))) if found and code.isdigit() else error
+
+
+def _report(analysis: Analysis) -> str:
+    """The report, or a page that says why there is none: a fault in a picture must not cost anyone the numbers."""
+    try:
+        from layerhess.show.report import as_html
+
+        return as_html(analysis)
+    except Exception as error:
+        reason = f"the report could not be made ({type(error).__name__}: {error}); the numbers are saved and complete"
+        warnings.warn(reason, LayerhessWarning, stacklevel=3)
+        from html import escape
+
+        return (
+            "<!doctype html><html lang='en'><meta charset='utf-8'><title>layerhess</title>"
+            f"<p>{escape(reason[0].upper() + reason[1:])}. Try again with <code>layerhess report DIR</code>.</p></html>"
+        )
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _contents(folder: Path) -> tuple[bytes, bytes]:
+    """The bytes of both files, of one and the same analysis even while a writer replaces it."""
+    for attempt in range(_TRIES):
+        found = _present(folder)
+        try:
+            numbers = (found / NUMBERS).read_bytes()
+            vectors = (found / VECTORS).read_bytes()
+            if (found / NUMBERS).read_bytes() == numbers:
+                return numbers, vectors
+        except FileNotFoundError:
+            if attempt == _TRIES - 1:
+                raise
+    return numbers, vectors
+
+
+def _analysis(folder: Path, numbers: bytes, vectors: bytes) -> Analysis:
+    with _damage(folder, NUMBERS):
+        document = codec.loads(numbers)
+        codec.check_schema(document)
+        digest = codec.vectors_digest(document)
+    with _damage(folder, VECTORS):
+        if hashlib.sha256(vectors).hexdigest() != digest:
+            raise ValueError("its contents are not those that were saved with analysis.json (checksum)")
+        tensors = safetensors.torch.load(vectors)
+    with _damage(folder, NUMBERS):
+        return codec.decode(document, tensors)
+
+
+@contextlib.contextmanager
+def _damage(folder: Path, name: str) -> Iterator[None]:
+    try:
+        yield
+    except codec.NewerSchemaError as error:
+        raise InputError(
+            str(error), where=str(folder / name), what_to_do="update layerhess: pip install --upgrade layerhess"
+        ) from error
+    except (ValueError, RecursionError, OverflowError, safetensors.SafetensorError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"this saved analysis cannot be read: {error}",
+            where=str(folder / name),
+            what_to_do="restore the file from a copy, or run the analysis again",
+        ) from error
+
+
+def _present(folder: Path) -> Path:
+    """The folder that holds the analysis now: under its own name or, after a crash, under the other."""
+    for candidate in (folder, folders.old_name(folder)):
+        if (candidate / NUMBERS).is_file():
+            return candidate
+    if folder.is_file():
+        raise InputError(
+            "this is a file, not the folder of an analysis", where=str(folder), what_to_do=f"give {folder.parent}"
+        )
+    what = "this folder holds no analysis.json" if folder.is_dir() else "there is no such folder"
+    raise InputError(what, where=str(folder), what_to_do="give the folder that save() or --out was given")
+
+
+# -- names and refusals -----------------------------------------------------------------------------------------------
+
+
+def _absolute(path: str | Path) -> Path:
+    return Path(path).expanduser().resolve()
+
+
+def _usable(path: str | Path) -> Path:
+    """The absolute path of a folder that may be replaced: missing, empty, or an analysis."""
+    if not str(path).strip():
+        raise InputError("the output folder has no name", where="out", what_to_do="give a folder, such as results/run1")
+    folder = _absolute(path)
+    choose = f"choose a new folder, such as {folder.parent / (folder.name + '-analysis')}"
+    if folder == folder.parent or folder == Path.cwd():
+        name = "the root folder" if folder == folder.parent else "the current folder"
+        raise InputError(
+            f"{name} cannot be replaced by an analysis", where=str(folder), what_to_do=f"choose {folder / 'analysis'}"
+        )
+    for above in folder.parents:
+        if above.exists() and not above.is_dir():
+            raise InputError(f"{above} is a file, not a folder", where=str(folder), what_to_do="choose another folder")
+    if not folder.exists():
+        return folder
+    if not folder.is_dir():
+        raise InputError("the output is a file, and a folder is needed", where=str(folder), what_to_do=choose)
+    if os.path.ismount(folder):
+        raise InputError(
+            "the output folder is a mount point, which cannot be replaced as a whole",
+            where=str(folder),
+            what_to_do=f"choose a folder inside it, such as {folder / 'analysis'}",
+        )
+    try:
+        filled = any(folder.iterdir())
+        if filled and not _is_analysis(folder):
+            raise InputError(
+                "the output folder is not empty and holds no analysis; nothing in it was touched",
+                where=str(folder),
+                what_to_do=choose,
+            )
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    return folder
+
+
+def _is_analysis(folder: Path) -> bool:
+    numbers = folder / NUMBERS
+    if not numbers.is_file():
+        return False
+    try:
+        return codec.is_ours(codec.loads(numbers.read_bytes()))
+    except (ValueError, RecursionError):
+        return False
+
+
+def _cannot_write(folder: Path, error: OSError) -> InputError:
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        message, advice = f"the disk is full ({reason})", "free some space or choose a folder on another disk"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        message, advice = f"the folder cannot be written ({reason})", "choose a folder you may write to"
+    else:
+        message, advice = f"the analysis could not be written ({reason})", "choose another folder"
+    return InputError(
+        f"{message}; what was there before is untouched", where=str(folder), what_to_do=advice + ", with out= or --out"
+    )
+
+
+def _cannot_read(folder: Path, error: Exception) -> InputError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return InputError(
+        f"this saved analysis cannot be read ({reason})",
+        where=str(folder),
+        what_to_do="check that the folder is complete and that you may read it",
+    )

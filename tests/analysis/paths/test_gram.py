@@ -1,0 +1,318 @@
+"""Complete spectra from the rows of the factors, against dense float64 matrices that share nothing with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_factors import LICENSED, TIED, built, schemes
+from torch import Tensor, nn
+
+import layerhess as lh
+import zoo
+from layerhess.curvature.counters import Ledger
+from layerhess.curvature.factors.factor_graph import FactorGraph
+from layerhess.linalg.eigen.gram import Gram
+from layerhess.linalg.eigen.process import Wanted
+from layerhess.linalg.eigen.row_sum import RowSum
+from layerhess.results.record import Spectrum
+from references import curvature, dense
+from witness import untouched
+
+CE = nn.CrossEntropyLoss()
+DTYPES = (torch.float64, torch.float32)
+ROUNDING = {torch.float64: 1e-12, torch.float32: 2e-5}  # of a block's norm; the dense truth has float64 weights
+
+
+def draw(n: int) -> Callable[[int], Tensor]:
+    def unit(number: int) -> Tensor:
+        row = torch.randn(n, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
+        return row / row.norm()
+
+    return unit
+
+
+def net(dtype: torch.dtype = torch.float64, outputs: int = 4) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = (nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, outputs))
+    return nn.Sequential(*layers).to(dtype)
+
+
+def batches(*sizes: int, dtype: torch.dtype = torch.float64, outputs: int = 4) -> list[tuple[Tensor, Tensor]]:
+    drawn = torch.Generator().manual_seed(1)
+    made = [
+        (torch.randn(n, 6, generator=drawn).to(dtype), torch.randint(outputs, (n,), generator=drawn)) for n in sizes
+    ]
+    return made
+
+
+def problem(*sizes: int, dtype: torch.dtype = torch.float64) -> lh.Objective:
+    return lh.Objective(net(dtype), batches(*sizes, dtype=dtype), CE)
+
+
+def truth(model: nn.Module, data: Any, totals: zoo.Totals = zoo.cross_entropy_totals) -> dense.Reference:
+    """In float64, whatever the model is."""
+    import copy
+
+    exact = [tuple(part.double() if part.is_floating_point() else part for part in batch) for batch in data]
+    return dense.reference_for(copy.deepcopy(model).double(), exact, totals)
+
+
+def assert_complete(spectrum: Spectrum, matrix: np.ndarray[Any, Any], rounding: float) -> None:
+    values = np.linalg.eigvalsh(matrix)[::-1]
+    norm = np.abs(values).max()
+    assert spectrum.path == "gram on factors" and spectrum.complete and spectrum.status == "complete"
+    assert spectrum.spectrum is not None and len(spectrum.spectrum) == spectrum.numel
+    assert (np.diff(spectrum.spectrum) <= 0.0).all()
+    assert np.abs(spectrum.spectrum - values).max() <= rounding * norm + 1e-300
+    assert spectrum.missed_probability == 0.0 and spectrum.missed_factor == 1.0
+    tops = sum(end == "top" for end in spectrum.end)
+    wanted = np.concatenate([values[:tops], values[len(values) - (len(spectrum.end) - tops) :]])
+    assert (np.abs(spectrum.eigenvalues - wanted) <= spectrum.error_bounds + 1e-14 * norm).all()
+    rows = np.stack([np.concatenate([v.double().numpy().ravel() for v in e.values()]) for e in spectrum.eigenvectors])
+    assert np.allclose(rows @ rows.T, np.eye(len(rows)), atol=1e-6 if rounding > 1e-9 else 1e-9)
+    residuals = np.linalg.norm(rows @ matrix - spectrum.eigenvalues[:, None] * rows, axis=1)
+    assert (residuals <= spectrum.error_bounds + rounding * norm).all()
+
+
+# -- the linear algebra, on matrices -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wanted", [Wanted(top=1), Wanted(top=4, bottom=3), Wanted(bottom=5), Wanted(top=30)])
+@pytest.mark.parametrize("signs", ["definite", "indefinite"])
+@pytest.mark.parametrize("rows", [0, 1, 12, 29, 30, 31, 700])
+def test_rows_of_any_number_give_the_whole_spectrum(rows: int, signs: str, wanted: Wanted) -> None:
+    n = 30
+    drawn = np.random.default_rng(rows)
+    r = drawn.standard_normal((rows, n)) * np.exp(drawn.uniform(-9, 0, (rows, 1)))
+    d = np.ones(rows) if signs == "definite" else drawn.choice([-1.0, 1.0], rows)
+    matrix = (r.T * d) @ r / 7.0
+    total = RowSum(n, torch.device("cpu"))
+    for part in np.array_split(np.arange(rows), 5):
+        total.add(torch.from_numpy(r[part]), torch.from_numpy(d[part]))
+    found = total.decompose(wanted, 7.0, draw(n))
+    assert found is not None
+    norm = max(np.abs(matrix).max() * n, 1e-300)
+    assert np.abs(found.values - np.linalg.eigvalsh(matrix)).max() <= 1e-13 * norm
+    assert (found.values == 0.0).sum() >= n - rows
+    keep = wanted.indices(found.values)
+    v = found.vectors.numpy()
+    assert v.shape == (len(keep), n) and np.allclose(v @ v.T, np.eye(len(keep)), atol=1e-10)
+    assert np.abs(v @ matrix - found.values[keep][:, None] * v).max() <= 1e-13 * norm
+    assert np.allclose(found.diagonal, np.diag(matrix), atol=1e-13 * norm)
+    assert np.allclose(found.image, matrix @ found.probe.numpy(), atol=1e-13 * norm)
+
+
+def test_rows_that_occur_twice_leave_orthonormal_vectors() -> None:
+    """Half of the Gram matrix's eigenvalues are zero: its vectors say nothing about the block's there."""
+    half = torch.randn(8, 40, generator=torch.Generator().manual_seed(0)).double()
+    total = RowSum(40, torch.device("cpu"))
+    for _ in range(2):
+        total.add(half, torch.ones(8))
+    found = total.decompose(Wanted(top=16), 1.0, draw(40))
+    assert found is not None and (found.values >= 0.0).all()
+    assert torch.allclose(found.vectors @ found.vectors.T, torch.eye(16).double(), atol=1e-12)
+    image = found.vectors @ (2.0 * half.T @ half)
+    expected = torch.from_numpy(found.values[::-1][:16].copy())[:, None] * found.vectors
+    assert torch.allclose(image, expected, atol=1e-12 * float(found.values[-1]))
+
+
+@pytest.mark.parametrize("rows", [3, 50])
+def test_rows_that_are_not_finite_give_nothing(rows: int) -> None:
+    total = RowSum(20, torch.device("cpu"))
+    bad = torch.ones(rows, 20)
+    bad[1, 2] = torch.nan
+    total.add(bad, torch.ones(rows))
+    assert total.decompose(Wanted(top=1), 1.0, draw(20)) is None
+
+
+def test_rows_of_another_matrix_are_not_called_complete() -> None:
+    rows = torch.randn(10, 25, generator=torch.Generator().manual_seed(0)).double()
+    total = RowSum(25, torch.device("cpu"))
+    total.add(rows, torch.ones(10))
+    found = total.decompose(Wanted(top=2), 1.0, draw(25))
+    assert found is not None
+    matrix = rows.T @ rows
+    for other, complete in ((matrix, True), (matrix + 0.1 * torch.eye(25).double(), False)):
+        process = Gram(found, Wanted(top=2), exact=True)
+        assert not process.proposes and np.isinf(process.candidates().residuals).all()
+        process.tell(process.ask() @ other)
+        candidates = process.candidates()
+        assert process.proposes and process.complete is complete
+        assert (candidates.spectrum is not None) is complete
+        residuals = torch.linalg.vector_norm(candidates.vectors @ other - found.vectors @ matrix, dim=1)
+        assert np.allclose(candidates.residuals, residuals.numpy(), atol=1e-12)
+
+
+# -- explicit rows -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [c for c in zoo.CASES if c.name not in TIED], ids=str)
+def test_explicit_rows_make_the_dense_gauss_newton_block(case: zoo.Case) -> None:
+    objective = built(case)
+    blocks = schemes(objective)
+    reference = curvature.of_case(case.name, "gauss_newton")
+    made = {key: np.zeros_like(reference.block(names)) for key, names in blocks.items()}
+    good, count = set(blocks), 0.0
+    with objective.session():
+        for batch in objective.batches():
+            graph = FactorGraph(objective, batch, blocks, Ledger())
+            count += graph.count
+            for key in list(good):
+                rows = graph.rows(blocks[key]) if key in graph.factored else None
+                if rows is None:
+                    good.discard(key)
+                    continue
+                for part, signs in rows:
+                    assert part.shape == (len(signs), len(made[key])) and len(part) <= graph.items
+                    made[key] += ((part.T * signs) @ part).numpy()
+    for key in good:
+        expected = reference.block(blocks[key])
+        scale = max(np.abs(expected).max(), 1e-12 * reference.norm)
+        assert np.abs(made[key] / count - expected).max() <= 10 * case.tolerance * scale, key
+
+
+def test_ignored_targets_have_no_rows() -> None:
+    (x, y) = batches(10)[0]
+    y[3:] = zoo.IGNORED
+    objective = lh.Objective(net(), (x, y), CE)
+    with objective.session():
+        graph = FactorGraph(objective, next(iter(objective.batches())), {"w": ["0.weight"]}, Ledger())
+        rows = graph.rows(["0.weight"])
+        assert rows is not None
+        assert [len(part) for part, _ in rows] == [3, 3, 3]
+
+
+# -- complete spectra --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", [n for n, names in LICENSED.items() if names != set()])
+def test_spectra_of_licensed_blocks_are_complete(name: str, dtype: torch.dtype) -> None:
+    case = zoo.BY_NAME[name]
+    objective = case.build(dtype, 0).objective()
+    names = LICENSED[name]
+    licensed = (
+        set(objective.parameters) - set(case.unused) - set(case.zero) if names is None else names - set(case.unused)
+    )
+    found = lh.analyze(objective, blocks=lambda n, p: n if n in licensed else None, path="gram", top=2, bottom=1)
+    reference = dense.of_case(name)
+    assert set(found.blocks) == licensed
+    for block, spectrum in found.blocks.items():
+        assert_complete(spectrum, reference.block([block]), ROUNDING[dtype])
+    assert found.full is not None and "on factors" not in found.full.path and found.full.converged.all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["mlp-tanh-mse", "tied-used-twice", "cnn-batchnorm-eval", "cnn-relu-wide"])
+def test_gauss_newton_has_complete_spectra_and_so_has_the_whole_model(name: str, dtype: torch.dtype) -> None:
+    objective = zoo.BY_NAME[name].build(dtype, 0).objective()
+    reference = curvature.of_case(name, "gauss_newton")
+    found = lh.analyze(objective, blocks="module", operator="gauss_newton", path="gram", top=2, bottom=2)
+    for spectrum in found.spectra():
+        assert_complete(spectrum, reference.block(spectrum.parameters), ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", [(3, 2), (40, 7, 20), (300,)])
+def test_unequal_batches_weights_and_ignored_targets(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+    model, data = net(dtype), batches(*sizes, dtype=dtype)
+    for _, y in data:
+        y[1::3] = zoo.IGNORED
+    weight = torch.tensor([0.5, 2.0, 1.25, 0.75], dtype=dtype)  # those of the zoo
+    loss = nn.CrossEntropyLoss(weight=weight, label_smoothing=0.2)
+    found = lh.analyze(lh.Objective(model, data, loss), path="gram", top=3, bottom=2, full=False)
+    reference = truth(model, data, zoo.weighted_smoothed_totals)
+    for name, spectrum in found.blocks.items():
+        assert_complete(spectrum, reference.block([name]), ROUNDING[dtype])
+
+
+def cauchy_totals(call: Callable[..., Tensor], batch: Any) -> tuple[Tensor, int]:
+    x, y = batch
+    return torch.log1p((call(x) - y).square()).sum(), len(x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", [(4, 3), (60, 50)])
+def test_a_loss_that_is_not_convex(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+    model = net(dtype, outputs=1)
+    data = [(x, 3.0 * (y % 2).unsqueeze(1).to(dtype)) for x, y in batches(*sizes, dtype=dtype)]
+    loss = lh.batch_loss(lambda z, batch: cauchy_totals(lambda x: z, batch), output=lambda m, batch: m(batch[0]))
+    found = lh.analyze(lh.Objective(model, data, loss), path="gram", top=2, bottom=2, full=False)
+    reference = truth(model, data, cauchy_totals)
+    for name, spectrum in found.blocks.items():
+        assert_complete(spectrum, reference.block([name]), ROUNDING[dtype])
+    first = found.blocks["0.weight"].spectrum
+    assert first is not None and first[0] > 0.0 > first[-1]
+    assert (first == 0.0).sum() >= 120 - sum(sizes)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bottom", [1, 3])
+def test_the_bottom_is_zero_exactly_where_rows_are_fewer_than_parameters(bottom: int, dtype: torch.dtype) -> None:
+    objective = problem(5, 4, dtype=dtype)
+    found = lh.analyze(objective, blocks="weight", path="gram", top=1, bottom=bottom, full=False)
+    reference = truth(objective.model, objective.data)
+    for name, spectrum in found.blocks.items():
+        assert spectrum.spectrum is not None
+        assert (spectrum.eigenvalues[1:] == 0.0).all() and not np.signbit(spectrum.eigenvalues[1:]).any()
+        assert (spectrum.spectrum == 0.0).sum() >= spectrum.numel - 9 * 3 and (spectrum.spectrum >= 0.0).all()
+        assert spectrum.steps == bottom + 2  # the pairs, and one random vector
+        assert_complete(spectrum, reference.block([name]), ROUNDING[dtype])
+
+
+def test_a_network_that_is_very_sure_in_float32_keeps_its_zero_bottom() -> None:
+    """diag(p) - p p' in float32 has negative eigenvalues there, by rounding."""
+    model, data = net(torch.float32), batches(6, dtype=torch.float32)
+    with torch.no_grad():
+        model[4].weight.mul_(30.0)
+    found = lh.analyze(lh.Objective(model, data, CE), blocks={"first": "0.weight"}, path="gram", bottom=1, full=False)
+    spectrum = found.blocks["first"]
+    assert spectrum.spectrum is not None and spectrum.spectrum[-1] == 0.0
+    expected = np.linalg.eigvalsh(truth(model, data).block(["0.weight"]))
+    assert abs(spectrum.eigenvalues[0] - expected[-1]) <= spectrum.error_bounds[0]
+    assert np.abs(spectrum.spectrum[::-1] - expected).max() <= spectrum.error_bounds.max()
+
+
+# -- what rides along --------------------------------------------------------------------------------------------------
+
+
+def test_estimates_of_complete_blocks_are_exact() -> None:
+    objective = problem(9, 5)
+    found = lh.analyze(
+        objective, path="gram", top=2, trace=True, diagonal=True, density=True, coupling=True, sampling=True, full=False
+    )
+    reference = truth(objective.model, objective.data)
+    for name, spectrum in found.blocks.items():
+        matrix = reference.block([name])
+        assert spectrum.spectrum is not None and spectrum.trace is not None and spectrum.diagonal is not None
+        assert spectrum.trace.value == pytest.approx(np.trace(matrix), rel=1e-12) and spectrum.trace.standard_error == 0
+        assert spectrum.trace.value == pytest.approx(spectrum.spectrum.sum(), rel=1e-10)
+        assert np.allclose(spectrum.diagonal.value[name].numpy().ravel(), np.diag(matrix), atol=1e-14)
+        assert spectrum.density is not None and spectrum.density.probes == 0
+        assert np.isfinite(spectrum.sampling_errors).all() and np.isfinite(spectrum.trace.sampling_error)
+    assert found.converged and found.coupling is not None
+
+
+def test_estimates_alone_have_complete_spectra_too() -> None:
+    found = lh.analyze(problem(9, 5), path="gram", top=0, trace=lh.Trace(method="hutch++"), full=False)
+    assert all(s.complete and s.trace is not None and s.trace.standard_error == 0.0 for s in found.blocks.values())
+
+
+def test_the_network_is_run_once_and_the_numbers_that_are_told_are_those_of_other_paths() -> None:
+    found = lh.analyze(problem(9, 5), path="gram", full=False)
+    solve = found.counts.by_phase["solve"]
+    assert solve["forwards"] == 2 and found.counts.passes == 2
+    other = lh.analyze(problem(9, 5), path="exact", full=False)
+    assert found.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-12)
+    assert found.loss == other.loss and found.cost is not None and found.settings["path"] == "gram"
+
+
+@pytest.mark.parametrize("path", ["gram", "auto"])
+def test_the_model_comes_back(path: str) -> None:
+    objective = problem(9, 5, dtype=torch.float32)
+    with untouched(objective.model):
+        lh.analyze(objective, path=path, top=8, bottom=2)

@@ -1,0 +1,175 @@
+"""The Gram path: what it refuses, and when it is taken by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_gram import assert_complete, problem, truth
+from test_licence import Changing
+from torch import Tensor, nn
+
+import layerhess as lh
+import zoo
+from commands import Capture, refusal, workplace
+from layerhess.analysis.paths import cost
+from layerhess.curvature.factors.work import Work
+from layerhess.linalg.eigen.process import Wanted
+from layerhess.linalg.eigen.row_sum import RowSum
+from layerhess.results.record import Analysis
+from witness import refused
+
+CE = nn.CrossEntropyLoss()
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+
+def smooth() -> lh.Objective:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 1))
+    return lh.Objective(model, (torch.randn(9, 6), torch.randn(9, 1)), nn.MSELoss())
+
+
+def test_blocks_without_a_licence_are_refused() -> None:
+    objective = smooth()
+    with refused(objective.model, "0.weight", "piecewise linear", "path='auto'"):
+        lh.analyze(objective, path="gram")
+
+
+def test_the_empirical_fisher_has_no_factors_and_says_so() -> None:
+    objective = problem(9)
+    with refused(objective.model, "0.weight", "no factors for the empirical Fisher", "path='exact'"):
+        lh.analyze(objective, operator="empirical_fisher", path="gram")
+
+
+def test_layers_without_rows_are_refused() -> None:
+    objective = zoo.BY_NAME["embedding-words"].build(torch.float64, 0).objective()
+    with refused(objective.model, "apart", "path='auto'"):
+        lh.analyze(objective, operator="gauss_newton", path="gram")
+
+
+def test_what_does_not_fit_is_refused_by_name() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 200), nn.ReLU(), nn.Linear(200, 4))
+    objective = lh.Objective(model, (torch.randn(80, 40), torch.randint(4, (80,))), CE)
+    with refused(model, "0.weight", "does not fit into memory", "MiB", "path='auto'"):
+        lh.analyze(objective, blocks="weight", path="gram", full=False, memory="4MB")
+    with refused(model, "room for 0.2 MiB"):
+        lh.analyze(objective, blocks="weight", path="gram", full=False, memory="1MB")
+
+
+def test_power_iteration_is_no_method_of_this_path() -> None:
+    objective = problem(9)
+    with refused(objective.model, "method", "path='gram'"):
+        lh.analyze(objective, path="gram", method="power")
+
+
+def test_a_batch_without_factors_is_refused_or_left_to_lanczos(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    data = [(torch.randn(8, 4).double(), torch.randint(3, (8,))) for _ in range(12)]
+    data[7][0][0, 0] = 1000.0
+    objective = lh.Objective(Changing("smooth").double(), data, CE)
+    monkeypatch.setattr("layerhess.checks.survey.Sampler.chosen", lambda sampler, examples: [sampler._first])
+    with refused(objective.model, "first.weight", "no factors", "path='auto'"):
+        lh.analyze(objective, blocks="weight", path="gram", full=False)
+    monkeypatch.setattr("layerhess.analysis.paths.gram.is_cheaper", lambda *arguments: True)
+    found = lh.analyze(objective, blocks="weight", full=False, top=2)
+    assert found.blocks["first.weight"].path != "gram on factors"
+    matrix = lh.Hessian(objective, blocks="weight")
+    for name, spectrum in found.blocks.items():
+        values = np.linalg.eigvalsh(matrix.block(name).to_dense().numpy())[::-1][:2]
+        assert (np.abs(spectrum.eigenvalues - values) <= spectrum.error_bounds + 1e-12).all(), name
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    with workplace(tmp_path, monkeypatch) as folder:
+        yield folder
+
+
+def test_the_command_line_refuses_with_the_same_words(here: Path, capsys: Capture) -> None:
+    said = refusal(capsys, "analyze", "mine:make", "--path", "gram", "--out", "run")
+    assert "piecewise linear" in said and "0.weight" in said
+    assert "'gram'" in refusal(capsys, "analyze", "mine:make", "--path", "grams", "--out", "run")
+
+
+# -- the choice --------------------------------------------------------------------------------------------------------
+
+
+def on_gram(found: Analysis) -> set[str]:
+    return {name for name, s in found.blocks.items() if s.path == "gram on factors"}
+
+
+def test_few_rows_and_many_pairs_are_taken_by_themselves() -> None:
+    objective = problem(5, 4)
+    few = lh.analyze(objective, blocks="weight", top=10, bottom=4, full=False)
+    assert on_gram(few) == {"0.weight", "2.weight", "4.weight"}
+    reference = truth(objective.model, objective.data)
+    for name, spectrum in few.blocks.items():
+        assert_complete(spectrum, reference.block([name]), 1e-12)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(100, 60), nn.ReLU(), nn.Linear(60, 5))
+    many = lh.Objective(model, (torch.randn(2000, 100), torch.randint(5, (2000,))), CE)
+    assert not on_gram(lh.analyze(many, blocks="weight", full=False, tol=1e-2))
+
+
+def test_memory_that_is_too_small_leaves_the_blocks_to_lanczos() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(50, 400), nn.ReLU(), nn.Linear(400, 3))
+    objective = lh.Objective(model, (torch.randn(12, 50), torch.randint(3, (12,))), CE)
+    options: dict[str, Any] = {"blocks": "weight", "top": 2, "full": False}
+    free = lh.analyze(objective, **options)
+    assert "0.weight" in on_gram(free)
+    tight = lh.analyze(objective, memory="12MB", **options)
+    assert "0.weight" not in on_gram(tight) and tight.converged
+    for name, spectrum in tight.blocks.items():
+        other = free.blocks[name]
+        assert (np.abs(spectrum.eigenvalues - other.eigenvalues) <= spectrum.error_bounds + other.error_bounds).all()
+
+
+@pytest.mark.parametrize("path", ["auto", "gram"])
+def test_running_out_of_memory_is_no_end(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: RowSum, rows: Tensor, signs: Tensor) -> None:
+        raise MemoryError("not enough memory")
+
+    objective = problem(5, 4)
+    monkeypatch.setattr(RowSum, "add", full)
+    if path == "gram":
+        with refused(objective.model, "0.weight", "do not fit into memory"):
+            lh.analyze(objective, blocks="weight", path=path, top=10, bottom=4, full=False)
+        return
+    found = lh.analyze(objective, blocks="weight", top=10, bottom=4, full=False)
+    assert not on_gram(found) and found.converged
+
+
+def work(items: int, directions: int, numel: int, places: int = 1, channels: int = 10) -> Work:
+    """Of one layer with so many parameters, at so many places of its output."""
+    each = items * numel * places
+    return Work(items, directions, each, items * places * channels, 20 * each, entries=1, has_rows=True)
+
+
+@pytest.mark.parametrize("directions", [1, 9, 32])
+@pytest.mark.parametrize("wanted", [Wanted(top=1), Wanted(top=5, bottom=5), Wanted(top=50, bottom=10)])
+def test_the_choice_is_never_a_large_matrix_with_many_rows(wanted: Wanted, directions: int) -> None:
+    for numel in (20_000, 200_000):
+        for rows in (20_000, 1_000_000):
+            assert not cost.is_cheaper(numel, work(rows // directions, directions, numel), wanted, 4)
+
+
+@pytest.mark.parametrize("numel", [100, 2000, 30_000])
+def test_the_choice_is_the_gram_matrix_of_few_rows_where_many_pairs_are_wanted(numel: int) -> None:
+    assert cost.is_cheaper(numel, work(8, 9, numel), Wanted(top=10, bottom=5), 4)
+    assert not cost.is_cheaper(numel, Work(8, 9, 8 * numel, 80, 160 * numel, 1, False), Wanted(top=10, bottom=5), 4)
+
+
+def test_costs_grow_with_what_is_done() -> None:
+    less, more = (cost.predicted(1000, work(n, 9, 1000), Wanted(top=1), 4) for n in (10, 100))
+    assert set(less) == {"gram", "lanczos on factors", "exact"}
+    assert all(0.0 < less[way] < more[way] for way in less)
+    one, many = (cost.predicted(1000, work(10, 9, 1000), wanted, 4) for wanted in (Wanted(top=1), Wanted(top=20)))
+    assert many["lanczos on factors"] / one["lanczos on factors"] > 3.0 * many["gram"] / one["gram"]

@@ -1,0 +1,342 @@
+"""Exceptions and Ctrl-C in mid-analysis: they reach the caller, the model is as it was, and numbers are not lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import layerhess as lh
+import layerhess.show.report  # its first import draws random numbers: test_restore.py has a test of that
+from delicate import BATCHES, Armed, delicate
+from layerhess.analysis.progress import Snapshot
+from layerhess.checks.survey import survey
+from layerhess.curvature.counters import Ledger
+from layerhess.objective import snapshot as restore
+from witness import untouched
+
+
+@pytest.fixture
+def no_graph_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that every pass evaluates the loss."""
+    monkeypatch.setattr("layerhess.curvature.data_pass.used_bytes", _Growing())
+
+
+class _Growing:
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def __call__(self, device: torch.device) -> int:
+        self.bytes += 1 << 50
+        return self.bytes
+
+
+# -- after exceptions --------------------------------------------------------------------------------------------------
+
+
+class Trouble(Exception):
+    """What the user's code raises in these tests."""
+
+
+class Switch:
+    """Raises once it is on."""
+
+    def __init__(self, kind: type[BaseException]) -> None:
+        self.kind, self.on = kind, False
+
+    def __call__(self) -> None:
+        if self.on:
+            raise self.kind("the user's own")
+
+    def turn_on(self) -> None:
+        self.on = True
+
+
+class Reading:
+    """Batches that look at the switch before the second one."""
+
+    def __init__(self, switch: Switch) -> None:
+        self.switch = switch
+
+    def __iter__(self) -> Iterator[Any]:
+        for i, batch in enumerate(BATCHES):
+            if i == 1:
+                self.switch()
+            yield batch
+
+
+def with_switch(place: str, switch: Switch) -> tuple[nn.Module, lh.Objective]:
+    """A delicate model whose loss, data or forward hook looks at the switch."""
+    model = delicate()
+    criterion = nn.CrossEntropyLoss()
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        switch()
+        return criterion(output, target)
+
+    if place == "hook":
+        model.second.register_forward_hook(lambda module, inputs, output: switch())
+    data = Reading(switch) if place == "data" else BATCHES
+    return model, lh.Objective(model, data, loss if place == "loss" else criterion)
+
+
+@pytest.mark.usefixtures("no_graph_is_kept")
+@pytest.mark.parametrize("kind", [Trouble, KeyboardInterrupt])
+@pytest.mark.parametrize("when", ["survey", "first step", "later step"])
+@pytest.mark.parametrize("place", ["loss", "data", "hook"])
+def test_an_exception_of_the_user_comes_through_and_the_model_comes_back(
+    place: str, when: str, kind: type[BaseException]
+) -> None:
+    switch = Switch(kind)
+    model, objective = with_switch(place, switch)
+    progress = Armed(switch.turn_on, {"survey": -1, "first step": 0, "later step": 3}[when])
+    if when == "survey":
+        switch.turn_on()
+    with untouched(model), pytest.raises(kind, match="the user's own"):
+        lh.analyze(objective, top=2, tol=1e-4, progress=progress)
+
+
+@pytest.mark.parametrize("place", ["loss", "data", "hook"])
+def test_an_exception_during_a_product_leaves_the_model_as_it_was(place: str) -> None:
+    switch = Switch(Trouble)
+    model, objective = with_switch(place, switch)
+    hessian = lh.Hessian(objective)
+    switch.turn_on()
+    with untouched(model), pytest.raises(Trouble):
+        hessian.matvec(torch.ones(hessian.shape[0]))
+    with untouched(model), pytest.raises(Trouble), hessian.session():
+        hessian.matvec(torch.ones(hessian.shape[0]))
+    switch.on = False
+    assert torch.isfinite(hessian.matvec(torch.ones(hessian.shape[0]))).all(), "and it works again"
+
+
+# -- Ctrl-C ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ctrl_c_raises() -> Iterator[None]:
+    """Python's own meaning of Ctrl-C, which a test runner's worker processes may have switched off."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def press_ctrl_c() -> None:
+    """A real SIGINT for this process, sent by another thread."""
+    thread = threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGINT))
+    thread.start()
+    thread.join()
+
+
+def assert_partial(analysis: lh.Analysis) -> None:
+    assert analysis.partial == "interrupted"
+    assert not analysis.converged
+    assert "interrupted" in str(analysis)
+    for spectrum in analysis.spectra():
+        assert spectrum.ok or spectrum.status.startswith("not converged")
+
+
+@pytest.mark.usefixtures("no_graph_is_kept")
+@pytest.mark.parametrize("previous", [False, True], ids=["new folder", "over an older result"])
+def test_an_interrupt_raised_in_the_loss_leaves_a_partial_result(tmp_path: Path, previous: bool) -> None:
+    switch = Switch(KeyboardInterrupt)
+    model, objective = with_switch("loss", switch)
+    if previous:
+        lh.analyze(objective, blocks="weight", full=False, tol=0.5, out=tmp_path / "run")
+    with untouched(model), pytest.raises(KeyboardInterrupt) as stop:
+        lh.analyze(objective, top=2, tol=1e-4, out=tmp_path / "run", progress=Armed(switch.turn_on, 4))
+    assert any(str(tmp_path / "run") in note for note in stop.value.__notes__)
+    analysis = lh.load(tmp_path / "run")
+    assert_partial(analysis)
+    assert analysis.full is not None and len(analysis.full.eigenvalues) == 2, "what there was is there"
+
+
+@pytest.mark.usefixtures("no_graph_is_kept", "ctrl_c_raises")
+def test_a_real_ctrl_c_waits_for_the_next_batch_and_leaves_a_partial_result(tmp_path: Path) -> None:
+    model = delicate()
+    objective = lh.Objective(model, BATCHES, nn.CrossEntropyLoss())
+    with untouched(model), pytest.raises(KeyboardInterrupt) as stop:
+        lh.analyze(objective, top=2, tol=1e-4, out=tmp_path / "run", progress=Armed(press_ctrl_c, 3))
+    assert any(str(tmp_path / "run") in note for note in stop.value.__notes__)
+    analysis = lh.load(tmp_path / "run")
+    assert_partial(analysis)
+    assert analysis.counts.passes == 3
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("no_graph_is_kept", "ctrl_c_raises")
+def test_ctrl_c_before_the_first_number_reaches_the_caller(tmp_path: Path) -> None:
+    model = delicate()
+    objective = lh.Objective(model, BATCHES, nn.CrossEntropyLoss())
+    with untouched(model), pytest.raises(KeyboardInterrupt):
+        lh.analyze(objective, top=2, out=tmp_path / "run", progress=Armed(press_ctrl_c, 0))
+    if (tmp_path / "run").exists():
+        assert_partial(lh.load(tmp_path / "run"))
+
+
+class AtTheEnd(Armed):
+    """Acts when everything has converged."""
+
+    def update(self, snapshot: Any) -> None:
+        if snapshot.converged == snapshot.total:
+            self.act()
+
+
+@pytest.mark.usefixtures("ctrl_c_raises")
+def test_ctrl_c_after_the_last_step_is_neither_forgotten_nor_costs_the_numbers(tmp_path: Path) -> None:
+    model = delicate()
+    objective = lh.Objective(model, BATCHES, nn.CrossEntropyLoss())
+    with untouched(model), pytest.raises(KeyboardInterrupt):
+        lh.analyze(objective, top=2, out=tmp_path / "run", progress=AtTheEnd(press_ctrl_c, -1))
+    analysis = lh.load(tmp_path / "run")
+    assert all(spectrum.ok for spectrum in analysis.spectra())
+
+
+@pytest.mark.usefixtures("no_graph_is_kept", "ctrl_c_raises")
+def test_a_second_ctrl_c_cannot_stop_the_model_from_coming_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Impatient users press twice; the second one lands while the model is being put back."""
+    model = delicate()
+    objective = lh.Objective(model, BATCHES, nn.CrossEntropyLoss())
+    put_back = restore._SavedModule.put_back
+    pressed = []
+
+    def impatient(saved: Any) -> None:
+        if saved.module is model.second:
+            pressed.append(1)
+            press_ctrl_c()
+        put_back(saved)
+
+    monkeypatch.setattr(restore._SavedModule, "put_back", impatient)
+    with untouched(model), pytest.raises(KeyboardInterrupt):
+        lh.analyze(objective, top=2, tol=1e-4, progress=Armed(press_ctrl_c, 2))
+    assert pressed
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("ctrl_c_raises")
+def test_ctrl_c_during_a_single_product_is_not_deferred() -> None:
+    model = delicate()
+    hessian = lh.Hessian(lh.Objective(model, BATCHES, lambda o, t: press_ctrl_c() or F.cross_entropy(o, t)))
+    with untouched(model), pytest.raises(KeyboardInterrupt):
+        hessian.matvec(torch.ones(hessian.shape[0]))
+
+
+def test_analyses_in_other_threads_work() -> None:
+    """There, signals are nobody's business."""
+    model = delicate()
+    found: list[Any] = []
+
+    def work() -> None:
+        found.append(lh.analyze(lh.Objective(model, BATCHES, nn.CrossEntropyLoss()), full=False))
+
+    thread = threading.Thread(target=work)
+    with untouched(model):
+        thread.start()
+        thread.join()
+    assert found and found[0].converged
+
+
+def test_ctrl_c_is_looked_for_between_the_batches_of_the_first_pass() -> None:
+    model = delicate()
+    objective = lh.Objective(model, BATCHES, nn.CrossEntropyLoss())
+    looks = []
+
+    def checkpoint() -> None:
+        looks.append(1)
+        if len(looks) == 2:
+            raise KeyboardInterrupt
+
+    with untouched(model), pytest.raises(KeyboardInterrupt), objective.session():
+        survey(objective, Ledger(), checkpoint)
+    assert len(looks) == 2
+
+
+class PressesAtTheEnd:
+    """A progress receiver that sends Ctrl-C once everything has converged."""
+
+    def forecast(self, forecast: object) -> None:
+        """Nothing to do."""
+
+    def note(self, sentence: str) -> None:
+        """Nothing to do."""
+
+    def update(self, snapshot: Snapshot) -> None:
+        if snapshot.converged == snapshot.total:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_after_the_last_pass_is_not_forgotten(tmp_path: Path) -> None:
+    model = torch.nn.Linear(3, 2)
+    objective = lh.Objective(model, (torch.randn(5, 3), torch.randn(5, 2)), torch.nn.MSELoss())
+    with pytest.raises(KeyboardInterrupt):
+        lh.analyze(objective, progress=PressesAtTheEnd(), out=tmp_path / "run")
+    assert lh.load(tmp_path / "run").partial
+
+
+# -- with estimates under way ------------------------------------------------------------------------------------------
+
+EVERYTHING: Any = {"trace": True, "diagonal": True, "density": True, "coupling": True, "sampling": True}
+
+
+@cache
+def finished() -> lh.Analysis:
+    analysis = lh.analyze(lh.Objective(delicate(), BATCHES, nn.CrossEntropyLoss()), **EVERYTHING)
+    assert analysis.converged and analysis.counts.passes > 29
+    return analysis
+
+
+def assert_honest_estimates(analysis: lh.Analysis) -> None:
+    """What was cut short says so; what is shown as done is within its own error of the truth."""
+    assert not analysis.converged and analysis.partial
+    assert "NOT CONVERGED" in str(analysis) or "STOPPED EARLY" in str(analysis)
+    assert "stopped early" in str(analysis)
+    for spectrum in analysis.spectra():
+        if spectrum.trace is not None and spectrum.trace.probes < 2:
+            assert spectrum.trace.method == "exact" or not spectrum.trace.converged
+        if spectrum.density is not None and spectrum.density.probes:
+            assert "stopped early" in spectrum.density.status or spectrum.density.steps == 30
+
+
+@pytest.mark.parametrize("passes", [1, 5, 20, 29])
+def test_a_limit_in_mid_estimation_leaves_an_honest_result(tmp_path: Path, passes: int) -> None:
+    objective = lh.Objective(delicate(), BATCHES, nn.CrossEntropyLoss())
+    with untouched(objective.model):
+        analysis = lh.analyze(objective, max_passes=passes, out=tmp_path / "run", **EVERYTHING)
+    assert analysis.partial.startswith("max_passes") and analysis.counts.passes == passes
+    assert_honest_estimates(analysis)
+    again = lh.load(tmp_path / "run")
+    assert_honest_estimates(again)
+    assert (tmp_path / "run" / "report.html").exists()
+    for early, late in zip(analysis.spectra(), finished().spectra(), strict=True):
+        if early.trace is not None and early.trace.converged:
+            assert late.trace is not None
+            slack = 5.0 * (early.trace.standard_error + late.trace.standard_error) + 1e-5 * abs(late.trace.value)
+            assert abs(early.trace.value - late.trace.value) <= slack
+
+
+@pytest.mark.usefixtures("ctrl_c_raises")
+@pytest.mark.parametrize("after", [2, 12, 28])
+def test_ctrl_c_in_mid_estimation_leaves_an_honest_result(tmp_path: Path, after: int) -> None:
+    objective = lh.Objective(delicate(), BATCHES, nn.CrossEntropyLoss())
+    with untouched(objective.model), pytest.raises(KeyboardInterrupt) as stop:
+        lh.analyze(objective, out=tmp_path / "run", progress=Armed(press_ctrl_c, after), **EVERYTHING)
+    assert any(str(tmp_path / "run") in note for note in stop.value.__notes__)
+    analysis = lh.load(tmp_path / "run")
+    assert analysis.partial == "interrupted"
+    assert_honest_estimates(analysis)
+
+
+def test_a_time_limit_in_mid_estimation_leaves_an_honest_result() -> None:
+    objective = lh.Objective(delicate(), BATCHES, nn.CrossEntropyLoss())
+    analysis = lh.analyze(objective, time_limit=1e-9, **EVERYTHING)
+    assert analysis.partial.startswith("time_limit")
+    assert not analysis.converged and all(s.trace is None for s in analysis.spectra())

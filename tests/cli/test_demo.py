@@ -1,0 +1,89 @@
+"""The demo: a real network, trained on the spot on real digits, and its analysis from the command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import layerhess as lh
+from layerhess.cli import demo
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def problem() -> demo.DemoProblem:
+    return demo.build()
+
+
+def test_it_learns_the_digits(problem: demo.DemoProblem) -> None:
+    assert problem.test_accuracy >= 0.97
+    assert problem.train_accuracy >= 0.99
+    assert not problem.model.training
+    assert all(p.grad is None for p in problem.model.parameters())
+
+
+def test_the_batches_are_the_whole_training_set(problem: demo.DemoProblem) -> None:
+    assert problem.examples == 1437  # of 1,797, one in five held out
+    assert [len(labels) for _, labels in problem.batches] == [512, 512, 413]
+    images = torch.cat([images for images, _ in problem.batches])
+    assert images.shape[1:] == (1, 8, 8)
+    assert images.min() == -1
+    assert images.max() == 1
+    counts = torch.cat([labels for _, labels in problem.batches]).bincount()
+    assert counts.min() / counts.max() > 0.9  # stratified: the ten classes are about equally frequent
+
+
+def test_every_parameter_has_a_name_in_plain_words(problem: demo.DemoProblem) -> None:
+    assert list(problem.names) == [name for name, _ in problem.model.named_parameters()]
+    assert problem.names["stem.weight"] == "3 x 3 convolution, 1 to 8 channels (72 numbers)"
+    assert problem.parameters == sum(p.numel() for p in problem.model.parameters()) < 10_000
+
+
+def test_the_same_seed_gives_the_same_model_and_leaves_no_trace(problem: demo.DemoProblem) -> None:
+    random_state, threads, lines = torch.get_rng_state(), torch.get_num_threads(), []
+    with torch.inference_mode():
+        again = demo.build(0, lines.append)
+    for first, second in zip(problem.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(first, second)
+        assert not second.is_inference()
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert torch.get_num_threads() == threads
+    assert "trained" in lines[-1]
+
+
+def test_without_scikit_learn_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(lh.InputError, match="scikit-learn") as refusal:
+        demo.build()
+    assert "pip install" in refusal.value.what_to_do
+
+
+def test_the_whole_demo_converges_and_writes_a_report(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "layerhess", "demo", "--threads", "1", "--out", "result"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "result" / "report.html").stat().st_size > 10_000
+
+    analysis = lh.load(tmp_path / "result")
+    assert analysis.converged
+    assert analysis.examples == 1437
+    assert len(analysis.blocks) == 20
+    assert analysis.full is not None
+    (full_top, bound), (full_bottom, bottom_bound) = analysis.full.top, analysis.full.bottom
+    # Cauchy interlacing, and every block of a piecewise linear network bends upwards only.
+    for block in analysis.blocks.values():
+        assert block.top[0] - block.top[1] <= full_top + bound
+        assert block.bottom[0] + block.bottom[1] >= 0
+    assert full_bottom + bottom_bound < 0

@@ -1,0 +1,222 @@
+"""Functions rewritten for products: the same values and derivatives as torch's, to the second order and no further."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import layerhess as lh
+from layerhess.curvature.double_backward.mode import Rewritten
+
+WEIGHT, BIAS = torch.linspace(0.5, 1.5, 6).double(), torch.linspace(-1.0, 1.0, 6).double()
+MASK = torch.ones(4, 6, dtype=torch.bool).triu(2)
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu by tanh": partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+    "softmax": lambda x: F.softmax(x, dim=-1),
+    "softmax along the middle": lambda x: x.softmax(1),
+    "softmax with a dtype": lambda x: torch.softmax(x, -1, dtype=x.dtype),
+    "softmax, masked": lambda x: x.masked_fill(MASK, float("-inf")).softmax(-1),
+    "layer norm": lambda x: F.layer_norm(x, (6,)),
+    "layer norm, large eps": lambda x: F.layer_norm(x, (6,), eps=0.5),
+    "layer norm over two dimensions": lambda x: F.layer_norm(x, (4, 6)),
+}
+
+
+def _in_dtype(name: str, x: Tensor) -> Tensor:
+    """The function with its weights in the dtype of x."""
+    weight, bias = WEIGHT.to(x), BIAS.to(x)
+    if name == "batch norm":
+        return F.batch_norm(x, bias[:4], weight[:4], weight[:4], bias[:4])
+    chosen = {"weight": (weight, None), "bias": (None, bias), "both": (weight, bias)}[name.split(", ")[1]]
+    return F.layer_norm(x, (6,), *chosen)
+
+
+WEIGHED = ("layer norm, weight", "layer norm, bias", "layer norm, both", "batch norm")
+FUNCTIONS |= {name: partial(_in_dtype, name) for name in WEIGHED}
+every_function = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=list(FUNCTIONS))
+
+
+def _rewritten(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def run(x: Tensor) -> Tensor:
+        with Rewritten():
+            return function(x)
+
+    return run
+
+
+def _two_orders(function: Callable[[Tensor], Tensor], x: Tensor) -> list[Tensor]:
+    """Value, gradient along fixed weights, and the derivatives of <h, gradient> in x and in those weights."""
+    x = x.clone().requires_grad_()
+    g = torch.cos(torch.arange(x.numel(), dtype=x.dtype)).view(x.shape).requires_grad_()
+    h = torch.sin(torch.arange(x.numel(), dtype=x.dtype) + 1.0).view(x.shape)
+    y = function(x)
+    (first,) = torch.autograd.grad(y, x, g, create_graph=True)
+    second = torch.autograd.grad(first, [x, g], h, materialize_grads=True)
+    return [y.detach(), first.detach(), *second]
+
+
+@every_function
+def test_values_and_two_derivatives_are_those_of_torch(function: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    x = 3.0 * torch.randn(3, 4, 6, dtype=torch.float64)
+    x[0, 0, 0], x[0, 1, 0] = 0.0, -40.0
+    for ours, theirs in zip(_two_orders(_rewritten(function), x), _two_orders(function, x), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-11, atol=1e-12)
+
+
+@every_function
+def test_second_derivatives_are_those_of_finite_differences(function: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(1)
+    x = torch.randn(2, 4, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(_rewritten(function), x)
+
+
+@every_function
+def test_float32_is_as_close_as_torchs_own(function: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(2)
+    x = 2.0 * torch.randn(5, 4, 6)
+    x[0, 0, 0], x[1, 0, 0] = 30.0, -30.0
+    exact = _two_orders(function, x.double())
+    for ours, theirs, right in zip(_two_orders(_rewritten(function), x), _two_orders(function, x), exact, strict=True):
+        size = right.abs().max()
+        assert (ours - right).abs().max() <= max(4.0 * (theirs - right).abs().max(), 1e-6 * size)
+
+
+def test_every_function_is_intercepted_as_modules_call_it() -> None:
+    modules = [nn.GELU(), nn.GELU(approximate="tanh"), nn.SiLU(), nn.LayerNorm(6)]
+    for module in modules:
+        with Rewritten():
+            made = module(torch.randn(2, 6, requires_grad=True))
+        assert "Backward" in type(made.grad_fn).__name__ and "Gelu" not in str(made.grad_fn), module
+        assert "NativeLayerNorm" not in str(made.grad_fn) and "Silu" not in str(made.grad_fn)
+    x = torch.randn(2, 6, requires_grad=True)
+    with Rewritten():
+        for made in (F.softmax(x, -1), torch.softmax(x, -1), x.softmax(-1), nn.Softmax(-1)(x)):
+            assert "SoftmaxBackward0" not in str(made.grad_fn)
+        assert "SoftmaxBackward0" in str(F.softmax(x, -1, dtype=torch.float64).grad_fn)
+        assert "SoftmaxBackward0" in str(torch.softmax(x, -1, torch.float64).grad_fn)
+
+
+def test_a_third_derivative_is_an_error_and_never_a_zero() -> None:
+    x = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    for function in (F.gelu, F.silu, FUNCTIONS["layer norm"]):
+        y = _rewritten(function)(x.view(1, 6))
+        (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.sin().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="a third time"):
+            torch.autograd.grad(second.sum(), x)
+
+
+def test_in_place_half_precision_and_packed_tensors_stay_as_they_are() -> None:
+    x = torch.randn(3, 6)
+    with Rewritten():
+        y = x.clone()
+        assert F.silu(y, inplace=True) is y and torch.equal(y, F.silu(x))
+        half = F.gelu(x.bfloat16().requires_grad_())
+        assert "Gelu" in str(half.grad_fn)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+            assert "Gelu" in str(F.gelu(x.clone().requires_grad_()).grad_fn)
+
+
+class _Recomputed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 8), nn.SiLU())
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(checkpoint(self.inner, x, use_reentrant=False))
+
+
+def test_recomputed_activations_give_the_same_products() -> None:
+    torch.manual_seed(0)
+    model = _Recomputed().double()
+    plain = nn.Sequential(*model.inner, model.head)
+    data = (torch.randn(9, 5, dtype=torch.float64), torch.randint(0, 3, (9,)))
+    found = lh.Hessian(lh.Objective(model, data, nn.CrossEntropyLoss())).to_dense()
+    same = lh.Hessian(lh.Objective(plain, data, nn.CrossEntropyLoss())).to_dense()
+    assert torch.allclose(found, same, rtol=1e-10, atol=1e-13)
+
+
+class _Energy(nn.Module):
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 8), act, nn.Linear(8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+@pytest.mark.parametrize("act", [nn.SiLU(), nn.GELU(), nn.Softmax(-1)], ids=str)
+@pytest.mark.parametrize("through", ["analyze", "Hessian"])
+def test_losses_that_differentiate_the_network_themselves_still_work(act: nn.Module, through: str) -> None:
+    """Matching forces takes a third derivative: torch's own forms run then (its LayerNorm's is wrong: refused)."""
+    torch.manual_seed(0)
+    model = _Energy(act).double()
+    data = (torch.randn(12, 3, dtype=torch.float64), torch.randn(12, 3, dtype=torch.float64))
+
+    @torch.enable_grad()
+    def forces(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+        x, f = batch
+        x = x.detach().requires_grad_()
+        (g,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        return ((g - f) ** 2).sum(), len(x)
+
+    weight = model.net[2].weight
+    total, count = forces(model, data)
+    (g,) = torch.autograd.grad(total / count, weight, create_graph=True)
+    rows = [torch.autograd.grad(entry, weight, retain_graph=True)[0].flatten() for entry in g.flatten()]
+    dense = torch.stack(rows).detach()
+    objective = lh.Objective(model, data, lh.batch_loss(forces))
+    if through == "analyze":
+        found = lh.analyze(objective, blocks="weight").blocks["net.2.weight"]
+        assert abs(found.eigenvalues[0] - float(torch.linalg.eigvalsh(dense)[-1])) <= found.error_bounds[0] + 1e-12
+    else:
+        block = lh.Hessian(objective, blocks="weight").block("net.2.weight").to_dense()
+        assert torch.allclose(block, dense, rtol=1e-9, atol=1e-12)
+
+
+def test_what_layer_norm_returns_may_be_overwritten() -> None:
+    class Modulated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+            self.norm = nn.LayerNorm(8, elementwise_affine=False)
+
+        def forward(self, x: Tensor, overwrite: bool = True) -> Tensor:
+            z = self.norm(self.a(x))
+            if overwrite:
+                z *= 1.5
+                z += 0.1
+                return self.b(z)
+            return self.b(z * 1.5 + 0.1)
+
+    torch.manual_seed(0)
+    model = Modulated().double()
+    x, y = torch.randn(9, 5, dtype=torch.float64), torch.randint(0, 3, (9,))
+    found = lh.Hessian(lh.Objective(model, (x, y), nn.CrossEntropyLoss()), blocks="weight").block("a.weight").to_dense()
+    (g,) = torch.autograd.grad(F.cross_entropy(model(x, False), y), model.a.weight, create_graph=True)
+    rows = [torch.autograd.grad(entry, model.a.weight, retain_graph=True)[0].flatten() for entry in g.flatten()]
+    assert torch.allclose(found, torch.stack(rows), rtol=1e-9, atol=1e-12)
+
+
+def test_transforms_forward_mode_and_out_arguments_meet_torchs_own_functions() -> None:
+    x, w = torch.randn(3, 6), torch.randn(4, 6)
+    with Rewritten():
+        assert torch.func.vmap(lambda w: F.layer_norm(x, (6,), w))(w).shape == (4, 3, 6)
+        assert torch.func.vmap(lambda w: F.gelu(x) * w.sum())(w).shape == (4, 3, 6)
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+            assert torch.autograd.forward_ad.unpack_dual(F.silu(dual)).tangent is not None
+        buffer = torch.empty(3, 6)
+        assert torch.softmax(x, -1, out=buffer) is buffer
+    assert "Silu" in str(F.silu(x.requires_grad_()).grad_fn)

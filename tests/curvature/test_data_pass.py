@@ -1,0 +1,252 @@
+"""One pass serves every block; graphs are kept while they fit; whoever converged drops out."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, TensorDataset
+
+import layerhess as lh
+from layerhess.curvature import data_pass as sweep_module
+from layerhess.curvature.counters import Ledger
+from layerhess.curvature.data_pass import Request, Sweep
+from layerhess.curvature.factors.mixed_graph import Hybrid
+from layerhess.curvature.hessian_graph import BatchGraph
+from layerhess.objective.blocks import Block, make_block
+from layerhess.objective.objective import Objective
+
+GROWTH = 10**7  # bytes that the process seems to grow by at a look: more than a graph says it holds
+
+
+def net(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 3)).double()
+
+
+def examples(n: int = 70) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(n, 6, generator=generator).double(), torch.randint(0, 3, (n,), generator=generator)
+
+
+def batches(sizes: tuple[int, ...] = (30, 30, 10)) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    x, y = examples(sum(sizes))
+    return list(zip(torch.split(x, sizes), torch.split(y, sizes), strict=True))
+
+
+def request(objective: Objective) -> dict[str, Request]:
+    block: Block = make_block("(full)", objective.parameters)
+    return {"(full)": Request(block, torch.ones(2, block.numel, dtype=torch.float64))}
+
+
+def test_kept_graphs_give_the_products_of_fresh_ones_without_another_forward() -> None:
+    objective = Objective(net(), batches(), nn.CrossEntropyLoss())
+    with objective.session():
+        ledger = Ledger()
+        kept = Sweep(objective, list(objective.parameters), ledger)
+        fresh = Sweep(objective, list(objective.parameters), Ledger(), keep=0.0)
+        first, again, other = (s.run(request(objective))["(full)"] for s in (kept, kept, fresh))
+    assert torch.equal(first, again)
+    torch.testing.assert_close(first, other, rtol=1e-13, atol=1e-16)
+    assert ledger.total("forwards") == 3 and kept.kept == 3 and fresh.kept == 0
+
+
+@pytest.mark.parametrize("fits", [0, 1, 2, 3])
+def test_as_many_graphs_are_kept_as_fit_the_budget(monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
+    used = iter(range(0, 100 * GROWTH, GROWTH))
+    monkeypatch.setattr(sweep_module, "used_bytes", lambda device: next(used))
+    monkeypatch.setattr("layerhess.curvature.device.free_bytes", lambda device: GROWTH * fits + GROWTH // 2)
+    objective = Objective(net(), batches(), nn.CrossEntropyLoss())
+    ledger = Ledger()
+    with objective.session():
+        sweep = Sweep(objective, list(objective.parameters), ledger, keep=1.0)
+        first = sweep.run(request(objective))["(full)"]
+        assert sweep.kept == fits
+        again = sweep.run(request(objective))["(full)"]
+    torch.testing.assert_close(first, again, rtol=1e-13, atol=1e-16)
+    assert ledger.total("forwards") == 3 + (3 - fits)
+
+
+@pytest.mark.parametrize("fits", [1, 3])
+def test_batches_that_may_change_places_are_kept_all_or_not_at_all(monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
+    used = iter(range(0, 100 * GROWTH, GROWTH))
+    monkeypatch.setattr(sweep_module, "used_bytes", lambda device: next(used))
+    monkeypatch.setattr("layerhess.curvature.device.free_bytes", lambda device: GROWTH * fits + GROWTH // 2)
+    loader = DataLoader(TensorDataset(*examples()), batch_size=30, shuffle=True)
+    objective = Objective(net(), loader, nn.CrossEntropyLoss())
+    reference = lh.Hessian(Objective(net(), examples(), nn.CrossEntropyLoss()))
+    with objective.session():
+        sweep = Sweep(objective, list(objective.parameters), Ledger(), keep=1.0)
+        for _ in range(3):
+            found = sweep.run(request(objective))["(full)"][0]
+            assert sweep.kept == (3 if fits == 3 else 0)
+    expected = reference.matvec(torch.ones(objective.numel, dtype=torch.float64))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_all_blocks_share_each_pass_and_leave_it_when_they_are_done() -> None:
+    result = lh.analyze(Objective(net(), batches(), nn.CrossEntropyLoss()), blocks="weight", tol=1e-6, path="exact")
+    steps = [s.steps for s in result.spectra()]
+    assert len(set(steps)) > 1, "a test where all blocks need the same number of steps shows nothing"
+    assert result.counts.passes == max(steps)
+    assert result.counts.by_phase["solve"] == {"forwards": 3, "backwards": 3, "products": 3 * sum(steps)}
+    assert result.full is not None and result.counts.full_products == result.full.steps
+
+
+def test_data_that_runs_dry_or_changes_is_refused_at_its_second_pass() -> None:
+    class Shrinking:
+        def __init__(self) -> None:
+            self.passes = 0
+
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            self.passes += 1
+            return iter(batches()[: 4 - self.passes])
+
+    with pytest.raises(lh.InputError, match="data changed between two passes"):
+        lh.analyze(Objective(net(), Shrinking(), nn.CrossEntropyLoss()))
+
+
+def test_out_of_memory_drops_kept_graphs_first_and_then_names_a_size_that_fits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    objective = Objective(net(), examples(64), nn.CrossEntropyLoss())
+
+    def limited(objective: Objective, batch: tuple[torch.Tensor, torch.Tensor], *rest: object) -> object:
+        if len(batch[0]) > 20:
+            raise torch.OutOfMemoryError("out of memory")
+        return BatchGraph(objective, batch, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(lh.Hessian, "curvature", dataclasses.replace(lh.Hessian.curvature, make_graph=limited))
+    with pytest.raises(lh.InputError, match="batch_size=16, which fits"):
+        lh.Hessian(objective).matvec(torch.ones(objective.numel).double())
+    fits = Objective(net(), examples(64), nn.CrossEntropyLoss(), batch_size=16)
+    assert torch.isfinite(lh.Hessian(fits).matvec(torch.ones(objective.numel).double())).all()
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_pass_that_failed_half_way_leaves_nothing_behind(shuffle: bool) -> None:
+    class Flaky:
+        """Fails once, at its third batch."""
+
+        def __init__(self) -> None:
+            self.loader = DataLoader(TensorDataset(*examples()), batch_size=15, shuffle=shuffle)
+            self.failed = False
+
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            for i, batch in enumerate(self.loader):
+                if i == 2 and not self.failed:
+                    self.failed = True
+                    raise OSError("the disk went away")
+                yield batch
+
+    hessian = lh.Hessian(Objective(net(), Flaky(), nn.CrossEntropyLoss()))
+    v = torch.ones(hessian.shape[0]).double()
+    with hessian.session():
+        with pytest.raises(OSError, match="went away"):
+            hessian.matvec(v)
+        found = hessian.matvec(v)
+    expected = lh.Hessian(Objective(net(), examples(), nn.CrossEntropyLoss())).matvec(v)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_time_inside_another_phase_counts_once() -> None:
+    ledger = Ledger()
+    start = time.perf_counter()
+    with ledger.during("outer"):
+        time.sleep(0.02)
+        with ledger.during("inner"):
+            time.sleep(0.03)
+            with ledger.during("outer"):
+                time.sleep(0.01)
+        with ledger.during("inner"):
+            time.sleep(0.01)
+    assert sum(ledger.seconds.values()) == pytest.approx(time.perf_counter() - start, abs=2e-3)
+    assert ledger.seconds["inner"] >= 0.04 and ledger.seconds["outer"] >= 0.03
+
+
+def test_a_gradient_is_timed_on_one_batch_and_scaled_by_its_share() -> None:
+    ledger = Ledger()
+    objective = Objective(net(), batches(), nn.CrossEntropyLoss())
+    with objective.session():
+        sweep = Sweep(objective, list(objective.parameters), ledger, time_unit=True)
+        sweep.run({})
+        assert ledger.gradient_seconds == pytest.approx(ledger.seconds["unit"] * sweep.count / sweep.counts[0], rel=0.3)
+        before = ledger.gradient_seconds
+        sweep.run({})
+    assert ledger.gradient_seconds == before
+
+
+@pytest.mark.parametrize("asked", ["(full)", "0.weight", "4.weight"])
+def test_graphs_that_are_thrown_away_factor_only_what_is_asked_for(asked: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 3)).double()
+    objective = Objective(model, batches(), nn.CrossEntropyLoss())
+    names = [name for name in objective.parameters if name.endswith("weight")]
+    operators = {name: make_block(name, {name: objective.parameters[name]}) for name in names}
+    operators["(full)"] = make_block("(full)", objective.parameters)
+    seen: list[set[str]] = []
+
+    class Watched(Hybrid):
+        def factors(self, *arguments: Any) -> Any:
+            seen.append(set(self.blocks))
+            return super().factors(*arguments)
+
+    ledger = Ledger()
+    with objective.session():
+        make = Watched({name: (name,) for name in names}, BatchGraph, linear=True)
+        sweep = Sweep(objective, list(objective.parameters), ledger, keep=0.0, make_graph=make)
+        vectors = {key: torch.ones(1, block.numel, dtype=torch.float64) for key, block in operators.items()}
+        everything = sweep.run({key: Request(operators[key], vectors[key]) for key in operators})
+        assert seen == [set(names)] * 3
+        seen.clear()
+        before = ledger.total("forwards")
+        alone = sweep.run({asked: Request(operators[asked], vectors[asked])})
+    assert torch.allclose(alone[asked], everything[asked], rtol=1e-12, atol=1e-15)
+    assert seen == ([] if asked == "(full)" else [{asked}] * 3)
+    assert ledger.total("forwards") - before == 3
+
+
+class _Reads(TorchDispatchMode):
+    """Counts what makes the host wait for a device: numbers read back, and shapes that depend on numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(word in str(function) for word in ("_local_scalar_dense", "nonzero", "equal.default", "unique")):
+            self.found.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("way", ["exact", "factors"])
+@pytest.mark.parametrize("kind", ["convolutions", "attention"])
+def test_a_pass_over_kept_graphs_reads_nothing_back(kind: str, way: str) -> None:
+    torch.manual_seed(0)
+    model: nn.Module
+    if kind == "convolutions":
+        layers = [nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)]
+        model, x = nn.Sequential(*layers), torch.randn(20, 1, 6, 6)
+    else:
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation="gelu", batch_first=True)
+        model, x = nn.Sequential(layer, nn.Flatten(), nn.Linear(40, 3)), torch.randn(20, 5, 8)
+    objective = Objective(model, [(x, torch.randint(0, 3, (20,)))] * 2, nn.CrossEntropyLoss(), mode="eval")
+    names = [name for name, parameter in objective.parameters.items() if parameter.ndim > 1]
+    make = BatchGraph if way == "exact" else Hybrid({n: (n,) for n in names[-1:]}, BatchGraph, linear=True)
+    with objective.session():
+        sweep = Sweep(objective, list(objective.parameters), Ledger(), make_graph=make, keep=0.5)
+        blocks = {name: make_block(name, {name: objective.parameters[name]}) for name in names}
+        requests = {n: Request(b, torch.randn(2, b.numel, dtype=torch.float64)) for n, b in blocks.items()}
+        sweep.run(requests)
+        assert sweep.kept == 2
+        with _Reads() as reads:
+            sweep.run(requests)
+        assert not reads.found
+        with _Reads() as control:
+            float(x.sum())
+        assert control.found

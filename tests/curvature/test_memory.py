@@ -1,0 +1,352 @@
+"""Memory: products repeat without growth, graphs die with the analysis, and the budget for keeping them is held."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import layerhess as lh
+from layerhess.curvature import device as memory
+from layerhess.curvature.device import free_bytes, used_bytes
+from witness import refused
+
+CPU = torch.device("cpu")
+REPETITIONS = 200
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+
+
+def wide(batches: int = 2, n: int = 64) -> lh.Objective:
+    """A product's graph takes a few megabytes: one that stays behind at every product would be seen at once."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 4))
+    data = [(torch.randn(n, 16), torch.randint(0, 4, (n,))) for _ in range(batches)]
+    return lh.Objective(model, data, nn.CrossEntropyLoss())
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Without the cyclic collector: whatever is released is released because nothing holds it."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+# -- repeated products -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("kept", [False, True], ids=["fresh graphs", "kept graphs"])
+def test_two_hundred_products_leave_nothing_behind(kept: bool) -> None:
+    hessian = lh.Hessian(wide(), blocks="weight")
+    vector = torch.randn(hessian.shape[0])
+    blocks = {name: torch.randn(hessian.block(name).shape[0]) for name in hessian.block_names}
+
+    def both() -> None:
+        hessian.matvec(vector)
+        hessian.block_matvec(blocks)
+
+    def growth(times: int) -> tuple[int, int]:
+        objects, taken = len(gc.get_objects()), used_bytes(CPU)
+        for _ in range(times):
+            both()
+        return len(gc.get_objects()) - objects, used_bytes(CPU) - taken
+
+    if kept:
+        with hessian.session():
+            growth(10)
+            objects, taken = growth(REPETITIONS // 2)
+    else:
+        growth(10)
+        objects, taken = growth(REPETITIONS // 2)
+    assert objects <= 10
+    assert taken <= 16 << 20, "a hundred graphs would take half a gigabyte"
+
+
+# -- what stays after an analysis --------------------------------------------------------------------------------------
+
+
+class Token:
+    """Lives as long as the autograd graph that holds it."""
+
+
+class Mark(torch.autograd.Function):
+    """The identity, with a token in its node of the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.token = Token()
+        _TOKENS.append(weakref.ref(ctx.token))
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.clone()
+
+
+class Marked(nn.Module):
+    """A model whose graphs can be counted."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Mark.apply(self.inner(x))
+
+
+_TOKENS: list[weakref.ref[Token]] = []
+
+
+def marked() -> lh.Objective:
+    _TOKENS.clear()
+    objective = wide()
+    return lh.Objective(Marked(objective.model), objective.data, nn.CrossEntropyLoss())
+
+
+def alive() -> int:
+    return sum(token() is not None for token in _TOKENS)
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("memory", [None, "100MB"])
+def test_graphs_die_with_the_analysis(memory: str | None) -> None:
+    analysis = lh.analyze(marked(), blocks="weight", top=2, max_passes=30, memory=memory)
+    assert len(_TOKENS) > 4 and alive() == 0
+    assert all(
+        not part.requires_grad and part.grad_fn is None
+        for spectrum in analysis.spectra()
+        for vector in spectrum.eigenvectors
+        for part in vector.values()
+    )
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_graphs_die_with_the_session() -> None:
+    hessian = lh.Hessian(marked())
+    with hessian.session() as sweep:
+        hessian.matvec(torch.ones(hessian.shape[0]))
+        assert sweep.kept == alive() == 2
+    assert alive() == 0
+
+
+@pytest.mark.parametrize("kind", [ZeroDivisionError, KeyboardInterrupt])
+def test_graphs_die_with_an_interrupted_analysis(kind: type[BaseException], tmp_path: Path) -> None:
+    class Stop:
+        def forecast(self, forecast: Any) -> None: ...
+
+        def note(self, sentence: str) -> None: ...
+
+        def update(self, snapshot: Any) -> None:
+            raise kind
+
+    with pytest.raises(kind):
+        lh.analyze(marked(), blocks="weight", top=2, progress=Stop(), out=tmp_path / "run")
+    gc.collect()
+    assert len(_TOKENS) > 4 and alive() == 0
+
+
+# -- the budget --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("free", "expected"), [(1 << 40, 2), (0, 0)])
+def test_graphs_are_kept_while_a_share_of_the_free_memory_lasts(
+    monkeypatch: pytest.MonkeyPatch, free: int, expected: int
+) -> None:
+    monkeypatch.setattr("layerhess.curvature.device.free_bytes", lambda device: free)
+    hessian = lh.Hessian(wide())
+    vector = torch.ones(hessian.shape[0])
+    with hessian.session() as sweep:
+        first = hessian.matvec(vector)
+        second = hessian.matvec(vector)
+        assert sweep.kept == expected
+    torch.testing.assert_close(first, second)
+
+
+def test_free_memory_is_a_plausible_number() -> None:
+    assert 1 << 20 < free_bytes(CPU) < 1 << 50
+    assert 1 << 20 < used_bytes(CPU) < 1 << 50
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "cached", "expected"),
+    [
+        (str(GIB), GIB // 2, 0, GIB // 2),
+        (str(GIB), GIB // 2, GIB // 4, 3 * GIB // 4),
+        (str(GIB), 2 * GIB, 0, 0),
+        ("max", GIB, 0, None),
+        (str((1 << 63) - 4096), GIB, 0, None),
+    ],
+    ids=["half", "file cache gives way", "beyond", "no limit", "no limit, in the old way"],
+)
+def test_the_limit_of_a_container_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, used: int, cached: int, expected: int | None
+) -> None:
+    without = free_bytes(CPU)
+    (tmp_path / "memory.max").write_text(limit + "\n")
+    (tmp_path / "memory.current").write_text(f"{used}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {cached}\nactive_file 0\n")
+    monkeypatch.setattr(memory, "_CGROUPS", [(tmp_path, "memory.max", "memory.current", ("inactive_file",))])
+    found = free_bytes(CPU)
+    assert found == min(expected, found) if expected is not None else found >= without // 2
+
+
+def test_a_system_without_resource_limits_is_no_obstacle() -> None:
+    """Windows has no ``resource`` module."""
+    code = """
+import sys
+sys.modules["resource"] = None
+import pathlib
+exists = pathlib.Path.exists
+pathlib.Path.exists = lambda path: not str(path).startswith("/proc") and exists(path)
+import torch
+import layerhess as lh
+model = torch.nn.Linear(2, 2)
+analysis = lh.analyze(lh.Objective(model, (torch.eye(2), torch.eye(2)), torch.nn.MSELoss()))
+assert analysis.converged
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env=ENVIRONMENT)
+
+
+# -- out of memory -----------------------------------------------------------------------------------------------------
+
+
+class Hungry(nn.Module):
+    """A model for which more than ``most`` examples at once, with or without gradients, are too many."""
+
+    def __init__(self, most: int, graph_only: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.most, self.graph_only = most, graph_only
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.most and (torch.is_grad_enabled() or not self.graph_only):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("graph_only", [False, True], ids=["in the first pass", "in the products"])
+@pytest.mark.parametrize(("examples", "most", "named"), [(48, 40, 24), (100, 40, 25), (40, 1, 1)])
+def test_out_of_memory_names_a_batch_size_that_fits(examples: int, most: int, named: int, graph_only: bool) -> None:
+    model = Hungry(most, graph_only)
+    data = (torch.randn(examples, 3), torch.randint(0, 2, (examples,)))
+    with refused(model, "out of memory", f"{examples} examples", f"batch_size={named},"):
+        lh.analyze(lh.Objective(model, data, nn.CrossEntropyLoss()))
+    assert lh.analyze(lh.Objective(model, data, nn.CrossEntropyLoss(), batch_size=named)).converged
+
+
+def test_out_of_memory_with_a_single_example_says_so() -> None:
+    model = Hungry(0, False)
+    objective = lh.Objective(model, (torch.ones(4, 3), torch.tensor([0, 1, 1, 0])), nn.CrossEntropyLoss())
+    with refused(model, "out of memory", "not even one example"):
+        lh.analyze(objective)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on address space")
+def test_a_real_lack_of_memory_names_a_batch_size_that_fits() -> None:
+    """Under a limit of the operating system; the size named is then used, and works."""
+    code = """
+import re, resource
+import torch
+import layerhess as lh
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+model = torch.nn.Sequential(torch.nn.Linear(8, 4096), torch.nn.Tanh(), torch.nn.Linear(4096, 2))
+data = (torch.randn(20000, 8), torch.randn(20000, 2))
+lh.analyze(lh.Objective(model, tuple(t[:50] for t in data), torch.nn.MSELoss()), blocks={"out": "2.bias"}, full=False)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 600 * 2**20,) * 2)
+arguments = {"blocks": {"out": "2.bias"}, "full": False}
+try:
+    lh.analyze(lh.Objective(model, data, torch.nn.MSELoss()), **arguments)
+except lh.InputError as error:
+    assert "out of memory" in str(error), error
+    size = int(re.search(r"batch_size=(\\d+)", error.what_to_do)[1])
+    assert 1 <= size < 20000
+else:
+    raise AssertionError("it fitted")
+small = tuple(t[: 2 * size] for t in data)
+assert lh.analyze(lh.Objective(model, small, torch.nn.MSELoss(), batch_size=size), **arguments).converged
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env=ENVIRONMENT)
+
+
+# -- a budget ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory", ["lots", "8 parsecs", "", 0, -5, 1000, True, float("nan"), "1 KiB", [8]])
+def test_budgets_that_cannot_be_meant_are_refused(memory: Any) -> None:
+    with refused(None, "memory is", "'8GiB'"):
+        lh.analyze(wide(), memory=memory)
+
+
+BUDGETED = """
+import pathlib, torch
+import layerhess as lh
+
+def kilobytes(name):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1])
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+layers = [torch.nn.Linear(64, 128), KIND()]
+for _ in range(6):
+    layers += [torch.nn.Linear(128, 128), KIND()]
+model = torch.nn.Sequential(*layers, torch.nn.Linear(128, 10))
+data = [(torch.randn(SIZE, 64), torch.randint(10, (SIZE,))) for _ in range(BATCHES)]
+objective = lh.Objective(model, data, torch.nn.CrossEntropyLoss())
+lh.analyze(objective.subset(20), blocks="weight", full=False, top=1, tol=0.1, path=PATH)
+pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+before = kilobytes("VmRSS")
+found = lh.analyze(objective, blocks="weight", full=False, tol=1e-2, path=PATH, memory=MEMORY)
+after = kilobytes("VmHWM")
+assert found.converged
+print((after - before) / 1024, found.counts.passes, found.counts.by_phase["solve"]["forwards"],
+      any("cut into pieces" in note for note in found.notes), found.blocks["0.weight"].eigenvalues[0])
+"""
+
+
+def budgeted(kind: str, path: str, size: int, batches: int, memory: int | None) -> tuple[float, int, int, bool, float]:
+    """Peak growth in MiB, passes, forwards while solving, whether batches were cut, an eigenvalue."""
+    values = {"KIND": f"torch.nn.{kind}", "PATH": repr(path), "SIZE": size, "BATCHES": batches, "MEMORY": memory}
+    code = BUDGETED
+    for name, value in values.items():
+        code = code.replace(name, str(value))
+    done = subprocess.run([sys.executable, "-c", code], check=True, env=ENVIRONMENT, capture_output=True, text=True)
+    grown, passes, forwards, cut, value = done.stdout.split()
+    return float(grown), int(passes), int(forwards), cut == "True", float(value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "budget"), [("ReLU", "factors", 150), pytest.param("Tanh", "exact", 100, marks=pytest.mark.slow)]
+)
+def test_the_peak_stays_within_the_budget(kind: str, path: str, budget: int) -> None:
+    """Sixteen batches whose graphs together take more than twice as much; a margin of half for what allocators keep."""
+    free = budgeted(kind, path, 1024, 16, None)
+    held = budgeted(kind, path, 1024, 16, budget << 20)
+    assert free[0] > 2.0 * budget, "a model that does not need a budget shows nothing"
+    assert held[0] <= 1.5 * budget, held
+    assert held[2] > free[2], "what does not fit is made anew"
+    assert held[4] == pytest.approx(free[4], rel=2e-2)
+
+
+def test_a_batch_that_does_not_fit_is_cut() -> None:
+    held = budgeted("ReLU", "factors", 8192, 1, 200 << 20)
+    assert held[3] and held[0] <= 1.5 * 200, held
+    free = budgeted("ReLU", "factors", 8192, 1, None)
+    assert not free[3] and held[4] == pytest.approx(free[4], rel=2e-2)
