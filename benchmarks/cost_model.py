@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 
 import layerhess as lh
 from layerhess.analysis.paths.cost import EXACT, FACTORS, GRAM, predicted
-from layerhess.curvature.counters import Ledger
+from layerhess.curvature.counters import Counters
 from layerhess.curvature.factors.factor_graph import FactorGraph
 from layerhess.linalg.eigen.process import Wanted
 
@@ -43,7 +43,7 @@ def ways(runs: int, name: str = "resnet8") -> list[Way]:
         objective = lh.Objective(problem.model, part, problem.loss, mode="eval")
         numel = {block: objective.parameters[block].numel() for block in BLOCKS}
         with objective.session():
-            graph = FactorGraph(objective, next(objective.batches()), {b: (b,) for b in BLOCKS}, Ledger())
+            graph = FactorGraph(objective, next(objective.batches()), {b: (b,) for b in BLOCKS}, Counters())
             works = {block: graph.work((block,)) for block in BLOCKS}
         for block in BLOCKS:
             for top in TOPS:

@@ -80,10 +80,10 @@ def product_over_gradient(runs: int) -> Iterator[Figure]:
         problem = _ready(name)
         hessian = lh.Hessian(objective_of(problem))
         vector = torch.randn(hessian.shape[0], generator=torch.Generator().manual_seed(0))
-        with hessian.session() as sweep:
+        with hessian.session() as data_pass:
             hessian.matvec(vector)
-            if sweep.kept < len(problem.batches):
-                say(f"  {name}: only {sweep.kept} of {len(problem.batches)} graphs fit the memory")
+            if data_pass.kept < len(problem.batches):
+                say(f"  {name}: only {data_pass.kept} of {len(problem.batches)} graphs fit the memory")
             repeat = Entry("product", "", lambda hessian=hessian, vector=vector: _repeat(hessian, vector))
             unit = Entry("gradient", "unit", lambda problem=problem: gradient(problem))
             take_turns([unit, repeat], runs)

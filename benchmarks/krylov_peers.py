@@ -130,7 +130,7 @@ def _solve(problem: Problem, target: str, ncv: int, tol: float) -> list[float]:
         return arpack(operator, _start(operator, seed(problem, target)), problem.question.k, ncv, tol)
 
 
-ANY = 1e6  # a tolerance every Ritz value meets: ARPACK then stops after its first sweep of ncv products
+ANY = 1e6  # a tolerance every Ritz value meets: ARPACK then stops after its first pass of ncv products
 
 
 def _curvlinops_scout(problem: Problem, truth: Values) -> Steps:

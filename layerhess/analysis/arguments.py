@@ -11,13 +11,13 @@ from typing import Any
 
 from layerhess.analysis.paths import PATHS
 from layerhess.analysis.paths.exact import METHODS
-from layerhess.analysis.wishes import Wishes, wishes
+from layerhess.analysis.wishes import EstimateOptions, wishes
 from layerhess.curvature.device import Budget, budget
-from layerhess.curvature.matrices import CURVATURES, Curvature
+from layerhess.curvature.matrices import CURVATURE_MATRICES, CurvatureMatrix
 from layerhess.errors import InputError, checked_integer
 from layerhess.objective.objective import Objective
 
-OPERATORS = tuple(CURVATURES)
+OPERATORS = tuple(CURVATURE_MATRICES)
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Arguments:
     method: str
     path: str
     memory: Budget
-    wishes: Wishes
+    wishes: EstimateOptions
 
     @property
-    def curvature(self) -> Curvature:
+    def curvature(self) -> CurvatureMatrix:
         """The matrix that ``operator`` names."""
-        return CURVATURES[self.operator]
+        return CURVATURE_MATRICES[self.operator]
 
     def settings(self, scheme: Any, objective: Objective, skip_failed: bool) -> dict[str, Any]:
         """All settings as JSON types, for the result."""
@@ -113,7 +113,7 @@ def check_arguments(
     if operator not in OPERATORS:
         names = ", ".join(repr(name) for name in OPERATORS)
         raise InputError(f"unknown operator {operator!r}", where="operator", what_to_do=f"use one of: {names}")
-    CURVATURES[operator].admit(objective)
+    CURVATURE_MATRICES[operator].admit(objective)
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}", where="method", what_to_do="use 'lanczos' or 'power'")
     if path not in PATHS:

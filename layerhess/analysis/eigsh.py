@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from layerhess.analysis.paths.exact import goes_dense, search_width
-from layerhess.analysis.single_operator import Single, check_operator
+from layerhess.analysis.single_operator import SingleOperator, check_operator
 from layerhess.errors import InputError
 from layerhess.linalg.bounds import certify
 from layerhess.linalg.eigen.dense import Dense
@@ -75,7 +75,7 @@ def eigsh(
         "BE": Wanted(top=k - k // 2, bottom=k // 2),
     }[which]
     with ExitStack() as stack:
-        single = Single(op, n, seed, stack)
+        single = SingleOperator(op, n, seed, stack)
         process: Process = (
             Dense(n, wanted, single.device)
             if goes_dense(n, wanted)

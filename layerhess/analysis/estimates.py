@@ -1,4 +1,4 @@
-"""Everything beyond eigenvalues that one analysis was asked for: its companions, and what they found."""
+"""Everything beyond eigenvalues that one analysis was asked for: its estimators, and what they found."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from layerhess.analysis.probing.block_samples import Known, room_for, shaped
-from layerhess.analysis.probing.density_start import DensityRide
-from layerhess.analysis.probing.shared_probes import Probing
+from layerhess.analysis.probing.density_start import DensityEstimator
+from layerhess.analysis.probing.shared_probes import SharedProbes
 from layerhess.analysis.sampling_errors import SamplingErrors
-from layerhess.analysis.schedule import Companion
+from layerhess.analysis.schedule import Estimator
 from layerhess.analysis.tasks import Task
-from layerhess.analysis.wishes import Wishes
+from layerhess.analysis.wishes import EstimateOptions
 from layerhess.curvature.data_pass import FULL, Request
 from layerhess.curvature.device import Budget
 from layerhess.linalg.bounds import unit_rounding
@@ -43,8 +43,8 @@ SHARED_METHODS = ("auto", "hutchinson")  # whose probes can serve all blocks at 
 
 
 @dataclass
-class Alone:
-    """A companion around one ask/tell process of one block."""
+class BlockEstimator:
+    """An estimator around one ask/tell process of one block."""
 
     key: str
     block: Block
@@ -66,7 +66,7 @@ class Alone:
 
 @dataclass
 class Estimation:
-    """The companions of one analysis, and their results.
+    """The estimators of one analysis, and their results.
 
     Args:
         wishes: what is asked for. blocks: those to estimate, in model order. full: the block of all parameters that
@@ -76,10 +76,10 @@ class Estimation:
             of those that need no probes for it.
 
     Attributes:
-        notes: sentences for the reader. companions: of the schedule.
+        notes: sentences for the reader. estimators: of the schedule.
     """
 
-    wishes: Wishes
+    wishes: EstimateOptions
     blocks: Mapping[str, Block]
     full: Block
     rest: Block | None
@@ -91,11 +91,11 @@ class Estimation:
     length: float = 1.0
     memory: Budget = Budget()  # noqa: RUF009  (frozen)
     diagonals: Callable[[Mapping[str, Block]], Mapping[str, Tensor]] = lambda blocks: {}
-    companions: list[Companion] = field(default_factory=list)
+    estimators: list[Estimator] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    _joint: Probing | None = None
+    _shared: SharedProbes | None = None
     _densities: dict[str, StochasticLanczos] = field(default_factory=dict)
-    _rides: dict[str, DensityRide] = field(default_factory=dict)
+    _density_estimators: dict[str, DensityEstimator] = field(default_factory=dict)
     _traces: dict[str, Any] = field(default_factory=dict)
     _diagonals: dict[str, Any] = field(default_factory=dict)
 
@@ -112,8 +112,8 @@ class Estimation:
         if self.wishes.density is not None:
             self._plan_densities(self.wishes.density, shared=trace is not None or diagonal is not None)
         if trace or diagonal or self.wishes.coupling:
-            self._joint = self._plan_probing(trace, diagonal)
-            self.companions.append(self._joint)
+            self._shared = self._plan_probing(trace, diagonal)
+            self.estimators.append(self._shared)
 
     # -- plans ------------------------------------------------------------------------------------------------------
 
@@ -138,7 +138,7 @@ class Estimation:
             if coupling is not None and name in coupled and block.numel > coupling.probes:
                 columns = min(coupling.probes, options.probes, left)
                 left -= columns
-            ride = DensityRide(
+            ride = DensityEstimator(
                 f"(density) {name}",
                 block,
                 process,
@@ -148,8 +148,8 @@ class Estimation:
                 remembers=shared or columns > 0,
                 bases=min(4 * options.probes // 5, room // (2 * options.steps)) if shared and name != FULL else 0,
             )
-            self._densities[name], self._rides[name] = process, ride
-            self.companions.append(ride)
+            self._densities[name], self._density_estimators[name] = process, ride
+            self.estimators.append(ride)
         if short := [name for name, process in self._densities.items() if process.n < options.steps]:
             more = f" and {len(short) - 6} more" if len(short) > 6 else ""
             self.notes.append(
@@ -169,14 +169,14 @@ class Estimation:
             else:
                 process = diagonal_process(block.numel, options, signs, device=self.device)
             made[name] = process
-            self.companions.append(Alone(f"({kind}) {name}", block, process))
+            self.estimators.append(BlockEstimator(f"({kind}) {name}", block, process))
         return made
 
-    def _plan_probing(self, trace: Trace | None, diagonal: Diagonal | None) -> Probing:
+    def _plan_probing(self, trace: Trace | None, diagonal: Diagonal | None) -> SharedProbes:
         members = dict(self.blocks)
         if self.whole and self.rest is not None and self.rest.numel:
             members[REST] = self.rest
-        return Probing(
+        return SharedProbes(
             blocks=members,
             full=self.full,
             known=self._known,
@@ -188,15 +188,17 @@ class Estimation:
             seed=self.seed,
             device=self.device,
             room=room_for(self.full.numel, self.device, self.memory),
-            starts=self._rides,
+            starts=self._density_estimators,
         )
 
     def _known(self) -> Mapping[str, Known] | None:
         """What the solvers left, once all of them are done; and the densities, whose products are used as well."""
-        if not all(task.done for task in self.tasks) or not all(ride.done for ride in self._rides.values()):
+        if not all(task.done for task in self.tasks) or not all(
+            ride.done for ride in self._density_estimators.values()
+        ):
             return None
         known = {task.name: _known(task) for task in self.tasks}
-        joint = self._joint
+        joint = self._shared
         asked = [] if joint is None else [wish.method for wish in (joint.trace, joint.diagonal) if wish is not None]
         if asked and all(method == "auto" for method in asked):
             open_ones = {name: block for name, block in self.blocks.items() if not known.get(name, Known()).exact}
@@ -268,9 +270,9 @@ class Estimation:
 
     def _coupling(self, spectra: Mapping[str, Spectrum]) -> CouplingEstimate | None:
         """The table of couplings, with the distances between densities where those were asked for."""
-        if self._joint is None or self.wishes.coupling is None:
+        if self._shared is None or self.wishes.coupling is None:
             return None
-        found = self._joint.coupling_of()
+        found = self._shared.coupling_of()
         densities = [spectra[name].density for name in self.blocks if name in spectra]
         finished = [d for d in densities if d is not None and d.finished]
         if found is None or len(finished) != len(found.blocks):
@@ -288,8 +290,8 @@ class Estimation:
             return None
         if name in self._traces:
             return self._traces[name].estimate()  # type: ignore[no-any-return]
-        if self._joint is not None and self._joint.trace is not None:
-            return self._joint.trace_of(name) if self._joint.started else None
+        if self._shared is not None and self._shared.trace is not None:
+            return self._shared.trace_of(name) if self._shared.started else None
         return self._exact(name, options)  # type: ignore[no-any-return]
 
     def _relative(self, name: str) -> float:
@@ -315,8 +317,8 @@ class Estimation:
         block = self._operators()[name]
         if name in self._diagonals:
             return shaped(block, self._diagonals[name].estimate())
-        if self._joint is not None and self._joint.diagonal is not None:
-            return self._joint.diagonal_of(name) if self._joint.started else None
+        if self._shared is not None and self._shared.diagonal is not None:
+            return self._shared.diagonal_of(name) if self._shared.started else None
         exact = self._exact(name, options)
         return None if exact is None else shaped(block, exact)
 

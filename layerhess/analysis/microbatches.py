@@ -13,9 +13,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from layerhess.checks.survey import Survey
 from layerhess.curvature.batch_graph import GraphMaker
-from layerhess.curvature.counters import Ledger
+from layerhess.curvature.counters import Counters
 from layerhess.curvature.device import KEPT_SHARE, PIECE_SHARE, Budget, free_bytes, is_out_of_memory, storages
-from layerhess.objective import data as batches
+from layerhess.objective import batches
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
 
@@ -124,7 +124,7 @@ def graph_bytes(objective: Objective, batch: Any, make_graph: GraphMaker, blocks
     """Bytes that one batch's graph and products of the blocks hold on to, weights not counted."""
     names = list(dict.fromkeys(name for block in blocks for name in block.parameters))
     with _Saved(objective) as saved:
-        graph = make_graph(objective, batch, names, Ledger())
+        graph = make_graph(objective, batch, names, Counters())
         for block in blocks:
             graph.product(block.parameters, {name: objective.parameters[name].detach() for name in block.parameters})
     return saved.nbytes + graph.nbytes

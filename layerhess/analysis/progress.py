@@ -31,7 +31,7 @@ class Snapshot:
     """The state between two passes over the data.
 
     Attributes:
-        passes: sweeps so far. products: Hessian-vector products so far (of one batch each).
+        passes: passes so far. products: Hessian-vector products so far (of one batch each).
         converged: spectra that are done. total: spectra asked for.
         worst_block: the block that is furthest from its tolerance. worst_bound: its bound over the tolerated bound.
         elapsed: seconds so far. remaining: expected seconds left, NaN when unknown.

@@ -29,8 +29,8 @@ from layerhess.checks.rounding import RoundingMeter
 from layerhess.checks.survey import Survey, survey
 from layerhess.checks.suspects import refuse_failed
 from layerhess.curvature.batch_graph import GraphMaker
-from layerhess.curvature.counters import Ledger
-from layerhess.curvature.data_pass import FULL, Sweep
+from layerhess.curvature.counters import Counters
+from layerhess.curvature.data_pass import FULL, DataPass
 from layerhess.curvature.device import KEPT_SHARE
 from layerhess.errors import InputError
 from layerhess.linalg.eigen.process import Wanted
@@ -62,7 +62,7 @@ class Run:
         self.settings = arguments.settings(scheme, objective, skip_failed)
         self.full_block = make_block(FULL, objective.parameters)
         self.wanted = Wanted(top=arguments.top, bottom=arguments.bottom)
-        self.ledger = Ledger()
+        self.counters = Counters()
         self.notes: list[str] = []
         self.checkpoint: Any = lambda: None
         self.memory = arguments.memory  # for graphs and factors
@@ -81,14 +81,14 @@ class Run:
     def prepare(self) -> None:
         """Survey, self-check, forecast: everything that can refuse, before the first step."""
         self._note(*self.objective.notes)
-        with self.ledger.during("survey"):
-            self.surveyed = survey(self.objective, self.ledger, self.checkpoint)
+        with self.counters.during("survey"):
+            self.surveyed = survey(self.objective, self.counters, self.checkpoint)
             if self.memory.limit is None:
                 self.step = step_bytes(self.objective, self.surveyed)
                 self.memory = default_budget(self.step, self.objective.device)
-        with self.ledger.during("checks"):
+        with self.counters.during("checks"):
             self.checked = self_check(
-                self.objective, self.surveyed, self._operators(), self.full_block, self.arguments.seed, self.ledger,
+                self.objective, self.surveyed, self._operators(), self.full_block, self.arguments.seed, self.counters,
                 self.arguments.curvature, factors=self.arguments.path != "exact",
             )  # fmt: skip
         self._note(*self.checked.notes, *self.checked.concerns)
@@ -100,7 +100,7 @@ class Run:
             self._note(f"fewer than top + bottom parameters, so the whole spectrum is given: {', '.join(small[:6])}")
         if self.progress is not None:
             self.progress.forecast(
-                forecast(self.surveyed, self.checked, self._operators(), self.arguments, self.ledger.seconds)
+                forecast(self.surveyed, self.checked, self._operators(), self.arguments, self.counters.seconds)
             )
 
     def solve(self) -> None:
@@ -110,15 +110,15 @@ class Run:
         make = graph_maker(self.arguments.curvature, self.checked.licence)
         objective, found = self._cut(make)
         part = self._part(found, make, names)
-        sweep = Sweep(
-            objective, names, self.ledger, checkpoint=self.checkpoint, make_graph=make, time_unit=True,
+        data_pass = DataPass(
+            objective, names, self.counters, checkpoint=self.checkpoint, make_graph=make, time_unit=True,
             memory=self.memory, keep=KEPT_SHARE - (PART_SHARE if part is not None else 0.0),
         )  # fmt: skip
-        sweep.expected = (self.surveyed.loss_sum, self.surveyed.count)
+        data_pass.expected = (self.surveyed.loss_sum, self.surveyed.count)
         coarsest = self.checked.trace.coarsest
-        meter = RoundingMeter(self.objective, self.surveyed.measured, coarsest, self.ledger, make, self.memory)
+        meter = RoundingMeter(self.objective, self.surveyed.measured, coarsest, self.counters, make, self.memory)
         ready = gram_processes(
-            sweep, self._operators(), self.checked, self.wanted, path=self.arguments.path, seed=self.arguments.seed,
+            data_pass, self._operators(), self.checked, self.wanted, path=self.arguments.path, seed=self.arguments.seed,
             method=self.arguments.method, tol=self.arguments.tol, memory=self.arguments.memory,
             examples=self.surveyed.examples, kept=found.kept,
         )  # fmt: skip
@@ -128,25 +128,25 @@ class Run:
             kept=found.kept, part=part,
         )  # fmt: skip
         self._note(part.note if part is not None else "")
-        self.estimation = self._estimation(tasks, torch.finfo(coarsest).eps, sweep)
+        self.estimation = self._estimation(tasks, torch.finfo(coarsest).eps, data_pass)
         self._note(*self.estimation.notes)
         self.schedule = Schedule(
-            sweep=sweep,
+            data_pass=data_pass,
             meter=meter,
             tasks=tasks,
-            companions=self.estimation.companions,
+            estimators=self.estimation.estimators,
             tol=self.arguments.tol,
             eps=torch.finfo(coarsest).eps,
             length=self.surveyed.longest,
             full_block=make_block(FULL, {n: self.objective.parameters[n] for n in names}),
             probe=self._probe(names),
-            check_awake=lambda blocks, full_norm: self._check_awake(sweep, blocks, full_norm),
+            check_awake=lambda blocks, full_norm: self._check_awake(data_pass, blocks, full_norm),
             max_passes=self.arguments.max_passes,
             time_limit=self.arguments.time_limit,
             progress=self.progress,
             started=self.started,
         )
-        with meter, self.ledger.during("solve"):
+        with meter, self.counters.during("solve"):
             try:
                 self.schedule.run()
             except KeyboardInterrupt:
@@ -155,11 +155,11 @@ class Run:
                 self._verdicts()
                 raise
             finally:
-                self._note(advice(sweep.needed, sweep.kept, self.memory, self.objective.device))
-                sweep.release()
+                self._note(advice(data_pass.needed, data_pass.kept, self.memory, self.objective.device))
+                data_pass.release()
                 if part is not None:
                     part.release()
-                self.gradient_norm = sweep.gradient_norm
+                self.gradient_norm = data_pass.gradient_norm
         self.partial = self.schedule.stopped
         if self.arguments.wishes.sampling and not self.partial:
             self._sample(names)
@@ -206,15 +206,15 @@ class Run:
             settings=self.settings,
             checks=(*self.checked.checks, *checks),
             notes=tuple(dict.fromkeys(self.notes)),
-            counts=self.ledger.counts(),
-            seconds=dict(self.ledger.seconds),
+            counts=self.counters.counts(),
+            seconds=dict(self.counters.seconds),
             versions=versions(),
             model=type(self.objective.model).__name__,
             total_numel=self.objective.numel,
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             partial=self.partial,
             coupling=coupling,
-            cost=cost_of(self.ledger, spectra, full),
+            cost=cost_of(self.counters, spectra, full),
         )
 
     # -- parts ------------------------------------------------------------------------------------------------------
@@ -227,9 +227,9 @@ class Run:
             raise refuse_failed(self.objective, self._operators(), failed, skippable=True)
         self._note("blocks refused by the self-check: " + ", ".join(failed))
 
-    def _check_awake(self, sweep: Sweep, blocks: dict[str, Block], full_norm: float) -> Mapping[str, Check]:
+    def _check_awake(self, data_pass: DataPass, blocks: dict[str, Block], full_norm: float) -> Mapping[str, Check]:
         assert self.checked is not None
-        failed = check_awake(self.objective, sweep, blocks, full_norm, self.arguments.seed, self.checked)
+        failed = check_awake(self.objective, data_pass, blocks, full_norm, self.arguments.seed, self.checked)
         self._refuse(failed)
         return failed
 
@@ -243,7 +243,7 @@ class Run:
         covered = {name for block in self.divided.blocks for name in block.parameters}
         return [name for name in self.objective.parameters if name in covered]
 
-    def _estimation(self, tasks: list[Task], eps: float, sweep: Sweep) -> Estimation:
+    def _estimation(self, tasks: list[Task], eps: float, data_pass: DataPass) -> Estimation:
         assert self.checked is not None and self.surveyed is not None
         blocks = {b.name: b for b in self.divided.blocks if b.name not in self.checked.failed}
         whole = self.arguments.full and FULL not in self.checked.failed
@@ -253,7 +253,8 @@ class Run:
             self.arguments.wishes, blocks=blocks, whole=whole, seed=self.arguments.seed, device=self.objective.device,
             full=make_block(FULL, {n: p for n, p in parameters.items() if whole or n in taken}),
             rest=make_block("(rest)", {n: p for n, p in parameters.items() if n not in taken}),
-            tasks=tasks, eps=eps, length=self.surveyed.longest, memory=self.arguments.memory, diagonals=sweep.diagonals,
+            tasks=tasks, eps=eps, length=self.surveyed.longest, memory=self.arguments.memory,
+            diagonals=data_pass.diagonals,
         )  # fmt: skip
 
     def _cut(self, make: GraphMaker) -> tuple[Objective, Pieces]:
@@ -283,7 +284,7 @@ class Run:
         numel = sum(block.numel for block in self._operators().values())
         if basis_limit(numel, self.wanted, self.objective.device, self.arguments.memory) < ROOM_FOR_GUIDES:
             return None
-        return part_of(self.objective, self.surveyed, names, found, make, self.memory, self.ledger, self.checkpoint)
+        return part_of(self.objective, self.surveyed, names, found, make, self.memory, self.counters, self.checkpoint)
 
     def _sample(self, names: list[str]) -> None:
         assert self.surveyed and self.checked and self.schedule and self.estimation
@@ -293,11 +294,11 @@ class Run:
             for task in self.schedule.tasks
             if task.name in found and len(found[task.name].values)
         }
-        with self.ledger.during("sampling"):
+        with self.counters.during("sampling"):
             self.sampled = sampling_errors(
                 self.objective, graph_maker(self.arguments.curvature, self.checked.licence), self.surveyed, pairs,
                 self.estimation.traced(), make_block(FULL, {n: self.objective.parameters[n] for n in names}),
-                self.arguments.seed, self.ledger, self.checkpoint, self.checked.uncut,
+                self.arguments.seed, self.counters, self.checkpoint, self.checked.uncut,
             )  # fmt: skip
         self._note(self.sampled.note)
 

@@ -17,16 +17,16 @@ from torch import Tensor
 
 from layerhess.checks.survey import Survey
 from layerhess.curvature.batch_graph import GraphMaker
-from layerhess.curvature.counters import Ledger
-from layerhess.curvature.data_pass import FULL, Request, Sweep
+from layerhess.curvature.counters import Counters
+from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.device import KEPT_SHARE, free_bytes, used_bytes
 from layerhess.curvature.factors.factor_graph import FactorGraph
-from layerhess.curvature.factors.mixed_graph import Hybrid
+from layerhess.curvature.factors.mixed_graph import MixedGraphs
 from layerhess.curvature.grouped_forms import GroupedForms, has_forms
-from layerhess.curvature.hessian_graph import BatchGraph
+from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.linalg.estimates import Floats
 from layerhess.linalg.random_vectors import random_signs, solver_device
-from layerhess.objective import data as batches
+from layerhess.objective import batches
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
 
@@ -64,7 +64,7 @@ def sampling_errors(
     traced: Mapping[str, Block],
     full: Block,
     seed: int,
-    ledger: Ledger,
+    counters: Counters,
     checkpoint: Callable[[], None] = lambda: None,
     uncut: str = "",
 ) -> SamplingErrors:
@@ -97,10 +97,10 @@ def sampling_errors(
     grouped, number = _grouped(objective, surveyed, uncut)
     if number < FEWEST:
         return SamplingErrors(note=_too_few(surveyed, number, uncut))
-    plan = make_graph if isinstance(make_graph, Hybrid) else Hybrid({}, make_graph, linear=True)
+    plan = make_graph if isinstance(make_graph, MixedGraphs) else MixedGraphs({}, make_graph, linear=True)
     requests = {name: Request(block, vectors, quadratic=(block,)) for name, (block, vectors, _) in pairs.items()}
     blocks = {name: block for name, block in traced.items() if name != FULL}
-    exact = _exact_traces(objective, grouped, blocks, plan, ledger, checkpoint)
+    exact = _exact_traces(objective, grouped, blocks, plan, counters, checkpoint)
     whole = {member for name in exact for member in blocks[name].parameters}.issuperset(full.parameters)
     small = {name: block for name, block in blocks.items() if block.numel <= EXACT and name not in exact}
     for name, block in small.items():  # an orthonormal basis that begins with the eigenvectors serves both
@@ -112,16 +112,18 @@ def sampling_errors(
         rows = _probes(blocks, pairs, full, seed, solver_device(objective.device))
         requests[PROBES_KEY] = Request(full, rows, quadratic=(*blocks.values(), full))
     forms: dict[str, Floats] = {}  # (groups, vectors, blocks)
-    if grouped is not objective and plan.exact is BatchGraph:
+    if grouped is not objective and plan.exact is HessianGraph:
         alone = {key: request for key, request in requests.items() if key != PROBES_KEY}
-        forms = _at_once(objective, grouped, alone, plan, ledger, checkpoint)
+        forms = _at_once(objective, grouped, alone, plan, counters, checkpoint)
     if left := {key: request for key, request in requests.items() if key not in forms}:
-        sweep = Sweep(grouped, list(full.parameters), ledger, keep=0.0, checkpoint=checkpoint, make_graph=make_graph)
-        sweep.run(left)
-        forms.update({key: form.numpy() for key, form in sweep.quadratics.items()})
-        counts = np.array(sweep.counts)
+        data_pass = DataPass(
+            grouped, list(full.parameters), counters, keep=0.0, checkpoint=checkpoint, make_graph=make_graph
+        )
+        data_pass.run(left)
+        forms.update({key: form.numpy() for key, form in data_pass.quadratics.items()})
+        counts = np.array(data_pass.counts)
     else:
-        counts = _counts(grouped, ledger, checkpoint)
+        counts = _counts(grouped, counters, checkpoint)
     scale = counts.sum() if objective.evaluation.is_sum else 1.0
     values = {
         name: np.array([scale * ratio_error(column, counts) for column in forms[name][:, : len(vectors), 0].T])
@@ -148,19 +150,19 @@ def sampling_errors(
     return SamplingErrors(values, traces, len(counts), _sentence(len(counts), surveyed.examples))
 
 
-def _counts(grouped: Objective, ledger: Ledger, checkpoint: Callable[[], None]) -> Floats:
+def _counts(grouped: Objective, counters: Counters, checkpoint: Callable[[], None]) -> Floats:
     """(G,) what the losses of every piece are divided by, where nothing else is asked of the pieces."""
     found = []
     for batch in grouped.batches():
         checkpoint()
         with torch.no_grad():
             found.append(grouped.terms(batch)[1])
-        ledger.count("forwards")
+        counters.count("forwards")
     return np.array(found)
 
 
 def _factored(
-    objective: Objective, grouped: Objective, plan: Hybrid, ledger: Ledger, checkpoint: Callable[[], None]
+    objective: Objective, grouped: Objective, plan: MixedGraphs, counters: Counters, checkpoint: Callable[[], None]
 ) -> Iterator[tuple[Any, FactorGraph | None, set[tuple[str, ...]]]]:
     """Every whole batch with its factors and the blocks they serve; none where its items are not its examples.
 
@@ -168,7 +170,7 @@ def _factored(
     """
     for batch in objective.batches():
         checkpoint()
-        factors, served = plan.factors(objective, batch, ledger)
+        factors, served = plan.factors(objective, batch, counters)
         if factors is not None and grouped is not objective and factors.items != batches.leading_size(batch):
             factors, served = None, set()
         yield batch, factors, served
@@ -178,8 +180,8 @@ def _at_once(
     objective: Objective,
     grouped: Objective,
     requests: Mapping[str, Request],
-    plan: Hybrid,
-    ledger: Ledger,
+    plan: MixedGraphs,
+    counters: Counters,
     checkpoint: Callable[[], None],
 ) -> dict[str, Floats]:
     """The forms of vectors of one block each, for all pieces of a batch from one graph; empty where that cannot be.
@@ -192,14 +194,14 @@ def _at_once(
         return {}
     columns: dict[str, list[Tensor]] = {key: [] for key in requests}
     try:
-        for batch, factors, served in _factored(objective, grouped, plan, ledger, checkpoint):
+        for batch, factors, served in _factored(objective, grouped, plan, counters, checkpoint):
             others: dict[str, Request] = {}
             for key, request in requests.items():
                 if factors is not None and request.block.parameters in served:
                     columns[key].append(_by_piece(factors, objective, request, size))
                 else:
                     others[key] = request
-            if others and not _forms_of_others(objective, batch, size, others, columns, ledger):
+            if others and not _forms_of_others(objective, batch, size, others, columns, counters):
                 return {}
     except (RuntimeError, MemoryError):  # no third derivative, or no memory for it: the pieces need neither
         return {}
@@ -210,15 +212,15 @@ def _exact_traces(
     objective: Objective,
     grouped: Objective,
     blocks: Mapping[str, Block],
-    plan: Hybrid,
-    ledger: Ledger,
+    plan: MixedGraphs,
+    counters: Counters,
     checkpoint: Callable[[], None],
 ) -> dict[str, Floats]:
     """(G,) traces of every piece's own blocks, of those blocks whose factors have them for each example."""
     if not plan.blocks or not blocks or (grouped is not objective and objective.batch_size is not None):
         return {}
     found: dict[str, list[Tensor]] = {name: [] for name in blocks}
-    for _, factors, served in _factored(objective, grouped, plan, ledger, checkpoint):
+    for _, factors, served in _factored(objective, grouped, plan, counters, checkpoint):
         for name in list(found):
             names = blocks[name].parameters
             squares = factors.squares(names) if factors is not None and names in served else None
@@ -244,14 +246,14 @@ def _forms_of_others(
     size: int,
     requests: Mapping[str, Request],
     columns: Mapping[str, list[Tensor]],
-    ledger: Ledger,
+    counters: Counters,
 ) -> bool:
     """Add the (G, s) forms of a batch's pieces, from a graph that autograd may differentiate a third time."""
     if not has_forms(objective):
         return False
     names = list(dict.fromkeys(name for request in requests.values() for name in request.block.parameters))
     before = used_bytes(objective.device)
-    graph = GroupedForms(objective, batch, size, names, ledger)
+    graph = GroupedForms(objective, batch, size, names, counters)
     if graph.items != batches.leading_size(batch):
         return False
     if THIRD * (used_bytes(objective.device) - before) > KEPT_SHARE * free_bytes(objective.device):

@@ -1,4 +1,4 @@
-"""Merges the requests of all solvers into sweeps, until everybody is done: one pass serves every block."""
+"""Merges the requests of all solvers into passes, until everybody is done: one pass serves every block."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from layerhess.analysis.progress import Progress, Snapshot
 from layerhess.analysis.tasks import Task
 from layerhess.checks.rounding import RoundingMeter
-from layerhess.curvature.data_pass import Request, Sweep
+from layerhess.curvature.data_pass import DataPass, Request
 from layerhess.linalg.bounds import random_bound, total_rounding, zero_bound, zero_level
 from layerhess.objective.blocks import Block
 
@@ -23,7 +23,7 @@ SMALLEST_NORM = float(np.finfo(np.float64).tiny) ** 0.5  # the squares in a smal
 NOISE = 2000.0  # times eps: a relative residual this small may be rounding, so rounding is measured
 
 
-class Companion(Protocol):
+class Estimator(Protocol):
     """An estimator that rides along: its requests join the passes that are made anyway.
 
     Its keys must not be block names; they begin with a parenthesis by convention.
@@ -45,16 +45,16 @@ class Schedule:
     """Runs tasks in lockstep.
 
     Attributes:
-        sweep: over the whole data. meter: for rounding. tol: relative. eps: of the coarsest dtype in the graph.
+        data_pass: over the whole data. meter: for rounding. tol: relative. eps: of the coarsest dtype in the graph.
         length: the most terms summed up in one batch.
         full_block: the block of all parameters, for the norm that zero blocks are held against.
         probe: a random unit vector (1, P) for that norm. max_passes, time_limit: after which it stops.
         check_awake: the self-check of blocks that were quiet on the sample and are not on all the data; returns the
             names of those to leave out, or raises.
-        companions: estimators that share the passes.
+        estimators: estimators that share the passes.
     """
 
-    sweep: Sweep
+    data_pass: DataPass
     meter: RoundingMeter
     tasks: list[Task]
     tol: float
@@ -65,7 +65,7 @@ class Schedule:
     check_awake: Callable[[dict[str, Block], float], Collection[str]]
     max_passes: int
     time_limit: float | None
-    companions: Sequence[Companion] = ()
+    estimators: Sequence[Estimator] = ()
     progress: Progress | None = None
     started: float = field(default_factory=time.perf_counter)
     stopped: str = ""
@@ -74,7 +74,7 @@ class Schedule:
         """Until every task is done, or a limit is reached (then :attr:`stopped` says which)."""
         passes = 0
         begin = time.perf_counter()
-        while (open_tasks := self._open()) or not all(companion.done for companion in self.companions):
+        while (open_tasks := self._open()) or not all(estimator.done for estimator in self.estimators):
             if passes >= self.max_passes:
                 self.stopped = f"max_passes={self.max_passes} was reached"
                 break
@@ -99,16 +99,16 @@ class Schedule:
 
     def _step(self, tasks: list[Task]) -> None:
         requests = {task.name: Request(task.block, task.ask()) for task in tasks}
-        riding = [(companion, companion.requests()) for companion in self.companions if not companion.done]
-        for _, asked in riding:
+        estimating = [(estimator, estimator.requests()) for estimator in self.estimators if not estimator.done]
+        for _, asked in estimating:
             requests.update(asked)
         testing = [task for task in tasks if task.zero_test is not None]
         if testing:
             requests[PROBE] = Request(self.full_block, self.probe())
-        products = self.sweep.run(requests)
-        self.sweep.refuse_not_finite(requests, products)
-        for companion, asked in riding:
-            companion.tell({key: products[key] for key in asked})
+        products = self.data_pass.run(requests)
+        self.data_pass.refuse_not_finite(requests, products)
+        for estimator, asked in estimating:
+            estimator.tell({key: products[key] for key in asked})
         for task in tasks:
             rows = products[task.name]
             if task.zero_test is None:
@@ -125,7 +125,7 @@ class Schedule:
         unseen = self._unseen(testing) if level == 0.0 else {}
         for task in testing:
             assert task.zero_test is not None
-            if task.block.name not in self.sweep.touched:
+            if task.block.name not in self.data_pass.touched:
                 task.zero_bound, task.done = 0.0, True
             elif task.name in unseen:
                 task.zero_bound, task.done = unseen[task.name], True
@@ -177,15 +177,15 @@ class Schedule:
         if self.progress is None:
             return
         waiting = self._open()
-        riding = sum(not companion.done for companion in self.companions)
+        estimating = sum(not estimator.done for estimator in self.estimators)
         distances = {task.name: task.distance(self.tol) for task in waiting if task.told}
         worst = max(distances, key=lambda name: distances[name], default="")
         self.progress.update(
             Snapshot(
                 passes=passes,
-                products=self.sweep.ledger.total("products"),
-                converged=len(self.tasks) + len(self.companions) - len(waiting) - riding,
-                total=len(self.tasks) + len(self.companions),
+                products=self.data_pass.counters.total("products"),
+                converged=len(self.tasks) + len(self.estimators) - len(waiting) - estimating,
+                total=len(self.tasks) + len(self.estimators),
                 worst_block=worst,
                 worst_bound=distances.get(worst, math.nan),
                 elapsed=time.perf_counter() - self.started,

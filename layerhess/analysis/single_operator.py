@@ -15,8 +15,8 @@ from layerhess.checks import self_check
 from layerhess.checks.rounding import RoundingMeter
 from layerhess.checks.survey import survey
 from layerhess.checks.suspects import refuse_failed
-from layerhess.curvature.counters import Ledger
-from layerhess.curvature.data_pass import FULL, Request, Sweep
+from layerhess.curvature.counters import Counters
+from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.operator import BlockOperator, Operator
 from layerhess.errors import InputError, LayerhessWarning
 from layerhess.linalg.bounds import total_rounding, unit_rounding
@@ -42,7 +42,7 @@ def check_operator(op: Any) -> int:
     return int(shape[0])
 
 
-class Single:
+class SingleOperator:
     """One operator seen as rows in, rows out, with its rounding error; a network's is surveyed and self-checked first.
 
     Args:
@@ -61,7 +61,7 @@ class Single:
     def __init__(self, op: Any, n: int, seed: int, stack: ExitStack) -> None:
         self._op = op.block(FULL) if isinstance(op, Operator) else op
         self._meter: RoundingMeter | None = None
-        self._sweep: Sweep | None = None
+        self._data_pass: DataPass | None = None
         self._first: tuple[Tensor, Tensor] | None = None
         self.length = 1.0
         self.eps = float(np.finfo(np.float64).eps)
@@ -69,12 +69,12 @@ class Single:
         if isinstance(self._op, BlockOperator):
             objective = self._op.parent.objective
             self.device = solver_device(objective.device)
-            self._sweep = stack.enter_context(self._op.parent.session())
-            ledger = Ledger()
-            surveyed = survey(objective, ledger)
+            self._data_pass = stack.enter_context(self._op.parent.session())
+            counters = Counters()
+            surveyed = survey(objective, counters)
             blocks = {self._op.name: self._op.spec}
             curvature = self._op.parent.curvature
-            checked = self_check(objective, surveyed, blocks, self._op.parent.full, seed, ledger, curvature)
+            checked = self_check(objective, surveyed, blocks, self._op.parent.full, seed, counters, curvature)
             if checked.failed:
                 raise refuse_failed(objective, blocks, checked.failed)
             for sentence in checked.concerns:  # there is no result with notes that could say it
@@ -83,7 +83,7 @@ class Single:
             self.length = surveyed.longest
             self.eps = torch.finfo(coarsest).eps
             self._meter = stack.enter_context(
-                RoundingMeter(objective, surveyed.measured, coarsest, ledger, curvature.make_graph)
+                RoundingMeter(objective, surveyed.measured, coarsest, counters, curvature.make_graph)
             )
         elif not isinstance(op, np.ndarray) and getattr(op, "dtype", None) in (np.dtype(np.float32), torch.float32):
             self.eps = float(np.finfo(np.float32).eps)
@@ -112,8 +112,8 @@ class Single:
             InputError: one of them is NaN or infinite; for a network's operator the batch is named.
         """
         products = self._products(rows)
-        if self._sweep is not None and self.spec is not None:
-            self._sweep.refuse_not_finite({self.spec.name: Request(self.spec, rows)}, {self.spec.name: products})
+        if self._data_pass is not None and self.spec is not None:
+            self._data_pass.refuse_not_finite({self.spec.name: Request(self.spec, rows)}, {self.spec.name: products})
         if self._first is None and len(rows):
             self._first = rows[0], products[0]
         if not bool(torch.isfinite(products).all()):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from layerhess.analysis.tasks import Task
-from layerhess.curvature.counters import Ledger
+from layerhess.curvature.counters import Counters
 from layerhess.linalg.bounds import missed_factor
 from layerhess.linalg.eigen.missed import MISSED_PROBABILITY
 from layerhess.linalg.eigen.process import Wanted
@@ -78,7 +78,7 @@ def unasked(block: Block, objective: Objective, operator: str) -> Spectrum:
 
 
 def mass(full: Spectrum, divided: Partition) -> list[dict[str, float]]:
-    """For each full-model eigenvector, block -> share of its squared norm; see :class:`layerhess.results.record.Analysis`."""
+    """For each full-model eigenvector, block -> share of its squared norm; see :class:`layerhess.Analysis`."""
     owner = {name: block.name for block in divided.blocks for name in block.parameters}
     shares = []
     for vector in full.eigenvectors:
@@ -91,9 +91,9 @@ def mass(full: Spectrum, divided: Partition) -> list[dict[str, float]]:
     return shares
 
 
-def cost_of(ledger: Ledger, blocks: Mapping[str, Spectrum], full: Spectrum | None) -> Cost | None:
-    """What the analysis cost in gradients; see :meth:`layerhess.curvature.counters.Ledger.cost`."""
-    return ledger.cost(sum(s.steps for s in blocks.values()), full.steps if full is not None else 0)
+def cost_of(counters: Counters, blocks: Mapping[str, Spectrum], full: Spectrum | None) -> Cost | None:
+    """What the analysis cost in gradients; see :meth:`layerhess.curvature.counters.Counters.cost`."""
+    return counters.cost(sum(s.steps for s in blocks.values()), full.steps if full is not None else 0)
 
 
 def weight_norm_squared(block: Block, objective: Objective) -> float:

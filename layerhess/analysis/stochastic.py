@@ -6,8 +6,8 @@ from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from layerhess.analysis.probing.block_samples import room_for
-from layerhess.analysis.probing.shared_probes import Probing
-from layerhess.analysis.single_operator import Single, check_operator
+from layerhess.analysis.probing.shared_probes import SharedProbes
+from layerhess.analysis.single_operator import SingleOperator, check_operator
 from layerhess.curvature.data_pass import FULL
 from layerhess.curvature.operator import Operator
 from layerhess.errors import InputError, checked_integer
@@ -63,7 +63,7 @@ def trace(
     n = check_operator(op)
     goal = Trace(rel=rel, absolute=absolute, probes=probes, method=method, max_probes=max_probes)
     with ExitStack() as stack:
-        single = Single(op, n, checked_integer(seed, "seed", 0), stack)
+        single = SingleOperator(op, n, checked_integer(seed, "seed", 0), stack)
         found = _driven(trace_process(n, goal, single.signs, single.directions, device=single.device), single)
         return rounded(found, single.relative_rounding())
 
@@ -86,8 +86,8 @@ def diagonal(
             sixteen plain probes, whose products are deflated where more than 64 would be needed.
 
     Returns:
-        :class:`layerhess.linalg.estimates.DiagonalEstimate`, parameter-shaped for a network's operator; for any other under
-        the single name "diagonal". Its status says whether ``rel`` was reached.
+        :class:`layerhess.linalg.estimates.DiagonalEstimate`, parameter-shaped for a network's operator; for any other
+        under the single name "diagonal". Its status says whether ``rel`` was reached.
 
     Raises:
         InputError, CheckError: as for :func:`trace`.
@@ -99,7 +99,7 @@ def diagonal(
     n = check_operator(op)
     goal = Diagonal(rel=rel, probes=probes, method=method, max_probes=max_probes)
     with ExitStack() as stack:
-        single = Single(op, n, checked_integer(seed, "seed", 0), stack)
+        single = SingleOperator(op, n, checked_integer(seed, "seed", 0), stack)
         flat = _driven(diagonal_process(n, goal, single.signs, device=single.device), single)
         rounding = flat.rounding * coarser(single.relative_rounding())
     shaped = [{ARRAY: v} if single.spec is None else single.spec.split(v) for v in (flat.value, flat.standard_error)]
@@ -135,7 +135,7 @@ def density(
     n = check_operator(op)
     options = Density(probes=probes, steps=steps, points=points, bandwidth=bandwidth)
     with ExitStack() as stack:
-        single = Single(op, n, checked_integer(seed, "seed", 0), stack)
+        single = SingleOperator(op, n, checked_integer(seed, "seed", 0), stack)
         process = StochasticLanczos(n, options, single.directions)
         while not process.done:
             process.tell(single.apply(process.ask()))
@@ -167,10 +167,10 @@ def coupling(op: Operator, probes: int = 8, seed: int = 0) -> CouplingEstimate:
             what_to_do="pass lh.Hessian(objective, blocks) or another operator of a network",
         )
     with ExitStack() as stack:
-        single = Single(op, op.shape[0], checked_integer(seed, "seed", 0), stack)
-        sweep = stack.enter_context(op.session())
+        single = SingleOperator(op, op.shape[0], checked_integer(seed, "seed", 0), stack)
+        data_pass = stack.enter_context(op.session())
         covered = {name for block in op.blocks.values() for name in block.parameters}
-        probing = Probing(
+        probing = SharedProbes(
             blocks=op.blocks,
             full=make_block(FULL, {name: p for name, p in op.objective.parameters.items() if name in covered}),
             known=dict,
@@ -184,15 +184,15 @@ def coupling(op: Operator, probes: int = 8, seed: int = 0) -> CouplingEstimate:
             device=single.device,
         )
         while (asked := probing.requests()) or not probing.done:
-            products = sweep.run(asked)
-            sweep.refuse_not_finite(asked, products)
+            products = data_pass.run(asked)
+            data_pass.refuse_not_finite(asked, products)
             probing.tell(products)
     found = probing.coupling_of()
     assert found is not None
     return found
 
 
-def _driven(process: Process[E], single: Single) -> E:
+def _driven(process: Process[E], single: SingleOperator) -> E:
     while not process.done:
         process.tell(single.apply(process.ask()))
     return process.estimate()

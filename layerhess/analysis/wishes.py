@@ -23,7 +23,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Wishes:
+class EstimateOptions:
     """What was asked for beyond eigenvalues; None for what was not.
 
     Attributes:
@@ -83,7 +83,7 @@ def option(kind: str, asked: bool, **given: Any) -> Any:
     return dataclasses.replace(DEFAULTS[kind], **changes) if changes else asked
 
 
-def wishes(*, trace: Any, diagonal: Any, density: Any, coupling: Any, sampling: Any) -> Wishes:
+def wishes(*, trace: Any, diagonal: Any, density: Any, coupling: Any, sampling: Any) -> EstimateOptions:
     """The options behind ``trace=True``, ``trace=lh.Trace(...)`` and so on.
 
     Raises:
@@ -104,4 +104,4 @@ def wishes(*, trace: Any, diagonal: Any, density: Any, coupling: Any, sampling: 
         made[name] = DEFAULTS[name] if value is True else None if value is False else value
     if not isinstance(sampling, bool):
         raise InputError(f"sampling is {sampling!r}", where="sampling", what_to_do="use True or False")
-    return Wishes(**made, sampling=sampling)
+    return EstimateOptions(**made, sampling=sampling)

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 import torch
 
 from layerhess.checks.survey import Survey
-from layerhess.curvature.counters import Ledger
-from layerhess.curvature.data_pass import FULL, Request, Sweep
+from layerhess.curvature.counters import Counters
+from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.device import is_out_of_memory
 from layerhess.curvature.factors.factor_graph import FactorGraph
 from layerhess.curvature.factors.mixed_graph import try_factors
 from layerhess.curvature.factors.work import Work, sum_of_works
-from layerhess.curvature.matrices import GAUSS_NEWTON, HESSIAN, Curvature
+from layerhess.curvature.matrices import GAUSS_NEWTON, HESSIAN, CurvatureMatrix
 from layerhess.linalg.random_vectors import random_unit, solver_device
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
@@ -67,23 +67,24 @@ def licence(
     objective: Objective,
     surveyed: Survey,
     blocks: Mapping[str, Block],
-    curvature: Curvature,
+    curvature: CurvatureMatrix,
     coarsest: torch.dtype,
-    sweep: Sweep,
+    data_pass: DataPass,
     seed: int,
-    ledger: Ledger,
+    counters: Counters,
     make_copy: Callable[[], Objective | None] = lambda: None,
 ) -> Licence:
     """Compare factor products with exact ones for every block that the graph's structure admits (in session).
 
     Two conditions: for the Hessian every operation behind the block is one of a list that is piecewise linear (an
-    unknown one forbids it; see :func:`layerhess.curvature.factors.linearity.not_linear`), so that its block is Gauss-Newton's;
-    and on the sample a product by factors is the exact one. That is a check on some examples, no proof: each further
-    batch is looked at for its structure, not for its numbers. Cost: one exact product a block on the sample.
+    unknown one forbids it; see :func:`layerhess.curvature.factors.linearity.not_linear`), so that its block is
+    Gauss-Newton's; and on the sample a product by factors is the exact one. That is a check on some examples, no proof:
+    each further batch is looked at for its structure, not for its numbers. Cost: one exact product a block on the
+    sample.
 
     Args:
         surveyed: with the sample. blocks: to look at (the full model only for Gauss-Newton).
-        coarsest: dtype in the objective's graph. sweep: exact products on the samples.
+        coarsest: dtype in the objective's graph. data_pass: exact products on the samples.
         make_copy: the same loss on the samples in float64, which has the last word where float32 leaves a doubt.
     """
     found = Licence(examples=surveyed.sample_size)
@@ -108,7 +109,7 @@ def licence(
     names = {key: block.parameters for key, block in blocks.items() if alike or key != FULL}
     graphs: list[FactorGraph] = []
     for sample in surveyed.samples:
-        graph, reason = try_factors(objective, sample, names, ledger)
+        graph, reason = try_factors(objective, sample, names, counters)
         if graph is None:
             found.reasons = dict.fromkeys(names, f"no factors can be made: {reason}")
             return found
@@ -123,10 +124,10 @@ def licence(
             candidates.append(key)
     device = solver_device(objective.device)
     vectors = {key: random_unit(blocks[key].numel, seed, f"licence {key}", 0, device)[None] for key in candidates}
-    exact = sweep.run({key: Request(blocks[key], vectors[key]) for key in candidates}) if candidates else {}
+    exact = data_pass.run({key: Request(blocks[key], vectors[key]) for key in candidates}) if candidates else {}
     start = time.perf_counter()
     try:
-        ours = _by_factors(objective, graphs, blocks, vectors, sweep.denominator) if candidates else {}
+        ours = _by_factors(objective, graphs, blocks, vectors, data_pass.denominator) if candidates else {}
     except RuntimeError as error:  # what one sample's factors need was overwritten by the next
         if is_out_of_memory(error):
             raise
@@ -137,7 +138,7 @@ def licence(
     doubtful = {key: names[key] for key, off in offs.items() if SAME[coarsest] < off <= DOUBTFUL}
     cleared: dict[str, float] = {}
     if doubtful and coarsest != torch.float64 and (copied := make_copy()) is not None:
-        cleared = _in_float64(copied, blocks, doubtful, vectors, curvature, ledger)
+        cleared = _in_float64(copied, blocks, doubtful, vectors, curvature, counters)
     for key in candidates:
         off = cleared.get(key, offs[key])
         if not (key in cleared or off <= SAME[coarsest]):
@@ -152,10 +153,10 @@ def licence(
 
 def _in_float64(
     copied: Objective, blocks: Mapping[str, Block], names: Mapping[str, tuple[str, ...]],
-    vectors: Mapping[str, torch.Tensor], curvature: Curvature, ledger: Ledger,
+    vectors: Mapping[str, torch.Tensor], curvature: CurvatureMatrix, counters: Counters,
 ) -> dict[str, float]:  # fmt: skip
     """Which of the blocks have products by factors that are the exact ones on a float64 copy, and how nearly."""
-    graphs = [try_factors(copied, sample, names, ledger)[0] for sample in copied.data]
+    graphs = [try_factors(copied, sample, names, counters)[0] for sample in copied.data]
     known = [graph for graph in graphs if graph is not None]
     usable = [
         key for key in names
@@ -165,16 +166,16 @@ def _in_float64(
     if not usable:
         return {}
     needed = list(dict.fromkeys(name for key in usable for name in names[key]))
-    sweep = Sweep(copied, needed, ledger, keep=0.2, make_graph=curvature.make_graph)
+    data_pass = DataPass(copied, needed, counters, keep=0.2, make_graph=curvature.make_graph)
     try:
-        exact = sweep.run({key: Request(blocks[key], vectors[key]) for key in usable})
-        ours = _by_factors(copied, known, blocks, {key: vectors[key] for key in usable}, sweep.denominator)
+        exact = data_pass.run({key: Request(blocks[key], vectors[key]) for key in usable})
+        ours = _by_factors(copied, known, blocks, {key: vectors[key] for key in usable}, data_pass.denominator)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
         return {}
     finally:
-        sweep.release()
+        data_pass.release()
     offs = {key: _off(ours[key], exact[key][0]) for key in usable}
     return {key: off for key, off in offs.items() if off <= SAME[torch.float64]}
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from layerhess.curvature.counters import Ledger
-from layerhess.curvature.hessian_graph import BatchGraph
+from layerhess.curvature.counters import Counters
+from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
@@ -19,7 +19,7 @@ AGREEMENT = 1e-4
 
 
 def finite_differences(
-    objective: Objective, batch: object, blocks: Mapping[str, Block], full: Block, seed: int, ledger: Ledger
+    objective: Objective, batch: object, blocks: Mapping[str, Block], full: Block, seed: int, counters: Counters
 ) -> tuple[dict[str, float], float]:
     """Compare the rows (H u)_b with central differences (g(theta + r u) - g(theta - r u))_b / 2r.
 
@@ -36,13 +36,13 @@ def finite_differences(
     """
     direction = scaled_direction(objective, full, seed)
     names = list(objective.parameters)
-    graph = BatchGraph(objective, batch, names, ledger)
+    graph = HessianGraph(objective, batch, names, counters)
     exact = dict(zip(names, graph.product(names, direction), strict=True))
     judged: dict[str, float] = {}
     worst_step = 0.0
     for step in STEPS:
-        near = _difference(objective, batch, direction, step, ledger)
-        far = _difference(objective, batch, direction, 2.0 * step, ledger)
+        near = _difference(objective, batch, direction, step, counters)
+        far = _difference(objective, batch, direction, 2.0 * step, counters)
         for key, block in blocks.items():
             if judged.get(key, 1.0) <= AGREEMENT:
                 continue
@@ -75,7 +75,7 @@ def scaled_direction(objective: Objective, full: Block, seed: int) -> dict[str, 
 
 
 def _difference(
-    objective: Objective, batch: object, direction: Mapping[str, Tensor], step: float, ledger: Ledger
+    objective: Objective, batch: object, direction: Mapping[str, Tensor], step: float, counters: Counters
 ) -> dict[str, Tensor | None]:
     sides = []
     for sign in (1.0, -1.0):
@@ -85,8 +85,8 @@ def _difference(
         loss, _ = objective.terms(batch)
         parameters = list(objective.parameters.values())
         sides.append(torch.autograd.grad(loss, parameters, allow_unused=True))
-        ledger.count("forwards")
-        ledger.count("backwards")
+        counters.count("forwards")
+        counters.count("backwards")
         with torch.no_grad():
             for name, parameter in objective.parameters.items():
                 parameter.add_(direction[name], alpha=-sign * step)

@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from layerhess.curvature.autograd_graph import walk
-from layerhess.objective.data import tensors
+from layerhess.objective.batches import tensors
 from layerhess.objective.objective import Objective
 from layerhess.objective.snapshot import version_of
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from layerhess.checks.finite_differences import AGREEMENT, STEPS, scaled_direction
 from layerhess.curvature.batch_graph import GraphMaker
-from layerhess.curvature.counters import Ledger
+from layerhess.curvature.counters import Counters
 from layerhess.curvature.output_graph import OutputGraph
 from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective.blocks import Block
@@ -19,7 +19,7 @@ from layerhess.objective.objective import Objective
 
 
 def disagreements(
-    objective: Objective, batch: Any, names: Sequence[str], make_graph: GraphMaker, seed: int, ledger: Ledger
+    objective: Objective, batch: Any, names: Sequence[str], make_graph: GraphMaker, seed: int, counters: Counters
 ) -> dict[str, float]:
     """For each tensor, how far <J v, J v> and <J' J v, v> are apart, relative, beyond what rounding explains.
 
@@ -29,7 +29,7 @@ def disagreements(
     Returns:
         parameter -> figure; those the output does not depend on are absent.
     """
-    graph = _made(make_graph, objective, batch, names, ledger)
+    graph = _made(make_graph, objective, batch, names, counters)
     pairs: dict[str, tuple[float, float]] = {}
     for name in names:
         parameter = objective.parameters[name]
@@ -53,17 +53,17 @@ def disagreements(
 class Moves:
     """J v against central differences of the output, on a float64 copy whose weights are moved and put back.
 
-    The step adapts as for :func:`layerhess.checks.finite_differences.finite_differences`: a disagreement counts only where
-    |F(2r) - F(r)|, which tracks the error of F(r), is small, and beyond three times that.
+    The step adapts as for :func:`layerhess.checks.finite_differences.finite_differences`: a disagreement counts only
+    where |F(2r) - F(r)|, which tracks the error of F(r), is small, and beyond three times that.
 
     Attributes:
         error: the step error of the latest answer, relative.
     """
 
     def __init__(
-        self, objective: Objective, batch: Any, full: Block, make_graph: GraphMaker, seed: int, ledger: Ledger
+        self, objective: Objective, batch: Any, full: Block, make_graph: GraphMaker, seed: int, counters: Counters
     ) -> None:
-        self._objective, self._batch, self._make_graph, self._ledger = objective, batch, make_graph, ledger
+        self._objective, self._batch, self._make_graph, self._counters = objective, batch, make_graph, counters
         self._direction = scaled_direction(objective, full, seed)
         self.error = 0.0
 
@@ -71,7 +71,7 @@ class Moves:
         """Relative, when the named tensors move together; None if no step can tell."""
         part = {name: self._direction[name] for name in names}
         # Made afresh: moving a weight, even there and back, invalidates the graphs that hold it.
-        graph = _made(self._make_graph, self._objective, self._batch, names, self._ledger)
+        graph = _made(self._make_graph, self._objective, self._batch, names, self._counters)
         product = graph.push_forward(part)
         size = 0.0 if product is None else float(torch.linalg.vector_norm(product))
         found: float | None = None
@@ -93,7 +93,7 @@ class Moves:
         sides = []
         for sign in (1.0, -1.0):
             self._move(part, sign * step)
-            sides.append(_made(self._make_graph, self._objective, self._batch, [], self._ledger).output.detach())
+            sides.append(_made(self._make_graph, self._objective, self._batch, [], self._counters).output.detach())
             self._move(part, -sign * step)
         return (sides[0] - sides[1]) / (2.0 * step)
 
@@ -104,8 +104,8 @@ class Moves:
 
 
 def _made(
-    make_graph: GraphMaker, objective: Objective, batch: Any, names: Sequence[str], ledger: Ledger
+    make_graph: GraphMaker, objective: Objective, batch: Any, names: Sequence[str], counters: Counters
 ) -> OutputGraph:
-    graph = make_graph(objective, batch, names, ledger)
+    graph = make_graph(objective, batch, names, counters)
     assert isinstance(graph, OutputGraph)
     return graph

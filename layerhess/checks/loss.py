@@ -11,7 +11,7 @@ from layerhess.checks.forward_trace import Trace
 from layerhess.checks.randomness import randomness_refused, repeats
 from layerhess.checks.survey import adds_up
 from layerhess.errors import InputError
-from layerhess.objective import data as batches
+from layerhess.objective import batches
 from layerhess.objective.objective import Objective
 from layerhess.objective.snapshot import preserved_random_state, random_states
 from layerhess.results.record import Check

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from layerhess.checks.survey import adds_up
 from layerhess.curvature.batch_graph import GraphMaker
-from layerhess.curvature.counters import Ledger
+from layerhess.curvature.counters import Counters
 from layerhess.curvature.output_graph import GaussNewtonGraph, OutputGraph
 from layerhess.errors import CheckError, InputError
 from layerhess.linalg.random_vectors import random_unit
-from layerhess.objective import data as batches
+from layerhess.objective import batches
 from layerhess.objective.objective import Objective
 from layerhess.results.record import Check
 
@@ -34,7 +34,7 @@ INDEFINITE = (
 
 
 def check_cut(
-    objective: Objective, samples: Sequence[Any], places: Sequence[int], names: Sequence[str], ledger: Ledger
+    objective: Objective, samples: Sequence[Any], places: Sequence[int], names: Sequence[str], counters: Counters
 ) -> Check:
     """The gradient must reach the parameters through the output alone: J' (d loss / d output) is all of it.
 
@@ -47,12 +47,12 @@ def check_cut(
     """
     worst = 0.0
     for batch, place in zip(samples, places, strict=True):
-        graph = GaussNewtonGraph(objective, batch, names, ledger)
+        graph = GaussNewtonGraph(objective, batch, names, counters)
         if not graph.loss.requires_grad:
             continue
         inputs = [objective.parameters[name] for name in names]
         whole = dict(zip(names, torch.autograd.grad(graph.loss, inputs, allow_unused=True), strict=True))
-        ledger.count("backwards")
+        counters.count("backwards")
         if wrong := [n for n, part in whole.items() if part is not None and not bool(torch.isfinite(part).all())]:
             raise InputError(
                 "the gradient is NaN or infinite, though the loss is finite",
@@ -79,7 +79,7 @@ def check_cut(
     return Check("cut at the output", True, f"the gradient passes through the output to {worst:.1e}")
 
 
-def notes_on_convexity(objective: Objective, samples: Sequence[Any], seed: int, ledger: Ledger) -> list[str]:
+def notes_on_convexity(objective: Objective, samples: Sequence[Any], seed: int, counters: Counters) -> list[str]:
     """Sentences for a loss that is linear in the output (G = 0), or not convex in it; by random probes <x, S x>.
 
     Each probe looks at all items of a sample together, and at some of them alone, where no other can hide them.
@@ -87,7 +87,7 @@ def notes_on_convexity(objective: Objective, samples: Sequence[Any], seed: int, 
     tolerance = max(100.0 * torch.finfo(objective.dtype).eps, 1e-9)
     linear, indefinite, looked = True, False, False
     for batch in samples:
-        graph = GaussNewtonGraph(objective, batch, [], ledger)
+        graph = GaussNewtonGraph(objective, batch, [], counters)
         output = graph.output
         if not output.requires_grad or not output.numel():
             continue
@@ -107,7 +107,7 @@ def notes_on_convexity(objective: Objective, samples: Sequence[Any], seed: int, 
 
 
 def check_items(
-    objective: Objective, samples: Sequence[Any], make_graph: GraphMaker, coarsest: torch.dtype, ledger: Ledger
+    objective: Objective, samples: Sequence[Any], make_graph: GraphMaker, coarsest: torch.dtype, counters: Counters
 ) -> Check:
     """The losses of the single items must add up to that of their batch, and none may depend on the other items.
 
@@ -119,7 +119,7 @@ def check_items(
     """
     worst = moved = 0.0
     for batch in samples:
-        graph = make_graph(objective, batch, [], ledger)
+        graph = make_graph(objective, batch, [], counters)
         assert isinstance(graph, OutputGraph)
         with torch.no_grad():
             value, count = objective.terms(batch)
@@ -133,7 +133,7 @@ def check_items(
                 what_to_do="use a loss that is a sum over the items of dimension 0, lh.batch_loss(fn) with the right "
                 "(loss_sum, count), or operator='gauss_newton'",
             )
-        change = _change_in_other_company(objective, batch, graph.output.detach(), make_graph, ledger)
+        change = _change_in_other_company(objective, batch, graph.output.detach(), make_graph, counters)
         moved = max(moved, change)
         if not change <= max(ALONE, 30.0 * torch.finfo(coarsest).eps):
             raise InputError(
@@ -152,7 +152,7 @@ def check_items(
 
 
 def _change_in_other_company(
-    objective: Objective, batch: Any, losses: Tensor, make_graph: GraphMaker, ledger: Ledger
+    objective: Objective, batch: Any, losses: Tensor, make_graph: GraphMaker, counters: Counters
 ) -> float:
     """Largest change of an item's loss, over the largest loss, when the batch is evaluated in two parts."""
     parts = batches.halves(batch)
@@ -160,7 +160,7 @@ def _change_in_other_company(
         return 0.0
     try:
         with torch.no_grad():
-            graphs = [make_graph(objective, part, [], ledger) for part in parts]
+            graphs = [make_graph(objective, part, [], counters) for part in parts]
     except Exception:  # user code that needs whole batches can raise anything; nothing is known then
         return 0.0
     again = torch.cat([graph.output.reshape(-1) for graph in graphs if isinstance(graph, OutputGraph)])

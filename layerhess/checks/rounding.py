@@ -13,12 +13,12 @@ from torch import Tensor
 
 from layerhess.checks.sample import Sample
 from layerhess.curvature.batch_graph import GraphMaker
-from layerhess.curvature.counters import Ledger
-from layerhess.curvature.data_pass import Request, Sweep
+from layerhess.curvature.counters import Counters
+from layerhess.curvature.data_pass import DataPass, Request
 from layerhess.curvature.device import Budget
-from layerhess.curvature.factors.mixed_graph import Hybrid
+from layerhess.curvature.factors.mixed_graph import MixedGraphs
 from layerhess.curvature.factors.output_hessian import curved
-from layerhess.curvature.hessian_graph import BatchGraph
+from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.linalg.bounds import ASSUMED_ROUNDING, FLOAT64_OF_FLOAT32, ROUNDING_SAFETY
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
@@ -39,8 +39,9 @@ class RoundingMeter:
 
     Args:
         objective: in session. sample: to measure on, see :meth:`layerhess.checks.sample.Sampler.measured`.
-        coarsest: the coarsest dtype in the objective's graph. ledger: counts under "rounding".
-        make_graph: as for the :class:`layerhess.curvature.data_pass.Sweep` whose products are measured. memory: the budget.
+        coarsest: the coarsest dtype in the objective's graph. counters: counts under "rounding".
+        make_graph: as for the :class:`layerhess.curvature.data_pass.DataPass` whose products are measured. memory: the
+            budget.
     """
 
     def __init__(
@@ -48,19 +49,19 @@ class RoundingMeter:
         objective: Objective,
         sample: Sample,
         coarsest: torch.dtype,
-        ledger: Ledger,
-        make_graph: GraphMaker = BatchGraph,
+        counters: Counters,
+        make_graph: GraphMaker = HessianGraph,
         memory: Budget = Budget(),  # noqa: B008  (frozen)
     ) -> None:
         self._objective = objective
         self._sample = sample
         self._samples = sample.pieces
-        self._ledger = ledger
+        self._counters = counters
         self._coarsest = coarsest
         self._make_graph = make_graph
         self._memory = memory
         self._stack = ExitStack()
-        self._sweeps: tuple[Sweep, Sweep] | None = None
+        self._data_passes: tuple[DataPass, DataPass] | None = None
         self._of_output = OutputError()
         self.failure = ""
 
@@ -68,9 +69,9 @@ class RoundingMeter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._sweeps is not None:
-            for sweep in self._sweeps:
-                sweep.release()
+        if self._data_passes is not None:
+            for data_pass in self._data_passes:
+                data_pass.release()
         self._stack.close()
 
     def measure(self, blocks: Mapping[str, tuple[Block, Tensor, float]]) -> dict[str, tuple[float, str]]:
@@ -84,11 +85,11 @@ class RoundingMeter:
         """
         requests = {key: Request(block, _outermost(vectors)) for key, (block, vectors, _) in blocks.items()}
         errors: dict[str, float] = {}
-        with self._ledger.during("rounding"):
-            sweeps = self._open()
-            if sweeps is not None:
+        with self._counters.during("rounding"):
+            data_passes = self._open()
+            if data_passes is not None:
                 try:
-                    errors = self._compare(sweeps, requests, {key: norm for key, (_, _, norm) in blocks.items()})
+                    errors = self._compare(data_passes, requests, {key: norm for key, (_, _, norm) in blocks.items()})
                 except Exception as error:  # user code meets another dtype here; whatever it raises, we fall back
                     self._give_up(error)
         scale = self._scale()
@@ -102,9 +103,9 @@ class RoundingMeter:
         return answer
 
     def _compare(
-        self, sweeps: tuple[Sweep, Sweep], requests: Mapping[str, Request], norms: Mapping[str, float]
+        self, data_passes: tuple[DataPass, DataPass], requests: Mapping[str, Request], norms: Mapping[str, float]
     ) -> dict[str, float]:
-        ours, other = (sweep.run(requests) for sweep in sweeps)
+        ours, other = (data_pass.run(requests) for data_pass in data_passes)
         errors = {}
         for key, rows in ours.items():
             difference = torch.linalg.vector_norm(rows - other[key], dim=1)
@@ -114,8 +115,8 @@ class RoundingMeter:
             errors[key] = worst * max(1.0 / self._sample.excess, norms[key] / size) if size > 0.0 else worst
         return errors
 
-    def _open(self) -> tuple[Sweep, Sweep] | None:
-        if self._sweeps is None and not self.failure:
+    def _open(self) -> tuple[DataPass, DataPass] | None:
+        if self._data_passes is None and not self.failure:
             dtype = torch.float32 if self._objective.dtype == torch.float64 else torch.float64
             try:
                 copied = self._objective.cast(dtype, self._samples)
@@ -127,19 +128,19 @@ class RoundingMeter:
                 return None
             own = self._objective.narrowed(self._samples)
             names = list(self._objective.parameters)
-            self._sweeps = (
-                Sweep(own, names, self._ledger, keep=SHARE, make_graph=self._make_graph, memory=self._memory),
-                Sweep(copied, names, self._ledger, keep=SHARE, make_graph=self._make_graph, memory=self._memory),
+            self._data_passes = (
+                DataPass(own, names, self._counters, keep=SHARE, make_graph=self._make_graph, memory=self._memory),
+                DataPass(copied, names, self._counters, keep=SHARE, make_graph=self._make_graph, memory=self._memory),
             )
-        return self._sweeps
+        return self._data_passes
 
     def _give_up(self, error: Exception) -> None:
         self.failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        self._sweeps = None
+        self._data_passes = None
 
     def _least(self, key: str) -> float:
         """Relative error of a block's products that the output's has in any case."""
-        factored = isinstance(self._make_graph, Hybrid) and key in self._make_graph.blocks  # with S in float64
+        factored = isinstance(self._make_graph, MixedGraphs) and key in self._make_graph.blocks  # with S in float64
         return max(self._of_output.moved, 0.0 if factored else self._of_output.evaluated)
 
     def _scale(self) -> float:

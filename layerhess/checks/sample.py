@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerhess.objective import data as batches
+from layerhess.objective import batches
 from layerhess.objective.losses import Seen
 from layerhess.objective.objective import Objective
 
@@ -67,7 +67,8 @@ class Sampler:
         """Note batch number ``index`` with its loss sum and count; one that counts nothing is passed over.
 
         Args:
-            curvature: of the items of its output, see :func:`layerhess.curvature.factors.output_hessian.item_curvature`.
+            curvature: of the items of its output, see
+                :func:`layerhess.curvature.factors.output_hessian.item_curvature`.
         """
         if count <= 0.0:
             return

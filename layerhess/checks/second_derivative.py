@@ -10,11 +10,11 @@ import torch
 
 from layerhess.checks.forward_trace import ONCE_DIFFERENTIABLE, Trace
 from layerhess.curvature.autograd_graph import walk
-from layerhess.curvature.batch_graph import Graph, GraphMaker
-from layerhess.curvature.counters import Ledger
+from layerhess.curvature.batch_graph import BatchGraph, GraphMaker
+from layerhess.curvature.counters import Counters
 from layerhess.curvature.device import is_out_of_memory
 from layerhess.curvature.double_backward.guard import AGAIN
-from layerhess.curvature.hessian_graph import BatchGraph
+from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.errors import InputError
 from layerhess.objective.objective import Objective
 
@@ -30,8 +30,8 @@ def check_second_derivative(
     sample: Any,
     names: Sequence[str],
     seen: Trace,
-    ledger: Ledger,
-    make_graph: GraphMaker = BatchGraph,
+    counters: Counters,
+    make_graph: GraphMaker = HessianGraph,
 ) -> float:
     """Make a graph of the sample and one product with it.
 
@@ -44,7 +44,7 @@ def check_second_derivative(
     """
     start = time.perf_counter()
     try:
-        graph = make_graph(objective, sample, names, ledger)
+        graph = make_graph(objective, sample, names, counters)
         seconds = time.perf_counter() - start
         _refuse_cut_off(objective, graph, seen)
         graph.product(names, {name: torch.ones_like(objective.parameters[name]) for name in names})
@@ -53,7 +53,7 @@ def check_second_derivative(
     except RuntimeError as error:
         if AGAIN in str(error) and not objective.thrice:
             objective.thrice = True
-            return check_second_derivative(objective, sample, names, seen, ledger, make_graph)
+            return check_second_derivative(objective, sample, names, seen, counters, make_graph)
         refusal = None if is_out_of_memory(error) else _no_second_derivative(error, seen)
         if refusal is None:
             raise
@@ -61,7 +61,7 @@ def check_second_derivative(
     return seconds
 
 
-def _refuse_cut_off(objective: Objective, graph: Graph, seen: Trace) -> None:
+def _refuse_cut_off(objective: Objective, graph: BatchGraph, seen: Trace) -> None:
     missing = [name for name, gradient in graph.gradient.items() if gradient is None]
     hidden = [m for m in seen.without_grad if m and any(name.startswith(m + ".") for name in missing)]
     if hidden:

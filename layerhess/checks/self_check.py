@@ -22,14 +22,14 @@ from layerhess.checks.second_derivative import check_second_derivative
 from layerhess.checks.survey import Survey, too_large
 from layerhess.checks.suspects import failure
 from layerhess.checks.symmetry import Symmetry, asymmetric_tensors, size_of_product, symmetry
-from layerhess.curvature.counters import Ledger
-from layerhess.curvature.data_pass import FULL, Request, Sweep
+from layerhess.curvature.counters import Counters
+from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.device import is_out_of_memory
-from layerhess.curvature.matrices import GAUSS_NEWTON, HESSIAN, Curvature
+from layerhess.curvature.matrices import GAUSS_NEWTON, HESSIAN, CurvatureMatrix
 from layerhess.errors import CheckError
 from layerhess.linalg.bounds import zero_level
 from layerhess.linalg.random_vectors import random_unit
-from layerhess.objective import data as batches
+from layerhess.objective import batches
 from layerhess.objective.blocks import Block, make_block
 from layerhess.objective.objective import HALF, Objective
 from layerhess.results.record import Check
@@ -71,8 +71,8 @@ class SelfCheck:
 
 
 def self_check(
-    objective: Objective, surveyed: Survey, blocks: Mapping[str, Block], full: Block, seed: int, ledger: Ledger,
-    curvature: Curvature = HESSIAN, factors: bool = False,
+    objective: Objective, surveyed: Survey, blocks: Mapping[str, Block], full: Block, seed: int, counters: Counters,
+    curvature: CurvatureMatrix = HESSIAN, factors: bool = False,
 ) -> SelfCheck:  # fmt: skip
     """Run all checks on the survey's sample (in session).
 
@@ -86,7 +86,7 @@ def self_check(
             add up although they are to be split; out of memory.
     """
     try:
-        return _self_check(objective, surveyed, blocks, full, seed, ledger, curvature, factors)
+        return _self_check(objective, surveyed, blocks, full, seed, counters, curvature, factors)
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, CheckError) or not is_out_of_memory(error):
             raise
@@ -94,8 +94,8 @@ def self_check(
 
 
 def _self_check(
-    objective: Objective, surveyed: Survey, blocks: Mapping[str, Block], full: Block, seed: int, ledger: Ledger,
-    curvature: Curvature, factors: bool,
+    objective: Objective, surveyed: Survey, blocks: Mapping[str, Block], full: Block, seed: int, counters: Counters,
+    curvature: CurvatureMatrix, factors: bool,
 ) -> SelfCheck:  # fmt: skip
     sample = surveyed.sample
     found = SelfCheck(trace(objective, sample))
@@ -110,10 +110,10 @@ def _self_check(
     found.checks.append(additivity.check)
     found.uncut = additivity.uncut
     found.concerns.extend([additivity.note] if additivity.note else [])
-    seconds = check_second_derivative(objective, sample, full.parameters, found.trace, ledger, curvature.make_graph)
+    seconds = check_second_derivative(objective, sample, full.parameters, found.trace, counters, curvature.make_graph)
     found.graph_seconds = seconds * len(surveyed.samples)
-    sweep = Sweep(
-        objective.narrowed(surveyed.samples), list(full.parameters), ledger, keep=0.2, make_graph=curvature.make_graph
+    data_pass = DataPass(
+        objective.narrowed(surveyed.samples), list(full.parameters), counters, keep=0.2, make_graph=curvature.make_graph
     )
     with ExitStack() as stack:
         # The copy is made only if a check needs it.
@@ -122,23 +122,23 @@ def _self_check(
             refuse_state_that_follows(copy, copy.data[0], found.trace.stateful)
         if curvature.name == GAUSS_NEWTON.name:
             names = list(full.parameters)
-            found.checks.append(check_cut(objective, surveyed.samples, surveyed.places, names, ledger))
-            found.concerns.extend(notes_on_convexity(objective, surveyed.samples, seed, ledger))
+            found.checks.append(check_cut(objective, surveyed.samples, surveyed.places, names, counters))
+            found.concerns.extend(notes_on_convexity(objective, surveyed.samples, seed, counters))
         elif curvature.name != HESSIAN.name:
             found.checks.append(
-                check_items(objective, surveyed.samples, curvature.make_graph, found.trace.coarsest, ledger)
+                check_items(objective, surveyed.samples, curvature.make_graph, found.trace.coarsest, counters)
             )
         if factors:
             found.licence = licence(
-                objective, surveyed, blocks, curvature, found.trace.coarsest, sweep, seed, ledger, copied
+                objective, surveyed, blocks, curvature, found.trace.coarsest, data_pass, seed, counters, copied
             )
-            found.checks.extend(found.licence.checks(_size(sweep)))
+            found.checks.extend(found.licence.checks(_size(data_pass)))
         if curvature.name != HESSIAN.name:
-            _jacobian(objective, surveyed, copied, blocks, full, seed, found, ledger, curvature)
-        _symmetry(objective, sweep, copied, blocks, full, seed, found, ledger, curvature, surveyed.places)
+            _jacobian(objective, surveyed, copied, blocks, full, seed, found, counters, curvature)
+        _symmetry(objective, data_pass, copied, blocks, full, seed, found, counters, curvature, surveyed.places)
         if curvature.name == HESSIAN.name:
-            _differences(objective, copied, blocks, full, seed, found, ledger)
-    sweep.release()
+            _differences(objective, copied, blocks, full, seed, found, counters)
+    data_pass.release()
     return found
 
 
@@ -156,24 +156,26 @@ def _float64_copy(objective: Objective, samples: list[Any], stack: ExitStack) ->
 
 def _symmetry(
     objective: Objective,
-    sweep: Sweep,
+    data_pass: DataPass,
     make_copy: Callable[[], Objective | None],
     blocks: Mapping[str, Block],
     full: Block,
     seed: int,
     found: SelfCheck,
-    ledger: Ledger,
-    curvature: Curvature,
+    counters: Counters,
+    curvature: CurvatureMatrix,
     places: Sequence[int],
 ) -> None:
     coarsest = found.trace.coarsest
     compared = found.licence.exact  # with a product that is symmetric by construction, see checks/licence.py
     rest = {key: block for key, block in blocks.items() if key not in compared}
-    measured = symmetry(sweep, {**rest, FULL: full}, seed) if rest else {}
-    norms = {key: m.norm for key, m in measured.items()} or {FULL: size_of_product(sweep, full, seed)}
+    measured = symmetry(data_pass, {**rest, FULL: full}, seed) if rest else {}
+    norms = {key: m.norm for key, m in measured.items()} or {FULL: size_of_product(data_pass, full, seed)}
     everything = {**blocks, FULL: full}
-    found.place = _not_finite_in(sweep, {key: everything[key] for key in measured}, measured, seed, places)
-    found.block_seconds = sweep.seconds + found.licence.seconds  # the last pass makes one product of each, and is warm
+    found.place = _not_finite_in(data_pass, {key: everything[key] for key in measured}, measured, seed, places)
+    found.block_seconds = (
+        data_pass.seconds + found.licence.seconds
+    )  # the last pass makes one product of each, and is warm
     norms.update({key: float(torch.linalg.vector_norm(product)) for key, product in compared.items()})
     floor = zero_level(torch.finfo(coarsest).eps, norms[FULL])
     found.zero_suspects = {key for key in blocks if key != FULL and norms[key] <= floor}
@@ -181,17 +183,17 @@ def _symmetry(
     suspicious = SUSPICIOUS.get(coarsest, 0.0)  # half precision shows nothing: always look at the float64 copy
     doubtful = {key for key, m in live.items() if not m.asymmetry <= suspicious}
     limit = WRONG.get(coarsest, 0.3)
-    judge, worst = sweep, {key: live[key] for key in doubtful}
+    judge, worst = data_pass, {key: live[key] for key in doubtful}
     copied = make_copy() if doubtful and objective.dtype != torch.float64 else None
     if copied is not None:
-        judge = Sweep(copied, list(full.parameters), ledger, keep=0.2, make_graph=curvature.make_graph)
+        judge = DataPass(copied, list(full.parameters), counters, keep=0.2, make_graph=curvature.make_graph)
         worst = symmetry(judge, {key: everything[key] for key in doubtful}, seed)
         # A copy whose graph passes through float32 (a loss that casts) cannot do better than float32.
         limit = WRONG_IN_FLOAT64 if trace(copied, copied.data[0]).coarsest == torch.float64 else limit
     wrong = {key: m.asymmetry for key, m in worst.items() if not m.asymmetry <= limit}
     if wrong:
         _locate(objective, judge, everything, wrong, limit, seed, found)
-    if judge is not sweep:
+    if judge is not data_pass:
         judge.release()
     live = {key: m for key, m in live.items() if key in blocks}
     found.failed = {key: check for key, check in found.failed.items() if key in blocks}
@@ -199,29 +201,35 @@ def _symmetry(
     if passed:
         found.checks.append(
             Check("symmetry", True, f"|<u, A v> - <v, A u>| is at most {max(passed):.1e} of ||A u|| in {len(passed)} "
-                  f"operators, on {_size(sweep)}")
+                  f"operators, on {_size(data_pass)}")
         )  # fmt: skip
     found.checks.extend(check for check in found.failed.values())
 
 
 def check_awake(
-    objective: Objective, sweep: Sweep, blocks: Mapping[str, Block], full_norm: float, seed: int, found: SelfCheck
+    objective: Objective,
+    data_pass: DataPass,
+    blocks: Mapping[str, Block],
+    full_norm: float,
+    seed: int,
+    found: SelfCheck,
 ) -> dict[str, Check]:
     """Symmetry of blocks that were quiet on the sample and are not on all the data: judged there, in their own dtype.
 
     Args:
-        sweep: over all data. full_norm: of a random unit product with the full operator, for the noise of weak blocks.
+        data_pass: over all data. full_norm: of a random unit product with the full operator, for the noise of weak
+            blocks.
 
     Returns:
         The failed ones; they are added to ``found`` too.
     """
     coarsest = found.trace.coarsest
-    measured = symmetry(sweep, blocks, seed)
+    measured = symmetry(data_pass, blocks, seed)
     failed = {}
     for key, block in blocks.items():
         noise = 30.0 * torch.finfo(coarsest).eps * full_norm / max(measured[key].norm, 1e-300)
         if not measured[key].asymmetry <= max(WRONG.get(coarsest, 0.3), noise):
-            found.place = _not_finite_in(sweep, blocks, measured, seed)
+            found.place = _not_finite_in(data_pass, blocks, measured, seed)
             figure = _asymmetric(measured[key].asymmetry, found)
             failed[key] = failure("symmetry", objective, key, list(block.parameters), found.trace, figure)
     found.failed.update(failed)
@@ -231,7 +239,7 @@ def check_awake(
 
 def _locate(
     objective: Objective,
-    judge: Sweep,
+    judge: DataPass,
     blocks: Mapping[str, Block],
     wrong: Mapping[str, float],
     limit: float,
@@ -268,7 +276,7 @@ def _differences(
     full: Block,
     seed: int,
     found: SelfCheck,
-    ledger: Ledger,
+    counters: Counters,
 ) -> None:
     if not found.trace.smooth:
         found.checks.append(Check("finite differences", True, "not applicable: the network has kinks (ReLU-like)"))
@@ -278,7 +286,7 @@ def _differences(
         found.checks.append(Check("finite differences", True, "not applicable: no float64 copy of the model"))
         return
     tensors = {name: make_block(name, {name: p}) for name, p in objective.parameters.items()}
-    judged, step = finite_differences(copied, copied.data[0], tensors, full, seed, ledger)
+    judged, step = finite_differences(copied, copied.data[0], tensors, full, seed, counters)
     wrong = {name: off for name, off in judged.items() if off > AGREEMENT}
     good = 0
     for key, block in blocks.items():
@@ -304,17 +312,17 @@ def _jacobian(
     full: Block,
     seed: int,
     found: SelfCheck,
-    ledger: Ledger,
-    curvature: Curvature,
+    counters: Counters,
+    curvature: CurvatureMatrix,
 ) -> None:
     coarsest = found.trace.coarsest
     names = list(full.parameters)
-    wrong = disagreements(objective, surveyed.sample, names, curvature.make_graph, seed, ledger)
+    wrong = disagreements(objective, surveyed.sample, names, curvature.make_graph, seed, counters)
     limit = WRONG.get(coarsest, 0.3)
     doubtful = [name for name, off in wrong.items() if not off <= SUSPICIOUS.get(coarsest, 0.0)]
     copied = make_copy() if doubtful or found.trace.smooth else None
     if doubtful and copied is not None and objective.dtype != torch.float64:
-        wrong = disagreements(copied, copied.data[0], names, curvature.make_graph, seed, ledger)
+        wrong = disagreements(copied, copied.data[0], names, curvature.make_graph, seed, counters)
         limit = WRONG_IN_FLOAT64 if trace(copied, copied.data[0]).coarsest == torch.float64 else limit
     tensors = {
         name: f"off by {off:.1e} from the transposed one"
@@ -332,7 +340,7 @@ def _jacobian(
     elif copied is None:
         found.checks.append(Check("finite differences", True, "not applicable: no float64 copy of the model"))
     else:
-        moves = Moves(copied, copied.data[0], full, curvature.make_graph, seed, ledger)
+        moves = Moves(copied, copied.data[0], full, curvature.make_graph, seed, counters)
         off = moves.disagreement(names)
         if off is not None and off <= AGREEMENT:
             detail = (
@@ -367,17 +375,17 @@ def _asymmetric(asymmetry: float, found: SelfCheck) -> str:
 
 
 def _not_finite_in(
-    sweep: Sweep,
+    data_pass: DataPass,
     blocks: Mapping[str, Block],
     measured: Mapping[str, Symmetry],
     seed: int,
     places: Sequence[int] | None = None,
 ) -> str:
-    """Such as " in batch 3", where products are NaN or infinite; numbered by the sweep, or by ``places``."""
+    """Such as " in batch 3", where products are NaN or infinite; numbered by the pass, or by ``places``."""
     for key, block in blocks.items():
         if not math.isfinite(measured[key].norm):
-            vector = random_unit(block.numel, seed, f"symmetry {key}", 0, sweep.objective.device)[None]
-            index = sweep.first_not_finite(Request(block, vector))
+            vector = random_unit(block.numel, seed, f"symmetry {key}", 0, data_pass.objective.device)[None]
+            index = data_pass.first_not_finite(Request(block, vector))
             return "" if index is None else f" in batch {index if places is None else places[index]}"
     return ""
 
@@ -389,8 +397,8 @@ def _half_precision_inside(dtype: torch.dtype) -> str:
     )
 
 
-def _size(sweep: Sweep) -> str:
-    sizes = [batches.leading_size(batch) for batch in sweep.objective.data]
+def _size(data_pass: DataPass) -> str:
+    sizes = [batches.leading_size(batch) for batch in data_pass.objective.data]
     return f"{sum(size or 0 for size in sizes)} examples" if all(sizes) else "a sample of the batches"
 
 

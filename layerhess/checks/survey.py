@@ -13,13 +13,13 @@ import torch
 from layerhess.checks.forward_trace import non_finite_weight, trace
 from layerhess.checks.randomness import randomness_refused, repeats
 from layerhess.checks.sample import Sample, Sampler, by_example
-from layerhess.curvature.counters import Ledger
-from layerhess.curvature.data_pass import FULL, Request, Sweep
+from layerhess.curvature.counters import Counters
+from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.device import is_out_of_memory
 from layerhess.curvature.factors.output_hessian import item_curvature
 from layerhess.errors import InputError
 from layerhess.linalg.random_vectors import solver_device
-from layerhess.objective import data as batches
+from layerhess.objective import batches
 from layerhess.objective.blocks import make_block
 from layerhess.objective.objective import Objective
 
@@ -31,8 +31,8 @@ class Survey:
     Attributes:
         loss_sum, count: their ratio is the loss (the sum itself for reduction="sum").
         examples: sum of the first dimensions, 0 where unknown. batches: pieces evaluated.
-        samples: prepared pieces of up to three batches, see :class:`layerhess.checks.sample.Sampler`. sample_size: their
-            examples together, 0 if unknown. longest: the most terms that are summed up in one batch.
+        samples: prepared pieces of up to three batches, see :class:`layerhess.checks.sample.Sampler`. sample_size:
+            their examples together, 0 if unknown. longest: the most terms that are summed up in one batch.
         places: which batches the samples are pieces of. largest: the examples of the largest batch, 0 if unknown.
         measured: what rounding is measured on.
         curvature: of the output in every example, one (examples,) a batch; empty where some batch's is not known.
@@ -56,7 +56,7 @@ class Survey:
         return self.samples[0]
 
 
-def survey(objective: Objective, ledger: Ledger, checkpoint: Callable[[], None] = lambda: None) -> Survey:
+def survey(objective: Objective, counters: Counters, checkpoint: Callable[[], None] = lambda: None) -> Survey:
     """One forward pass over the data (in session).
 
     Args:
@@ -68,7 +68,7 @@ def survey(objective: Objective, ledger: Ledger, checkpoint: Callable[[], None] 
             memory (naming a ``batch_size`` that fits).
     """
     try:
-        return _survey(objective, ledger, checkpoint)
+        return _survey(objective, counters, checkpoint)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -80,7 +80,7 @@ def too_large(objective: Objective) -> InputError:
     full = make_block(FULL, objective.parameters)
     probe = Request(full, torch.ones((1, full.numel), dtype=torch.float64, device=solver_device(objective.device)))
     try:
-        Sweep(objective, list(objective.parameters), Ledger(), keep=0.0).run({FULL: probe})
+        DataPass(objective, list(objective.parameters), Counters(), keep=0.0).run({FULL: probe})
     except InputError as refusal:
         return refusal
     return InputError(
@@ -90,7 +90,7 @@ def too_large(objective: Objective) -> InputError:
     )
 
 
-def _survey(objective: Objective, ledger: Ledger, checkpoint: Callable[[], None]) -> Survey:
+def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], None]) -> Survey:
     loss_sum = total = 0.0
     examples: int | None = 0
     number = 0
@@ -103,7 +103,7 @@ def _survey(objective: Objective, ledger: Ledger, checkpoint: Callable[[], None]
         checkpoint()
         where = f"batch {number - 1}"
         value, count, curvature = _surveyed(objective, batch, where)
-        ledger.count("forwards")
+        counters.count("forwards")
         if not math.isfinite(value):
             raise _not_finite(objective, batch, number - 1, value)
         loss_sum += value

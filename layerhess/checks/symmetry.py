@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from layerhess.curvature.data_pass import Request, Sweep
+from layerhess.curvature.data_pass import DataPass, Request
 from layerhess.linalg.bounds import zero_level
 from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective.blocks import Block, make_block
@@ -30,26 +30,26 @@ class Symmetry:
     norm: float
 
 
-def symmetry(sweep: Sweep, blocks: Mapping[str, Block], seed: int) -> dict[str, Symmetry]:
-    """Compare <u, A v> with <v, A u> for each block, on the sweep's (small) data.
+def symmetry(data_pass: DataPass, blocks: Mapping[str, Block], seed: int) -> dict[str, Symmetry]:
+    """Compare <u, A v> with <v, A u> for each block, on the pass's (small) data.
 
     Two pairs a block: two random unit vectors, whose inner products are of size ||A u|| / sqrt(n) and are scaled so;
     and a random vector with its own product, v = A u / ||A u||, which looks where A is large. A block of several
     tensors has a third: random vectors whose parts are larger where the product was small, so that a fault in one
     tensor shows beside others of more curvature. Three to five products a block; the last pass has one of each.
     """
-    device = sweep.objective.device
+    device = data_pass.objective.device
     first = {
         key: Request(block, torch.stack([random_unit(block.numel, seed, f"symmetry {key}", i, device) for i in (0, 1)]))
         for key, block in blocks.items()
     }
-    applied = sweep.run(first)
+    applied = data_pass.run(first)
     scales = {key: _scale(block, applied[key]) for key, block in blocks.items() if len(block.parameters) > 1}
     scaled = {key: Request(blocks[key], first[key].vectors * scale) for key, scale in scales.items()}
-    balanced = sweep.run(scaled) if scaled else {}
+    balanced = data_pass.run(scaled) if scaled else {}
     norms = {key: float(torch.linalg.vector_norm(rows, dim=1).max()) for key, rows in applied.items()}
     seen = {key: rows[0] / max(float(torch.linalg.vector_norm(rows[0])), 1e-300) for key, rows in applied.items()}
-    second = sweep.run({key: Request(blocks[key], rows[None]) for key, rows in seen.items()})
+    second = data_pass.run({key: Request(blocks[key], rows[None]) for key, rows in seen.items()})
     measured = {}
     for key, request in first.items():
         pairs = [
@@ -63,18 +63,18 @@ def symmetry(sweep: Sweep, blocks: Mapping[str, Block], seed: int) -> dict[str, 
     return measured
 
 
-def size_of_product(sweep: Sweep, block: Block, seed: int) -> float:
+def size_of_product(data_pass: DataPass, block: Block, seed: int) -> float:
     """||A u|| for a random unit u: what :attr:`Symmetry.norm` is where symmetry itself is not in question."""
-    u = random_unit(block.numel, seed, f"symmetry {block.name}", 0, sweep.objective.device)
-    return float(torch.linalg.vector_norm(sweep.run({block.name: Request(block, u[None])})[block.name]))
+    u = random_unit(block.numel, seed, f"symmetry {block.name}", 0, data_pass.objective.device)
+    return float(torch.linalg.vector_norm(data_pass.run({block.name: Request(block, u[None])})[block.name]))
 
 
-def asymmetric_tensors(sweep: Sweep, names: list[str], seed: int, limit: float) -> dict[str, float]:
+def asymmetric_tensors(data_pass: DataPass, names: list[str], seed: int, limit: float) -> dict[str, float]:
     """Which single tensors have an asymmetric diagonal block, and by how much; those that count as zero do not."""
-    parameters = sweep.objective.parameters
+    parameters = data_pass.objective.parameters
     blocks = {name: make_block(name, {name: parameters[name]}) for name in names}
-    measured = symmetry(sweep, blocks, seed)
-    level = zero_level(torch.finfo(sweep.objective.dtype).eps, max(m.norm for m in measured.values()))
+    measured = symmetry(data_pass, blocks, seed)
+    level = zero_level(torch.finfo(data_pass.objective.dtype).eps, max(m.norm for m in measured.values()))
     return {key: m.asymmetry for key, m in measured.items() if not m.asymmetry <= limit and not m.norm <= level}
 
 

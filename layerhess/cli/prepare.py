@@ -82,7 +82,8 @@ _FLAGS = {
 
 
 def estimate(kind: str, asked: bool, **given: Any) -> Any:
-    """The option of an estimate as :func:`layerhess.analysis.wishes.option` has it; a refusal names the flag that was typed.
+    """The option of an estimate as :func:`layerhess.analysis.wishes.option` has it; a refusal names the flag that was
+    typed.
 
     >>> estimate("trace", False, rel=0.0)
     Traceback (most recent call last):

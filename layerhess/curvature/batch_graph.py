@@ -1,4 +1,4 @@
-"""What the sweep asks of one batch's graph, whatever matrix it multiplies by."""
+"""What the pass asks of one batch's graph, whatever matrix it multiplies by."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from layerhess.curvature.counters import Ledger
+from layerhess.curvature.counters import Counters
 from layerhess.objective.objective import Objective
 
 
-class Graph(Protocol):
+class BatchGraph(Protocol):
     """One batch's share of a curvature matrix A, kept so that it can be multiplied again.
 
     Attributes:
@@ -54,7 +54,7 @@ class Graph(Protocol):
 
 
 def one_by_one(
-    graph: Graph, names: Sequence[str], vectors: dict[str, Tensor], rows: Sequence[str] | None = None
+    graph: BatchGraph, names: Sequence[str], vectors: dict[str, Tensor], rows: Sequence[str] | None = None
 ) -> list[Tensor | None]:
     """:meth:`Graph.products` from single products."""
     count = len(vectors[names[0]])
@@ -74,4 +74,4 @@ def add_part(total: dict[str, Tensor], name: str, part: Tensor) -> None:
     total[name] = total[name] + part if name in total else part
 
 
-GraphMaker = Callable[[Objective, Any, Iterable[str], Ledger], Graph]
+GraphMaker = Callable[[Objective, Any, Iterable[str], Counters], BatchGraph]

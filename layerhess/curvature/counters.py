@@ -15,7 +15,7 @@ from layerhess.results.record import Cost, Counts
 BLOCK_ALONE, FULL_ALONE = 1.1, 3.2
 
 
-class Ledger:
+class Counters:
     """Counts forwards, first backwards and Hessian-vector products of one batch each, by phase.
 
     Attributes:

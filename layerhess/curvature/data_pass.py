@@ -12,16 +12,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from layerhess.curvature.batch_graph import Graph, GraphMaker, add_part
-from layerhess.curvature.counters import Ledger
+from layerhess.curvature.batch_graph import BatchGraph, GraphMaker, add_part
+from layerhess.curvature.counters import Counters
 from layerhess.curvature.device import KEPT_SHARE, Budget, is_out_of_memory, synchronise, used_bytes
 from layerhess.curvature.double_backward.guard import AGAIN
-from layerhess.curvature.factors.mixed_graph import Hybrid, HybridGraph
-from layerhess.curvature.hessian_graph import BatchGraph
+from layerhess.curvature.factors.mixed_graph import MixedGraph, MixedGraphs
+from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.errors import CheckError, InputError
 from layerhess.linalg.random_vectors import solver_device
+from layerhess.objective.batches import is_stable, leading_size, take
 from layerhess.objective.blocks import Block
-from layerhess.objective.data import is_stable, leading_size, take
 from layerhess.objective.objective import Objective
 
 FULL = "(full)"
@@ -37,7 +37,7 @@ class Request:
         block: which parameters the vectors belong to (the full model is the block of all parameters).
         vectors: (s, P_b) float64, one vector a row.
         rows: the block whose components of the products are wanted, for A[rows, block] v; ``block`` itself by default.
-        quadratic: blocks for which every batch's own v_c' (A v)_c is recorded, see :attr:`Sweep.quadratics`.
+        quadratic: blocks for which every batch's own v_c' (A v)_c is recorded, see :attr:`DataPass.quadratics`.
     """
 
     block: Block
@@ -57,43 +57,44 @@ class Onlooker(Protocol):
     def begin(self) -> None:
         """A pass begins, for the second time where the first one ran out of memory."""
 
-    def look(self, graph: Graph) -> int:
+    def look(self, graph: BatchGraph) -> int:
         """At one batch's graph; returns the bytes that are kept of it."""
 
 
-class Sweep:
+class DataPass:
     """Runs passes over an objective's data for a fixed set of parameters.
 
     Args:
-        objective: in session for as long as the sweep is used.
+        objective: in session for as long as the pass is used.
         names: the parameters any request may need.
-        ledger: counts the work.
+        counters: counts the work.
         keep: share of the free memory, or of the budget, that kept graphs may take; 0 keeps none.
         memory: the budget.
         checkpoint: called between batches; raises to stop (an interrupt that waited).
         make_graph: makes one batch's share of the matrix to multiply by; the Hessian's by default.
-        time_unit: time one plain gradient of the first batch, for :attr:`layerhess.curvature.counters.Ledger.gradient_seconds`.
+        time_unit: time one plain gradient of the first batch, for
+            :attr:`layerhess.curvature.counters.Counters.gradient_seconds`.
     """
 
     def __init__(
         self,
         objective: Objective,
         names: list[str],
-        ledger: Ledger,
+        counters: Counters,
         *,
         keep: float = KEPT_SHARE,
         checkpoint: Callable[[], None] = lambda: None,
-        make_graph: GraphMaker = BatchGraph,
+        make_graph: GraphMaker = HessianGraph,
         time_unit: bool = False,
         memory: Budget = Budget(),  # noqa: B008  (frozen)
     ) -> None:
         self._time_unit = time_unit
         self.objective = objective
-        self.ledger = ledger
+        self.counters = counters
         self._names = names
         self._checkpoint = checkpoint
         self._make_graph = make_graph
-        self._kept: list[Graph] = []
+        self._kept: list[BatchGraph] = []
         self._kept_all = False
         self._stable = is_stable(objective.data)
         self._budget = keep * memory.free(objective.device) if keep else 0.0
@@ -145,17 +146,17 @@ class Sweep:
     def diagonals(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
         """diag(A_bb), (P_b,) float64, of the blocks whose factors give it without a probe; the others are absent."""
         sums = {key: torch.zeros(block.numel, dtype=torch.float64) for key, block in blocks.items()}
-        if not isinstance(self._make_graph, Hybrid):
+        if not isinstance(self._make_graph, MixedGraphs):
             return {}
         for graph in self._graphs():
             self._checkpoint()
             for key in list(sums):
-                parts = graph.diagonal(blocks[key].parameters) if isinstance(graph, HybridGraph) else None
+                parts = graph.diagonal(blocks[key].parameters) if isinstance(graph, MixedGraph) else None
                 if parts is None:
                     del sums[key]
                 else:
                     sums[key] += torch.cat([part.reshape(-1) for part in parts]).to(sums[key])
-        self.ledger.passes += 1
+        self.counters.passes += 1
         return {key: total / self.denominator for key, total in sums.items()}
 
     def first_not_finite(self, request: Request) -> int | None:
@@ -228,7 +229,7 @@ class Sweep:
             raise
         self._check_totals(loss_sum, count, fresh)
         if self._time_unit and counts[0] > 0.0:
-            self.ledger.gradient_seconds *= count / counts[0]
+            self.counters.gradient_seconds *= count / counts[0]
             self._time_unit = False
         if gradient:
             self.gradient_norm = math.sqrt(sum(float(g.square().sum()) for g in gradient.values())) / self.denominator
@@ -236,9 +237,9 @@ class Sweep:
             total /= self.denominator
         self.counts = counts
         self.quadratics = {key: torch.stack(rows) for key, rows in quadratics.items() if requests[key].quadratic}
-        if self.ledger.phase == "solve":
-            self.ledger.passes += 1
-            self.ledger.full_products += sum(len(r.vectors) for r in requests.values() if r.block.name == FULL)
+        if self.counters.phase == "solve":
+            self.counters.passes += 1
+            self.counters.full_products += sum(len(r.vectors) for r in requests.values() if r.block.name == FULL)
         return sums
 
     @property
@@ -246,7 +247,7 @@ class Sweep:
         """What the sums are divided by: the total count, or 1 for reduction='sum'."""
         return 1.0 if self.objective.evaluation.is_sum else self.count
 
-    def _add(self, graph: Graph, request: Request, total: Tensor) -> Tensor:
+    def _add(self, graph: BatchGraph, request: Request, total: Tensor) -> Tensor:
         """Add a batch's products to ``total``; returns its quadratic forms (s, len(request.quadratic))."""
         block, image = request.block, request.image
         parameters = self.objective.parameters
@@ -276,13 +277,13 @@ class Sweep:
                         forms[start:stop, column] += inner[name]
         return forms
 
-    def _graphs(self, requests: Mapping[str, Request] = MappingProxyType({})) -> Iterator[Graph]:
+    def _graphs(self, requests: Mapping[str, Request] = MappingProxyType({})) -> Iterator[BatchGraph]:
         """Kept graphs first, then fresh ones, keeping those that fit; the others are made for the requests alone.
 
         Batches that may come in another order at the next pass are kept all or not at all.
         """
         make = self._make_graph
-        if requests and not self._budget and isinstance(make, Hybrid):
+        if requests and not self._budget and isinstance(make, MixedGraphs):
             make = make.asked(request.block.parameters for request in requests.values())
         yield from list(self._kept)
         if self._kept_all:
@@ -294,9 +295,9 @@ class Sweep:
             if number <= skip:
                 continue
             if number == 1 and self._time_unit:
-                self.ledger.gradient_seconds = self._timed_gradient(batch)
+                self.counters.gradient_seconds = self._timed_gradient(batch)
             before = used_bytes(self.objective.device)
-            graph = make(self.objective, batch, self._names, self.ledger)
+            graph = make(self.objective, batch, self._names, self.counters)
             yield graph
             # After the products, since what double backward holds on to belongs to the graph. A process that uses again
             # what it gave back does not grow, so what a graph says of itself counts as well.
@@ -319,7 +320,7 @@ class Sweep:
         parameters = [self.objective.parameters[name] for name in self._names]
         synchronise(self.objective.device)
         start = time.perf_counter()
-        with self.ledger.during("unit"):
+        with self.counters.during("unit"):
             loss, _ = self.objective.terms(batch)
             if loss.requires_grad:
                 torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -367,7 +368,7 @@ class Sweep:
         size = (leading_size(batch) or 1) // 2
         while size >= 1:
             try:
-                graph = self._make_graph(self.objective, take(batch, slice(0, size)), self._names, self.ledger)
+                graph = self._make_graph(self.objective, take(batch, slice(0, size)), self._names, self.counters)
                 self._add(graph, request, torch.zeros_like(request.vectors))
                 break
             except (RuntimeError, MemoryError) as error:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerhess.curvature.counters import Ledger
+from layerhess.curvature.counters import Counters
 from layerhess.curvature.double_backward.mode import Rewritten
 from layerhess.objective.blocks import Block
 from layerhess.objective.item_losses import item_losses
@@ -33,19 +33,19 @@ class GroupedForms:
     Args:
         objective: in session; its criterion must give one loss for every item, see :func:`has_forms`.
         batch: a prepared batch. size: examples of a group; the last one may have fewer.
-        names: the parameters that vectors will be of. ledger: counts; a form counts as two products.
+        names: the parameters that vectors will be of. counters: counts; a form counts as two products.
 
     Attributes:
         items: how many losses there are; as many as examples, unless the model makes several outputs of each.
         groups: how many groups.
     """
 
-    def __init__(self, objective: Objective, batch: Any, size: int, names: Iterable[str], ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, objective: Objective, batch: Any, size: int, names: Iterable[str], counters: Counters) -> None:
+        self._counters = counters
         self._parameters = {name: objective.parameters[name] for name in names}
         with Rewritten(thrice=True):
             losses, _ = item_losses(objective.evaluation, objective.model, batch, "item")
-        ledger.count("forwards")
+        counters.count("forwards")
         self.items = len(losses)
         group = torch.arange(len(losses), device=losses.device) // size
         self.groups = int(group[-1]) + 1 if len(losses) else 0
@@ -55,7 +55,7 @@ class GroupedForms:
         loss = (self._weights[group] * losses).sum()
         if losses.requires_grad:
             parts = torch.autograd.grad(loss, list(self._parameters.values()), create_graph=True, allow_unused=True)
-            ledger.count("backwards")
+            counters.count("backwards")
             self._gradient = dict(zip(self._parameters, parts, strict=True))
 
     def forms(self, block: Block, vector: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class GroupedForms:
         parts = {n: part.to(self._parameters[n]) for n, part in block.split(vector).items()}
         known = {n: g for n in block.parameters if (g := self._gradient[n]) is not None and g.requires_grad}
         nothing = torch.zeros(self.groups, dtype=torch.float64)
-        self._ledger.count("products", 2)
+        self._counters.count("products", 2)
         if not known:
             return nothing
         products = torch.autograd.grad(

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from layerhess.curvature.batch_graph import one_by_one
-from layerhess.curvature.counters import Ledger
+from layerhess.curvature.counters import Counters
 from layerhess.curvature.double_backward.mode import Rewritten
 from layerhess.objective.objective import Objective
 
 
-class BatchGraph:
+class HessianGraph:
     """One batch's loss sum and its gradient, kept so that they can be differentiated again.
 
     H v = d/dtheta <g, v> (Pearlmutter 1994, in its reverse-over-reverse form). Only ``torch.autograd.grad`` is used:
@@ -24,15 +24,15 @@ class BatchGraph:
 
     Args:
         objective: in session. batch: a prepared batch. names: the parameters that products will be asked for.
-        ledger: counts the forward, the backward and each product.
+        counters: counts the forward, the backward and each product.
     """
 
-    def __init__(self, objective: Objective, batch: Any, names: Iterable[str], ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, objective: Objective, batch: Any, names: Iterable[str], counters: Counters) -> None:
+        self._counters = counters
         self._parameters = {name: objective.parameters[name] for name in names}
         with Rewritten(objective.thrice):
             loss, self.count = objective.terms(batch)
-        ledger.count("forwards")
+        counters.count("forwards")
         self.loss_sum = float(loss.detach().double())
         self.loss = loss
         self.gradient: dict[str, Tensor | None] = dict.fromkeys(self._parameters)
@@ -40,7 +40,7 @@ class BatchGraph:
         if not loss.requires_grad:
             return
         gradients = torch.autograd.grad(loss, list(self._parameters.values()), create_graph=True, allow_unused=True)
-        ledger.count("backwards")
+        counters.count("backwards")
         self.gradient = dict(zip(self._parameters, gradients, strict=True))
         self.differentiable = [gradient for gradient in gradients if gradient is not None]
 
@@ -65,7 +65,7 @@ class BatchGraph:
             if gradient is not None and gradient.requires_grad:
                 outputs.append(gradient)
                 weights.append(vector[name])
-        self._ledger.count("products")
+        self._counters.count("products")
         if not outputs:
             return [None] * len(rows)
         inputs = [self._parameters[name] for name in rows]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from layerhess.curvature.batch_graph import GraphMaker
-from layerhess.curvature.hessian_graph import BatchGraph
+from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.curvature.output_graph import FisherGraph, GaussNewtonGraph, TokenFisherGraph
 from layerhess.errors import InputError
 from layerhess.objective.item_losses import refuse_without_tokens
@@ -15,7 +15,7 @@ from layerhess.objective.objective import Objective
 
 
 @dataclass(frozen=True)
-class Curvature:
+class CurvatureMatrix:
     """One kind of curvature matrix.
 
     Attributes:
@@ -49,10 +49,12 @@ def _refuse_without_terms(objective: Objective) -> None:
     _refuse_tied_batch(objective)
 
 
-HESSIAN = Curvature("hessian", "Hessian", BatchGraph)
-GAUSS_NEWTON = Curvature("gauss_newton", "generalised Gauss-Newton matrix", GaussNewtonGraph, _refuse_without_output)
-ITEM_FISHER = Curvature("empirical_fisher", "empirical Fisher matrix", FisherGraph, _refuse_tied_batch)
-TOKEN_FISHER = Curvature(
+HESSIAN = CurvatureMatrix("hessian", "Hessian", HessianGraph)
+GAUSS_NEWTON = CurvatureMatrix(
+    "gauss_newton", "generalised Gauss-Newton matrix", GaussNewtonGraph, _refuse_without_output
+)
+ITEM_FISHER = CurvatureMatrix("empirical_fisher", "empirical Fisher matrix", FisherGraph, _refuse_tied_batch)
+TOKEN_FISHER = CurvatureMatrix(
     "empirical_fisher:token", "empirical Fisher matrix of tokens", TokenFisherGraph, _refuse_without_terms
 )
-CURVATURES = {kind.name: kind for kind in (HESSIAN, GAUSS_NEWTON, ITEM_FISHER, TOKEN_FISHER)}
+CURVATURE_MATRICES = {kind.name: kind for kind in (HESSIAN, GAUSS_NEWTON, ITEM_FISHER, TOKEN_FISHER)}

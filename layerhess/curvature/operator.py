@@ -11,10 +11,10 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from layerhess.curvature.counters import Ledger
-from layerhess.curvature.data_pass import FULL, Request, Sweep
+from layerhess.curvature.counters import Counters
+from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.device import KEPT_SHARE
-from layerhess.curvature.matrices import Curvature
+from layerhess.curvature.matrices import CurvatureMatrix
 from layerhess.errors import InputError
 from layerhess.linalg.random_vectors import check_flat, flatten
 from layerhess.objective.blocks import Block, Scheme, make_block, partition
@@ -27,7 +27,8 @@ class Operator:
     """What every curvature matrix A has in common: products with it and with its diagonal blocks A_bb.
 
     A subclass says which matrix by its ``curvature``. Each product is one pass over the data, exact up to rounding.
-    The self-check belongs to :func:`layerhess.analyze` and :func:`layerhess.analysis.eigsh`; run those for numbers to rely on.
+    The self-check belongs to :func:`layerhess.analyze` and :func:`layerhess.analysis.eigsh`; run those for numbers to
+    rely on.
 
     Args:
         objective: the loss over the data.
@@ -40,7 +41,7 @@ class Operator:
         InputError: bad scheme; an objective that has no such matrix.
     """
 
-    curvature: Curvature
+    curvature: CurvatureMatrix
 
     def __init__(self, objective: Objective, blocks: Scheme = "parameter") -> None:
         self.curvature.admit(objective)
@@ -51,7 +52,7 @@ class Operator:
         self.full = make_block(FULL, objective.parameters)
         self.shape = (self.full.numel, self.full.numel)
         self.dtype = objective.dtype
-        self._sweep: Sweep | None = None
+        self._data_pass: DataPass | None = None
 
     @property
     def operator(self) -> str:
@@ -80,30 +81,30 @@ class Operator:
         return BlockOperator(self, self.blocks[name])
 
     @contextmanager
-    def session(self) -> Iterator[Sweep]:
+    def session(self) -> Iterator[DataPass]:
         """Keep the batches' graphs between products inside this context (the model must not change meanwhile)."""
-        if self._sweep is not None:
-            yield self._sweep
+        if self._data_pass is not None:
+            yield self._data_pass
             return
         with self.objective.session():
-            self._sweep = self._new_sweep(self.objective.parameters)
+            self._data_pass = self._new_pass(self.objective.parameters)
             try:
-                yield self._sweep
+                yield self._data_pass
             finally:
-                self._sweep.release()
-                self._sweep = None
+                self._data_pass.release()
+                self._data_pass = None
 
-    def _new_sweep(self, names: Iterable[str], keep: float = KEPT_SHARE) -> Sweep:
-        return Sweep(self.objective, list(names), Ledger(), keep=keep, make_graph=self.curvature.make_graph)
+    def _new_pass(self, names: Iterable[str], keep: float = KEPT_SHARE) -> DataPass:
+        return DataPass(self.objective, list(names), Counters(), keep=keep, make_graph=self.curvature.make_graph)
 
     def apply(self, requests: Mapping[str, tuple[Block, Tensor]]) -> dict[str, Tensor]:
         """Products of several blocks with (s, P_b) vectors, in one pass; (s, P_b) float64 each."""
         asked = {key: Request(block, vectors.double()) for key, (block, vectors) in requests.items()}
-        if self._sweep is not None:
-            return self._sweep.run(asked)
+        if self._data_pass is not None:
+            return self._data_pass.run(asked)
         with self.objective.session():
             names = dict.fromkeys(name for block, _ in requests.values() for name in block.parameters)
-            return self._new_sweep(names, keep=0.0).run(asked)
+            return self._new_pass(names, keep=0.0).run(asked)
 
     @overload
     def matvec(self, v: Tensor) -> Tensor: ...

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from layerhess.curvature.batch_graph import one_by_one
-from layerhess.curvature.counters import Ledger
+from layerhess.curvature.counters import Counters
 from layerhess.curvature.double_backward.mode import Rewritten
 from layerhess.errors import InputError
 from layerhess.objective.item_losses import item_losses
@@ -26,7 +26,7 @@ class OutputGraph:
     Args:
         output: z, any shape, with its graph to the parameters. names: the parameters that products will be asked for;
             with none, only the output is made. loss_sum, count: of the batch. sensitivity: d loss / d z.
-        ledger: counts the passes.
+        counters: counts the passes.
 
     Attributes:
         gradient: J' (d loss / d z) by parameter (None: no dependence). differentiable: the parts of J' u.
@@ -40,9 +40,9 @@ class OutputGraph:
         loss_sum: float,
         count: float,
         sensitivity: Tensor,
-        ledger: Ledger,
+        counters: Counters,
     ) -> None:
-        self._ledger = ledger
+        self._counters = counters
         self._parameters = {name: objective.parameters[name] for name in names}
         self.loss_sum, self.count = loss_sum, count
         self.output = output
@@ -56,7 +56,7 @@ class OutputGraph:
         parts = torch.autograd.grad(
             output, list(self._parameters.values()), self._direction, create_graph=True, allow_unused=True
         )
-        ledger.count("backwards")
+        counters.count("backwards")
         self._linear = dict(zip(self._parameters, parts, strict=True))
         self.differentiable = [part for part in parts if part is not None]
 
@@ -86,7 +86,7 @@ class OutputGraph:
     def pull_back(self, names: Sequence[str], direction: Tensor) -> dict[str, Tensor | None]:
         """J' u for u of the output's shape, by parameter."""
         inputs = [self._parameters[name] for name in names]
-        self._ledger.count("backwards")
+        self._counters.count("backwards")
         parts = torch.autograd.grad(self.output, inputs, direction, retain_graph=True, allow_unused=True)
         return dict(zip(names, parts, strict=True))
 
@@ -95,7 +95,7 @@ class OutputGraph:
     ) -> list[Tensor | None]:
         """The batch's share of (J' S J)[rows, names] v, one tensor per row name (None: no dependence)."""
         rows = names if rows is None else rows
-        self._ledger.count("products")
+        self._counters.count("products")
         moved = self.push_forward({name: vector[name] for name in names})
         curved = None if moved is None else self.curve(moved)
         if curved is None:
@@ -119,10 +119,10 @@ class GaussNewtonGraph(OutputGraph):
         InputError: the loss was not computed from the output.
     """
 
-    def __init__(self, objective: Objective, batch: Any, names: Iterable[str], ledger: Ledger) -> None:
+    def __init__(self, objective: Objective, batch: Any, names: Iterable[str], counters: Counters) -> None:
         with Rewritten(objective.thrice):
             judged = objective.evaluation.with_output(objective.model, batch)
-        ledger.count("forwards")
+        counters.count("forwards")
         loss, output = judged.loss, judged.output
         self.loss = loss
         self.sensitivity = torch.zeros_like(output)
@@ -137,7 +137,7 @@ class GaussNewtonGraph(OutputGraph):
                 )
             self.sensitivity = found
         loss_sum = float(loss.detach().double())
-        super().__init__(objective, output, names, loss_sum, judged.count, self.sensitivity, ledger)
+        super().__init__(objective, output, names, loss_sum, judged.count, self.sensitivity, counters)
         if self.sensitivity.requires_grad:
             self.differentiable.append(self.sensitivity)
 
@@ -160,12 +160,12 @@ class FisherGraph(OutputGraph):
 
     level = "item"
 
-    def __init__(self, objective: Objective, batch: Any, names: Iterable[str], ledger: Ledger) -> None:
+    def __init__(self, objective: Objective, batch: Any, names: Iterable[str], counters: Counters) -> None:
         with Rewritten(objective.thrice):
             losses, count = item_losses(objective.evaluation, objective.model, batch, self.level)
-        ledger.count("forwards")
+        counters.count("forwards")
         total = float(losses.detach().double().sum())
-        super().__init__(objective, losses, names, total, count, torch.ones_like(losses), ledger)
+        super().__init__(objective, losses, names, total, count, torch.ones_like(losses), counters)
 
 
 class TokenFisherGraph(FisherGraph):

@@ -123,7 +123,8 @@ def total_rounding(measured: float, eps: float, norm: float, length: float) -> f
     float64 for the small eigenproblem.
 
     Args:
-        measured: absolute, see :class:`layerhess.checks.rounding.RoundingMeter`. eps: of the coarsest dtype in the graph.
+        measured: absolute, see :class:`layerhess.checks.rounding.RoundingMeter`. eps: of the coarsest dtype in the
+            graph.
         norm: of the operator. length: the most terms summed up in one batch.
     """
     return max(measured, unit_rounding(eps, length) * norm) + 16.0 * float(np.finfo(np.float64).eps) * norm

@@ -114,8 +114,8 @@ class CouplingEstimate:
             share_error: its standard error.
         divergence: (B, B) Jensen-Shannon distances of the blocks' spectral densities; None where densities were not
             asked for, or one is missing or was stopped early. divergence_error: their root mean square errors over the
-            random vectors, bias included (:func:`layerhess.linalg.stochastic.divergence.divergences`); NaN where there is a
-            single vector.
+            random vectors, bias included (:func:`layerhess.linalg.stochastic.divergence.divergences`); NaN where there
+            is a single vector.
         probes: random vectors per block; 0 when exact. status: a sentence.
     """
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from layerhess.errors import InputError
-from layerhess.objective import data as batches
+from layerhess.objective import batches
 from layerhess.objective.losses import CriterionLoss, Evaluation, batch_loss
 
 LEVELS = ("item", "token")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from layerhess.errors import InputError
-from layerhess.objective import data as batches
+from layerhess.objective import batches
 from layerhess.objective.criteria import Criterion, Pair, check_scalar
 
 HF_IGNORE_INDEX = -100

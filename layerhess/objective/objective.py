@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from layerhess.errors import InputError, LayerhessWarning, checked_integer
-from layerhess.objective import data as batches
+from layerhess.objective import batches
 from layerhess.objective.batch_norm import TiedNorms, tied_norms
 from layerhess.objective.kernels import plain_kernels
 from layerhess.objective.losses import Evaluation, evaluation_of

@@ -162,7 +162,7 @@ class Counts:
     """What the analysis cost.
 
     Attributes:
-        passes: sweeps over the data (kept graphs count as a pass too).
+        passes: passes over the data (kept graphs count as a pass too).
         forwards: forward evaluations of one batch.
         backwards: first backward passes of one batch (gradients).
         products: Hessian-vector products of one batch, per block or full.

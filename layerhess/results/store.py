@@ -1,7 +1,7 @@
 """Analyses on disk: a folder with analysis.json, vectors.safetensors and report.html.
 
-The folder is replaced as a whole or not at all (:mod:`layerhess.results.atomic_folder`); after a crash in mid-replacement the
-complete analysis is found under the other of its two names. What the files contain is described in
+The folder is replaced as a whole or not at all (:mod:`layerhess.results.atomic_folder`); after a crash in
+mid-replacement the complete analysis is found under the other of its two names. What the files contain is described in
 :mod:`layerhess.results.json_format`; nothing in them can execute code.
 """
 

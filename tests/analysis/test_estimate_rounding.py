@@ -96,12 +96,12 @@ def test_float64_arithmetic_has_its_rounding_too() -> None:
 
 
 def test_a_float32_operator_of_another_kind_counts_as_float32() -> None:
-    class Single:
+    class SingleOperator:
         shape, dtype = (3, 3), np.dtype(np.float32)
 
         def matvec(self, v: np.ndarray) -> np.ndarray:
             return (np.float32(1 / 3) * v).astype(np.float32)
 
-    found = lh.trace(Single())
+    found = lh.trace(SingleOperator())
     assert found.method == "exact" and found.low <= float(np.float32(1 / 3)) * 3 <= found.high
     assert found.rounding >= 1e-7

@@ -20,7 +20,7 @@ import layerhess.show.report  # its first import draws random numbers: test_rest
 from delicate import BATCHES, Armed, delicate
 from layerhess.analysis.progress import Snapshot
 from layerhess.checks.survey import survey
-from layerhess.curvature.counters import Ledger
+from layerhess.curvature.counters import Counters
 from layerhess.objective import snapshot as restore
 from witness import untouched
 
@@ -256,7 +256,7 @@ def test_ctrl_c_is_looked_for_between_the_batches_of_the_first_pass() -> None:
             raise KeyboardInterrupt
 
     with untouched(model), pytest.raises(KeyboardInterrupt), objective.session():
-        survey(objective, Ledger(), checkpoint)
+        survey(objective, Counters(), checkpoint)
     assert len(looks) == 2
 
 

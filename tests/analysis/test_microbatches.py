@@ -15,9 +15,9 @@ import layerhess as lh
 from layerhess.analysis import microbatches as pieces
 from layerhess.analysis.microbatches import step_bytes
 from layerhess.checks.survey import survey
-from layerhess.curvature.counters import Ledger
+from layerhess.curvature.counters import Counters
 from layerhess.curvature.device import KEPT_SHARE, budget
-from layerhess.curvature.hessian_graph import BatchGraph
+from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.objective.blocks import make_block
 
 
@@ -90,7 +90,7 @@ def test_a_training_step_is_what_its_backward_pass_needs() -> None:
     """The inputs of the layers and the outputs of Tanh, of every example; gradients, and an optimiser's."""
     objective = wide(n=500)
     with objective.session():
-        surveyed = survey(objective, Ledger())
+        surveyed = survey(objective, Counters())
         found = step_bytes(objective, surveyed)
     weights = 2 * 4 * objective.numel
     saved = 500 * 4 * (16 + 256 + 256)  # the input, and each Tanh's output, which is the next layer's input
@@ -167,10 +167,10 @@ def test_factors_that_cannot_be_kept_are_made_for_eight_vectors_at_a_time(top: i
 def test_whether_all_graphs_fit_is_known_beforehand(memory: str, kept: bool) -> None:
     objective = wide(batches=20)
     with objective.session():
-        surveyed = survey(objective, Ledger())
+        surveyed = survey(objective, Counters())
         blocks = [make_block(name, {name: p}) for name, p in objective.parameters.items()]
         limit = budget(memory)
-        found = pieces.pieces(objective, surveyed, BatchGraph, blocks, limit, step=1 << 20, directions=0)
-        each = pieces.graph_bytes(objective, surveyed.sample, BatchGraph, blocks) / len(surveyed.sample[0])
+        found = pieces.pieces(objective, surveyed, HessianGraph, blocks, limit, step=1 << 20, directions=0)
+        each = pieces.graph_bytes(objective, surveyed.sample, HessianGraph, blocks) / len(surveyed.sample[0])
     assert found.kept is kept
     assert (each * 20 * 64 <= KEPT_SHARE * (limit.limit or 0)) is kept

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import layerhess as lh
 from layerhess.checks.sample import Sample, Sampler
 from layerhess.curvature.factors.output_hessian import item_curvature
-from layerhess.objective import data as batches
+from layerhess.objective import batches
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 FULL = "(full model)"

@@ -13,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 import layerhess as lh
-from layerhess.curvature import data_pass as sweep_module
-from layerhess.curvature.counters import Ledger
-from layerhess.curvature.data_pass import Request, Sweep
-from layerhess.curvature.factors.mixed_graph import Hybrid
-from layerhess.curvature.hessian_graph import BatchGraph
+from layerhess.curvature import data_pass as data_pass_module
+from layerhess.curvature.counters import Counters
+from layerhess.curvature.data_pass import DataPass, Request
+from layerhess.curvature.factors.mixed_graph import MixedGraphs
+from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.objective.blocks import Block, make_block
 from layerhess.objective.objective import Objective
 
@@ -47,44 +47,44 @@ def request(objective: Objective) -> dict[str, Request]:
 def test_kept_graphs_give_the_products_of_fresh_ones_without_another_forward() -> None:
     objective = Objective(net(), batches(), nn.CrossEntropyLoss())
     with objective.session():
-        ledger = Ledger()
-        kept = Sweep(objective, list(objective.parameters), ledger)
-        fresh = Sweep(objective, list(objective.parameters), Ledger(), keep=0.0)
+        counters = Counters()
+        kept = DataPass(objective, list(objective.parameters), counters)
+        fresh = DataPass(objective, list(objective.parameters), Counters(), keep=0.0)
         first, again, other = (s.run(request(objective))["(full)"] for s in (kept, kept, fresh))
     assert torch.equal(first, again)
     torch.testing.assert_close(first, other, rtol=1e-13, atol=1e-16)
-    assert ledger.total("forwards") == 3 and kept.kept == 3 and fresh.kept == 0
+    assert counters.total("forwards") == 3 and kept.kept == 3 and fresh.kept == 0
 
 
 @pytest.mark.parametrize("fits", [0, 1, 2, 3])
 def test_as_many_graphs_are_kept_as_fit_the_budget(monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
     used = iter(range(0, 100 * GROWTH, GROWTH))
-    monkeypatch.setattr(sweep_module, "used_bytes", lambda device: next(used))
+    monkeypatch.setattr(data_pass_module, "used_bytes", lambda device: next(used))
     monkeypatch.setattr("layerhess.curvature.device.free_bytes", lambda device: GROWTH * fits + GROWTH // 2)
     objective = Objective(net(), batches(), nn.CrossEntropyLoss())
-    ledger = Ledger()
+    counters = Counters()
     with objective.session():
-        sweep = Sweep(objective, list(objective.parameters), ledger, keep=1.0)
-        first = sweep.run(request(objective))["(full)"]
-        assert sweep.kept == fits
-        again = sweep.run(request(objective))["(full)"]
+        data_pass = DataPass(objective, list(objective.parameters), counters, keep=1.0)
+        first = data_pass.run(request(objective))["(full)"]
+        assert data_pass.kept == fits
+        again = data_pass.run(request(objective))["(full)"]
     torch.testing.assert_close(first, again, rtol=1e-13, atol=1e-16)
-    assert ledger.total("forwards") == 3 + (3 - fits)
+    assert counters.total("forwards") == 3 + (3 - fits)
 
 
 @pytest.mark.parametrize("fits", [1, 3])
 def test_batches_that_may_change_places_are_kept_all_or_not_at_all(monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
     used = iter(range(0, 100 * GROWTH, GROWTH))
-    monkeypatch.setattr(sweep_module, "used_bytes", lambda device: next(used))
+    monkeypatch.setattr(data_pass_module, "used_bytes", lambda device: next(used))
     monkeypatch.setattr("layerhess.curvature.device.free_bytes", lambda device: GROWTH * fits + GROWTH // 2)
     loader = DataLoader(TensorDataset(*examples()), batch_size=30, shuffle=True)
     objective = Objective(net(), loader, nn.CrossEntropyLoss())
     reference = lh.Hessian(Objective(net(), examples(), nn.CrossEntropyLoss()))
     with objective.session():
-        sweep = Sweep(objective, list(objective.parameters), Ledger(), keep=1.0)
+        data_pass = DataPass(objective, list(objective.parameters), Counters(), keep=1.0)
         for _ in range(3):
-            found = sweep.run(request(objective))["(full)"][0]
-            assert sweep.kept == (3 if fits == 3 else 0)
+            found = data_pass.run(request(objective))["(full)"][0]
+            assert data_pass.kept == (3 if fits == 3 else 0)
     expected = reference.matvec(torch.ones(objective.numel, dtype=torch.float64))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
 
@@ -119,7 +119,7 @@ def test_out_of_memory_drops_kept_graphs_first_and_then_names_a_size_that_fits(
     def limited(objective: Objective, batch: tuple[torch.Tensor, torch.Tensor], *rest: object) -> object:
         if len(batch[0]) > 20:
             raise torch.OutOfMemoryError("out of memory")
-        return BatchGraph(objective, batch, *rest)  # type: ignore[arg-type]
+        return HessianGraph(objective, batch, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(lh.Hessian, "curvature", dataclasses.replace(lh.Hessian.curvature, make_graph=limited))
     with pytest.raises(lh.InputError, match="batch_size=16, which fits"):
@@ -155,30 +155,32 @@ def test_a_pass_that_failed_half_way_leaves_nothing_behind(shuffle: bool) -> Non
 
 
 def test_time_inside_another_phase_counts_once() -> None:
-    ledger = Ledger()
+    counters = Counters()
     start = time.perf_counter()
-    with ledger.during("outer"):
+    with counters.during("outer"):
         time.sleep(0.02)
-        with ledger.during("inner"):
+        with counters.during("inner"):
             time.sleep(0.03)
-            with ledger.during("outer"):
+            with counters.during("outer"):
                 time.sleep(0.01)
-        with ledger.during("inner"):
+        with counters.during("inner"):
             time.sleep(0.01)
-    assert sum(ledger.seconds.values()) == pytest.approx(time.perf_counter() - start, abs=2e-3)
-    assert ledger.seconds["inner"] >= 0.04 and ledger.seconds["outer"] >= 0.03
+    assert sum(counters.seconds.values()) == pytest.approx(time.perf_counter() - start, abs=2e-3)
+    assert counters.seconds["inner"] >= 0.04 and counters.seconds["outer"] >= 0.03
 
 
 def test_a_gradient_is_timed_on_one_batch_and_scaled_by_its_share() -> None:
-    ledger = Ledger()
+    counters = Counters()
     objective = Objective(net(), batches(), nn.CrossEntropyLoss())
     with objective.session():
-        sweep = Sweep(objective, list(objective.parameters), ledger, time_unit=True)
-        sweep.run({})
-        assert ledger.gradient_seconds == pytest.approx(ledger.seconds["unit"] * sweep.count / sweep.counts[0], rel=0.3)
-        before = ledger.gradient_seconds
-        sweep.run({})
-    assert ledger.gradient_seconds == before
+        data_pass = DataPass(objective, list(objective.parameters), counters, time_unit=True)
+        data_pass.run({})
+        assert counters.gradient_seconds == pytest.approx(
+            counters.seconds["unit"] * data_pass.count / data_pass.counts[0], rel=0.3
+        )
+        before = counters.gradient_seconds
+        data_pass.run({})
+    assert counters.gradient_seconds == before
 
 
 @pytest.mark.parametrize("asked", ["(full)", "0.weight", "4.weight"])
@@ -191,24 +193,24 @@ def test_graphs_that_are_thrown_away_factor_only_what_is_asked_for(asked: str) -
     operators["(full)"] = make_block("(full)", objective.parameters)
     seen: list[set[str]] = []
 
-    class Watched(Hybrid):
+    class Watched(MixedGraphs):
         def factors(self, *arguments: Any) -> Any:
             seen.append(set(self.blocks))
             return super().factors(*arguments)
 
-    ledger = Ledger()
+    counters = Counters()
     with objective.session():
-        make = Watched({name: (name,) for name in names}, BatchGraph, linear=True)
-        sweep = Sweep(objective, list(objective.parameters), ledger, keep=0.0, make_graph=make)
+        make = Watched({name: (name,) for name in names}, HessianGraph, linear=True)
+        data_pass = DataPass(objective, list(objective.parameters), counters, keep=0.0, make_graph=make)
         vectors = {key: torch.ones(1, block.numel, dtype=torch.float64) for key, block in operators.items()}
-        everything = sweep.run({key: Request(operators[key], vectors[key]) for key in operators})
+        everything = data_pass.run({key: Request(operators[key], vectors[key]) for key in operators})
         assert seen == [set(names)] * 3
         seen.clear()
-        before = ledger.total("forwards")
-        alone = sweep.run({asked: Request(operators[asked], vectors[asked])})
+        before = counters.total("forwards")
+        alone = data_pass.run({asked: Request(operators[asked], vectors[asked])})
     assert torch.allclose(alone[asked], everything[asked], rtol=1e-12, atol=1e-15)
     assert seen == ([] if asked == "(full)" else [{asked}] * 3)
-    assert ledger.total("forwards") - before == 3
+    assert counters.total("forwards") - before == 3
 
 
 class _Reads(TorchDispatchMode):
@@ -237,15 +239,15 @@ def test_a_pass_over_kept_graphs_reads_nothing_back(kind: str, way: str) -> None
         model, x = nn.Sequential(layer, nn.Flatten(), nn.Linear(40, 3)), torch.randn(20, 5, 8)
     objective = Objective(model, [(x, torch.randint(0, 3, (20,)))] * 2, nn.CrossEntropyLoss(), mode="eval")
     names = [name for name, parameter in objective.parameters.items() if parameter.ndim > 1]
-    make = BatchGraph if way == "exact" else Hybrid({n: (n,) for n in names[-1:]}, BatchGraph, linear=True)
+    make = HessianGraph if way == "exact" else MixedGraphs({n: (n,) for n in names[-1:]}, HessianGraph, linear=True)
     with objective.session():
-        sweep = Sweep(objective, list(objective.parameters), Ledger(), make_graph=make, keep=0.5)
+        data_pass = DataPass(objective, list(objective.parameters), Counters(), make_graph=make, keep=0.5)
         blocks = {name: make_block(name, {name: objective.parameters[name]}) for name in names}
         requests = {n: Request(b, torch.randn(2, b.numel, dtype=torch.float64)) for n, b in blocks.items()}
-        sweep.run(requests)
-        assert sweep.kept == 2
+        data_pass.run(requests)
+        assert data_pass.kept == 2
         with _Reads() as reads:
-            sweep.run(requests)
+            data_pass.run(requests)
         assert not reads.found
         with _Reads() as control:
             float(x.sum())

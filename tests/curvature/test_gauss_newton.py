@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import layerhess as lh
 from layerhess.cli import main
-from layerhess.curvature.counters import Ledger
-from layerhess.curvature.hessian_graph import BatchGraph
+from layerhess.curvature.counters import Counters
+from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.curvature.output_graph import GaussNewtonGraph
 from references import curvature, dense
 from witness import refused
@@ -74,18 +74,18 @@ def test_one_call_gives_every_diagonal_block(case: Case, scheme: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mlp-tanh-mse", "transformer-tied-ignore", "cnn-residual-eval"])
-@pytest.mark.parametrize("graph", [BatchGraph, GaussNewtonGraph])
+@pytest.mark.parametrize("graph", [HessianGraph, GaussNewtonGraph])
 def test_the_components_of_other_parameters_can_be_asked_for(name: str, graph: Any) -> None:
     """A[rows, names] v: the coupling between blocks, summed over batches by hand."""
     case = BY_NAME[name]
-    reference = dense.of_case(name) if graph is BatchGraph else curvature.of_case(name, "gauss_newton")
+    reference = dense.of_case(name) if graph is HessianGraph else curvature.of_case(name, "gauss_newton")
     objective = objective_of(case)
     first, *_, last = objective.parameters
     vector = random_vector(objective.parameters[first].numel(), seed=2)
     total, count = torch.zeros(objective.parameters[last].numel(), dtype=torch.float64), 0.0
     with objective.session():
         for batch in objective.batches():
-            made = graph(objective, batch, [first, last], Ledger())
+            made = graph(objective, batch, [first, last], Counters())
             (part,) = made.product([first], {first: vector.view(objective.parameters[first].shape)}, rows=[last])
             total += part.reshape(-1)
             count += made.count

@@ -134,9 +134,9 @@ def test_graphs_die_with_the_analysis(memory: str | None) -> None:
 @pytest.mark.usefixtures("no_collector")
 def test_graphs_die_with_the_session() -> None:
     hessian = lh.Hessian(marked())
-    with hessian.session() as sweep:
+    with hessian.session() as data_pass:
         hessian.matvec(torch.ones(hessian.shape[0]))
-        assert sweep.kept == alive() == 2
+        assert data_pass.kept == alive() == 2
     assert alive() == 0
 
 
@@ -166,10 +166,10 @@ def test_graphs_are_kept_while_a_share_of_the_free_memory_lasts(
     monkeypatch.setattr("layerhess.curvature.device.free_bytes", lambda device: free)
     hessian = lh.Hessian(wide())
     vector = torch.ones(hessian.shape[0])
-    with hessian.session() as sweep:
+    with hessian.session() as data_pass:
         first = hessian.matvec(vector)
         second = hessian.matvec(vector)
-        assert sweep.kept == expected
+        assert data_pass.kept == expected
     torch.testing.assert_close(first, second)
 
 

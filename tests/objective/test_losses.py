@@ -152,11 +152,11 @@ def test_batch_loss_says_itself_how_batches_add_up() -> None:
 def test_batch_loss_takes_batches_of_any_form() -> None:
     """Strings, NumPy arrays and objects pass through; objects that can move are moved."""
 
-    class Graph:
+    class BatchGraph:
         moved = False
 
-        def to(self, device: torch.device) -> Graph:
-            graph = Graph()
+        def to(self, device: torch.device) -> BatchGraph:
+            graph = BatchGraph()
             graph.moved = True
             return graph
 
@@ -168,8 +168,8 @@ def test_batch_loss_takes_batches_of_any_form() -> None:
 
     def check(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
         words, graph, x = batch
-        assert words == ["a", "b"] and isinstance(graph, Graph) and graph.moved
+        assert words == ["a", "b"] and isinstance(graph, BatchGraph) and graph.moved
         return model(x).square().sum(), 2
 
-    data = [(["a", "b"], Graph(), numbers(2, 3))]
+    data = [(["a", "b"], BatchGraph(), numbers(2, 3))]
     assert lh.analyze(lh.Objective(Scaled(), data, lh.batch_loss(check))).converged

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 from layerhess.checks.factors import Licence
 from layerhess.curvature.batch_graph import GraphMaker
-from layerhess.curvature.factors.mixed_graph import Hybrid
-from layerhess.curvature.matrices import HESSIAN, Curvature
+from layerhess.curvature.factors.mixed_graph import MixedGraphs
+from layerhess.curvature.matrices import HESSIAN, CurvatureMatrix
 from layerhess.errors import InputError
 
 
-def graph_maker(curvature: Curvature, licence: Licence) -> GraphMaker:
+def graph_maker(curvature: CurvatureMatrix, licence: Licence) -> GraphMaker:
     """What makes each batch's products with the matrix."""
     if not licence.blocks:
         return curvature.make_graph
-    return Hybrid(licence.blocks, curvature.make_graph, linear=curvature.name == HESSIAN.name)
+    return MixedGraphs(licence.blocks, curvature.make_graph, linear=curvature.name == HESSIAN.name)
 
 
 def refuse_without_licence(licence: Licence, names: Sequence[str]) -> None:

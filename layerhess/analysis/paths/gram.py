@@ -11,10 +11,10 @@ from layerhess.analysis.paths.cost import gram_bytes, is_cheaper
 from layerhess.analysis.paths.exact import source
 from layerhess.analysis.paths.factors import refuse_without_licence
 from layerhess.checks import SelfCheck
-from layerhess.curvature.batch_graph import Graph
-from layerhess.curvature.data_pass import FULL, Sweep
+from layerhess.curvature.batch_graph import BatchGraph
+from layerhess.curvature.data_pass import FULL, DataPass
 from layerhess.curvature.device import Budget, is_out_of_memory
-from layerhess.curvature.factors.mixed_graph import HybridGraph
+from layerhess.curvature.factors.mixed_graph import MixedGraph
 from layerhess.curvature.factors.work import Work
 from layerhess.errors import InputError
 from layerhess.linalg.eigen.gram import Gram
@@ -65,11 +65,11 @@ class _Collector:
         self.failed = {}
         self.sums = {name: RowSum(block.numel, self.device) for name, block in self.blocks.items()}
 
-    def look(self, graph: Graph) -> int:
+    def look(self, graph: BatchGraph) -> int:
         """Add the batch's rows."""
         before = self._nbytes
         for name, total in list(self.sums.items()):
-            made = graph.rows(self.blocks[name].parameters) if isinstance(graph, HybridGraph) else None
+            made = graph.rows(self.blocks[name].parameters) if isinstance(graph, MixedGraph) else None
             if made is None:
                 self._give_up(name, "a batch of the data has no factors, or too many, for it")
                 continue
@@ -90,7 +90,7 @@ class _Collector:
 
 
 def gram_processes(
-    sweep: Sweep,
+    data_pass: DataPass,
     operators: Mapping[str, Block],
     checked: SelfCheck,
     wanted: Wanted,
@@ -106,7 +106,7 @@ def gram_processes(
     """Solvers for the blocks that take this way, their spectra already made; one pass over the data, or a few.
 
     Args:
-        sweep: over all data. operators: name -> block, the full model among them. checked: with the licence.
+        data_pass: over all data. operators: name -> block, the full model among them. checked: with the licence.
         wanted: eigenpairs. path: "auto" chooses by cost and memory, "gram" takes every block, and the full model where
             it has a licence and fits; otherwise nothing is done. examples: of all the data, 0 where unknown.
         kept: what rows are made from is held for later passes; where it is not, "auto" has no pass to spare for them.
@@ -121,15 +121,15 @@ def gram_processes(
         if not forced:
             return {}
         wanted = Wanted(top=1)
-    chosen = _chosen(sweep, operators, checked, wanted, forced, tol, memory, examples)
-    device = solver_device(sweep.objective.device)
+    chosen = _chosen(data_pass, operators, checked, wanted, forced, tol, memory, examples)
+    device = solver_device(data_pass.objective.device)
     made: dict[str, Gram] = {}
     for group in chosen.groups():
         collector = _Collector({name: operators[name] for name in group}, int(SLACK * chosen.room), device)
         try:
-            with sweep.ledger.during("solve"):
-                sweep.run({}, collector)
-                made |= _solved(collector, wanted, sweep, seed)
+            with data_pass.counters.during("solve"):
+                data_pass.run({}, collector)
+                made |= _solved(collector, wanted, data_pass, seed)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -155,7 +155,7 @@ def refuse_unlicensed(checked: SelfCheck, names: list[str], path: str) -> None:
 
 
 def _chosen(
-    sweep: Sweep,
+    data_pass: DataPass,
     operators: Mapping[str, Block],
     checked: SelfCheck,
     wanted: Wanted,
@@ -165,8 +165,8 @@ def _chosen(
     examples: int,
 ) -> _Room:
     licence = checked.licence
-    room = int(GRAM_SHARE * memory.free(solver_device(sweep.objective.device)))
-    itemsize = sweep.objective.dtype.itemsize
+    room = int(GRAM_SHARE * memory.free(solver_device(data_pass.objective.device)))
+    itemsize = data_pass.objective.dtype.itemsize
     taken = {}
     for name, block in operators.items():
         if name not in licence.works or name in checked.failed:
@@ -191,17 +191,17 @@ def whole(work: Work, sample: int, examples: int) -> Work:
     return work.times(examples / sample) if sample and examples else work
 
 
-def _solved(collector: _Collector, wanted: Wanted, sweep: Sweep, seed: int) -> dict[str, Gram]:
+def _solved(collector: _Collector, wanted: Wanted, data_pass: DataPass, seed: int) -> dict[str, Gram]:
     made = {}
     for name in list(collector.sums):
         block = collector.blocks[name]
         own = Wanted(top=block.numel) if wanted.total >= block.numel else wanted
         draw = source(block, seed, collector.device)
-        found = collector.sums.pop(name).decompose(own, sweep.denominator, draw)
+        found = collector.sums.pop(name).decompose(own, data_pass.denominator, draw)
         if found is None:
             collector.failed[name] = "its rows are NaN or infinite, though the loss is finite"
         else:
-            made[name] = Gram(found, own, exact=sweep.objective.dtype == torch.float64)
+            made[name] = Gram(found, own, exact=data_pass.objective.dtype == torch.float64)
     return made
 
 

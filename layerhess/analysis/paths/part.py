@@ -13,17 +13,17 @@ from torch import Tensor
 from layerhess.analysis.microbatches import Pieces
 from layerhess.checks.survey import Survey
 from layerhess.curvature.batch_graph import GraphMaker
-from layerhess.curvature.counters import Ledger
-from layerhess.curvature.data_pass import Request, Sweep
+from layerhess.curvature.counters import Counters
+from layerhess.curvature.data_pass import DataPass, Request
 from layerhess.curvature.device import Budget
 from layerhess.linalg.eigen.guide import Guide
 from layerhess.linalg.eigen.lanczos import Lanczos
 from layerhess.linalg.eigen.process import Source, Wanted
-from layerhess.objective import data as batches
+from layerhess.objective import batches
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
 
-PHASE = "part"  # of the ledger
+PHASE = "part"  # of the counters
 PART_SHARE = 0.25  # of the budget, for the factors of the part
 CARRIED, LEAST_CARRIED = 0.9, 0.8  # of the outputs' curvature, that a part should carry and has to
 MOST_EXAMPLES = 0.25  # of all, since making their factors costs that much of a pass
@@ -49,11 +49,12 @@ class Part:
     """Products with the matrix of some examples alone, whose factors are held.
 
     Args:
-        sweep: over pieces of them, which it should be able to keep. pieces: how many. note: a sentence for the reader.
+        data_pass: over pieces of them, which it should be able to keep. pieces: how many. note: a sentence for the
+            reader.
     """
 
-    def __init__(self, sweep: Sweep, pieces: int, note: str) -> None:
-        self._sweep = sweep
+    def __init__(self, data_pass: DataPass, pieces: int, note: str) -> None:
+        self._data_pass = data_pass
         self._pieces = pieces
         self._usable = True
         self._guides = 0
@@ -87,12 +88,12 @@ class Part:
         """None from the first failure on: a guide is never worth an error."""
         if self._usable:
             try:
-                with self._sweep.ledger.during(PHASE):
-                    products = self._sweep.run({block.name: Request(block, rows)})[block.name]
+                with self._data_pass.counters.during(PHASE):
+                    products = self._data_pass.run({block.name: Request(block, rows)})[block.name]
             except Exception:  # a model may be tied to the composition of its batches, and memory be short after all
                 self._usable = False
             else:
-                self._usable = self._sweep.kept == self._pieces and bool(torch.isfinite(products).all())
+                self._usable = self._data_pass.kept == self._pieces and bool(torch.isfinite(products).all())
                 if self._usable:
                     return products
             self.release()
@@ -100,12 +101,12 @@ class Part:
 
     def release(self) -> None:
         """Drop the factors."""
-        self._sweep.release()
+        self._data_pass.release()
 
 
 def part_of(
     objective: Objective, surveyed: Survey, names: list[str], found: Pieces, make_graph: GraphMaker, memory: Budget,
-    ledger: Ledger, checkpoint: Callable[[], None],
+    counters: Counters, checkpoint: Callable[[], None],
 ) -> Part | None:  # fmt: skip
     """The examples of the largest output curvature, as far as they fit; None where they say too little of the rest.
 
@@ -121,15 +122,15 @@ def part_of(
     if curved is None:
         return None
     data = [piece for batch in curved.data for piece in batches.pieces(batch, found.size)]
-    sweep = Sweep(
-        objective.narrowed(data), names, ledger, keep=1.5 * PART_SHARE, checkpoint=checkpoint, make_graph=make_graph,
+    data_pass = DataPass(
+        objective.narrowed(data), names, counters, keep=1.5 * PART_SHARE, checkpoint=checkpoint, make_graph=make_graph,
         memory=memory,
     )  # fmt: skip
     note = (
         f"memory: the factors of all data do not fit, so they are made anew in every pass; those of the "
         f"{curved.examples:,} most curved examples ({curved.carried:.0%} of the outputs' curvature) say where to look"
     )
-    return Part(sweep, len(data), note)
+    return Part(data_pass, len(data), note)
 
 
 def most_curved(objective: Objective, surveyed: Survey, most: int) -> Curved | None:

@@ -37,8 +37,8 @@ class Start:
 
 
 @dataclass
-class DensityRide:
-    """A companion around the density of one operator: it remembers its first products.
+class DensityEstimator:
+    """An estimator around the density of one operator: it remembers its first products.
 
     A Lanczos process begins with A v / sqrt(n). With signs for v this is a probe like those of Hutchinson's trace, of
     Bekas' diagonal and, as a whole column H[:, b] v, of the couplings, so that none of them has to make it again. The

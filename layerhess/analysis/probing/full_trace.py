@@ -28,20 +28,20 @@ class FullTrace:
     trace: Trace | None
     goals: Goals
     members: Mapping[str, Member]
-    _joint: Running[float] = field(default_factory=lambda: Running(0.0))
+    _shared: Running[float] = field(default_factory=lambda: Running(0.0))
 
     def add(self, value: float) -> None:
         """One full product's sum of x_b'(A x)_b over the blocks that are not exact."""
-        self._joint.add(value)
+        self._shared.add(value)
 
     def reset(self) -> None:
         """Forget the full products: their samples were of other projections."""
-        self._joint = Running(0.0)
+        self._shared = Running(0.0)
 
     @property
     def count(self) -> int:
         """Full products that were added."""
-        return self._joint.count
+        return self._shared.count
 
     @property
     def excess(self) -> float:
@@ -123,5 +123,5 @@ class FullTrace:
             error = math.sqrt(sum(m.own.trace.standard_error**2 for m in active))
             value = self._exact() + sum(m.own.trace.mean for m in active)
             return value, error, min((m.own.count for m in active), default=0), nuclear
-        value = self._exact() + sum(m.deflation.trace for m in active) + self._joint.mean
-        return value, self._joint.standard_error, self.count, nuclear
+        value = self._exact() + sum(m.deflation.trace for m in active) + self._shared.mean
+        return value, self._shared.standard_error, self.count, nuclear

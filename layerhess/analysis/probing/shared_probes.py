@@ -12,7 +12,7 @@ from torch import Tensor
 
 from layerhess.analysis.probing.block_samples import Known, Member, Samples, part_of, shaped
 from layerhess.analysis.probing.columns import Columns, Script
-from layerhess.analysis.probing.density_start import DensityRide, widened
+from layerhess.analysis.probing.density_start import DensityEstimator, widened
 from layerhess.analysis.probing.full_trace import FULL_COST, FullTrace
 from layerhess.analysis.probing.goals import Goals
 from layerhess.curvature.data_pass import FULL, Request
@@ -32,8 +32,8 @@ JOINT = "(probes)"  # the name that full probes are drawn under, and their key
 
 
 @dataclass
-class Probing:
-    """A companion of the schedule: asks for random products once the eigenvalue solvers are done.
+class SharedProbes:
+    """An estimator of the schedule: asks for random products once the eigenvalue solvers are done.
 
     Their bases deflate the probes (see :class:`Deflation`), so that only the rest of each spectrum makes noise. One
     full product H x with x = (x_b) serves every block, since x_b'(H x)_b is unbiased; a block's own product costs less
@@ -60,7 +60,7 @@ class Probing:
     seed: int
     room: int
     device: torch.device
-    starts: Mapping[str, DensityRide] = field(default_factory=dict)
+    starts: Mapping[str, DensityEstimator] = field(default_factory=dict)
     done: bool = False
     members: dict[str, Member] = field(default_factory=dict)
     _pending: dict[str, Request] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class Probing:
     def __post_init__(self) -> None:
         self._total = FullTrace(self.trace if self.whole else None, self.goals, self.members)
 
-    # -- the companion's verbs --------------------------------------------------------------------------------------
+    # -- the estimator's verbs --------------------------------------------------------------------------------------
 
     def requests(self) -> dict[str, Request]:
         """What is needed next; nothing until the solvers are done."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from layerhess.curvature.autograd_graph import leaves, walk
 from layerhess.curvature.batch_graph import add_part
-from layerhess.curvature.counters import Ledger
+from layerhess.curvature.counters import Counters
 from layerhess.curvature.device import storages
 from layerhess.curvature.factors.layers import Entry
 from layerhess.curvature.factors.linearity import not_linear
@@ -22,7 +22,7 @@ from layerhess.curvature.factors.output_hessian import (
     output_directions,
     same_by_item,
 )
-from layerhess.curvature.factors.recorder import Tap, Taps
+from layerhess.curvature.factors.recorder import LayerCall, Recorder
 from layerhess.curvature.factors.sensitivities import sensitivities
 from layerhess.curvature.factors.work import Work
 from layerhess.objective.losses import Judged
@@ -35,13 +35,13 @@ MOST_ROWS = 1 << 27  # numbers in the rows of one output direction of all items,
 
 @dataclass(frozen=True)
 class Layer:
-    """One tapped call with its sensitivities.
+    """One recorded call with its sensitivities.
 
     Attributes:
         sensitivities: (Q, N, D): the gradient of each item's Q output directions with respect to its D outputs y.
     """
 
-    tap: Tap
+    call: LayerCall
     sensitivities: Tensor
 
 
@@ -61,40 +61,42 @@ class FactorGraph:
     reaches beside the output is not used either.
 
     Args:
-        objective: in session. batch: prepared. blocks: key -> names of its parameters. ledger: counts the passes.
+        objective: in session. batch: prepared. blocks: key -> names of its parameters. counters: counts the passes.
 
     Attributes:
-        factored: keys of the blocks all of whose uses were tapped. linear: those of them in whose parameters the output
-            is piecewise linear, so that their block of the Hessian is this one.
+        factored: keys of the blocks all of whose uses were recorded. linear: those of them in whose parameters the
+            output is piecewise linear, so that their block of the Hessian is this one.
         loss_sum, count: of the batch. items: N, the length of the output.
     """
 
-    def __init__(self, objective: Objective, batch: Any, blocks: Mapping[str, Sequence[str]], ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(
+        self, objective: Objective, batch: Any, blocks: Mapping[str, Sequence[str]], counters: Counters
+    ) -> None:
+        self._counters = counters
         self._parameters = objective.parameters
-        taps = Taps({id(parameter): name for name, parameter in objective.parameters.items()})
-        with taps:
+        recorder = Recorder({id(parameter): name for name, parameter in objective.parameters.items()})
+        with recorder:
             judged = objective.evaluation.with_output(objective.model, batch)
-        ledger.count("forwards")
+        counters.count("forwards")
         self._convex = judged.convex
         self.loss_sum, self.count = float(judged.loss.detach().double()), judged.count
         self.factored: frozenset[str] = frozenset()
         self.linear: frozenset[str] = frozenset()
         self._layers: list[Layer] = []
-        self._slopes: list[tuple[Tap, Tensor]] = []
+        self._slopes: list[tuple[LayerCall, Tensor]] = []
         self._found: dict[tuple[str, ...], list[Layer]] = {}
         output = judged.output
         self.items = len(output) if output.ndim else 0
         if not output.requires_grad or not output.ndim or not len(output):
             return
-        usable = _usable(taps.found, objective, judged)
+        usable = _usable(recorder.found, objective, judged)
         kept = {key: names for key, names in blocks.items() if usable.issuperset(names)}
         wanted = {name for names in kept.values() for name in names}
-        tapped = [tap for tap in taps.found if wanted.intersection(entry.name for entry in tap.entries)]
-        tied = self._open(judged, tapped) if tapped else set()
+        recorded = [call for call in recorder.found if wanted.intersection(entry.name for entry in call.entries)]
+        tied = self._open(judged, recorded) if recorded else set()
         kept = {key: names for key, names in kept.items() if not tied.intersection(names)}
         self.factored = frozenset(kept)
-        self.linear = self.factored - _bent(output, taps, kept)
+        self.linear = self.factored - _bent(output, recorder, kept)
 
     def product(self, names: Sequence[str], vector: Mapping[str, Tensor]) -> list[Tensor | None]:
         """The batch's share of (J' S J)[names, names] v for the parameters of a factored block, not divided."""
@@ -163,7 +165,7 @@ class FactorGraph:
 
     def _entries(self, names: Sequence[str]) -> list[tuple[Layer, Entry]]:
         return [
-            (layer, entry) for layer in self._layers_of(names) for entry in layer.tap.entries if entry.name in names
+            (layer, entry) for layer in self._layers_of(names) for entry in layer.call.entries if entry.name in names
         ]
 
     def _apart(self, entries: Sequence[tuple[Layer, Entry]], names: Sequence[str]) -> bool:
@@ -175,14 +177,14 @@ class FactorGraph:
         """For each output direction its signs (N,), and the rows of all items by parameter, (N, size) each."""
         if not entries:
             return
-        self._ledger.count("products", self._signs.shape[1])
+        self._counters.count("products", self._signs.shape[1])
         pulls = [entry.each if entry.laid_out is None else entry.laid_out() for _, entry in entries]
         for q in range(self._signs.shape[1]):
             rows: dict[str, Tensor] = {}
             for (layer, entry), pull in zip(entries, pulls, strict=True):
-                _refuse_overwritten(layer.tap)
+                _refuse_overwritten(layer.call)
                 assert pull is not None
-                each = pull(layer.sensitivities[q].reshape(layer.tap.shape))
+                each = pull(layer.sensitivities[q].reshape(layer.call.shape))
                 shared = len(each) // self.items
                 # Otherwise a sum of one as well: what a pull returns may be a view of the sensitivities.
                 fresh = shared == 1 and entry.laid_out is not None
@@ -192,12 +194,12 @@ class FactorGraph:
 
     def work(self, names: Sequence[str]) -> Work:
         """What products and rows of a factored block are made of."""
-        entries, everything = self._entries(names), [(layer, e) for layer in self._layers for e in layer.tap.entries]
+        entries, everything = self._entries(names), [(layer, e) for layer in self._layers for e in layer.call.entries]
         return Work(
             items=self.items,
             directions=self._signs.shape[1] if entries else 0,
             multiplications=sum(self._multiplications(*pair) for pair in entries),
-            outputs=sum(layer.tap.shape.numel() for layer in self._layers_of(names)),
+            outputs=sum(layer.call.shape.numel() for layer in self._layers_of(names)),
             network=sum(self._multiplications(*pair) for pair in everything),
             entries=len(entries),
             has_rows=self._apart(entries, names),
@@ -205,23 +207,23 @@ class FactorGraph:
 
     def _multiplications(self, layer: Layer, entry: Entry) -> int:
         """Of one evaluation of a call's linear map: every number of the output takes one whole kernel."""
-        weight, outputs = self._parameters[entry.name], layer.tap.shape.numel()
+        weight, outputs = self._parameters[entry.name], layer.call.shape.numel()
         return outputs * (weight.numel() // len(weight)) if weight.ndim > 1 else outputs
 
     def _chunks(self, names: Sequence[str], vectors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         count = len(vectors[names[0]])
-        largest = max((layer.tap.shape.numel() for layer in self._layers_of(names)), default=1)
+        largest = max((layer.call.shape.numel() for layer in self._layers_of(names)), default=1)
         step = max(1, min(count, MOST_AT_ONCE // largest))
         for start in range(0, count, step):
             yield {name: vectors[name][start : start + step] for name in names}
 
     def _weights(self, names: Sequence[str], vectors: Mapping[str, Tensor]) -> Tensor | None:
         """(N, s, Q): the inner products of the rows M' J with the vectors; None without a layer."""
-        self._ledger.count("products", len(vectors[names[0]]))
+        self._counters.count("products", len(vectors[names[0]]))
         weights: Tensor | None = None
         for layer in self._layers_of(names):
-            _refuse_overwritten(layer.tap)
-            moved = sum_of(entry.pushed(vectors[entry.name]) for entry in layer.tap.entries if entry.name in vectors)
+            _refuse_overwritten(layer.call)
+            moved = sum_of(entry.pushed(vectors[entry.name]) for entry in layer.call.entries if entry.name in vectors)
             rows = torch.bmm(_by_item(moved, layer), layer.sensitivities.permute(1, 2, 0)).to(self._signs.dtype)
             weights = rows if weights is None else weights + rows
         return weights
@@ -235,7 +237,7 @@ class FactorGraph:
         for layer in self._layers_of(names):
             rows = layer.sensitivities.transpose(0, 1)
             back = _by_call(torch.bmm(weights.to(rows.dtype), rows), layer)
-            for entry in layer.tap.entries:
+            for entry in layer.call.entries:
                 if entry.name in vectors:
                     add_part(made, entry.name, entry.pulled(back))
         return [made.get(name) for name in names]
@@ -245,7 +247,7 @@ class FactorGraph:
         if key not in self._found:
             wanted = set(names)
             self._found[key] = [
-                layer for layer in self._layers if wanted.intersection(entry.name for entry in layer.tap.entries)
+                layer for layer in self._layers if wanted.intersection(entry.name for entry in layer.call.entries)
             ]
         return self._found[key]
 
@@ -253,59 +255,59 @@ class FactorGraph:
     def nbytes(self) -> int:
         """Bytes of sensitivities and inputs."""
         held = [layer.sensitivities for layer in self._layers] + [slope for _, slope in self._slopes]
-        held += [tensor for layer in self._layers for entry in layer.tap.entries for tensor in entry.inputs]
+        held += [tensor for layer in self._layers for entry in layer.call.entries for tensor in entry.inputs]
         return sum(storages(held).values())
 
     @property
     def gradients(self) -> dict[str, Tensor]:
         """Parameter -> gradient of the loss sum, for the parameters of factored blocks."""
         made: dict[str, Tensor] = {}
-        for tap, slope in self._slopes:
-            _refuse_overwritten(tap)
-            for entry in tap.entries:
-                add_part(made, entry.name, entry.pull(slope.view(tap.shape)))
+        for call, slope in self._slopes:
+            _refuse_overwritten(call)
+            for entry in call.entries:
+                add_part(made, entry.name, entry.pull(slope.view(call.shape)))
         return made
 
-    def _open(self, judged: Judged, tapped: list[Tap]) -> set[str]:
-        """Sensitivities of every tapped layer by one backward pass; the parameters that have none that can be used."""
+    def _open(self, judged: Judged, recorded: list[LayerCall]) -> set[str]:
+        """Sensitivities of every recorded layer by one backward pass; the parameters that have none that can be used."""
         output = judged.output
         directions = output_directions(judged.loss, output, judged.again)
         if directions is None:
-            return {entry.name for tap in tapped for entry in tap.entries}
+            return {entry.name for call in recorded for entry in call.entries}
         self._signs = directions.signs
         n, _, most = directions.roots.shape
         probe = item_probe(n, output.numel() // n, output)
         pair = torch.stack([probe, probe * item_weights(n, output).unsqueeze(1)])
-        apart: list[Tap] = []
+        apart: list[LayerCall] = []
         tied: set[str] = set()
-        for tap, rows in self._passed(output, tapped, pair):
+        for call, rows in self._passed(output, recorded, pair):
             if rows.dtype in SAME_SUM and same_by_item(rows[1].reshape(n, -1), rows[0].reshape(n, -1)):
-                apart.append(tap)
+                apart.append(call)
             else:
-                tied.update(entry.name for entry in tap.entries)
+                tied.update(entry.name for entry in call.entries)
         seeds = torch.cat([directions.roots.permute(2, 0, 1), directions.slope.reshape(1, n, -1)])
-        for tap, rows in self._passed(output, apart, seeds):
-            self._layers.append(Layer(tap, rows[:most].reshape(most, n, -1)))
-            self._slopes.append((tap, rows[most]))
+        for call, rows in self._passed(output, apart, seeds):
+            self._layers.append(Layer(call, rows[:most].reshape(most, n, -1)))
+            self._slopes.append((call, rows[most]))
         return tied
 
-    def _passed(self, output: Tensor, taps: list[Tap], seeds: Tensor) -> list[tuple[Tap, Tensor]]:
+    def _passed(self, output: Tensor, recorder: list[LayerCall], seeds: Tensor) -> list[tuple[LayerCall, Tensor]]:
         """The taps that the output depends on, each with (len(seeds), *y.shape)."""
-        if not taps:
+        if not recorder:
             return []
-        self._ledger.count("backwards", len(seeds))
-        sizes = [tap.shape.numel() for tap in taps]
-        found = sensitivities(output, [tap.edge for tap in taps], sizes, seeds.reshape(-1, *output.shape))
-        return [(tap, rows) for tap, rows in zip(taps, found, strict=True) if rows is not None]
+        self._counters.count("backwards", len(seeds))
+        sizes = [call.shape.numel() for call in recorder]
+        found = sensitivities(output, [call.edge for call in recorder], sizes, seeds.reshape(-1, *output.shape))
+        return [(call, rows) for call, rows in zip(recorder, found, strict=True) if rows is not None]
 
 
-def _refuse_overwritten(tap: Tap) -> None:
+def _refuse_overwritten(call: LayerCall) -> None:
     """What autograd does for the tensors that it saved.
 
     Raises:
         RuntimeError: an input of the layer was written into since.
     """
-    if not tap.intact:
+    if not call.intact:
         raise RuntimeError("an input that a layer's factors need has been modified by an inplace operation")
 
 
@@ -327,25 +329,25 @@ def _by_item(moved: Tensor, layer: Layer) -> Tensor:
 def _by_call(back: Tensor, layer: Layer) -> Tensor:
     """The way back: (N, s, D) to (M, s, ...)."""
     n, s, _ = back.shape
-    m = layer.tap.shape[0]
-    return back.view(n, s, m // n, -1).transpose(1, 2).reshape(m, s, *layer.tap.shape[1:])
+    m = layer.call.shape[0]
+    return back.view(n, s, m // n, -1).transpose(1, 2).reshape(m, s, *layer.call.shape[1:])
 
 
-def _usable(taps: Sequence[Tap], objective: Objective, judged: Judged) -> set[str]:
+def _usable(recorder: Sequence[LayerCall], objective: Objective, judged: Judged) -> set[str]:
     """Names of the parameters that enter through whole taps, and in no other way, and only on the way to the output."""
     output, items = judged.output, len(judged.output)
     beside = set(walk([judged.loss.grad_fn], before=output.grad_fn))
     good: set[str] = set()
     bad: set[str] = set()
-    for tap in taps:
-        fine = tap.intact and len(tap.shape) > 1 and tap.shape[0] > 0 and tap.shape[0] % items == 0
-        (good if fine and tap.edge.node not in beside else bad).update(entry.name for entry in tap.entries)
+    for call in recorder:
+        fine = call.intact and len(call.shape) > 1 and call.shape[0] > 0 and call.shape[0] % items == 0
+        (good if fine and call.edge.node not in beside else bad).update(entry.name for entry in call.entries)
     elsewhere = leaves(walk([output.grad_fn])) | leaves(beside)
     bad.update(name for name, parameter in objective.parameters.items() if id(parameter) in elsewhere)
     return good - bad
 
 
-def _bent(output: Tensor, taps: Taps, blocks: Mapping[str, Sequence[str]]) -> frozenset[str]:
+def _bent(output: Tensor, recorder: Recorder, blocks: Mapping[str, Sequence[str]]) -> frozenset[str]:
     """The blocks in which the output may not be piecewise linear."""
     keys = list(blocks)
     bit = {name: 0 for names in blocks.values() for name in names}
@@ -353,10 +355,10 @@ def _bent(output: Tensor, taps: Taps, blocks: Mapping[str, Sequence[str]]) -> fr
         for name in blocks[key]:
             bit[name] |= 1 << place
     sources: dict[Any, int] = {}
-    for tap in taps.found:
+    for call in recorder.found:
         bits = 0
-        for entry in tap.entries:
+        for entry in call.entries:
             bits |= bit.get(entry.name, 0)
-        sources[tap.edge.node] = sources.get(tap.edge.node, 0) | bits
-    struck = not_linear(output.grad_fn, sources, taps.affine)
+        sources[call.edge.node] = sources.get(call.edge.node, 0) | bits
+    struck = not_linear(output.grad_fn, sources, recorder.affine)
     return frozenset(key for place, key in enumerate(keys) if struck >> place & 1)

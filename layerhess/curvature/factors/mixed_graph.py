@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from layerhess.curvature.batch_graph import Graph, GraphMaker
-from layerhess.curvature.counters import Ledger
+from layerhess.curvature.batch_graph import BatchGraph, GraphMaker
+from layerhess.curvature.counters import Counters
 from layerhess.curvature.device import is_out_of_memory
 from layerhess.curvature.factors.factor_graph import FactorGraph
 from layerhess.errors import InputError
@@ -17,8 +17,8 @@ from layerhess.objective.objective import Objective
 
 
 @dataclass(frozen=True)
-class Hybrid:
-    """Makes :class:`HybridGraph` objects; a :data:`layerhess.curvature.batch_graph.GraphMaker`.
+class MixedGraphs:
+    """Makes :class:`MixedGraph` objects; a :data:`layerhess.curvature.batch_graph.GraphMaker`.
 
     Args:
         blocks: key -> parameter names of the blocks with a licence. exact: makes the graph for all other products.
@@ -29,22 +29,22 @@ class Hybrid:
     exact: GraphMaker
     linear: bool
 
-    def __call__(self, objective: Objective, batch: Any, names: Iterable[str], ledger: Ledger) -> Graph:
+    def __call__(self, objective: Objective, batch: Any, names: Iterable[str], counters: Counters) -> BatchGraph:
         """The graph of one batch; nothing is factored where no block has a licence."""
         if not self.blocks:
-            return self.exact(objective, batch, names, ledger)
-        return HybridGraph(self, objective, batch, list(names), ledger)
+            return self.exact(objective, batch, names, counters)
+        return MixedGraph(self, objective, batch, list(names), counters)
 
-    def asked(self, blocks: Iterable[tuple[str, ...]]) -> Hybrid:
+    def asked(self, blocks: Iterable[tuple[str, ...]]) -> MixedGraphs:
         """For a graph that is thrown away after products with these blocks' vectors: no other factors are made."""
         wanted = set(blocks)
         return replace(self, blocks={key: names for key, names in self.blocks.items() if names in wanted})
 
     def factors(
-        self, objective: Objective, batch: Any, ledger: Ledger
+        self, objective: Objective, batch: Any, counters: Counters
     ) -> tuple[FactorGraph | None, set[tuple[str, ...]]]:
         """One batch's factors, and the parameter names of the blocks whose products they make."""
-        graph = try_factors(objective, batch, self.blocks, ledger)[0] if self.blocks else None
+        graph = try_factors(objective, batch, self.blocks, counters)[0] if self.blocks else None
         if graph is None:
             return None, set()
         held = graph.linear if self.linear else graph.factored
@@ -52,33 +52,35 @@ class Hybrid:
 
 
 def try_factors(
-    objective: Objective, batch: Any, blocks: Mapping[str, tuple[str, ...]], ledger: Ledger
+    objective: Objective, batch: Any, blocks: Mapping[str, tuple[str, ...]], counters: Counters
 ) -> tuple[FactorGraph | None, str]:
     """The factors of one batch, or None and the reason where they cannot be made.
 
-    A model may do things that work outside a tapped pass only (recompute activations, differentiate inside its own
+    A model may do things that work outside a recorded pass only (recompute activations, differentiate inside its own
     forward pass). An exact graph then has the last word, on errors as well.
     """
     try:
-        return FactorGraph(objective, batch, blocks, ledger), ""
+        return FactorGraph(objective, batch, blocks, counters), ""
     except (RuntimeError, InputError) as error:
         if is_out_of_memory(error):
             raise
         return None, str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-class HybridGraph:
+class MixedGraph:
     """Factors of one batch, and its exact graph once it is asked for a product that needs one.
 
     Whether the batch's own graph is piecewise linear in a block is looked at again here, batch by batch: where it is
     not, the block's products are exact ones.
     """
 
-    def __init__(self, plan: Hybrid, objective: Objective, batch: Any, names: Sequence[str], ledger: Ledger) -> None:
-        self._plan, self._objective, self._batch, self._names, self._ledger = plan, objective, batch, names, ledger
-        self._exact: Graph | None = None
-        self._factors, self._served = plan.factors(objective, batch, ledger)
-        known: FactorGraph | Graph = self._graph() if self._factors is None else self._factors
+    def __init__(
+        self, plan: MixedGraphs, objective: Objective, batch: Any, names: Sequence[str], counters: Counters
+    ) -> None:
+        self._plan, self._objective, self._batch, self._names, self._counters = plan, objective, batch, names, counters
+        self._exact: BatchGraph | None = None
+        self._factors, self._served = plan.factors(objective, batch, counters)
+        known: FactorGraph | BatchGraph = self._graph() if self._factors is None else self._factors
         factored = () if self._factors is None else self._factors.factored
         self._covered = {name for key in factored for name in plan.blocks[key]}
         self.loss_sum, self.count = known.loss_sum, known.count
@@ -86,7 +88,7 @@ class HybridGraph:
     def product(
         self, names: Sequence[str], vector: dict[str, Tensor], rows: Sequence[str] | None = None
     ) -> list[Tensor | None]:
-        """The batch's share of A[rows, names] v; see :meth:`layerhess.curvature.batch_graph.Graph.product`."""
+        """The batch's share of A[rows, names] v; see :meth:`layerhess.curvature.batch_graph.BatchGraph.product`."""
         factors = self._serving(names, rows)
         return self._graph().product(names, vector, rows) if factors is None else factors.product(names, vector)
 
@@ -130,7 +132,7 @@ class HybridGraph:
         """The first derivatives that exact products differentiate again."""
         return self._graph().differentiable
 
-    def _graph(self) -> Graph:
+    def _graph(self) -> BatchGraph:
         if self._exact is None:
-            self._exact = self._plan.exact(self._objective, self._batch, self._names, self._ledger)
+            self._exact = self._plan.exact(self._objective, self._batch, self._names, self._counters)
         return self._exact

@@ -1,4 +1,4 @@
-"""One forward pass with its linear layers tapped: inputs are kept, parameters held fixed, outputs open to gradients."""
+"""Records the calls of linear layers in one forward pass: inputs kept, parameters fixed, outputs open to gradients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from layerhess.curvature.factors.layers import Entry
 
 
 @dataclass(frozen=True)
-class Tap:
+class LayerCall:
     """One call of a layer.
 
     Attributes:
@@ -41,7 +41,7 @@ class Tap:
 
 
 @dataclass
-class Taps(TorchFunctionMode):
+class Recorder(TorchFunctionMode):
     """While this mode is on, calls of linear layers with the given parameters are recorded, in order.
 
     The call gets its parameters detached, so that the graph behind its output leads to activations alone; a parameter
@@ -51,12 +51,12 @@ class Taps(TorchFunctionMode):
         names: id of a parameter -> its name.
 
     Attributes:
-        found: the taps. affine: autograd nodes that are known to be affine maps, though their kind is not: BatchNorm
+        found: the calls. affine: autograd nodes that are known to be affine maps, though their kind is not: BatchNorm
             in eval mode.
     """
 
     names: Mapping[int, str]
-    found: list[Tap] = field(default_factory=list)
+    found: list[LayerCall] = field(default_factory=list)
     affine: set[Any] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -65,18 +65,18 @@ class Taps(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        recorder = RECORDERS.get(func)
-        if recorder is None or not torch.is_grad_enabled():
+        recording = RECORDINGS.get(func)
+        if recording is None or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         given = _bound(func, args, kwargs)
         with torch._C.DisableTorchFunctionSubclass():
-            made = None if given is None else recorder(self, func, given)
+            made = None if given is None else recording(self, func, given)
             if made is None:
                 return func(*args, **kwargs)
             y, entries = made
             if not entries or torch._C._functorch.is_functorch_wrapped_tensor(y):
                 return func(*args, **kwargs) if entries else y
-            return self._tapped(y, entries)
+            return self._record(y, entries)
 
     def name_of(self, parameter: Any) -> str | None:
         """Its name, if it is one of those to be recorded."""
@@ -86,13 +86,13 @@ class Taps(TorchFunctionMode):
         """The parameter, without its gradient if it is recorded."""
         return parameter.detach() if self.name_of(parameter) else parameter
 
-    def _tapped(self, y: Tensor, entries: list[Entry]) -> Tensor:
+    def _record(self, y: Tensor, entries: list[Entry]) -> Tensor:
         if not y.requires_grad:
             if self._anchor is None:
                 self._anchor = torch.zeros((), dtype=y.dtype, device=y.device, requires_grad=True)
             y = y + self._anchor.to(y.dtype)  # not a leaf: the network may go on in place
         versions = tuple(tensor._version for entry in entries for tensor in entry.inputs)
-        self.found.append(Tap(get_gradient_edge(y), y.shape, tuple(entries), versions))
+        self.found.append(LayerCall(get_gradient_edge(y), y.shape, tuple(entries), versions))
         return y
 
 
@@ -113,36 +113,36 @@ class _FixedBatchNorm(torch.autograd.Function):
         return gradients[0] * ctx.factor, None, None, None, None, None
 
 
-Recorder = Callable[[Taps, Any, dict[str, Any]], tuple[Tensor, list[Entry]] | None]
+Recording = Callable[[Recorder, Any, dict[str, Any]], tuple[Tensor, list[Entry]] | None]
 
 
-def _linear(taps: Taps, function: Any, given: dict[str, Any]) -> tuple[Tensor, list[Entry]] | None:
+def _linear(recorder: Recorder, function: Any, given: dict[str, Any]) -> tuple[Tensor, list[Entry]] | None:
     a, weight, offset = given["input"], given["weight"], given["bias"]
-    if not (taps.name_of(weight) or taps.name_of(offset)) or weight.ndim != 2 or a.ndim < 2:
+    if not (recorder.name_of(weight) or recorder.name_of(offset)) or weight.ndim != 2 or a.ndim < 2:
         return None
     if offset is not None and offset.shape != weight.shape[:1]:
         return None
-    y = F.linear(a, taps.fixed(weight), taps.fixed(offset))
-    entries = [layers.linear(name, a.detach())] if (name := taps.name_of(weight)) else []
-    entries += [layers.bias(name, y.shape, -1)] if (name := taps.name_of(offset)) else []
+    y = F.linear(a, recorder.fixed(weight), recorder.fixed(offset))
+    entries = [layers.linear(name, a.detach())] if (name := recorder.name_of(weight)) else []
+    entries += [layers.bias(name, y.shape, -1)] if (name := recorder.name_of(offset)) else []
     return y, entries
 
 
-def _convolution(taps: Taps, function: Any, given: dict[str, Any]) -> tuple[Tensor, list[Entry]] | None:
+def _convolution(recorder: Recorder, function: Any, given: dict[str, Any]) -> tuple[Tensor, list[Entry]] | None:
     a, weight, offset = given["input"], given["weight"], given["bias"]
-    n, own = CONVOLUTIONS[function], taps.name_of(weight)
+    n, own = CONVOLUTIONS[function], recorder.name_of(weight)
     options = {key: given[key] for key in ("stride", "padding", "dilation", "groups")}
     moved = geometry(n, **options)
     if own is None or moved is None or a.ndim != n + 2:
         return None
-    y = function(a, taps.fixed(weight), taps.fixed(offset), **options)
+    y = function(a, recorder.fixed(weight), recorder.fixed(offset), **options)
     entries = [layers.convolution(own, a.detach(), weight.shape, moved)]
-    entries += [layers.bias(name, y.shape, 1)] if (name := taps.name_of(offset)) else []
+    entries += [layers.bias(name, y.shape, 1)] if (name := recorder.name_of(offset)) else []
     return y, entries
 
 
-def _embedding(taps: Taps, function: Any, given: dict[str, Any]) -> tuple[Tensor, list[Entry]] | None:
-    name = taps.name_of(given["weight"])
+def _embedding(recorder: Recorder, function: Any, given: dict[str, Any]) -> tuple[Tensor, list[Entry]] | None:
+    name = recorder.name_of(given["weight"])
     if name is None or given["max_norm"] is not None or given["scale_grad_by_freq"] or given["sparse"]:
         return None
     weight, padding = given["weight"].detach(), given["padding_idx"]
@@ -151,51 +151,53 @@ def _embedding(taps: Taps, function: Any, given: dict[str, Any]) -> tuple[Tensor
     return F.embedding(given["input"], weight), [layers.embedding(name, given["input"], rows, padding)]
 
 
-def _batch_norm(taps: Taps, function: Any, given: dict[str, Any]) -> tuple[Tensor, list[Entry]] | None:
+def _batch_norm(recorder: Recorder, function: Any, given: dict[str, Any]) -> tuple[Tensor, list[Entry]] | None:
     a, mean, variance = given["input"], given["running_mean"], given["running_var"]
     if given["training"] or mean is None or variance is None or a.dtype != variance.dtype:
         return None
-    weight, offset = taps.fixed(given["weight"]), taps.fixed(given["bias"])
+    weight, offset = recorder.fixed(given["weight"]), recorder.fixed(given["bias"])
     if any(p is not None and p.requires_grad for p in (weight, offset)):
         return None
     y: Tensor = _FixedBatchNorm.apply(a, mean, variance, weight, offset, given["eps"])  # type: ignore[no-untyped-call]
     if y.requires_grad:
-        taps.affine.add(get_gradient_edge(y).node)
+        recorder.affine.add(get_gradient_edge(y).node)
     entries = []
-    if name := taps.name_of(given["weight"]):
+    if name := recorder.name_of(given["weight"]):
         normed = F.batch_norm(a.detach(), mean, variance, None, None, False, 0.0, given["eps"])
         entries.append(layers.scale(name, normed, [1]))
-    entries += [layers.bias(name, y.shape, 1)] if (name := taps.name_of(given["bias"])) else []
+    entries += [layers.bias(name, y.shape, 1)] if (name := recorder.name_of(given["bias"])) else []
     return y, entries
 
 
-def _layer_norm(taps: Taps, function: Any, given: dict[str, Any]) -> tuple[Tensor, list[Entry]] | None:
+def _layer_norm(recorder: Recorder, function: Any, given: dict[str, Any]) -> tuple[Tensor, list[Entry]] | None:
     a = given["input"]
     own = range(a.ndim - len(given["normalized_shape"]), a.ndim)
     normed = F.layer_norm(a, given["normalized_shape"], None, None, given["eps"])
-    return _affine(taps, normed, given, list(own))
+    return _affine(recorder, normed, given, list(own))
 
 
-def _group_norm(taps: Taps, function: Any, given: dict[str, Any]) -> tuple[Tensor, list[Entry]] | None:
-    return _affine(taps, F.group_norm(given["input"], given["num_groups"], None, None, given["eps"]), given, [1])
+def _group_norm(recorder: Recorder, function: Any, given: dict[str, Any]) -> tuple[Tensor, list[Entry]] | None:
+    return _affine(recorder, F.group_norm(given["input"], given["num_groups"], None, None, given["eps"]), given, [1])
 
 
-def _affine(taps: Taps, normed: Tensor, given: dict[str, Any], dims: list[int]) -> tuple[Tensor, list[Entry]] | None:
+def _affine(
+    recorder: Recorder, normed: Tensor, given: dict[str, Any], dims: list[int]
+) -> tuple[Tensor, list[Entry]] | None:
     weight, offset = given["weight"], given["bias"]
-    if not taps.name_of(weight) and not taps.name_of(offset):
+    if not recorder.name_of(weight) and not recorder.name_of(offset):
         return None
     shape = [size if i in dims else 1 for i, size in enumerate(normed.shape)]
     y, entries = normed, []
     if weight is not None:
-        y = y * taps.fixed(weight).view(shape)
-        entries += [layers.scale(name, normed.detach(), dims)] if (name := taps.name_of(weight)) else []
+        y = y * recorder.fixed(weight).view(shape)
+        entries += [layers.scale(name, normed.detach(), dims)] if (name := recorder.name_of(weight)) else []
     if offset is not None:
-        y = y + taps.fixed(offset).view(shape)
-        entries += [layers.shift(name, y.shape, dims)] if (name := taps.name_of(offset)) else []
+        y = y + recorder.fixed(offset).view(shape)
+        entries += [layers.shift(name, y.shape, dims)] if (name := recorder.name_of(offset)) else []
     return y, entries
 
 
-RECORDERS: dict[Any, Recorder] = {
+RECORDINGS: dict[Any, Recording] = {
     F.linear: _linear,
     F.conv1d: _convolution,
     F.conv2d: _convolution,

@@ -41,7 +41,8 @@ class Lanczos:
         n: dimension. wanted: which pairs. tol: relative, see :func:`layerhess.linalg.bounds.certify`.
         draw: number -> random unit vector (n,). basis_limit: rows before a restart. device: of the vectors.
         width: random vectors to begin with. More of them take fewer steps and more products.
-        guide: whose advice joins the search; see :func:`layerhess.linalg.eigen.guide.far_excluded` for what it then waits.
+        guide: whose advice joins the search; see :func:`layerhess.linalg.eigen.guide.far_excluded` for what it then
+            waits.
     """
 
     path = "lanczos"

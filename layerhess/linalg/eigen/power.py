@@ -17,7 +17,8 @@ class Power:
     nothing about what it missed.
 
     Args:
-        n: dimension. tol: relative, see :func:`layerhess.linalg.bounds.certify`. draw: number -> random unit vector (n,).
+        n: dimension. tol: relative, see :func:`layerhess.linalg.bounds.certify`. draw: number -> random unit vector
+            (n,).
     """
 
     path = "power"

@@ -34,7 +34,8 @@ class Density:
         points: of the uniform part of the grid.
         bandwidth: standard deviation of the Gaussian, in units of eigenvalues; by default three quarters of the
             distance between neighbouring nodes where the mass is, see
-            :func:`layerhess.linalg.stochastic.density_grid.bandwidth_of`. Below 1e-9 of the largest |node| it is widened to that.
+            :func:`layerhess.linalg.stochastic.density_grid.bandwidth_of`. Below 1e-9 of the largest |node| it is
+            widened to that.
 
     Raises:
         InputError: fewer than two steps, no probe, or a bandwidth that is not positive.

@@ -23,7 +23,8 @@ class FlatDiagonal:
     """A diagonal as a flat vector.
 
     Attributes:
-        value, standard_error: (n,) float64. probes, method, status: see :class:`layerhess.linalg.estimates.DiagonalEstimate`.
+        value, standard_error: (n,) float64. probes, method, status: see
+            :class:`layerhess.linalg.estimates.DiagonalEstimate`.
         rounding: how far an entry may be off, absolutely, because products are rounded.
         converged: root of the sum of squared standard errors within ``rel`` of the value's Euclidean norm.
         required: see :class:`layerhess.linalg.estimates.DiagonalEstimate`.

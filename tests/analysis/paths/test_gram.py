@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import layerhess as lh
 import zoo
-from layerhess.curvature.counters import Ledger
+from layerhess.curvature.counters import Counters
 from layerhess.curvature.factors.factor_graph import FactorGraph
 from layerhess.linalg.eigen.gram import Gram
 from layerhess.linalg.eigen.process import Wanted
@@ -159,7 +159,7 @@ def test_explicit_rows_make_the_dense_gauss_newton_block(case: zoo.Case) -> None
     good, count = set(blocks), 0.0
     with objective.session():
         for batch in objective.batches():
-            graph = FactorGraph(objective, batch, blocks, Ledger())
+            graph = FactorGraph(objective, batch, blocks, Counters())
             count += graph.count
             for key in list(good):
                 rows = graph.rows(blocks[key]) if key in graph.factored else None
@@ -180,7 +180,7 @@ def test_ignored_targets_have_no_rows() -> None:
     y[3:] = zoo.IGNORED
     objective = lh.Objective(net(), (x, y), CE)
     with objective.session():
-        graph = FactorGraph(objective, next(iter(objective.batches())), {"w": ["0.weight"]}, Ledger())
+        graph = FactorGraph(objective, next(iter(objective.batches())), {"w": ["0.weight"]}, Counters())
         rows = graph.rows(["0.weight"])
         assert rows is not None
         assert [len(part) for part, _ in rows] == [3, 3, 3]

@@ -18,8 +18,8 @@ from layerhess.analysis.paths import part
 from layerhess.analysis.paths.exact import ROOM_FOR_GUIDES
 from layerhess.analysis.paths.part import CARRIED, LEAST_CARRIED, MOST_EXAMPLES, most_curved
 from layerhess.checks.survey import survey
-from layerhess.curvature.counters import Ledger
-from layerhess.curvature.data_pass import Sweep
+from layerhess.curvature.counters import Counters
+from layerhess.curvature.data_pass import DataPass
 
 SHORT = "25MB"  # less than the factors of all examples take
 
@@ -50,7 +50,7 @@ def test_the_examples_picked_are_the_most_curved_ones() -> None:
     model, x, y = _sure()
     objective = in_batches(model, x, y)
     with objective.session():
-        surveyed = survey(objective, Ledger())
+        surveyed = survey(objective, Counters())
         found = most_curved(objective, surveyed, 10_000)
         few = most_curved(objective, surveyed, found.examples // 2) if found is not None else None
     assert found is not None and len(found.data) == 1 and len(found.data[0][0]) == found.examples
@@ -180,18 +180,18 @@ def test_a_basis_that_restarts_at_once_has_no_room_for_advice(monkeypatch: pytes
 def test_a_part_that_fails_on_the_way_is_done_without(fails_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     objective = in_batches(*_sure())
     asked = 0
-    original = Sweep.run
+    original = DataPass.run
 
-    def failing(self: Sweep, *arguments: Any) -> Any:
+    def failing(self: DataPass, *arguments: Any) -> Any:
         nonlocal asked
-        if self.ledger.phase == "part":
+        if self.counters.phase == "part":
             asked += 1
             if asked >= fails_at:
                 raise MemoryError("as if another program had taken it")
         return original(self, *arguments)
 
     plain = lh.analyze(objective, blocks="weight", full=False, memory=SHORT)
-    monkeypatch.setattr(Sweep, "run", failing)
+    monkeypatch.setattr(DataPass, "run", failing)
     found = lh.analyze(objective, blocks="weight", full=False, memory=SHORT)
     assert asked == fails_at and found.converged
     assert fails_at > 1 or not any("say where to look" in note for note in found.notes)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import layerhess as lh
-from layerhess.curvature.data_pass import Sweep
+from layerhess.curvature.data_pass import DataPass
 
 Counts = Counter[str]
 
@@ -29,15 +29,15 @@ def objective(blocks: int = 20, width: int = 12) -> lh.Objective:
 def spent(monkeypatch: pytest.MonkeyPatch) -> Counts:
     """Products of the probes, by the operator they are of; those of solvers and densities are left out."""
     counts: Counts = Counter()
-    run = Sweep.run
+    run = DataPass.run
 
-    def counted(self: Sweep, requests: Mapping[str, Any]) -> dict[str, Tensor]:
+    def counted(self: DataPass, requests: Mapping[str, Any]) -> dict[str, Tensor]:
         for key, request in requests.items():
-            if self.ledger.phase == "solve" and key.startswith(("(probes)", "(own probes)")):
+            if self.counters.phase == "solve" and key.startswith(("(probes)", "(own probes)")):
                 counts[request.block.name] += len(request.vectors)
         return run(self, requests)
 
-    monkeypatch.setattr(Sweep, "run", counted)
+    monkeypatch.setattr(DataPass, "run", counted)
     return counts
 
 

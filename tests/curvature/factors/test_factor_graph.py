@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import layerhess as lh
-from layerhess.curvature.counters import Ledger
+from layerhess.curvature.counters import Counters
 from layerhess.curvature.factors.factor_graph import FactorGraph
 from layerhess.curvature.factors.output_hessian import output_directions
 from references import curvature, dense
@@ -44,7 +44,7 @@ def products(
     good, linear, count = set(blocks), set(blocks), 0.0
     with objective.session():
         for batch in objective.batches():
-            graph = FactorGraph(objective, batch, blocks, Ledger())
+            graph = FactorGraph(objective, batch, blocks, Counters())
             good &= graph.factored
             linear &= graph.linear
             count += graph.count
@@ -107,7 +107,7 @@ def test_the_blocks_in_which_a_network_is_piecewise_linear(name: str) -> None:
     objective = built(BY_NAME[name])
     blocks = {n: [n] for n in objective.parameters}
     with objective.session():
-        graph = FactorGraph(objective, next(iter(objective.batches())), blocks, Ledger())
+        graph = FactorGraph(objective, next(iter(objective.batches())), blocks, Counters())
     expected = LICENSED[name]
     unused = {"unused.weight", "unused.bias"}
     assert graph.linear - unused == (set(blocks) if expected is None else expected) - unused
@@ -179,7 +179,7 @@ def test_products_of_several_vectors_are_those_of_each(case: Case) -> None:
     drawn = torch.Generator().manual_seed(4)
     rows = {n: torch.randn((3, *p.shape), generator=drawn, dtype=p.dtype) for n, p in objective.parameters.items()}
     with objective.session():
-        graph = FactorGraph(objective, next(iter(objective.batches())), blocks, Ledger())
+        graph = FactorGraph(objective, next(iter(objective.batches())), blocks, Counters())
         largest = 0.0
         for key in sorted(graph.factored, key=lambda key: -len(blocks[key])):  # everything first
             together = graph.products(blocks[key], rows)
@@ -202,7 +202,7 @@ def test_squared_rows_are_the_dense_diagonal_and_the_items_own_traces(case: Case
     good, count = set(blocks), 0.0
     with objective.session():
         for batch in objective.batches():
-            graph = FactorGraph(objective, batch, blocks, Ledger())
+            graph = FactorGraph(objective, batch, blocks, Counters())
             count += graph.count
             for key in list(good):
                 found = graph.squares(blocks[key]) if key in graph.factored else None
@@ -235,7 +235,7 @@ def test_forms_are_those_of_single_items(case: Case) -> None:
     drawn = torch.Generator().manual_seed(5)
     rows = {n: torch.randn((2, *p.shape), generator=drawn, dtype=p.dtype) for n, p in objective.parameters.items()}
     with objective.session():
-        graph = FactorGraph(objective, next(iter(objective.batches())), blocks, Ledger())
+        graph = FactorGraph(objective, next(iter(objective.batches())), blocks, Counters())
         for key in graph.factored:
             forms = graph.forms(blocks[key], rows)
             assert forms.shape == (graph.items, 2)
@@ -261,7 +261,7 @@ def test_a_layer_that_is_computed_and_not_used_has_no_curvature() -> None:
     )
     names = list(objective.parameters)
     with objective.session():
-        graph = FactorGraph(objective, next(iter(objective.batches())), {"all": names}, Ledger())
+        graph = FactorGraph(objective, next(iter(objective.batches())), {"all": names}, Counters())
         found = graph.squares(names)
         product = graph.product(names, {name: torch.ones_like(p) for name, p in objective.parameters.items()})
     assert found is not None and not bool(found[0][2].any()) and bool(found[0][0].any())
@@ -273,7 +273,7 @@ def test_the_gradient_comes_along(name: str) -> None:
     objective = built(BY_NAME[name])
     with objective.session():
         batch = next(iter(objective.batches()))
-        graph = FactorGraph(objective, batch, {"all": list(objective.parameters)}, Ledger())
+        graph = FactorGraph(objective, batch, {"all": list(objective.parameters)}, Counters())
         loss, _ = objective.terms(batch)
         expected = torch.autograd.grad(loss, list(objective.parameters.values()))
     assert graph.factored == {"all"}
@@ -299,7 +299,7 @@ def test_an_overwritten_input_is_not_used() -> None:
     objective = lh.Objective(model, (torch.randn(6, 4).double(), torch.randint(3, (6,))), nn.CrossEntropyLoss())
     with objective.session():
         blocks = {name: [name] for name in objective.parameters}
-        graph = FactorGraph(objective, next(iter(objective.batches())), blocks, Ledger())
+        graph = FactorGraph(objective, next(iter(objective.batches())), blocks, Counters())
     assert "second.weight" not in graph.factored and "first.weight" in graph.factored
 
 
@@ -337,7 +337,7 @@ def test_outputs_with_many_numbers_an_item_have_no_factors() -> None:
     model = nn.Sequential(nn.Linear(3, 40))
     objective = lh.Objective(model, (torch.randn(5, 3), torch.randint(40, (5,))), nn.CrossEntropyLoss())
     with objective.session():
-        graph = FactorGraph(objective, next(iter(objective.batches())), {"w": ["0.weight"]}, Ledger())
+        graph = FactorGraph(objective, next(iter(objective.batches())), {"w": ["0.weight"]}, Counters())
     assert not graph.factored and not graph.linear
 
 
