@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import layerhess as lh
+from grouped_batches import flat, grouped_problem
 from references import dense
 from witness import untouched
 from zoo import BY_NAME
@@ -38,10 +39,6 @@ def true_blocks(name: str, analysis: lh.Analysis) -> dict[str, np.ndarray]:
     reference = dense.of_case(name)
     blocks = {key: reference.block(list(s.parameters)) for key, s in analysis.blocks.items()}
     return {**blocks, "(full)": reference.matrix}
-
-
-def flat(parts: dict[str, Tensor]) -> np.ndarray:
-    return torch.cat([part.reshape(-1) for part in parts.values()]).numpy()
 
 
 @pytest.mark.parametrize(
@@ -189,13 +186,6 @@ def twenty_blocks() -> lh.Objective:
         layers += [nn.Linear(24, 24), nn.ReLU()]
     model = nn.Sequential(*layers, nn.Linear(24, 3)).double()
     return lh.Objective(model, (torch.randn(40, 6).double(), torch.randint(3, (40,))), nn.CrossEntropyLoss())
-
-
-def grouped_problem() -> tuple[nn.Module, list[Any]]:
-    torch.manual_seed(1)
-    model = nn.Sequential(nn.Linear(5, 12), nn.Tanh(), nn.Linear(12, 3)).double()
-    sizes = [7, 12, 9, 10, 8, 11, 10, 5, 9, 9, 12, 6, 10, 8, 11, 13, 7, 10]
-    return model, [(torch.randn(n, 5).double() * (1 + i % 3), torch.randint(3, (n,))) for i, n in enumerate(sizes)]
 
 
 @pytest.mark.parametrize("path", ["auto", "exact"])

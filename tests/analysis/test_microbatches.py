@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_memory import CPU, GIB, wide
 from torch import Tensor, nn
 
 import layerhess as lh
@@ -19,6 +18,7 @@ from layerhess.curvature.counters import Counters
 from layerhess.curvature.device import KEPT_SHARE, budget
 from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.objective.blocks import make_block
+from wide_network import CPU, GIB, wide
 
 
 class _OfTransforms(nn.Module):

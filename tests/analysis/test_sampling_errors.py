@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_estimation import flat, grouped_problem
 from torch import nn
 
 import layerhess as lh
+from grouped_batches import flat, grouped_problem
 from layerhess.analysis.sampling_errors import ratio_error, shared_error
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_factors import TRICKY, Branches
 from torch import Tensor, nn
 
 import layerhess as lh
+from piecewise_linear import TRICKY, Branches, Changing
 from references import curvature, dense
 from witness import refused, untouched
 from zoo import CASES, Case
@@ -72,22 +72,6 @@ def test_networks_that_look_piecewise_linear_and_are_not(kind: str) -> None:
     assert found.full is not None and not found.full.path.endswith("on factors")
     whole = np.linalg.eigvalsh(matrix.to_dense().numpy())[::-1][:3]
     assert (np.abs(found.full.eigenvalues - whole) <= found.full.error_bounds + 1e-12).all()
-
-
-class Changing(nn.Module):
-    """Another network where the first number of a batch is large: the sample may not show it."""
-
-    def __init__(self, other: str) -> None:
-        super().__init__()
-        self.first, self.head, self.other = nn.Linear(4, 6), nn.Linear(6, 3), other
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.first(x)
-        if float(x.detach()[0, 0]) < 100.0:
-            return self.head(F.relu(h))
-        if self.other == "smooth":
-            return self.head(torch.tanh(h))
-        return self.head(F.relu(h * self.first.weight.mean()))  # the weight enters in another way
 
 
 @pytest.mark.parametrize("other", ["smooth", "by hand"])

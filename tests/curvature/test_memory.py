@@ -18,19 +18,11 @@ from torch import Tensor, nn
 import layerhess as lh
 from layerhess.curvature import device as memory
 from layerhess.curvature.device import free_bytes, used_bytes
+from wide_network import CPU, GIB, wide
 from witness import refused
 
-CPU = torch.device("cpu")
 REPETITIONS = 200
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-
-
-def wide(batches: int = 2, n: int = 64) -> lh.Objective:
-    """A product's graph takes a few megabytes: one that stays behind at every product would be seen at once."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 4))
-    data = [(torch.randn(n, 16), torch.randint(0, 4, (n,))) for _ in range(batches)]
-    return lh.Objective(model, data, nn.CrossEntropyLoss())
 
 
 @pytest.fixture
@@ -176,9 +168,6 @@ def test_graphs_are_kept_while_a_share_of_the_free_memory_lasts(
 def test_free_memory_is_a_plausible_number() -> None:
     assert 1 << 20 < free_bytes(CPU) < 1 << 50
     assert 1 << 20 < used_bytes(CPU) < 1 << 50
-
-
-GIB = 1 << 30
 
 
 @pytest.mark.parametrize(

@@ -12,21 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import layerhess as lh
+from outputs_and_targets import CLASSES, Scaled, classes, numbers
 
 SIZES = (5, 1, 3)
-CLASSES = 4
 WEIGHTS = torch.tensor([0.5, 2.0, 1.25, 0.75], dtype=torch.float64)
-
-
-class Scaled(nn.Module):
-    """Its output is its input times one parameter, which is 1."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale
 
 
 class Example(NamedTuple):
@@ -34,17 +23,6 @@ class Example(NamedTuple):
 
     output: Tensor
     target: Tensor
-
-
-def numbers(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64)
-
-
-def classes(*shape: int, ignored: int | None = None) -> Tensor:
-    target = torch.randint(0, CLASSES, shape)
-    if ignored is not None:
-        target.view(-1)[[0, 2, 5, 6]] = ignored  # all of the batch of one, parts of the others
-    return target
 
 
 N = sum(SIZES)

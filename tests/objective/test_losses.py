@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_criteria import CLASSES, Scaled, classes, numbers
 from torch import Tensor, nn
 
 import layerhess as lh
 import zoo_models as nets
+from outputs_and_targets import CLASSES, Scaled, classes, numbers
 from witness import refused
 from zoo import grow
 

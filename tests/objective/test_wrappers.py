@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from test_objective import CE, X, Y, assert_same, mlp, product
 from torch import nn
 
 import layerhess as lh
+from tanh_network import CE, X, Y, assert_same, mlp, product
 from witness import untouched
 
 
@@ -70,8 +70,8 @@ def test_wrappers_are_taken_off_and_that_is_said(name: str) -> None:
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
 def test_distributed_data_parallel_is_taken_off(tmp_path: Path) -> None:
     """In a process of its own: a process group of gloo may hang when it is taken down."""
-    here = Path(__file__).parents[1]
-    paths = os.pathsep.join((str(here), str(here.parent)))
+    here = Path(__file__).parent
+    paths = os.pathsep.join((str(here), str(here.parents[0]), str(here.parents[1])))
     code = f"import test_wrappers; test_wrappers.take_distributed_off({str(tmp_path / 'store')!r})"
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -9,22 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_gram import assert_complete, problem, truth
-from test_licence import Changing
 from torch import Tensor, nn
 
 import layerhess as lh
 import zoo
 from commands import Capture, refusal, workplace
+from complete_spectra import CE, assert_complete, problem, truth
 from layerhess.analysis.paths import cost
 from layerhess.curvature.factors.work import Work
 from layerhess.linalg.eigen.process import Wanted
 from layerhess.linalg.eigen.row_sum import RowSum
 from layerhess.results.record import Analysis
+from piecewise_linear import Changing
 from witness import refused
-
-CE = nn.CrossEntropyLoss()
-
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
 

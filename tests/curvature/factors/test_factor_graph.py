@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 import pytest
 import torch
@@ -15,23 +13,10 @@ import layerhess as lh
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.factors.factor_graph import FactorGraph
 from layerhess.curvature.factors.output_hessian import output_directions
+from piecewise_linear import LICENSED, TRICKY, Branches
 from references import curvature, dense
 from zoo import BY_NAME, CASES, Case
-
-Blocks = Mapping[str, Sequence[str]]
-
-
-def built(case: Case) -> lh.Objective:
-    return curvature.with_output(case, case.build(torch.float64, 0)).objective()
-
-
-def schemes(objective: lh.Objective) -> Blocks:
-    """Every parameter, every module, and everything at once."""
-    names = list(objective.parameters)
-    modules: dict[str, list[str]] = {}
-    for name in names:
-        modules.setdefault(f"module {name.rpartition('.')[0]}", []).append(name)
-    return {**{name: [name] for name in names}, **modules, "everything": names}
+from zoo_blocks import TIED, Blocks, built, schemes
 
 
 def products(
@@ -58,10 +43,6 @@ def products(
     return flat, {key: (sums[key] / count).numpy() for key in good}, linear & good
 
 
-TIED = ("cnn-batchnorm-train", "cnn-batchnorm-train-tanh", "cnn-residual-train")  # items of a batch are not independent
-TOKENS_AS_ITEMS = ("transformer-tied-ignore",)
-
-
 @pytest.mark.parametrize("case", [c for c in CASES if c.name not in TIED], ids=str)
 def test_factor_products_are_those_of_dense_gauss_newton_blocks(case: Case) -> None:
     objective = built(case)
@@ -86,22 +67,6 @@ def test_where_the_output_is_called_linear_the_hessians_block_is_gauss_newtons(c
         assert np.linalg.norm(found[key] - expected) <= max(case.tolerance, case.inherent) * scale, key
 
 
-LICENSED = {  # parameter blocks, by hand: those after which everything is piecewise linear; None for all
-    "mlp-relu-ce": None,
-    "mlp-tanh-mse": {"4.weight", "4.bias"},
-    "cnn-batchnorm-eval": None,
-    "cnn-residual-eval": None,
-    "cnn-relu-wide": None,
-    "mlp-silu-nll-weights": set(),  # a log-softmax is part of the network
-    "tied-used-twice": {"head.weight", "head.bias"},
-    "lstm": {"head.weight", "head.bias"},
-    "partly-frozen": {"head.weight", "head.bias"},
-    "embedding-words": {"head.weight", "head.bias"},
-    "root-parameters": {"layer.weight", "layer.bias"},
-    "unused-branch": {"head.weight", "head.bias", "unused.weight", "unused.bias"},
-}
-
-
 @pytest.mark.parametrize("name", LICENSED)
 def test_the_blocks_in_which_a_network_is_piecewise_linear(name: str) -> None:
     objective = built(BY_NAME[name])
@@ -114,46 +79,6 @@ def test_the_blocks_in_which_a_network_is_piecewise_linear(name: str) -> None:
 
 
 # -- networks that look piecewise linear and are not -------------------------------------------------------------------
-
-
-class Branches(nn.Module):
-    """ReLU everywhere but for one branch or one product of activations."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.kind = kind
-        self.stem, self.left, self.right, self.head = nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.stem(x))
-        left, right = self.left(x), self.right(x)
-        if self.kind == "gelu branch":
-            return self.head(F.relu(left) + F.gelu(right))
-        if self.kind == "gate":
-            return self.head(F.relu(left) * right)
-        if self.kind == "twice":
-            return self.head(F.relu(self.left(F.relu(left))))
-        if self.kind == "quotient":
-            return self.head(F.relu(left) / (1.0 + F.relu(right)))
-        if self.kind == "in place":
-            return self.head(F.relu_(left.add_(right)))
-        if self.kind == "by hand":
-            return self.head(F.relu(x @ self.left.weight.T + self.left.bias + right))
-        if self.kind == "shifted weights":
-            return self.head(F.relu(F.linear(x, self.left.weight * 2.0, self.left.bias)))
-        return self.head(F.relu(left + right))
-
-
-TRICKY = {
-    "plain": {"stem", "left", "right", "head"},
-    "gelu branch": {"left", "head"},
-    "gate": {"left", "right", "head"},  # each factor is linear in its own weights; the stem is in both
-    "twice": {"stem", "head"},
-    "quotient": {"left", "head"},
-    "in place": {"stem", "left", "right", "head"},
-    "by hand": {"stem", "right", "head"},
-    "shifted weights": {"stem", "head"},
-}
 
 
 @pytest.mark.parametrize("kind", TRICKY)
