@@ -113,7 +113,7 @@ def survives(copy: Path, module: str, source: str, limit: float) -> bool:
     try:
         done = subprocess.run(
             [*command, str(path), *map(str, tests), str(copy / "layerhess" / room)], cwd=copy, timeout=limit,
-            env={**os.environ, **SURROUNDINGS, "PYTHONPATH": str(copy)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={**os.environ, **SURROUNDINGS, "PYTHONPATH": str(copy)}, capture_output=True,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return False

@@ -13,7 +13,12 @@ from layerhess.linalg.random_vectors import random_unit
 from references.spectra import Matrix
 
 N = 12
-WANTED = {"top": Wanted(top=3), "both ends": Wanted(top=2, bottom=2), "magnitude": Wanted(magnitude=4), "all": Wanted(N)}
+WANTED = {
+    "top": Wanted(top=3),
+    "both ends": Wanted(top=2, bottom=2),
+    "magnitude": Wanted(magnitude=4),
+    "all": Wanted(N),
+}
 # Rows: fewer than columns (held), as many, more (summed up); one row; dependent rows; zero rows.
 ROWS = {"few": 5, "one": 1, "as many": N, "more": 3 * N}
 
@@ -24,10 +29,14 @@ def draw(number: int) -> torch.Tensor:
 
 def rows_of(kind: str, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     rng = np.random.default_rng(len(kind))
-    return torch.from_numpy(rng.standard_normal((ROWS[kind], N)) * 10.0 ** rng.uniform(-1, 1, (ROWS[kind], 1))).to(dtype)
+    return torch.from_numpy(rng.standard_normal((ROWS[kind], N)) * 10.0 ** rng.uniform(-1, 1, (ROWS[kind], 1))).to(
+        dtype
+    )
 
 
-def decomposed(rows: torch.Tensor, signs: torch.Tensor, wanted: Wanted, piece: int = 4, by: float = 7.0) -> Decomposition:
+def decomposed(
+    rows: torch.Tensor, signs: torch.Tensor, wanted: Wanted, piece: int = 4, by: float = 7.0
+) -> Decomposition:
     summed = RowSum(N, rows.device)
     for start in range(0, len(rows), piece):
         summed.add(rows[start : start + piece], signs[start : start + piece])
