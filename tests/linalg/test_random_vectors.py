@@ -1,0 +1,84 @@
+"""Draws that depend on seed, name and number alone, and flat vectors that keep a block's order."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+from layerhess.errors import InputError
+from layerhess.linalg.random_vectors import check_flat, flatten, oriented, random_signs, random_unit, solver_device
+from layerhess.objective.blocks import Block, make_block
+
+PARTS = {
+    "a": torch.arange(6.0).view(2, 3),
+    "scale": torch.tensor(7.0),
+    "none": torch.zeros(0, 4),
+    "b": torch.tensor([8.0]),
+}
+BLOCK = make_block("both", PARTS)
+
+
+def test_unit_vectors_are_numpys_normal_numbers_normalised() -> None:
+    for seed, name, number in ((0, "fc", 0), (7, "fc", 3), (-1, "other", 0)):
+        own = np.random.default_rng([seed & 0xFFFFFFFF, zlib.crc32(name.encode()), number]).standard_normal(40)
+        found = random_unit(40, seed, name, number)
+        assert found.dtype == torch.float64
+        np.testing.assert_allclose(found, own / np.linalg.norm(own), rtol=1e-14)
+    assert random_unit(40, 0, "fc", 0, torch.device("cpu")).equal(random_unit(40, 0, "fc", 0))
+
+
+def test_signs_are_plus_and_minus_one_as_often_and_have_nothing_to_do_with_unit_vectors() -> None:
+    signs = random_signs(10_000, 0, "fc", 0)
+    assert signs.dtype == torch.float64 and set(signs.tolist()) == {-1.0, 1.0}
+    assert abs(float(signs.mean())) < 0.04
+    assert abs(float(signs @ random_unit(10_000, 0, "fc", 0))) < 4.0  # one standard deviation is 1
+    assert abs(float(signs @ random_signs(10_000, 0, "fc", 1))) < 400 and signs.equal(random_signs(10_000, 0, "fc", 0))
+    assert random_signs(5, 0, "fc", 0, torch.device("cpu")).device.type == "cpu"
+
+
+def test_flat_vectors_are_in_the_blocks_order_whatever_the_mappings() -> None:
+    assert BLOCK.numel == 8
+    flat = flatten(BLOCK, dict(reversed(PARTS.items())))
+    assert flat.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 8.0]
+    back = BLOCK.split(flat)
+    assert list(back) == list(PARTS) and all(back[name].equal(part) for name, part in PARTS.items())
+    rows = BLOCK.split(torch.stack([flat, 2.0 * flat, 3.0 * flat]))
+    assert [tuple(part.shape) for part in rows.values()] == [(3, 2, 3), (3,), (3, 0, 4), (3, 1)]
+    assert rows["a"][2].equal(3.0 * PARTS["a"]) and rows["scale"].tolist() == [7.0, 14.0, 21.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"c": torch.zeros(1)}, "names"), ({"b": None}, "names"), ({"a": torch.zeros(3, 2)}, r"\(3, 2\) for 'a'")],
+)
+def test_other_names_or_shapes_are_refused(changes: dict[str, torch.Tensor | None], words: str) -> None:
+    parts = {name: part for name, part in {**PARTS, **changes}.items() if part is not None}
+    with pytest.raises(InputError, match=words):
+        flatten(BLOCK, parts)
+
+
+def test_a_flat_vector_has_the_blocks_length() -> None:
+    vector = torch.zeros(8)
+    assert check_flat(BLOCK, vector) is vector
+    for wrong in (torch.zeros(7), torch.zeros(1, 8), [0.0] * 8):
+        with pytest.raises(InputError, match=r"flat tensor of shape \(8,\)"):
+            check_flat(BLOCK, wrong)  # type: ignore[arg-type]
+
+
+def test_the_largest_component_is_made_positive() -> None:
+    assert oriented(torch.tensor([1.0, -3.0, 2.0])).tolist() == [-1.0, 3.0, -2.0]
+    assert oriented(torch.tensor([-1.0, 3.0, 2.0])).tolist() == [-1.0, 3.0, 2.0]
+    assert oriented(torch.tensor([0.0, 0.0])).tolist() == [0.0, 0.0]
+
+
+def test_vectors_live_where_float64_does() -> None:
+    assert solver_device(torch.device("mps")).type == "cpu" and solver_device(torch.device("cuda", 1)).index == 1
+
+
+def test_a_scalar_and_an_empty_tensor_are_counted() -> None:
+    assert make_block("one", {"s": torch.tensor(1.0)}).numel == 1
+    assert make_block("none", {"e": torch.zeros(0)}).numel == 0
+    assert Block("x", ("s",), (torch.Size([]),), 1).split(torch.ones(1))["s"].shape == ()
