@@ -56,7 +56,7 @@ def advice(needed: float, kept: int, memory: Budget) -> str:
 
 
 @dataclass(frozen=True)
-class Pieces:
+class Microbatches:
     """How batches go through their passes.
 
     Attributes:
@@ -70,10 +70,10 @@ class Pieces:
     per_example: float = 0.0
 
 
-def pieces(
+def microbatches(
     objective: Objective, surveyed: Survey, make_graph: GraphMaker, blocks: Sequence[Block], memory: Budget,
     *, step: int, directions: int,
-) -> Pieces:  # fmt: skip
+) -> Microbatches:  # fmt: skip
     """What the budget allows (in session).
 
     What a graph holds on to is counted on the sample and taken as proportional to the number of examples.
@@ -84,23 +84,23 @@ def pieces(
     """
     size = batches.leading_size(surveyed.sample)
     if memory.limit is None or not size or not surveyed.examples:  # some batch cannot be cut
-        return Pieces()
+        return Microbatches()
     share = surveyed.examples / max(1, surveyed.largest)  # of the largest batch
     all_kept = (directions + 4) * step * share <= KEPT_SHARE * memory.limit
     if surely_fits(step, directions, memory) and (all_kept or not directions):
-        return Pieces()  # without factors nobody asks whether graphs are kept
+        return Microbatches()  # without factors nobody asks whether graphs are kept
     try:
         per_example = graph_bytes(objective, surveyed.sample, make_graph, blocks) / size
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        return Pieces()  # transforms of torch.func in the model or the loss do not let anybody see what is saved
+        return Microbatches()  # transforms of torch.func in the model or the loss do not let anybody see what is saved
     kept = per_example * surveyed.examples <= KEPT_SHARE * memory.limit
     whole = (PIECE_SHARE if memory.asked else UNCUT_SHARE) * memory.limit
     if per_example * surveyed.largest <= whole:
-        return Pieces(None, kept, per_example)
+        return Microbatches(None, kept, per_example)
     fits = max(1, int(PIECE_SHARE * memory.limit / max(per_example, 1.0)))
-    return Pieces(fits if fits < surveyed.largest else None, kept, per_example)
+    return Microbatches(fits if fits < surveyed.largest else None, kept, per_example)
 
 
 def step_bytes(objective: Objective, surveyed: Survey) -> int:

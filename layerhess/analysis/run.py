@@ -15,7 +15,7 @@ import torch
 from layerhess.analysis.arguments import Arguments
 from layerhess.analysis.estimates import Estimation
 from layerhess.analysis.forecast import forecast
-from layerhess.analysis.microbatches import Pieces, advice, default_budget, pieces, step_bytes
+from layerhess.analysis.microbatches import Microbatches, advice, default_budget, microbatches, step_bytes
 from layerhess.analysis.paths.factors import graph_maker, note_on_licence
 from layerhess.analysis.paths.gram import gram_processes, refuse_unlicensed
 from layerhess.analysis.progress import Progress
@@ -256,11 +256,11 @@ class Run:
             diagonals=data_pass.diagonals,
         )  # fmt: skip
 
-    def _cut(self, make: GraphMaker) -> tuple[Objective, Pieces]:
+    def _cut(self, make: GraphMaker) -> tuple[Objective, Microbatches]:
         """The objective, in pieces whose graphs fit the budget where batches do not; and how its passes go."""
         assert self.surveyed is not None and self.checked is not None
         directions = max((work.directions for work in self.checked.licence.works.values()), default=0)
-        found = pieces(
+        found = microbatches(
             self.objective, self.surveyed, make, list(self._operators().values()), self.memory, step=self.step,
             directions=directions,
         )  # fmt: skip
