@@ -22,7 +22,7 @@ from layerhess.analysis.progress import Progress
 from layerhess.analysis.result import Analysis
 from layerhess.analysis.sampling_errors import SamplingErrors, sampling_errors
 from layerhess.analysis.schedule import Schedule
-from layerhess.analysis.spectra import cost_of, mass, refused, unasked, verdict
+from layerhess.analysis.spectra import cost_of, mass, refused, spectrum_of, unasked
 from layerhess.analysis.tasks import Task, make_tasks
 from layerhess.checks import SelfCheck, check_awake, self_check
 from layerhess.checks.rounding import RoundingMeter
@@ -107,7 +107,7 @@ class Run:
             )
 
     def solve(self) -> None:
-        """All tasks in lockstep, and their verdicts while the model is still in session."""
+        """All tasks in lockstep, and their spectra while the model is still in session."""
         assert self.surveyed is not None and self.checked is not None
         names = list(self.objective.parameters) if self.arguments.full else self._covered()
         make = graph_maker(self.arguments.curvature, self.checked.licence)
@@ -153,7 +153,7 @@ class Run:
             except KeyboardInterrupt:
                 self.schedule.judge_unfinished()
                 self.partial = "interrupted"
-                self._verdicts()
+                self._spectra_now()
                 raise
             finally:
                 self._note(advice(data_pass.needed, data_pass.kept, self.memory))
@@ -162,7 +162,7 @@ class Run:
         self.partial = self.schedule.stopped
         if self.arguments.estimates.sampling and not self.partial:
             self._sample(names)
-        self._verdicts()
+        self._spectra_now()
         if meter.failure:
             self._note(
                 f"no copy of the model in another precision could be used ({meter.failure}), so rounding was assumed, "
@@ -187,7 +187,7 @@ class Run:
     def result(self) -> Analysis:
         """The analysis of what there is."""
         assert self.surveyed is not None and self.checked is not None
-        spectra = self._verdicts()
+        spectra = self._spectra_now()
         coupling, checks = self.estimation.overall(spectra) if self.estimation is not None else (None, [])
         full = spectra.pop(FULL, None)
         denominator = 1.0 if self.objective.evaluation.is_sum else self.surveyed.count
@@ -289,24 +289,24 @@ class Run:
         n = sum(self.objective.parameters[name].numel() for name in names)
         return lambda: random_unit(n, self.arguments.seed, "probe", 0, solver_device(self.objective.device))[None]
 
-    def _verdicts(self) -> dict[str, Spectrum]:
+    def _spectra_now(self) -> dict[str, Spectrum]:
         if self._spectra is None:
             assert self.checked is not None
             tasks = {task.name: task for task in self.schedule.tasks} if self.schedule is not None else {}
-            spectra = {name: self._verdict(name, block, tasks.get(name)) for name, block in self._operators().items()}
+            spectra = {name: self._spectrum(name, block, tasks.get(name)) for name, block in self._operators().items()}
             if self.estimation is not None:
                 spectra = self.estimation.attach(spectra, self.sampled)
             self._spectra = spectra
         return dict(self._spectra)
 
-    def _verdict(self, name: str, block: Block, task: Task | None) -> Spectrum:
+    def _spectrum(self, name: str, block: Block, task: Task | None) -> Spectrum:
         assert self.checked is not None
         operator = self.arguments.operator
         if name in self.checked.failed:
             return refused(block, self.objective, operator, self.checked.failed[name])
         if task is None:
             return unasked(block, self.objective, operator)
-        return verdict(task, self.objective, operator, self.wanted, self.arguments.tol)
+        return spectrum_of(task, self.objective, operator, self.wanted, self.arguments.tol)
 
     def _note(self, *sentences: str) -> None:
         for sentence in sentences:
