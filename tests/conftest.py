@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -28,3 +29,26 @@ def fixed_surroundings() -> Iterator[None]:
     random.seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def no_graph_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that every pass evaluates the loss."""
+    monkeypatch.setattr("layerhess.curvature.data_pass.used_bytes", _Growing())
+
+
+class _Growing:
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def __call__(self, device: torch.device) -> int:
+        self.bytes += 1 << 50
+        return self.bytes
+
+
+@pytest.fixture
+def ctrl_c_raises() -> Iterator[None]:
+    """Python's own meaning of Ctrl-C, which a test runner's worker processes may have switched off."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
