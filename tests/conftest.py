@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,14 +22,21 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "layerhess"))
 
 @pytest.fixture(autouse=True)
 def fixed_surroundings() -> Iterator[None]:
-    """One thread and seeded global generators for each test; the thread count is put back."""
-    threads = torch.get_num_threads()
+    """One thread and seeded global generators for each test.
+
+    The thread count is put back, and so is what libraries change in passing: Typer the hook for exceptions, torch's
+    compiler the environment.
+    """
+    threads, hook, environment = torch.get_num_threads(), sys.excepthook, dict(os.environ)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
     yield
     torch.set_num_threads(threads)
+    sys.excepthook = hook
+    for name in set(os.environ) - set(environment) - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
 
 
 @pytest.fixture
