@@ -13,6 +13,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+pytest.register_assert_rewrite("commands", "complete_spectra", "tanh_network", "witness")  # their assertions explain
+
 settings.register_profile(
     "layerhess", deadline=None, max_examples=20, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
