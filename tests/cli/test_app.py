@@ -198,6 +198,7 @@ def interrupted(here: Path, *arguments: str) -> tuple[int, str, str]:
     return process.returncode, out, "".join(said) + err
 
 
+@pytest.mark.usefixtures("ctrl_c_raises")  # the command inherits what Ctrl-C means
 def test_ctrl_c_leaves_a_partial_result_and_says_where(here: Path) -> None:
     code, out, err = interrupted(here, "--out", "run", "--tol", "1e-6", "--top", "3", "--bottom", "3")
     assert code == 130 and out == "" and "Traceback" not in err
