@@ -63,12 +63,19 @@ GOOD: dict[str, Any] = {
     "a loader": DataLoader(SET, 4), "by index": Indexed(), "a list with one tensor of several": [X, (X, Y)],
 }  # fmt: skip
 BAD: dict[str, tuple[Any, str]] = {
-    "a tensor": (X, "bare tensor"), "nothing": (None, "NoneType, not batches"), "a string": ("data.pt", "str, not batch"),
-    "bytes": (b"x", "bytes, not batch"), "an empty mapping": ({}, "empty mapping"), "an empty tuple": ((), "empty tuple"),
-    "a data set": (SET, "TensorDataset, which yields single examples"), "a number": (3, "int, which cannot be iterated"),
-    "a generator": (iter([(X, Y)]), "one-shot iterator"), "an empty list": ([], "empty list"),
-    "a list of tensors": ([X, Y], "list of 2 bare tensors is ambiguous"), "like an empty mapping": (Spread(), "empty map"),
-}  # fmt: skip
+    "a tensor": (X, "bare tensor"),
+    "nothing": (None, "NoneType, not batches"),
+    "a string": ("data.pt", "str, not batch"),
+    "bytes": (b"x", "bytes, not batch"),
+    "an empty mapping": ({}, "empty mapping"),
+    "an empty tuple": ((), "empty tuple"),
+    "a data set": (SET, "TensorDataset, which yields single examples"),
+    "a number": (3, "int, which cannot be iterated"),
+    "a generator": (iter([(X, Y)]), "one-shot iterator"),
+    "an empty list": ([], "empty list"),
+    "a list of tensors": ([X, Y], "list of 2 bare tensors is ambiguous"),
+    "like an empty mapping": (Spread(), "empty map"),
+}
 
 
 @pytest.mark.parametrize("any_batch", [False, True])
@@ -227,7 +234,9 @@ def test_examples_are_taken_by_slice_or_index() -> None:
     assert batches.take({"y": Y}, torch.tensor([7, 0]))["y"].tolist() == [7, 0]
 
 
-@pytest.mark.parametrize(("size", "kept"), [(1, [0]), (2, [0, 5]), (3, [0, 3, 6]), (4, [0, 2, 5, 7]), (10, list(range(10)))])
+@pytest.mark.parametrize(
+    ("size", "kept"), [(1, [0]), (2, [0, 5]), (3, [0, 3, 6]), (4, [0, 2, 5, 7]), (10, list(range(10)))]
+)
 def test_a_spread_is_even_over_the_batch(size: int, kept: list[int]) -> None:
     assert batches.spread_slice((X, Y), size)[1].tolist() == kept
 

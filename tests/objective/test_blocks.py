@@ -28,7 +28,7 @@ class Tied(nn.Module):
 MODEL = Tied()
 TRAINED = {name: p for name, p in MODEL.named_parameters() if p.requires_grad}
 FROZEN = [name for name, p in MODEL.named_parameters() if not p.requires_grad]
-UP, DEEP = ["body.up.weight", "body.up.bias"], ["body.deep.0.weight", "body.deep.0.bias"]
+UP, DEEP, TABLE = ["body.up.weight", "body.up.bias"], ["body.deep.0.weight", "body.deep.0.bias"], ["table.weight"]
 
 
 def cut(scheme: Any) -> Partition:
@@ -40,8 +40,8 @@ SCHEMES: dict[str, tuple[Any, dict[str, list[str]]]] = {
     "weight": ("weight", {n: [n] for n in ("none", "body.up.weight", "body.deep.0.weight", "table.weight")}),
     "module": ("module", {"(root)": ["scale", "none"], "body.up": UP, "body.deep.0": DEEP, "table": ["table.weight"]}),
     "depth:1": ("depth:1", {"(root)": ["scale", "none"], "body": [*UP, *DEEP], "table": ["table.weight"]}),
-    "depth:2": ("depth:2", {"(root)": ["scale", "none"], "body.up": UP, "body.deep": DEEP, "table": ["table.weight"]}),
-    "depth:3": ("depth:3", {"(root)": ["scale", "none"], "body.up": UP, "body.deep.0": DEEP, "table": ["table.weight"]}),
+    "depth:2": ("depth:2", {"(root)": ["scale", "none"], "body.up": UP, "body.deep": DEEP, "table": TABLE}),
+    "depth:3": ("depth:3", {"(root)": ["scale", "none"], "body.up": UP, "body.deep.0": DEEP, "table": TABLE}),
     "a pattern": ({"b": "body.*"}, {"b": [*UP, *DEEP]}),
     "patterns": ({"b": ["*.bias", "scale"], "w": "*.weight"}, {
         "b": ["scale", UP[1], DEEP[1]], "w": [UP[0], DEEP[0], "table.weight"]}),
@@ -110,4 +110,9 @@ def test_flat_vectors_are_cut_into_views_of_the_parameters_shapes() -> None:
     parts["v"][0] = -1.0
     assert flat[7] == -1.0
     rows = block.split(torch.stack([flat, 2 * flat]))
-    assert {name: tuple(part.shape) for name, part in rows.items()} == {"s": (2,), "m": (2, 2, 3), "e": (2, 0), "v": (2, 2)}
+    assert {name: tuple(part.shape) for name, part in rows.items()} == {
+        "s": (2,),
+        "m": (2, 2, 3),
+        "e": (2, 0),
+        "v": (2, 2),
+    }
