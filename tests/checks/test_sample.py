@@ -238,8 +238,8 @@ class Nothing:
 
 @pytest.mark.parametrize(
     ("spoil", "words"),
-    [("batch", "batch 1, the batch itself holds"), ("weight", "batch 0, the weight 'w' holds"), ("loss", "first seen in the loss"),
-     ("module", "first seen in the output of module 'inner'")],
+    [("batch", "batch 1, the batch itself holds"), ("weight", "batch 0, the weight 'w' holds"),
+     ("loss", "first seen in the loss"), ("module", "first seen in the output of module 'inner'")],
 )  # fmt: skip
 def test_a_loss_that_is_not_finite_is_traced_back(spoil: str, words: str) -> None:
     model: Any = Weighed()
