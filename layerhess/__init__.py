@@ -2,10 +2,9 @@
 
 from layerhess.analysis.analyze import analyze
 from layerhess.analysis.eigsh import Eigenpairs, eigsh
+from layerhess.analysis.operators import EmpiricalFisher, GaussNewton, Hessian
+from layerhess.analysis.result import Analysis, load
 from layerhess.analysis.stochastic import coupling, density, diagonal, trace
-from layerhess.curvature.fisher import EmpiricalFisher
-from layerhess.curvature.gauss_newton import GaussNewton
-from layerhess.curvature.hessian import Hessian
 from layerhess.errors import CheckError, InputError, LayerhessWarning
 from layerhess.linalg.stochastic.coupling import Coupling
 from layerhess.linalg.stochastic.density import Density
@@ -13,8 +12,8 @@ from layerhess.linalg.stochastic.diagonal import Diagonal
 from layerhess.linalg.stochastic.trace import Trace
 from layerhess.objective.losses import batch_loss
 from layerhess.objective.objective import Objective
-from layerhess.results.record import Analysis, Check, Counts, Spectrum
-from layerhess.results.store import load
+from layerhess.results.record import Check, Counts
+from layerhess.results.spectrum import Spectrum
 
 __version__ = "0.1.0"
 

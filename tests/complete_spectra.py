@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import layerhess as lh
 import zoo
-from layerhess.results.record import Spectrum
+from layerhess.results.spectrum import Spectrum
 from references import dense
 
 CE = nn.CrossEntropyLoss()

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from layerhess.results.record import FULL_NAME, Analysis, Check, Counts, Spectrum
+from layerhess.analysis.result import Analysis
+from layerhess.results.record import Check, Counts
+from layerhess.results.spectrum import FULL_NAME, Spectrum
 
 LAYERS = {
     "stem.weight": (8, 1, 3, 3),

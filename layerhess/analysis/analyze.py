@@ -8,12 +8,12 @@ from typing import Any
 
 from layerhess.analysis.arguments import check_arguments
 from layerhess.analysis.progress import Progress
+from layerhess.analysis.result import Analysis
 from layerhess.analysis.run import Run
 from layerhess.objective.blocks import Scheme, partition
 from layerhess.objective.interrupts import deferred_interrupts
 from layerhess.objective.objective import Objective
 from layerhess.objective.snapshot import preserved_random_state
-from layerhess.results.record import Analysis
 
 
 def analyze(

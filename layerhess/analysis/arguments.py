@@ -9,13 +9,14 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from layerhess.analysis.estimate_options import EstimateOptions, estimate_options
 from layerhess.analysis.paths import PATHS
 from layerhess.analysis.paths.exact import METHODS
-from layerhess.analysis.wishes import EstimateOptions, wishes
-from layerhess.curvature.device import Budget, budget
+from layerhess.curvature.device import memory_limit
 from layerhess.curvature.matrices import CURVATURE_MATRICES, CurvatureMatrix
 from layerhess.errors import InputError, checked_integer
 from layerhess.objective.objective import Objective
+from layerhess.results.store import check_writable
 
 OPERATORS = tuple(CURVATURE_MATRICES)
 
@@ -35,8 +36,8 @@ class Arguments:
     time_limit: float | None
     method: str
     path: str
-    memory: Budget
-    wishes: EstimateOptions
+    memory: int | None
+    estimates: EstimateOptions
 
     @property
     def curvature(self) -> CurvatureMatrix:
@@ -62,9 +63,9 @@ class Arguments:
             "time_limit": self.time_limit,
             "method": self.method,
             "path": self.path,
-            "memory": self.memory.limit,
+            "memory": self.memory,
             "skip_failed": skip_failed,
-            **self.wishes.settings(),
+            **self.estimates.settings(),
             "loss": objective.evaluation.name,
             "mode": objective.mode,
             "batch_size": objective.batch_size,
@@ -107,7 +108,7 @@ def check_arguments(
             where="analyze",
             what_to_do="write lh.analyze(lh.Objective(model, data, loss))",
         )
-    asked = wishes(trace=trace, diagonal=diagonal, density=density, coupling=coupling, sampling=sampling)
+    asked = estimate_options(trace=trace, diagonal=diagonal, density=density, coupling=coupling, sampling=sampling)
     if resume:
         raise InputError("resume is not available yet", where="resume=True", what_to_do="leave resume out")
     if operator not in OPERATORS:
@@ -161,8 +162,6 @@ def check_arguments(
         )
     folder = None
     if out is not None:
-        from layerhess.results.store import check_writable
-
         folder = Path(out)
         check_writable(folder)
     limit = None if time_limit is None else float(time_limit)
@@ -178,7 +177,7 @@ def check_arguments(
         limit,
         method,
         path,
-        budget(memory),
+        memory_limit(memory),
         asked,
     )
 

@@ -12,21 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from layerhess.analysis.estimate_options import EstimateOptions
 from layerhess.analysis.probing.block_samples import Known, room_for, shaped
 from layerhess.analysis.probing.density_start import DensityEstimator
 from layerhess.analysis.probing.shared_probes import SharedProbes
 from layerhess.analysis.sampling_errors import SamplingErrors
 from layerhess.analysis.schedule import Estimator
 from layerhess.analysis.tasks import Task
-from layerhess.analysis.wishes import EstimateOptions
 from layerhess.curvature.data_pass import FULL, Request
-from layerhess.curvature.device import Budget
+from layerhess.curvature.device import Budget, solver_device
 from layerhess.linalg.bounds import unit_rounding
 from layerhess.linalg.eigen.dense import Dense
 from layerhess.linalg.eigen.gram import Gram
 from layerhess.linalg.eigen.lanczos import Lanczos
 from layerhess.linalg.estimates import CouplingEstimate, TraceEstimate
-from layerhess.linalg.random_vectors import random_signs, random_unit, solver_device
+from layerhess.linalg.random_vectors import random_signs, random_unit
 from layerhess.linalg.stochastic.deflation import Deflation
 from layerhess.linalg.stochastic.density import Density, StochasticLanczos, check_moments, exact_density
 from layerhess.linalg.stochastic.diagonal import Diagonal
@@ -35,7 +35,8 @@ from layerhess.linalg.stochastic.methods import diagonal_process, trace_process
 from layerhess.linalg.stochastic.rounding import coarser
 from layerhess.linalg.stochastic.trace import Trace, rounded
 from layerhess.objective.blocks import Block
-from layerhess.results.record import Check, Spectrum
+from layerhess.results.record import Check
+from layerhess.results.spectrum import Spectrum
 
 REST = "(rest)"
 MOST_COLUMNS = 4096
@@ -69,7 +70,7 @@ class Estimation:
     """The estimators of one analysis, and their results.
 
     Args:
-        wishes: what is asked for. blocks: those to estimate, in model order. full: the block of all parameters that
+        options: what is asked for. blocks: those to estimate, in model order. full: the block of all parameters that
             take part. whole: also estimate the full model. seed: of the probes. device: of the model.
         tasks: of the eigenvalue solvers. eps, length: of the products' rounding, see
             :func:`layerhess.linalg.bounds.unit_rounding`. memory: the budget. diagonals: block name -> exact diagonal,
@@ -79,17 +80,17 @@ class Estimation:
         notes: sentences for the reader. estimators: of the schedule.
     """
 
-    wishes: EstimateOptions
+    options: EstimateOptions
     blocks: Mapping[str, Block]
     full: Block
     rest: Block | None
     whole: bool
     seed: int
     device: torch.device
+    memory: Budget
     tasks: Sequence[Task] = ()
     eps: float = 0.0
     length: float = 1.0
-    memory: Budget = Budget()  # noqa: RUF009  (frozen)
     diagonals: Callable[[Mapping[str, Block]], Mapping[str, Tensor]] = lambda blocks: {}
     estimators: list[Estimator] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -102,16 +103,16 @@ class Estimation:
     def __post_init__(self) -> None:
         self.dense = {task.name for task in self.tasks if isinstance(task.process, (Dense, Gram))}
         self.device = solver_device(self.device)
-        trace, diagonal = self.wishes.trace, self.wishes.diagonal
+        trace, diagonal = self.options.trace, self.options.diagonal
         if trace is not None and trace.method not in SHARED_METHODS:
             self._traces = self._alone("trace", trace)
             trace = None
         if diagonal is not None and diagonal.method not in SHARED_METHODS:
             self._diagonals = self._alone("diagonal", diagonal)
             diagonal = None
-        if self.wishes.density is not None:
-            self._plan_densities(self.wishes.density, shared=trace is not None or diagonal is not None)
-        if trace or diagonal or self.wishes.coupling:
+        if self.options.density is not None:
+            self._plan_densities(self.options.density, shared=trace is not None or diagonal is not None)
+        if trace or diagonal or self.options.coupling:
             self._shared = self._plan_probing(trace, diagonal)
             self.estimators.append(self._shared)
 
@@ -126,9 +127,9 @@ class Estimation:
         Args:
             shared: traces or diagonals by shared probes are wanted too, which take what the densities begin with.
         """
-        coupling = self.wishes.coupling
+        coupling = self.options.coupling
         coupled = self.blocks if coupling is not None else {}
-        room = room_for(self.full.numel, self.device, self.memory, most=MOST_COLUMNS)
+        room = room_for(self.full.numel, self.memory, most=MOST_COLUMNS)
         left = room  # whole columns in the first pass; those that do not fit are made later
         for name, block in self._operators().items():
             if name in self.dense:
@@ -182,12 +183,12 @@ class Estimation:
             known=self._known,
             trace=trace,
             diagonal=diagonal,
-            coupling=self.wishes.coupling,
+            coupling=self.options.coupling,
             whole=self.whole,
             coupled=list(self.blocks),
             seed=self.seed,
             device=self.device,
-            room=room_for(self.full.numel, self.device, self.memory),
+            room=room_for(self.full.numel, self.memory),
             starts=self._density_estimators,
         )
 
@@ -199,7 +200,7 @@ class Estimation:
             return None
         known = {task.name: _known(task) for task in self.tasks}
         joint = self._shared
-        asked = [] if joint is None else [wish.method for wish in (joint.trace, joint.diagonal) if wish is not None]
+        asked = [] if joint is None else [goal.method for goal in (joint.trace, joint.diagonal) if goal is not None]
         if asked and all(method == "auto" for method in asked):
             open_ones = {name: block for name, block in self.blocks.items() if not known.get(name, Known()).exact}
             for name, diagonal in self.diagonals(open_ones).items():
@@ -221,7 +222,7 @@ class Estimation:
 
     def traced(self) -> dict[str, Block]:
         """The operators whose trace is asked for."""
-        return self._operators() if self.wishes.trace is not None else {}
+        return self._operators() if self.options.trace is not None else {}
 
     def attach(self, spectra: dict[str, Spectrum], sampled: SamplingErrors) -> dict[str, Spectrum]:
         """The spectra with their estimates and sampling errors; refused blocks have none."""
@@ -270,7 +271,7 @@ class Estimation:
 
     def _coupling(self, spectra: Mapping[str, Spectrum]) -> CouplingEstimate | None:
         """The table of couplings, with the distances between densities where those were asked for."""
-        if self._shared is None or self.wishes.coupling is None:
+        if self._shared is None or self.options.coupling is None:
             return None
         found = self._shared.coupling_of()
         densities = [spectra[name].density for name in self.blocks if name in spectra]
@@ -285,7 +286,7 @@ class Estimation:
         return None if found is None else rounded(found, self._relative(name))
 
     def _found_trace(self, name: str) -> TraceEstimate | None:
-        options = self.wishes.trace
+        options = self.options.trace
         if options is None:
             return None
         if name in self._traces:
@@ -311,7 +312,7 @@ class Estimation:
         return dataclasses.replace(found, rounding=found.rounding * coarser(self._relative(name)))
 
     def _found_diagonal(self, name: str) -> Any:
-        options = self.wishes.diagonal
+        options = self.options.diagonal
         if options is None:
             return None
         block = self._operators()[name]
@@ -331,7 +332,7 @@ class Estimation:
         return None
 
     def _density(self, name: str, spectrum: Spectrum) -> Any:
-        options = self.wishes.density
+        options = self.options.density
         if options is None:
             return None
         if spectrum.spectrum is not None:

@@ -39,8 +39,8 @@ def forecast(
     wanted = Wanted(top=arguments.top, bottom=arguments.bottom)
     expected = {name: expected_products(block.numel, wanted) for name, block in operators.items()}
     sampled = [b.numel for name, b in operators.items() if name != FULL and not goes_dense(b.numel, wanted)]
-    products = sum(expected.values()) + arguments.wishes.expected_products(sampled, arguments.full)
-    passes = max(expected.values()) + arguments.wishes.expected_passes
+    products = sum(expected.values()) + arguments.estimates.expected_products(sampled, arguments.full)
+    passes = max(expected.values()) + arguments.estimates.expected_passes
     base = per_product * products + saved * scaled
     remade = saved * scaled * passes
     fixed = seconds["checks"]

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from layerhess.checks.survey import Survey
 from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.counters import Counters
-from layerhess.curvature.device import KEPT_SHARE, PIECE_SHARE, Budget, free_bytes, is_out_of_memory, storages
+from layerhess.curvature.device import KEPT_SHARE, PIECE_SHARE, Budget, is_out_of_memory, storages
 from layerhess.objective import batches
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
@@ -24,15 +23,15 @@ STEPS = 2.5  # or as many times a training step's, where that is more: who can t
 UNCUT_SHARE = 0.3  # of the default, up to which the graph of a batch stays whole
 
 
-def default_budget(step: int, device: torch.device) -> Budget:
+def default_budget(step: int, free: Budget) -> Budget:
     """What graphs and factors take where nobody says: a few training steps' memory, and never more than is free.
 
     Those of many batches could fill any machine. Solvers' vectors are what the question asks for, and not meant here.
 
     Args:
-        step: bytes of a training step, see :func:`step_bytes`.
+        step: bytes of a training step, see :func:`step_bytes`. free: what there is.
     """
-    return Budget(min(free_bytes(device), max(USUAL, int(STEPS * step))), asked=False)
+    return Budget(free.free, min(free.free, max(USUAL, int(STEPS * step))), asked=False)
 
 
 def surely_fits(step: int, directions: int, memory: Budget) -> bool:
@@ -40,14 +39,14 @@ def surely_fits(step: int, directions: int, memory: Budget) -> bool:
     return not memory.asked and memory.limit is not None and (directions + 4) * step <= UNCUT_SHARE * memory.limit
 
 
-def advice(needed: float, kept: int, memory: Budget, device: torch.device) -> str:
+def advice(needed: float, kept: int, memory: Budget) -> str:
     """A sentence for who could have been served faster by more memory than the default; else empty.
 
     Args:
         needed: bytes to keep every batch's graph between passes, 0 where they are kept. kept: graphs.
     """
     more = math.ceil(1.1 * needed / KEPT_SHARE / 2**30) if KEPT_SHARE else 0
-    if memory.asked or not more or more << 30 > free_bytes(device):
+    if memory.asked or not more or more << 30 > memory.free:
         return ""
     held = f"{kept} of the batches' graphs" if kept else "no batch's graph"
     return (
@@ -57,7 +56,7 @@ def advice(needed: float, kept: int, memory: Budget, device: torch.device) -> st
 
 
 @dataclass(frozen=True)
-class Pieces:
+class Microbatches:
     """How batches go through their passes.
 
     Attributes:
@@ -71,10 +70,10 @@ class Pieces:
     per_example: float = 0.0
 
 
-def pieces(
+def microbatches(
     objective: Objective, surveyed: Survey, make_graph: GraphMaker, blocks: Sequence[Block], memory: Budget,
     *, step: int, directions: int,
-) -> Pieces:  # fmt: skip
+) -> Microbatches:  # fmt: skip
     """What the budget allows (in session).
 
     What a graph holds on to is counted on the sample and taken as proportional to the number of examples.
@@ -85,23 +84,23 @@ def pieces(
     """
     size = batches.leading_size(surveyed.sample)
     if memory.limit is None or not size or not surveyed.examples:  # some batch cannot be cut
-        return Pieces()
+        return Microbatches()
     share = surveyed.examples / max(1, surveyed.largest)  # of the largest batch
     all_kept = (directions + 4) * step * share <= KEPT_SHARE * memory.limit
     if surely_fits(step, directions, memory) and (all_kept or not directions):
-        return Pieces()  # without factors nobody asks whether graphs are kept
+        return Microbatches()  # without factors nobody asks whether graphs are kept
     try:
         per_example = graph_bytes(objective, surveyed.sample, make_graph, blocks) / size
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        return Pieces()  # transforms of torch.func in the model or the loss do not let anybody see what is saved
+        return Microbatches()  # transforms of torch.func in the model or the loss do not let anybody see what is saved
     kept = per_example * surveyed.examples <= KEPT_SHARE * memory.limit
     whole = (PIECE_SHARE if memory.asked else UNCUT_SHARE) * memory.limit
     if per_example * surveyed.largest <= whole:
-        return Pieces(None, kept, per_example)
+        return Microbatches(None, kept, per_example)
     fits = max(1, int(PIECE_SHARE * memory.limit / max(per_example, 1.0)))
-    return Pieces(fits if fits < surveyed.largest else None, kept, per_example)
+    return Microbatches(fits if fits < surveyed.largest else None, kept, per_example)
 
 
 def step_bytes(objective: Objective, surveyed: Survey) -> int:

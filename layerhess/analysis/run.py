@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import math
-import time
+import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,17 +15,15 @@ import torch
 from layerhess.analysis.arguments import Arguments
 from layerhess.analysis.estimates import Estimation
 from layerhess.analysis.forecast import forecast
-from layerhess.analysis.microbatches import Pieces, advice, default_budget, pieces, step_bytes
-from layerhess.analysis.paths.exact import ROOM_FOR_GUIDES, basis_limit
+from layerhess.analysis.microbatches import Microbatches, advice, default_budget, microbatches, step_bytes
 from layerhess.analysis.paths.factors import graph_maker, note_on_licence
 from layerhess.analysis.paths.gram import gram_processes, refuse_unlicensed
-from layerhess.analysis.paths.part import PART_SHARE, Part, part_of
 from layerhess.analysis.progress import Progress
+from layerhess.analysis.result import Analysis
 from layerhess.analysis.sampling_errors import SamplingErrors, sampling_errors
 from layerhess.analysis.schedule import Schedule
 from layerhess.analysis.spectra import cost_of, mass, refused, unasked, verdict
 from layerhess.analysis.tasks import Task, make_tasks
-from layerhess.analysis.versions import versions
 from layerhess.checks import SelfCheck, check_awake, self_check
 from layerhess.checks.rounding import RoundingMeter
 from layerhess.checks.survey import Survey, survey
@@ -31,14 +31,15 @@ from layerhess.checks.suspects import refuse_failed
 from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass
-from layerhess.curvature.device import KEPT_SHARE
+from layerhess.curvature.device import KEPT_SHARE, budget, solver_device
 from layerhess.errors import InputError
 from layerhess.linalg.eigen.process import Wanted
-from layerhess.linalg.random_vectors import random_unit, solver_device
+from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective.blocks import Block, Partition, Scheme, make_block
 from layerhess.objective.objective import Objective
 from layerhess.objective.snapshot import preserved_random_state
-from layerhess.results.record import Analysis, Check, Spectrum
+from layerhess.results.record import Check
+from layerhess.results.spectrum import Spectrum
 
 
 class Run:
@@ -53,7 +54,6 @@ class Run:
         progress: Progress | None,
         skip_failed: bool,
     ) -> None:
-        self.started = time.perf_counter()
         self.objective = objective
         self.divided = divided
         self.arguments = arguments
@@ -63,9 +63,12 @@ class Run:
         self.full_block = make_block(FULL, objective.parameters)
         self.wanted = Wanted(top=arguments.top, bottom=arguments.bottom)
         self.counters = Counters()
+        self.started = self.counters.clock()
         self.notes: list[str] = []
         self.checkpoint: Any = lambda: None
-        self.memory = arguments.memory  # for graphs and factors
+        self.free = budget(objective.device)
+        self.vectors = replace(self.free, limit=arguments.memory)  # what solvers and estimators may hold
+        self.memory = self.vectors  # what graphs and factors may
         self.step = 0  # bytes of a training step
         self.surveyed: Survey | None = None
         self.checked: SelfCheck | None = None
@@ -85,11 +88,11 @@ class Run:
             self.surveyed = survey(self.objective, self.counters, self.checkpoint)
             if self.memory.limit is None:
                 self.step = step_bytes(self.objective, self.surveyed)
-                self.memory = default_budget(self.step, self.objective.device)
+                self.memory = default_budget(self.step, self.free)
         with self.counters.during("checks"):
             self.checked = self_check(
                 self.objective, self.surveyed, self._operators(), self.full_block, self.arguments.seed, self.counters,
-                self.arguments.curvature, factors=self.arguments.path != "exact",
+                self.arguments.curvature, self.free, factors=self.arguments.path != "exact",
             )  # fmt: skip
         self._note(*self.checked.notes, *self.checked.concerns)
         self._refuse(self.checked.failed)
@@ -109,25 +112,23 @@ class Run:
         names = list(self.objective.parameters) if self.arguments.full else self._covered()
         make = graph_maker(self.arguments.curvature, self.checked.licence)
         objective, found = self._cut(make)
-        part = self._part(found, make, names)
         data_pass = DataPass(
             objective, names, self.counters, checkpoint=self.checkpoint, make_graph=make, time_unit=True,
-            memory=self.memory, keep=KEPT_SHARE - (PART_SHARE if part is not None else 0.0),
+            keep=KEPT_SHARE * self.memory.room,
         )  # fmt: skip
         data_pass.expected = (self.surveyed.loss_sum, self.surveyed.count)
         coarsest = self.checked.trace.coarsest
         meter = RoundingMeter(self.objective, self.surveyed.measured, coarsest, self.counters, make, self.memory)
         ready = gram_processes(
             data_pass, self._operators(), self.checked, self.wanted, path=self.arguments.path, seed=self.arguments.seed,
-            method=self.arguments.method, tol=self.arguments.tol, memory=self.arguments.memory,
+            method=self.arguments.method, tol=self.arguments.tol, memory=self.vectors,
             examples=self.surveyed.examples, kept=found.kept,
         )  # fmt: skip
         tasks = make_tasks(
             self._operators(), self.checked, self.wanted, tol=self.arguments.tol, seed=self.arguments.seed, ready=ready,
-            method=self.arguments.method, device=self.objective.device, memory=self.arguments.memory,
-            kept=found.kept, part=part,
+            method=self.arguments.method, device=self.objective.device, memory=self.vectors,
+            kept=found.kept,
         )  # fmt: skip
-        self._note(part.note if part is not None else "")
         self.estimation = self._estimation(tasks, torch.finfo(coarsest).eps, data_pass)
         self._note(*self.estimation.notes)
         self.schedule = Schedule(
@@ -155,13 +156,11 @@ class Run:
                 self._verdicts()
                 raise
             finally:
-                self._note(advice(data_pass.needed, data_pass.kept, self.memory, self.objective.device))
+                self._note(advice(data_pass.needed, data_pass.kept, self.memory))
                 data_pass.release()
-                if part is not None:
-                    part.release()
                 self.gradient_norm = data_pass.gradient_norm
         self.partial = self.schedule.stopped
-        if self.arguments.wishes.sampling and not self.partial:
+        if self.arguments.estimates.sampling and not self.partial:
             self._sample(names)
         self._verdicts()
         if meter.failure:
@@ -250,18 +249,18 @@ class Run:
         taken = {name for block in blocks.values() for name in block.parameters}
         parameters = self.objective.parameters
         return Estimation(
-            self.arguments.wishes, blocks=blocks, whole=whole, seed=self.arguments.seed, device=self.objective.device,
-            full=make_block(FULL, {n: p for n, p in parameters.items() if whole or n in taken}),
-            rest=make_block("(rest)", {n: p for n, p in parameters.items() if n not in taken}),
-            tasks=tasks, eps=eps, length=self.surveyed.longest, memory=self.arguments.memory,
+            self.arguments.estimates, blocks=blocks, whole=whole, seed=self.arguments.seed,
+            device=self.objective.device, full=make_block(FULL, {n: p for n, p in parameters.items() if whole or n in
+            taken}), rest=make_block("(rest)", {n: p for n, p in parameters.items() if n not in taken}),
+            tasks=tasks, eps=eps, length=self.surveyed.longest, memory=self.vectors,
             diagonals=data_pass.diagonals,
         )  # fmt: skip
 
-    def _cut(self, make: GraphMaker) -> tuple[Objective, Pieces]:
+    def _cut(self, make: GraphMaker) -> tuple[Objective, Microbatches]:
         """The objective, in pieces whose graphs fit the budget where batches do not; and how its passes go."""
         assert self.surveyed is not None and self.checked is not None
         directions = max((work.directions for work in self.checked.licence.works.values()), default=0)
-        found = pieces(
+        found = microbatches(
             self.objective, self.surveyed, make, list(self._operators().values()), self.memory, step=self.step,
             directions=directions,
         )  # fmt: skip
@@ -269,22 +268,6 @@ class Run:
             return self.objective, found
         self._note(f"memory: batches are cut into pieces of {found.size} examples to stay within the budget")
         return self.objective.resized(found.size), found
-
-    def _part(self, found: Pieces, make: GraphMaker, names: list[str]) -> Part | None:
-        """What guides the solvers where factors are made anew in every pass.
-
-        For the largest eigenvalue alone: searches for more of them do with two passes less, but their vectors cost what
-        that saves, and the other end gains nothing.
-        """
-        assert self.surveyed is not None and self.checked is not None
-        if found.kept or self.checked.uncut or not self.checked.licence.blocks:
-            return None
-        if self.wanted != Wanted(top=1) or self.arguments.method != "lanczos":
-            return None
-        numel = sum(block.numel for block in self._operators().values())
-        if basis_limit(numel, self.wanted, self.objective.device, self.arguments.memory) < ROOM_FOR_GUIDES:
-            return None
-        return part_of(self.objective, self.surveyed, names, found, make, self.memory, self.counters, self.checkpoint)
 
     def _sample(self, names: list[str]) -> None:
         assert self.surveyed and self.checked and self.schedule and self.estimation
@@ -331,3 +314,14 @@ class Run:
                 self.notes.append(sentence)
                 if self.progress is not None:
                     self.progress.note(sentence)
+
+
+def versions() -> dict[str, str]:
+    """Package -> version, for the result."""
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in ("layerhess", "numpy", "scipy"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -7,7 +7,7 @@ change with others.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,26 +19,23 @@ from layerhess.checks.survey import Survey
 from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
-from layerhess.curvature.device import KEPT_SHARE, free_bytes, used_bytes
-from layerhess.curvature.factors.factor_graph import FactorGraph
+from layerhess.curvature.device import is_out_of_memory, solver_device
 from layerhess.curvature.factors.mixed_graph import MixedGraphs
-from layerhess.curvature.grouped_forms import GroupedForms, has_forms
-from layerhess.curvature.hessian_graph import HessianGraph
+from layerhess.curvature.totals import Totals, add_up
 from layerhess.linalg.estimates import Floats
-from layerhess.linalg.random_vectors import random_signs, solver_device
+from layerhess.linalg.random_vectors import random_signs
 from layerhess.objective import batches
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
 
 GROUPS = 16  # wanted: the standard error of a standard error from g groups is 1 / sqrt(2 g) of it
-THIRD = (
-    5.0  # times the memory of a gradient's graph: what its third derivative takes at most (3.6 and 4.6 were measured)
-)
 FEWEST = 4  # below this nothing is said
 PROBES = 8  # for the traces; what the probes themselves contribute is taken out
 
 EXACT = 32  # parameters up to which a block's trace is taken whole, group by group
 PROBES_KEY = "(sampling)"
+COUNT, FORM, TRACE = "count", "form", "trace"  # kinds of sums
+NO_FACTORS = "a batch has no factors for it"
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ def sampling_errors(
     plan = make_graph if isinstance(make_graph, MixedGraphs) else MixedGraphs({}, make_graph, linear=True)
     requests = {name: Request(block, vectors, quadratic=(block,)) for name, (block, vectors, _) in pairs.items()}
     blocks = {name: block for name, block in traced.items() if name != FULL}
-    exact = _exact_traces(objective, grouped, blocks, plan, counters, checkpoint)
+    forms, exact = _from_factors(objective, grouped, requests, blocks, plan, counters, checkpoint)
     whole = {member for name in exact for member in blocks[name].parameters}.issuperset(full.parameters)
     small = {name: block for name, block in blocks.items() if block.numel <= EXACT and name not in exact}
     for name, block in small.items():  # an orthonormal basis that begins with the eigenvectors serves both
@@ -111,10 +108,6 @@ def sampling_errors(
     if probed:
         rows = _probes(blocks, pairs, full, seed, solver_device(objective.device))
         requests[PROBES_KEY] = Request(full, rows, quadratic=(*blocks.values(), full))
-    forms: dict[str, Floats] = {}  # (groups, vectors, blocks)
-    if grouped is not objective and plan.exact is HessianGraph:
-        alone = {key: request for key, request in requests.items() if key != PROBES_KEY}
-        forms = _at_once(objective, grouped, alone, plan, counters, checkpoint)
     if left := {key: request for key, request in requests.items() if key not in forms}:
         data_pass = DataPass(
             grouped, list(full.parameters), counters, keep=0.0, checkpoint=checkpoint, make_graph=make_graph
@@ -152,115 +145,63 @@ def sampling_errors(
 
 def _counts(grouped: Objective, counters: Counters, checkpoint: Callable[[], None]) -> Floats:
     """(G,) what the losses of every piece are divided by, where nothing else is asked of the pieces."""
-    found = []
-    for batch in grouped.batches():
-        checkpoint()
+
+    def share(batch: Any, totals: Totals) -> None:
         with torch.no_grad():
-            found.append(grouped.terms(batch)[1])
+            totals.append(COUNT, grouped.terms(batch)[1])
         counters.count("forwards")
-    return np.array(found)
+
+    return np.array(add_up(grouped.batches(), share, checkpoint=checkpoint).listed(COUNT))
 
 
-def _factored(
-    objective: Objective, grouped: Objective, plan: MixedGraphs, counters: Counters, checkpoint: Callable[[], None]
-) -> Iterator[tuple[Any, FactorGraph | None, set[tuple[str, ...]]]]:
-    """Every whole batch with its factors and the blocks they serve; none where its items are not its examples.
-
-    What is not cut into groups may have other items.
-    """
-    for batch in objective.batches():
-        checkpoint()
-        factors, served = plan.factors(objective, batch, counters)
-        if factors is not None and grouped is not objective and factors.items != batches.leading_size(batch):
-            factors, served = None, set()
-        yield batch, factors, served
-
-
-def _at_once(
+def _from_factors(
     objective: Objective,
     grouped: Objective,
     requests: Mapping[str, Request],
-    plan: MixedGraphs,
-    counters: Counters,
-    checkpoint: Callable[[], None],
-) -> dict[str, Floats]:
-    """The forms of vectors of one block each, for all pieces of a batch from one graph; empty where that cannot be.
-
-    A piece is as many examples as ``grouped`` cuts. Full probes are left to the pieces: they are asked for by the forms
-    of every block, and each of those would take a backward pass.
-    """
-    size = grouped.batch_size
-    if not requests or size is None or objective.batch_size is not None:
-        return {}
-    columns: dict[str, list[Tensor]] = {key: [] for key in requests}
-    try:
-        for batch, factors, served in _factored(objective, grouped, plan, counters, checkpoint):
-            others: dict[str, Request] = {}
-            for key, request in requests.items():
-                if factors is not None and request.block.parameters in served:
-                    columns[key].append(_by_piece(factors, objective, request, size))
-                else:
-                    others[key] = request
-            if others and not _forms_of_others(objective, batch, size, others, columns, counters):
-                return {}
-    except (RuntimeError, MemoryError):  # no third derivative, or no memory for it: the pieces need neither
-        return {}
-    return {key: torch.cat(parts)[:, :, None].numpy() for key, parts in columns.items()}
-
-
-def _exact_traces(
-    objective: Objective,
-    grouped: Objective,
     blocks: Mapping[str, Block],
     plan: MixedGraphs,
     counters: Counters,
     checkpoint: Callable[[], None],
-) -> dict[str, Floats]:
-    """(G,) traces of every piece's own blocks, of those blocks whose factors have them for each example."""
-    if not plan.blocks or not blocks or (grouped is not objective and objective.batch_size is not None):
-        return {}
-    found: dict[str, list[Tensor]] = {name: [] for name in blocks}
-    for _, factors, served in _factored(objective, grouped, plan, counters, checkpoint):
-        for name in list(found):
-            names = blocks[name].parameters
-            squares = factors.squares(names) if factors is not None and names in served else None
+) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """What factors know of every example: (G, s, 1) forms of the requests' vectors, (G,) traces of the blocks.
+
+    Those that some batch has no factors for are absent. Where batches are not cut, forms cost no less here than in a
+    pass, and none are made. Full vectors are left to the pass: every block's form of them would take a product.
+    """
+    cut = grouped is not objective
+    if not plan.blocks or (cut and objective.batch_size is not None):
+        return {}, {}
+    size = grouped.batch_size if cut else None
+
+    def share(batch: Any, totals: Totals) -> None:
+        factors, served = plan.factors(objective, batch, counters)
+        if factors is not None and cut and factors.items != batches.leading_size(batch):
+            factors, served = None, set()  # its items are not its examples
+        for key, request in requests.items() if cut else ():
+            if factors is None or request.block.parameters not in served:
+                totals.drop((FORM, key), NO_FACTORS)
+            else:
+                parts = {
+                    n: part.to(objective.parameters[n]) for n, part in request.block.split(request.vectors).items()
+                }
+                each = factors.forms(request.block.parameters, parts)
+                totals.append((FORM, key), *(piece.sum(dim=0) for piece in torch.split(each, size or len(each))))
+        for name, block in blocks.items():
+            squares = factors.squares(block.parameters) if factors is not None and block.parameters in served else None
             if squares is None:
-                del found[name]
-                continue
-            pieces = [squares[1]] if grouped is objective else torch.split(squares[1], grouped.batch_size or 1)
-            found[name] += [piece.sum() for piece in pieces]
-    return {name: torch.stack(parts).numpy() for name, parts in found.items()}
+                totals.drop((TRACE, name), NO_FACTORS)
+            else:
+                own = torch.split(squares[1], size) if size else [squares[1]]
+                totals.append((TRACE, name), *(piece.sum() for piece in own))
 
-
-def _by_piece(factors: FactorGraph, objective: Objective, request: Request, size: int) -> Tensor:
-    """(G, s) forms from factors, which have those of every example."""
-    rows = request.block.split(request.vectors)
-    parts = {name: part.to(objective.parameters[name]) for name, part in rows.items()}
-    each = factors.forms(request.block.parameters, parts)
-    return torch.stack([piece.sum(dim=0) for piece in torch.split(each, size)])
-
-
-def _forms_of_others(
-    objective: Objective,
-    batch: Any,
-    size: int,
-    requests: Mapping[str, Request],
-    columns: Mapping[str, list[Tensor]],
-    counters: Counters,
-) -> bool:
-    """Add the (G, s) forms of a batch's pieces, from a graph that autograd may differentiate a third time."""
-    if not has_forms(objective):
-        return False
-    names = list(dict.fromkeys(name for request in requests.values() for name in request.block.parameters))
-    before = used_bytes(objective.device)
-    graph = GroupedForms(objective, batch, size, names, counters)
-    if graph.items != batches.leading_size(batch):
-        return False
-    if THIRD * (used_bytes(objective.device) - before) > KEPT_SHARE * free_bytes(objective.device):
-        return False
-    for key, request in requests.items():
-        columns[key].append(torch.stack([graph.forms(request.block, vector) for vector in request.vectors], dim=1))
-    return graph.add_up
+    try:
+        totals = add_up(objective.batches(), share, checkpoint=checkpoint)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return {}, {}  # the pieces need less
+    forms = {key: torch.stack(rows)[:, :, None].numpy() for key in requests if (rows := totals.listed((FORM, key)))}
+    return forms, {name: torch.stack(rows).numpy() for name in blocks if (rows := totals.listed((TRACE, name)))}
 
 
 def _probes(

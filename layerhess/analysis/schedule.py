@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -67,23 +66,24 @@ class Schedule:
     time_limit: float | None
     estimators: Sequence[Estimator] = ()
     progress: Progress | None = None
-    started: float = field(default_factory=time.perf_counter)
+    started: float = 0.0
     stopped: str = ""
 
     def run(self) -> None:
         """Until every task is done, or a limit is reached (then :attr:`stopped` says which)."""
         passes = 0
-        begin = time.perf_counter()
+        clock = self.data_pass.counters.clock
+        begin = clock()
         while (open_tasks := self._open()) or not all(estimator.done for estimator in self.estimators):
             if passes >= self.max_passes:
                 self.stopped = f"max_passes={self.max_passes} was reached"
                 break
-            if self.time_limit is not None and time.perf_counter() - self.started > self.time_limit:
+            if self.time_limit is not None and clock() - self.started > self.time_limit:
                 self.stopped = f"time_limit={self.time_limit:g} s was reached"
                 break
             self._step(open_tasks)
             passes += 1
-            self._report(passes, (time.perf_counter() - begin) / passes)
+            self._report(passes, (clock() - begin) / passes)
         for task in self.tasks:
             if not task.done and task.told:
                 self._give_best(task)
@@ -188,7 +188,7 @@ class Schedule:
                 total=len(self.tasks) + len(self.estimators),
                 worst_block=worst,
                 worst_bound=distances.get(worst, math.nan),
-                elapsed=time.perf_counter() - self.started,
+                elapsed=self.data_pass.counters.clock() - self.started,
                 remaining=self._remaining(distances.get(worst, math.nan), passes, seconds_per_pass) if waiting else 0.0,
             )
         )

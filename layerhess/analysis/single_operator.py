@@ -11,17 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from layerhess.analysis.operators import BlockOperator, Operator
 from layerhess.checks import self_check
 from layerhess.checks.rounding import RoundingMeter
 from layerhess.checks.survey import survey
 from layerhess.checks.suspects import refuse_failed
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
-from layerhess.curvature.operator import BlockOperator, Operator
+from layerhess.curvature.device import Budget, budget, solver_device
 from layerhess.errors import InputError, LayerhessWarning
 from layerhess.linalg.bounds import total_rounding, unit_rounding
 from layerhess.linalg.eigen.process import Process, Source
-from layerhess.linalg.random_vectors import random_signs, random_unit, solver_device
+from layerhess.linalg.random_vectors import random_signs, random_unit
 from layerhess.objective.blocks import Block
 
 
@@ -52,7 +53,7 @@ class SingleOperator:
         directions, signs: draw number -> random unit vector, Rademacher vector, (n,) float64; independent.
         length: the most terms that a product sums up.
         spec: the block, where the operator is one of a network. eps: unit roundoff of the products, times two.
-        device: of the vectors.
+        device: of the vectors. memory: what was free when this began, for a network's operator.
 
     Raises:
         InputError, CheckError: whatever the survey and the self-check refuse.
@@ -66,15 +67,18 @@ class SingleOperator:
         self.length = 1.0
         self.eps = float(np.finfo(np.float64).eps)
         self.device = torch.device("cpu")
+        self.memory = Budget(0)
         if isinstance(self._op, BlockOperator):
             objective = self._op.parent.objective
-            self.device = solver_device(objective.device)
-            self._data_pass = stack.enter_context(self._op.parent.session())
+            self.device, self.memory = solver_device(objective.device), budget(objective.device)
+            self._data_pass = stack.enter_context(self._op.parent.session(self.memory))
             counters = Counters()
             surveyed = survey(objective, counters)
             blocks = {self._op.name: self._op.spec}
             curvature = self._op.parent.curvature
-            checked = self_check(objective, surveyed, blocks, self._op.parent.full, seed, counters, curvature)
+            checked = self_check(
+                objective, surveyed, blocks, self._op.parent.full, seed, counters, curvature, self.memory
+            )
             if checked.failed:
                 raise refuse_failed(objective, blocks, checked.failed)
             for sentence in checked.concerns:  # there is no result with notes that could say it
@@ -83,7 +87,7 @@ class SingleOperator:
             self.length = surveyed.longest
             self.eps = torch.finfo(coarsest).eps
             self._meter = stack.enter_context(
-                RoundingMeter(objective, surveyed.measured, coarsest, counters, curvature.make_graph)
+                RoundingMeter(objective, surveyed.measured, coarsest, counters, curvature.make_graph, self.memory)
             )
         elif not isinstance(op, np.ndarray) and getattr(op, "dtype", None) in (np.dtype(np.float32), torch.float32):
             self.eps = float(np.finfo(np.float32).eps)

@@ -17,7 +17,8 @@ from layerhess.linalg.eigen.process import Wanted
 from layerhess.linalg.random_vectors import oriented
 from layerhess.objective.blocks import Block, Partition
 from layerhess.objective.objective import Objective
-from layerhess.results.record import Check, Cost, Spectrum
+from layerhess.results.record import Check, Cost
+from layerhess.results.spectrum import Spectrum
 
 _EMPTY = np.empty(0)
 NOT_COVERED = "(not in any block)"

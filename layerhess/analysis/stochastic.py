@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any, TypeVar
 
+from layerhess.analysis.operators import Operator
 from layerhess.analysis.probing.block_samples import room_for
 from layerhess.analysis.probing.shared_probes import SharedProbes
 from layerhess.analysis.single_operator import SingleOperator, check_operator
 from layerhess.curvature.data_pass import FULL
-from layerhess.curvature.operator import Operator
 from layerhess.errors import InputError, checked_integer
 from layerhess.linalg.estimates import CouplingEstimate, DensityEstimate, DiagonalEstimate, TraceEstimate
 from layerhess.linalg.stochastic.coupling import Coupling
@@ -168,7 +168,7 @@ def coupling(op: Operator, probes: int = 8, seed: int = 0) -> CouplingEstimate:
         )
     with ExitStack() as stack:
         single = SingleOperator(op, op.shape[0], checked_integer(seed, "seed", 0), stack)
-        data_pass = stack.enter_context(op.session())
+        data_pass = stack.enter_context(op.session(single.memory))
         covered = {name for block in op.blocks.values() for name in block.parameters}
         probing = SharedProbes(
             blocks=op.blocks,
@@ -180,7 +180,7 @@ def coupling(op: Operator, probes: int = 8, seed: int = 0) -> CouplingEstimate:
             whole=False,
             coupled=list(op.blocks),
             seed=seed,
-            room=room_for(op.shape[0], single.device),
+            room=room_for(op.shape[0], single.memory),
             device=single.device,
         )
         while (asked := probing.requests()) or not probing.done:

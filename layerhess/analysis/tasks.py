@@ -9,13 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from layerhess.analysis.paths.exact import basis_limit, goes_dense, make_process, source
-from layerhess.analysis.paths.part import Part
 from layerhess.checks import SelfCheck
-from layerhess.curvature.device import Budget
+from layerhess.curvature.device import Budget, solver_device
 from layerhess.linalg.bounds import Certificate, certify, total_rounding
 from layerhess.linalg.eigen.process import Candidates, Process, Wanted
 from layerhess.linalg.eigen.zero_test import ZeroTest
-from layerhess.linalg.random_vectors import solver_device
 from layerhess.objective.blocks import Block
 
 
@@ -69,7 +67,6 @@ def make_tasks(
     memory: Budget,
     ready: Mapping[str, Process] | None = None,
     kept: bool = True,
-    part: Part | None = None,
 ) -> list[Task]:
     """A task for every operator that passed the self-check.
 
@@ -77,7 +74,6 @@ def make_tasks(
         operators: name -> block, the full model included if it is asked for. wanted: which eigenpairs; with none, small
             blocks are read whole all the same, since nothing is cheaper. ready: solvers that some of them have already.
         kept: what products are made from is held between passes; where it is not, a pass should do as much as it can.
-        part: of the data, that is held then and guides the solvers.
 
     Raises:
         InputError: the solvers' vectors do not fit the memory.
@@ -88,7 +84,7 @@ def make_tasks(
         wanted = Wanted(top=1)
         operators = {n: block for n, block in operators.items() if n in ready or goes_dense(block.numel, wanted)}
     open_ones = sum(block.numel for name, block in operators.items() if name not in ready)
-    limit = basis_limit(open_ones, wanted, device, memory)
+    limit = basis_limit(open_ones, wanted, memory)
     place = solver_device(device)
     tasks = []
     for name, block in operators.items():
@@ -101,7 +97,6 @@ def make_tasks(
             device=device,
             basis_limit=limit,
             streamed=not kept and name in checked.licence.blocks and name not in checked.zero_suspects,
-            guided=None if part is None else part.guide,
         )
         test = ZeroTest(source(block, seed, place), place) if name in checked.zero_suspects else None
         licence = checked.licence

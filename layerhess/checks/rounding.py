@@ -18,7 +18,6 @@ from layerhess.curvature.data_pass import DataPass, Request
 from layerhess.curvature.device import Budget
 from layerhess.curvature.factors.mixed_graph import MixedGraphs
 from layerhess.curvature.factors.output_hessian import curved
-from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.linalg.bounds import ASSUMED_ROUNDING, FLOAT64_OF_FLOAT32, ROUNDING_SAFETY
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
@@ -50,8 +49,8 @@ class RoundingMeter:
         sample: Sample,
         coarsest: torch.dtype,
         counters: Counters,
-        make_graph: GraphMaker = HessianGraph,
-        memory: Budget = Budget(),  # noqa: B008  (frozen)
+        make_graph: GraphMaker,
+        memory: Budget,
     ) -> None:
         self._objective = objective
         self._sample = sample
@@ -129,8 +128,8 @@ class RoundingMeter:
             own = self._objective.narrowed(self._samples)
             names = list(self._objective.parameters)
             self._data_passes = (
-                DataPass(own, names, self._counters, keep=SHARE, make_graph=self._make_graph, memory=self._memory),
-                DataPass(copied, names, self._counters, keep=SHARE, make_graph=self._make_graph, memory=self._memory),
+                DataPass(own, names, self._counters, keep=SHARE * self._memory.room, make_graph=self._make_graph),
+                DataPass(copied, names, self._counters, keep=SHARE * self._memory.room, make_graph=self._make_graph),
             )
         return self._data_passes
 

@@ -61,20 +61,18 @@ class Sampler:
         self._seen = 0
         self._terms = 0.0  # of the loss in an example, in the batch that has most
         self._curved: list[tuple[Tensor, Any]] = []
-        self._curvature, self._examples, self._items = 0.0, 0, 0  # their sum, and over how many
 
     def offer(self, index: int, batch: Any, value: float, count: float, curvature: Tensor | None = None) -> None:
         """Note batch number ``index`` with its loss sum and count; one that counts nothing is passed over.
 
         Args:
-            curvature: of the items of its output, see
-                :func:`layerhess.curvature.factors.output_hessian.item_curvature`.
+            curvature: (examples,) of its output, see :func:`by_example`.
         """
         if count <= 0.0:
             return
         self._seen += 1
         self._terms = max(self._terms, count / (batches.leading_size(batch) or math.inf))
-        if curvature is not None:
+        if curvature is not None and len(curvature):
             self._offer_curved(batch, curvature)
         if self._first is None:
             self._first = index, self._cut(batch, LARGEST)
@@ -99,13 +97,16 @@ class Sampler:
             pieces.append(middle[len(middle) // 2])
         return [(index, self._cut(piece, max(fewest, wanted // len(pieces)))) for index, piece in pieces]
 
-    def measured(self, pieces: list[Any], examples: int) -> Sample:
+    def measured(self, pieces: list[Any], examples: int, mean: float, mean_item: float) -> Sample:
         """Half of the chosen pieces, and the most curved examples of all; the pieces where none stands out.
 
         A spread of a confident network's examples may lack the few undecided ones that carry its curvature, and with
         them the rounding that matters.
+
+        Args:
+            pieces: the chosen ones. examples: of all the data. mean, mean_item: curvature of the output in an example,
+                and in one item of it, over all the data.
         """
-        mean = self._curvature / max(self._examples, 1)
         if not self._curved or float(self._curved[0][0][0]) <= UNEVEN * mean:
             return Sample(pieces)
         wanted, fewest = self._wanted(examples)
@@ -124,17 +125,11 @@ class Sampler:
             if len(seen) == len(together):
                 size = sum(batches.leading_size(piece) or 0 for piece in together)
                 excess = float(every[order].sum()) / size / mean
-                return Sample(together, max(1.0, excess), self._curvature / self._items, seen)
+                return Sample(together, max(1.0, excess), mean_item, seen)
         return Sample(pieces)
 
     def _offer_curved(self, batch: Any, curvature: Tensor) -> None:
-        own, size = by_example(batch, curvature), batches.leading_size(batch)
-        if own is None or not size:
-            return
-        self._curvature += float(own.sum())
-        self._examples += size
-        self._items += len(curvature)
-        most = torch.topk(own, min(size, LARGEST // 2))
+        most = torch.topk(curvature, min(len(curvature), LARGEST // 2))
         if len(self._curved) == MOST_PIECES and float(most.values[0]) <= float(self._curved[-1][0][0]):
             return
         self._curved.append((most.values, batches.take(batch, most.indices)))

@@ -24,7 +24,7 @@ from layerhess.checks.suspects import failure
 from layerhess.checks.symmetry import Symmetry, asymmetric_tensors, size_of_product, symmetry
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
-from layerhess.curvature.device import is_out_of_memory
+from layerhess.curvature.device import Budget, is_out_of_memory
 from layerhess.curvature.matrices import GAUSS_NEWTON, HESSIAN, CurvatureMatrix
 from layerhess.errors import CheckError
 from layerhess.linalg.bounds import zero_level
@@ -38,6 +38,7 @@ from layerhess.results.record import Check
 SUSPICIOUS = {torch.float64: 1e-7, torch.float32: 1e-5}
 WRONG = {torch.float64: 1e-7, torch.float32: 2e-3}
 WRONG_IN_FLOAT64 = 1e-7
+SHARE = 0.2  # of the free memory, for the sample's graphs
 
 
 @dataclass
@@ -72,21 +73,21 @@ class SelfCheck:
 
 def self_check(
     objective: Objective, surveyed: Survey, blocks: Mapping[str, Block], full: Block, seed: int, counters: Counters,
-    curvature: CurvatureMatrix = HESSIAN, factors: bool = False,
+    curvature: CurvatureMatrix, memory: Budget, factors: bool = False,
 ) -> SelfCheck:  # fmt: skip
     """Run all checks on the survey's sample (in session).
 
     Args:
         blocks: those to analyse, under their names; the full model under "(full)" if it is asked for.
-        curvature: the matrix whose products are checked. factors: look for blocks that may use factors; one exact
-            product of theirs is then compared instead of three for symmetry.
+        curvature: the matrix whose products are checked. memory: the budget. factors: look for blocks that may use
+            factors; one exact product of theirs is then compared instead of three for symmetry.
 
     Raises:
         InputError: active randomness; no second derivative; a loss that depends on no parameter; batches that do not
             add up although they are to be split; out of memory.
     """
     try:
-        return _self_check(objective, surveyed, blocks, full, seed, counters, curvature, factors)
+        return _self_check(objective, surveyed, blocks, full, seed, counters, curvature, memory, factors)
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, CheckError) or not is_out_of_memory(error):
             raise
@@ -95,7 +96,7 @@ def self_check(
 
 def _self_check(
     objective: Objective, surveyed: Survey, blocks: Mapping[str, Block], full: Block, seed: int, counters: Counters,
-    curvature: CurvatureMatrix, factors: bool,
+    curvature: CurvatureMatrix, memory: Budget, factors: bool,
 ) -> SelfCheck:  # fmt: skip
     sample = surveyed.sample
     found = SelfCheck(trace(objective, sample))
@@ -112,8 +113,13 @@ def _self_check(
     found.concerns.extend([additivity.note] if additivity.note else [])
     seconds = check_second_derivative(objective, sample, full.parameters, found.trace, counters, curvature.make_graph)
     found.graph_seconds = seconds * len(surveyed.samples)
+    keep = SHARE * memory.room
     data_pass = DataPass(
-        objective.narrowed(surveyed.samples), list(full.parameters), counters, keep=0.2, make_graph=curvature.make_graph
+        objective.narrowed(surveyed.samples),
+        list(full.parameters),
+        counters,
+        keep=keep,
+        make_graph=curvature.make_graph,
     )
     with ExitStack() as stack:
         # The copy is made only if a check needs it.
@@ -135,7 +141,7 @@ def _self_check(
             found.checks.extend(found.licence.checks(_size(data_pass)))
         if curvature.name != HESSIAN.name:
             _jacobian(objective, surveyed, copied, blocks, full, seed, found, counters, curvature)
-        _symmetry(objective, data_pass, copied, blocks, full, seed, found, counters, curvature, surveyed.places)
+        _symmetry(objective, data_pass, copied, blocks, full, seed, found, counters, curvature, keep, surveyed.places)
         if curvature.name == HESSIAN.name:
             _differences(objective, copied, blocks, full, seed, found, counters)
     data_pass.release()
@@ -164,6 +170,7 @@ def _symmetry(
     found: SelfCheck,
     counters: Counters,
     curvature: CurvatureMatrix,
+    keep: float,
     places: Sequence[int],
 ) -> None:
     coarsest = found.trace.coarsest
@@ -186,7 +193,7 @@ def _symmetry(
     judge, worst = data_pass, {key: live[key] for key in doubtful}
     copied = make_copy() if doubtful and objective.dtype != torch.float64 else None
     if copied is not None:
-        judge = DataPass(copied, list(full.parameters), counters, keep=0.2, make_graph=curvature.make_graph)
+        judge = DataPass(copied, list(full.parameters), counters, keep=keep, make_graph=curvature.make_graph)
         worst = symmetry(judge, {key: everything[key] for key in doubtful}, seed)
         # A copy whose graph passes through float32 (a loss that casts) cannot do better than float32.
         limit = WRONG_IN_FLOAT64 if trace(copied, copied.data[0]).coarsest == torch.float64 else limit

@@ -15,13 +15,16 @@ from layerhess.checks.randomness import randomness_refused, repeats
 from layerhess.checks.sample import Sample, Sampler, by_example
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
-from layerhess.curvature.device import is_out_of_memory
+from layerhess.curvature.device import is_out_of_memory, solver_device
 from layerhess.curvature.factors.output_hessian import item_curvature
+from layerhess.curvature.totals import Totals, add_up
 from layerhess.errors import InputError
-from layerhess.linalg.random_vectors import solver_device
 from layerhess.objective import batches
 from layerhess.objective.blocks import make_block
 from layerhess.objective.objective import Objective
+
+LOSS, COUNT, SIZE = "loss", "count", "size"  # kinds of sums
+CURVATURE, EXAMPLES, ITEMS = "curvature", "examples", "items"
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,6 @@ class Survey:
             their examples together, 0 if unknown. longest: the most terms that are summed up in one batch.
         places: which batches the samples are pieces of. largest: the examples of the largest batch, 0 if unknown.
         measured: what rounding is measured on.
-        curvature: of the output in every example, one (examples,) a batch; empty where some batch's is not known.
     """
 
     loss_sum: float
@@ -48,7 +50,6 @@ class Survey:
     places: list[int]
     largest: int
     measured: Sample
-    curvature: Sequence[torch.Tensor] = ()
 
     @property
     def sample(self) -> Any:
@@ -91,49 +92,61 @@ def too_large(objective: Objective) -> InputError:
 
 
 def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], None]) -> Survey:
-    loss_sum = total = 0.0
-    examples: int | None = 0
-    number = 0
     sampler = Sampler(objective)
-    longest, largest = 1.0, 0
-    curved: list[torch.Tensor] = []
-    first: Any = None
     checked = not objective.evaluation.count_is_exact
-    for number, batch in enumerate(objective.batches(), 1):
-        checkpoint()
-        where = f"batch {number - 1}"
+    first: Any = None
+
+    def share(numbered: tuple[int, Any], totals: Totals) -> None:
+        nonlocal first
+        number, batch = numbered
+        where = f"batch {number}"
         value, count, curvature = _surveyed(objective, batch, where)
         counters.count("forwards")
         if not math.isfinite(value):
-            raise _not_finite(objective, batch, number - 1, value)
-        loss_sum += value
-        total += count
-        size = batches.leading_size(batch)
-        examples = None if size is None or examples is None else examples + size
-        longest, largest = max(longest, count, size or 1), max(largest, size or 0)
-        sampler.offer(number - 1, batch, value, count, curvature)
+            raise _not_finite(objective, batch, number, value)
+        totals.add(LOSS, value)
+        totals.add(COUNT, count)
+        totals.append(COUNT, count)
+        totals.append(SIZE, batches.leading_size(batch))
         own = by_example(batch, curvature)
-        curved += [] if own is None else [own]
-        if checked and number > 1:  # a single batch may be summed up in any way
-            if number == 2:
+        if own is not None and curvature is not None and count > 0.0:
+            totals.add(CURVATURE, float(own.sum()))
+            totals.add(EXAMPLES, len(own))
+            totals.add(ITEMS, len(curvature))
+        sampler.offer(number, batch, value, count, own)
+        if checked and number:  # a single batch may be summed up in any way
+            if number == 1:
                 _refuse_unless_mean(objective, first, "batch 0")
             _refuse_unless_mean(objective, batch, where)
-        first = batch if number == 1 and checked else None
-    if number == 0:
+        first = batch if checked and not number else None
+
+    totals = add_up(enumerate(objective.batches()), share, checkpoint=checkpoint)
+    total, sizes = totals.total(COUNT), totals.listed(SIZE)
+    if not sizes:
         raise InputError("the data is empty", where="data", what_to_do="give at least one batch")
+    examples = 0 if None in sizes else sum(sizes)
     if total == 0.0 and not objective.evaluation.is_sum:
         what, advice = "every target is ignored", "check ignore_index (or the class weights) against the targets"
-        if examples == 0:
+        if examples == 0 and None not in sizes:
             what, advice = "the batches hold no examples", "give at least one example"
         raise InputError(f"{what}: the total count of the loss is 0", where="data", what_to_do=advice)
     # No batch counts anything only with reduction="sum".
-    chosen = sampler.chosen(examples or 0) or [(0, next(iter(objective.batches())))]
+    chosen = sampler.chosen(examples) or [(0, next(iter(objective.batches())))]
     places, samples = [index for index, _ in chosen], [piece for _, piece in chosen]
-    sizes = [batches.leading_size(piece) or 0 for piece in samples]
+    lengths = [batches.leading_size(piece) or 0 for piece in samples]
+    by_examples, by_items = (totals.total(CURVATURE) / max(totals.total(kind), 1) for kind in (EXAMPLES, ITEMS))
     return Survey(
-        loss_sum, total, examples or 0, number, samples, sum(sizes) if all(sizes) else 0, longest, places, largest,
-        sampler.measured(samples, examples or 0), curved if len(curved) == number else [],
-    )  # fmt: skip
+        loss_sum=totals.total(LOSS),
+        count=total,
+        examples=examples,
+        batches=len(sizes),
+        samples=samples,
+        sample_size=sum(lengths) if all(lengths) else 0,
+        longest=max(1.0, *totals.listed(COUNT), *(size or 1 for size in sizes)),
+        places=places,
+        largest=max(size or 0 for size in sizes),
+        measured=sampler.measured(samples, examples, by_examples, by_items),
+    )
 
 
 def _surveyed(objective: Objective, batch: Any, where: str) -> tuple[float, float, torch.Tensor | None]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from layerhess.cli.app import app
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; ``arguments`` are those of the process when None."""
-    from layerhess.cli.app import app
-
     try:
         app(args=None if arguments is None else list(arguments), prog_name="layerhess")
     except SystemExit as stop:

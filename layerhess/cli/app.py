@@ -10,10 +10,25 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
+from torch import nn
 
+import layerhess
+from layerhess.analysis.analyze import analyze as analyze_now
+from layerhess.analysis.result import rewrite_report
+from layerhess.cli.demo import build
+from layerhess.cli.display import Display
 from layerhess.cli.exit_codes import DONE, UNFINISHED, ended, stdout_on_stderr
+from layerhess.cli.factory import load_objective
+from layerhess.cli.prepare import block_scheme, estimate, prepared
+from layerhess.errors import InputError
+from layerhess.objective.objective import Objective
+from layerhess.results import store
+from layerhess.results.derived import compare_learning_rate
+from layerhess.show.summary import largest
+from layerhess.show.table import as_text, renderable
 
 app = typer.Typer(
     help="Hessian eigenvalues of every layer of a PyTorch model, and of the whole model, each with an error bound.",
@@ -48,8 +63,6 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="nothing on stderr bu
 
 def _version(asked: bool) -> None:
     if asked:
-        import layerhess
-
         typer.echo(f"layerhess {layerhess.__version__}")
         raise typer.Exit()
 
@@ -121,9 +134,6 @@ def analyze(
     """Analyse the model that FACTORY returns: every layer's eigenvalues, and the whole model's."""
 
     def command() -> int:
-        from layerhess.cli.factory import load_objective
-        from layerhess.cli.prepare import block_scheme, estimate, prepared
-        from layerhess.results import store
 
         scheme = block_scheme(blocks or ["parameter"])
         folder = store.check_writable(out if out is not None else _default_folder(factory))
@@ -182,9 +192,8 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder of
     """Make report.html anew from a saved analysis and print its path."""
 
     def command() -> int:
-        from layerhess.results import store
 
-        typer.echo(store.rewrite_report(folder))
+        typer.echo(rewrite_report(folder))
         return DONE
 
     raise typer.Exit(ended(command))
@@ -202,18 +211,13 @@ def demo(
     """Train a small residual network on real digits, analyse it layer by layer, and write a report."""
 
     def command() -> int:
-        from layerhess.cli import demo as problems
-        from layerhess.cli.display import Display
-        from layerhess.objective.objective import Objective
-        from layerhess.results import store
 
         folder = store.check_writable(out)
         _use_threads(threads)
 
         def objective() -> Objective:
-            from torch import nn
 
-            problem = problems.build(seed, Display(quiet=quiet).say)
+            problem = build(seed, Display(quiet=quiet).say)
             return Objective(problem.model, problem.batches, nn.CrossEntropyLoss())
 
         return _run(objective, {"top": top, "bottom": bottom, "seed": seed}, folder, quiet=quiet, offer_examples=False)
@@ -238,10 +242,6 @@ def _run(
     learning_rate: float | None = None,
 ) -> int:
     """Analyse what ``make()`` returns, save into ``folder``, and print the table or the JSON; the exit code."""
-    from layerhess.analysis.analyze import analyze as run_analysis
-    from layerhess.cli.display import Display
-    from layerhess.results import store
-
     display = Display(quiet=quiet, offer_examples=offer_examples)
     with ExitStack() as stack:
         if json:
@@ -251,7 +251,7 @@ def _run(
         display.say(f"the result will be in {folder}")
         try:
             with display:
-                analysis = run_analysis(objective, **arguments, out=folder, progress=display)
+                analysis = analyze_now(objective, **arguments, out=folder, progress=display)
         except store.SaveError as error:
             raise _rescued(error) from error
     if json:
@@ -267,8 +267,6 @@ def _run(
 
 def _print_table(analysis: Any) -> None:
     """On stdout: as wide as the terminal and in colour, or plain and 100 columns wide where it is none."""
-    from layerhess.show.table import as_text, renderable
-
     if sys.stdout.isatty():
         Console(highlight=False).print(renderable(analysis))
     else:
@@ -276,7 +274,6 @@ def _print_table(analysis: Any) -> None:
 
 
 def _checked_rate(learning_rate: float | None) -> float | None:
-    from layerhess.errors import InputError
 
     if learning_rate is not None and not 0.0 < learning_rate < float("inf"):
         raise InputError(
@@ -286,8 +283,6 @@ def _checked_rate(learning_rate: float | None) -> float | None:
 
 
 def _print_rate(analysis: Any, learning_rate: float) -> None:
-    from layerhess.results.derived import compare_learning_rate
-    from layerhess.show.summary import largest
 
     spectrum = largest(analysis)
     if spectrum is not None and (spectrum.operator != "hessian" or spectrum is not analysis.full):
@@ -301,13 +296,9 @@ def _print_rate(analysis: Any, learning_rate: float) -> None:
 
 def _rescued(error: Any) -> Exception:
     """The numbers were computed and could not be saved where they should: show them, and save them elsewhere."""
-    from layerhess.errors import InputError
-    from layerhess.results import store
-    from layerhess.show.table import as_text
-
     print(as_text(error.analysis), file=sys.stderr)
     try:
-        place = store.save(error.analysis, Path(tempfile.mkdtemp(prefix="layerhess-")) / "analysis")
+        place = error.analysis.save(Path(tempfile.mkdtemp(prefix="layerhess-")) / "analysis")
     except (InputError, OSError):
         return InputError(error.message, where=error.where, what_to_do="the numbers are above; nothing could be saved")
     return InputError(error.message, where=error.where, what_to_do=f"nothing is lost: the analysis is in {place}")
@@ -320,6 +311,4 @@ def _default_folder(factory: str) -> Path:
 
 def _use_threads(threads: int | None) -> None:
     if threads is not None:
-        import torch
-
         torch.set_num_threads(threads)

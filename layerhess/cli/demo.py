@@ -15,16 +15,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from layerhess.errors import InputError
-
-if TYPE_CHECKING:
-    from layerhess.objective.objective import Objective
+from layerhess.objective.objective import Objective
 
 EPOCHS = 20
 TRAINING_BATCH = 64
@@ -150,8 +147,6 @@ def objective(seed: int = 0) -> Objective:
     Trains the network anew at each call (see `build` for the time it takes and the errors it raises); the loss is the
     mean cross entropy over the whole training set.
     """
-    from layerhess.objective.objective import Objective
-
     problem = build(seed)
     return Objective(problem.model, problem.batches, nn.CrossEntropyLoss())
 

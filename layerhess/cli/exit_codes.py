@@ -13,6 +13,9 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
+
+import layerhess
 from layerhess.cli.user_frames import describe, innermost, is_users
 from layerhess.errors import InputError, LayerhessError
 
@@ -64,10 +67,6 @@ def _say(sentence: str, error: BaseException | None = None) -> None:
 
 def _write_log(error: BaseException) -> Path | str:
     """A file with the traceback, the command and the versions; its path, or a note if none can be written."""
-    import torch
-
-    import layerhess
-
     lines = [
         f"layerhess {layerhess.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
         f"{platform.platform()}",

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from layerhess.analysis.wishes import option
+from layerhess.analysis.estimate_options import estimate_option
 from layerhess.errors import InputError
 from layerhess.objective.objective import Objective
 
@@ -82,8 +82,9 @@ _FLAGS = {
 
 
 def estimate(kind: str, asked: bool, **given: Any) -> Any:
-    """The option of an estimate as :func:`layerhess.analysis.wishes.option` has it; a refusal names the flag that was
-    typed.
+    """The option of an estimate as :func:`layerhess.analysis.estimate_options.estimate_option` has it.
+
+    A refusal names the flag that was typed.
 
     >>> estimate("trace", False, rel=0.0)
     Traceback (most recent call last):
@@ -91,7 +92,7 @@ def estimate(kind: str, asked: bool, **given: Any) -> Any:
     layerhess.errors.InputError: --trace-tol is 0.0. Where: --trace-tol. What to do: use a number > 0, such as 0.02.
     """
     try:
-        return option(kind, asked, **given)
+        return estimate_option(kind, asked, **given)
     except InputError as error:
         field = error.where.partition("=")[0]
         flag = _FLAGS.get((kind, field), field)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from layerhess.results.record import Cost, Counts
@@ -18,11 +18,15 @@ BLOCK_ALONE, FULL_ALONE = 1.1, 3.2
 class Counters:
     """Counts forwards, first backwards and Hessian-vector products of one batch each, by phase.
 
+    Args:
+        clock: seconds, from some beginning; whoever measures time beside this reads it here.
+
     Attributes:
         seconds: by phase. gradient_seconds: what one plain gradient over the data takes, timed on one batch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
         self.phase = "solve"
         self.passes = 0
         self.full_products = 0
@@ -34,13 +38,13 @@ class Counters:
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
         """Count and time the body under ``phase``; what a phase inside it takes is not part of its time."""
-        before, start = self.phase, time.perf_counter()
+        before, start = self.phase, self.clock()
         self.phase = phase
         self._inner.append(0.0)
         try:
             yield
         finally:
-            spent = time.perf_counter() - start
+            spent = self.clock() - start
             self.seconds[phase] += spent - self._inner.pop()
             self.phase = before
             if self._inner:

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from layerhess.curvature.batch_graph import BatchGraph, GraphMaker, add_part
+from layerhess.curvature.batch_graph import BatchGraph, GraphMaker
 from layerhess.curvature.counters import Counters
-from layerhess.curvature.device import KEPT_SHARE, Budget, is_out_of_memory, synchronise, used_bytes
+from layerhess.curvature.device import is_out_of_memory, solver_device, synchronise, used_bytes
 from layerhess.curvature.double_backward.guard import AGAIN
 from layerhess.curvature.factors.mixed_graph import MixedGraph, MixedGraphs
 from layerhess.curvature.hessian_graph import HessianGraph
+from layerhess.curvature.totals import Totals, add_up
 from layerhess.errors import CheckError, InputError
-from layerhess.linalg.random_vectors import solver_device
 from layerhess.objective.batches import is_stable, leading_size, take
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
 
 FULL = "(full)"
 OVERWRITTEN = "modified by an inplace operation"  # as autograd says it
+LOSS, COUNT, GRADIENT = "loss", "count", "gradient"  # kinds of sums in a pass
+PRODUCT, FORM, TOUCHED = "product", "form", "touched"
 TOGETHER = 16  # vectors of one request that are multiplied at once, where a graph gains by that
 
 
@@ -51,16 +52,6 @@ class Request:
         return self.rows or self.block
 
 
-class Onlooker(Protocol):
-    """Takes from each batch's graph what it needs, beside the products of a pass."""
-
-    def begin(self) -> None:
-        """A pass begins, for the second time where the first one ran out of memory."""
-
-    def look(self, graph: BatchGraph) -> int:
-        """At one batch's graph; returns the bytes that are kept of it."""
-
-
 class DataPass:
     """Runs passes over an objective's data for a fixed set of parameters.
 
@@ -68,8 +59,7 @@ class DataPass:
         objective: in session for as long as the pass is used.
         names: the parameters any request may need.
         counters: counts the work.
-        keep: share of the free memory, or of the budget, that kept graphs may take; 0 keeps none.
-        memory: the budget.
+        keep: bytes that kept graphs may take; 0 keeps none.
         checkpoint: called between batches; raises to stop (an interrupt that waited).
         make_graph: makes one batch's share of the matrix to multiply by; the Hessian's by default.
         time_unit: time one plain gradient of the first batch, for
@@ -82,11 +72,10 @@ class DataPass:
         names: list[str],
         counters: Counters,
         *,
-        keep: float = KEPT_SHARE,
+        keep: float = 0.0,
         checkpoint: Callable[[], None] = lambda: None,
         make_graph: GraphMaker = HessianGraph,
         time_unit: bool = False,
-        memory: Budget = Budget(),  # noqa: B008  (frozen)
     ) -> None:
         self._time_unit = time_unit
         self.objective = objective
@@ -97,7 +86,8 @@ class DataPass:
         self._kept: list[BatchGraph] = []
         self._kept_all = False
         self._stable = is_stable(objective.data)
-        self._budget = keep * memory.free(objective.device) if keep else 0.0
+        self._budget = keep
+        self._place = solver_device(objective.device)  # of the sums
         self._used, self.needed = 0.0, 0.0  # the latter: bytes to keep all graphs, where they were too many
         self.loss_sum = math.nan
         self.count = math.nan
@@ -108,11 +98,8 @@ class DataPass:
         self.quadratics: dict[str, Tensor] = {}  # of the latest pass: (batches, s, len(request.quadratic)), not divided
         self.touched: set[str] = set()  # blocks whose gradient autograd found to depend on them, in some batch
 
-    def run(self, requests: Mapping[str, Request], onlooker: Onlooker | None = None) -> dict[str, Tensor]:
+    def run(self, requests: Mapping[str, Request]) -> dict[str, Tensor]:
         """Sum the products of every batch, divided by the total count.
-
-        Args:
-            onlooker: is shown every batch's graph.
 
         Returns:
             For each key the (s, P_b) float64 products with the matrix of the mean loss (the Hessian by default).
@@ -121,9 +108,54 @@ class DataPass:
             InputError: the data changed or ran out between passes; out of memory (the message names a size that fits).
             CheckError: the loss of the whole data changed between passes.
         """
-        start, again = time.perf_counter(), False
+
+        def share(graph: BatchGraph, totals: Totals) -> int:
+            for key, request in requests.items():
+                self._multiply(graph, key, request, totals)
+            return 0
+
+        totals = self.collect(share, requests)
+        self.touched |= totals.totals(TOUCHED).keys()
+        self.quadratics = {key: torch.stack(totals.listed((FORM, key))) for key, r in requests.items() if r.quadratic}
+        if self.counters.phase == "solve":
+            self.counters.full_products += sum(len(r.vectors) for r in requests.values() if r.block.name == FULL)
+        sums = totals.totals(PRODUCT)
+        for total in sums.values():
+            total /= self.denominator
+        return sums
+
+    def diagonals(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
+        """diag(A_bb), (P_b,) float64, of the blocks whose factors give it without a probe; the others are absent."""
+        if not isinstance(self._make_graph, MixedGraphs):
+            return {}
+
+        def share(graph: BatchGraph, totals: Totals) -> int:
+            for key, block in blocks.items():
+                parts = graph.diagonal(block.parameters) if isinstance(graph, MixedGraph) else None
+                if parts is None:
+                    totals.drop(key, "a batch has no factors for it")
+                else:
+                    totals.add(key, torch.cat([part.reshape(-1) for part in parts]).double().cpu())
+            return 0
+
+        totals = self.collect(share)
+        return {key: totals.total(key) / self.denominator for key in blocks if key not in totals.dropped}
+
+    def collect(
+        self, share: Callable[[BatchGraph, Totals], int], requests: Mapping[str, Request] = MappingProxyType({})
+    ) -> Totals:
+        """One pass over the data in which every batch's graph adds what ``share`` takes from it.
+
+        Args:
+            share: adds to the totals; returns the bytes that it holds on to beside the graph. requests: what the graphs
+                are made for, where that is known.
+
+        Raises:
+            InputError, CheckError: see :meth:`run`.
+        """
+        start, again = self.counters.clock(), False
         try:
-            return self._run(requests, onlooker)
+            return self._collect(share, requests)
         except (RuntimeError, MemoryError) as error:
             # A model that writes into buffers of its own spoils what earlier batches keep: then nothing is kept.
             spoilt = OVERWRITTEN in str(error) and bool(self._budget or self._kept)
@@ -132,39 +164,23 @@ class DataPass:
             if not (spoilt or again or is_out_of_memory(error)):
                 raise
         finally:
-            self.seconds = time.perf_counter() - start
+            self.seconds = self.counters.clock() - start
         self.release()
         if not again:
             self._budget = 0.0
         try:
-            return self._run(requests, onlooker)
+            return self._collect(share, requests)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or not requests:
                 raise
         raise self._too_large(requests)
 
-    def diagonals(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
-        """diag(A_bb), (P_b,) float64, of the blocks whose factors give it without a probe; the others are absent."""
-        sums = {key: torch.zeros(block.numel, dtype=torch.float64) for key, block in blocks.items()}
-        if not isinstance(self._make_graph, MixedGraphs):
-            return {}
-        for graph in self._graphs():
-            self._checkpoint()
-            for key in list(sums):
-                parts = graph.diagonal(blocks[key].parameters) if isinstance(graph, MixedGraph) else None
-                if parts is None:
-                    del sums[key]
-                else:
-                    sums[key] += torch.cat([part.reshape(-1) for part in parts]).to(sums[key])
-        self.counters.passes += 1
-        return {key: total / self.denominator for key, total in sums.items()}
-
     def first_not_finite(self, request: Request) -> int | None:
         """Index of the first batch whose own products are NaN or infinite; None if it is only their sum."""
         for index, graph in enumerate(self._graphs()):
-            own = torch.zeros((len(request.vectors), request.image.numel), dtype=torch.float64)
-            self._add(graph, request, own)
-            if not bool(torch.isfinite(own).all()):
+            own = Totals(self._place)
+            self._multiply(graph, "", request, own)
+            if not bool(torch.isfinite(own.total((PRODUCT, ""))).all()):
                 return index
         return None
 
@@ -199,58 +215,45 @@ class DataPass:
         """How many batches' graphs are held."""
         return len(self._kept)
 
-    def _run(self, requests: Mapping[str, Request], onlooker: Onlooker | None) -> dict[str, Tensor]:
-        device = solver_device(self.objective.device)
-        sums = {
-            key: torch.zeros((len(request.vectors), request.image.numel), dtype=torch.float64, device=device)
-            for key, request in requests.items()
-        }
+    def _collect(self, share: Callable[[BatchGraph, Totals], int], requests: Mapping[str, Request]) -> Totals:
         fresh = not self._kept_all
-        loss_sum = count = 0.0
-        gradient: dict[str, Tensor] = {}
-        counts: list[float] = []
-        quadratics: dict[str, list[Tensor]] = {key: [] for key in requests}
-        if onlooker is not None:
-            onlooker.begin()
+
+        def whole(graph: BatchGraph, totals: Totals) -> None:
+            self._used -= share(graph, totals)
+            totals.add(LOSS, graph.loss_sum)
+            totals.add(COUNT, graph.count)
+            totals.append(COUNT, graph.count)
+            if fresh and math.isnan(self.gradient_norm):
+                for name, part in graph.gradient.items():
+                    if part is not None:
+                        totals.add((GRADIENT, name), part.detach().double())
+
         try:
-            for graph in self._graphs(requests if onlooker is None else {}):
-                self._checkpoint()
-                if onlooker is not None:
-                    self._used -= onlooker.look(graph)  # what it holds on to is no part of the graph
-                loss_sum += graph.loss_sum
-                count += graph.count
-                if fresh and math.isnan(self.gradient_norm):
-                    _accumulate(gradient, graph.gradient)
-                counts.append(graph.count)
-                for key, request in requests.items():
-                    quadratics[key].append(self._add(graph, request, sums[key]))
+            totals = add_up(self._graphs(requests), whole, checkpoint=self._checkpoint, device=self._place)
         except BaseException:
             self.release()  # which batches are kept is only known after a whole pass
             raise
-        self._check_totals(loss_sum, count, fresh)
-        if self._time_unit and counts[0] > 0.0:
-            self.counters.gradient_seconds *= count / counts[0]
+        self.counts = totals.listed(COUNT)
+        self._check_totals(totals.total(LOSS), totals.total(COUNT), fresh)
+        if self._time_unit and self.counts[0] > 0.0:
+            self.counters.gradient_seconds *= self.count / self.counts[0]
             self._time_unit = False
-        if gradient:
+        if gradient := totals.totals(GRADIENT):
             self.gradient_norm = math.sqrt(sum(float(g.square().sum()) for g in gradient.values())) / self.denominator
-        for total in sums.values():
-            total /= self.denominator
-        self.counts = counts
-        self.quadratics = {key: torch.stack(rows) for key, rows in quadratics.items() if requests[key].quadratic}
         if self.counters.phase == "solve":
             self.counters.passes += 1
-            self.counters.full_products += sum(len(r.vectors) for r in requests.values() if r.block.name == FULL)
-        return sums
+        return totals
 
     @property
     def denominator(self) -> float:
         """What the sums are divided by: the total count, or 1 for reduction='sum'."""
         return 1.0 if self.objective.evaluation.is_sum else self.count
 
-    def _add(self, graph: BatchGraph, request: Request, total: Tensor) -> Tensor:
-        """Add a batch's products to ``total``; returns its quadratic forms (s, len(request.quadratic))."""
+    def _multiply(self, graph: BatchGraph, key: str, request: Request, totals: Totals) -> None:
+        """Add a batch's products, and keep its quadratic forms (s, len(request.quadratic)) apart."""
         block, image = request.block, request.image
         parameters = self.objective.parameters
+        totals.open((PRODUCT, key), len(request.vectors), image.numel)
         forms = torch.zeros((len(request.vectors), len(request.quadratic)), dtype=torch.float64)
         for start in range(0, len(request.vectors), TOGETHER):
             exact = block.split(request.vectors[start : start + TOGETHER])
@@ -265,9 +268,9 @@ class DataPass:
                 size = shape.numel()
                 if part is not None:
                     if request.rows is None:
-                        self.touched.add(block.name)
-                    flat = part.reshape(stop - start, size).to(total.device)
-                    total[start:stop, offset : offset + size] += flat
+                        totals.add((TOUCHED, block.name), 1)
+                    flat = part.reshape(stop - start, size).to(self._place)
+                    totals.add((PRODUCT, key), flat, slice(start, stop), slice(offset, offset + size))
                     if request.quadratic and name in exact:
                         inner[name] = (flat.double() * exact[name].reshape(stop - start, size)).sum(dim=1).cpu()
                 offset += size
@@ -275,7 +278,8 @@ class DataPass:
                 for name in member.parameters:
                     if name in inner:
                         forms[start:stop, column] += inner[name]
-        return forms
+        if request.quadratic:
+            totals.append((FORM, key), forms)
 
     def _graphs(self, requests: Mapping[str, Request] = MappingProxyType({})) -> Iterator[BatchGraph]:
         """Kept graphs first, then fresh ones, keeping those that fit; the others are made for the requests alone.
@@ -319,16 +323,16 @@ class DataPass:
         """Seconds of one plain gradient of a batch."""
         parameters = [self.objective.parameters[name] for name in self._names]
         synchronise(self.objective.device)
-        start = time.perf_counter()
+        start = self.counters.clock()
         with self.counters.during("unit"):
             loss, _ = self.objective.terms(batch)
             if loss.requires_grad:
                 torch.autograd.grad(loss, parameters, allow_unused=True)
             synchronise(self.objective.device)
-        return time.perf_counter() - start
+        return self.counters.clock() - start
 
     def _check_totals(self, loss_sum: float, count: float, fresh: bool) -> None:
-        if count == 0.0 and not self.objective.evaluation.is_sum:
+        if not self.counts or (count == 0.0 and not self.objective.evaluation.is_sum):
             raise (
                 self._changed("it is empty")
                 if self.expected
@@ -369,7 +373,7 @@ class DataPass:
         while size >= 1:
             try:
                 graph = self._make_graph(self.objective, take(batch, slice(0, size)), self._names, self.counters)
-                self._add(graph, request, torch.zeros_like(request.vectors))
+                self._multiply(graph, key, request, Totals(self._place))
                 break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -387,9 +391,3 @@ class DataPass:
 def loss_tolerance(dtype: torch.dtype) -> float:
     """Relative change of a loss total that summation order alone may cause."""
     return max(1e-6, 100.0 * torch.finfo(dtype).eps) if dtype != torch.float64 else 1e-6
-
-
-def _accumulate(total: dict[str, Tensor], gradient: Mapping[str, Tensor | None]) -> None:
-    for name, part in gradient.items():
-        if part is not None:
-            add_part(total, name, part.detach().double())

@@ -43,29 +43,36 @@ class Budget:
     """What an analysis may take beyond the memory that was in use when it began.
 
     Attributes:
-        limit: bytes; None for what is free. asked: by the user, who then gets less rather than more.
+        free: bytes that were free then; nobody asks a second time. limit: bytes that it may take of them; None for all.
+        asked: the limit is the user's, who then gets less rather than more.
     """
 
+    free: int
     limit: int | None = None
     asked: bool = True
 
-    def free(self, device: torch.device) -> int:
-        """Bytes that may still be planned with on ``device``."""
-        free = free_bytes(device)
-        return free if self.limit is None else min(free, self.limit)
+    @property
+    def room(self) -> int:
+        """Bytes that may be planned with."""
+        return self.free if self.limit is None else min(self.free, self.limit)
 
 
-def budget(memory: Any) -> Budget:
-    """The budget behind ``memory="8GiB"``, a number of bytes, or None.
+def budget(device: torch.device, limit: int | None = None) -> Budget:
+    """The budget of what begins now on ``device``."""
+    return Budget(free_bytes(device), limit)
+
+
+def memory_limit(memory: Any) -> int | None:
+    """The bytes behind ``memory="8GiB"``, a number of bytes, or None.
 
     Raises:
         InputError: neither, or less than a megabyte.
 
-    >>> budget("1.5 GiB").limit, budget("200MB").limit, budget(None).limit
+    >>> memory_limit("1.5 GiB"), memory_limit("200MB"), memory_limit(None)
     (1610612736, 200000000, None)
     """
     if memory is None:
-        return Budget()
+        return None
     size: float | None = None
     if isinstance(memory, (int, float)) and not isinstance(memory, bool):
         size = float(memory)
@@ -78,7 +85,7 @@ def budget(memory: Any) -> Budget:
             where="memory",
             what_to_do="give a size such as '8GiB' or '500MB', bytes as a number (a megabyte or more), or None",
         )
-    return Budget(int(size))
+    return int(size)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -98,6 +105,11 @@ def free_bytes(device: torch.device) -> int:
         if limit != resource.RLIM_INFINITY:
             free = min(free, max(0, limit - _address_space()))
     return min(free, *(_free_in_cgroup(*group) for group in _CGROUPS))
+
+
+def solver_device(device: torch.device) -> torch.device:
+    """Where solver vectors live: with the model, unless the device has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def used_bytes(device: torch.device) -> int:

@@ -160,3 +160,42 @@ def _by_patterns(
                     )
                 owners[name] = block
     return owners
+
+
+def flatten(block: Block, parts: Mapping[str, Tensor]) -> Tensor:
+    """Parameter-shaped tensors to one flat (P_b,) vector.
+
+    Raises:
+        InputError: missing or extra names, or a wrong shape.
+    """
+    if set(parts) != set(block.parameters):
+        odd = sorted(set(parts) ^ set(block.parameters))[:4]
+        raise InputError(
+            f"the vector's names are not those of block {block.name!r}",
+            where=", ".join(odd),
+            what_to_do="give one tensor per parameter of the block",
+        )
+    for name, shape in zip(block.parameters, block.shapes, strict=True):
+        if parts[name].shape != shape:
+            raise InputError(
+                f"the vector has shape {tuple(parts[name].shape)} for {name!r}, whose shape is {tuple(shape)}",
+                where=name,
+                what_to_do="give each parameter's own shape",
+            )
+    return torch.cat([parts[name].reshape(-1) for name in block.parameters])
+
+
+def check_flat(block: Block, vector: Tensor) -> Tensor:
+    """The vector itself, if it is a flat (P_b,) tensor.
+
+    Raises:
+        InputError: otherwise.
+    """
+    if not isinstance(vector, Tensor) or vector.shape != (block.numel,):
+        shape = tuple(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
+        raise InputError(
+            f"the vector for block {block.name!r} is {shape}, not a flat tensor of shape ({block.numel},)",
+            where=block.name,
+            what_to_do="flatten it in named_parameters() order",
+        )
+    return vector

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from layerhess.linalg.estimates import Floats
-from layerhess.results.record import Spectrum
+from layerhess.results.record import SpectrumRecord
 
 SEMIDEFINITE = ("empirical_fisher", "empirical_fisher:token")
 
@@ -64,7 +64,7 @@ class Derived:
     critical_learning_rate: Figure = UNKNOWN
 
 
-def derive(spectrum: Spectrum) -> Derived:
+def derive(spectrum: SpectrumRecord) -> Derived:
     """All figures that the parts of ``spectrum`` allow; the others are unknown (NaN).
 
     Args:
@@ -74,7 +74,7 @@ def derive(spectrum: Spectrum) -> Derived:
         return _derived(spectrum)
 
 
-def _derived(spectrum: Spectrum) -> Derived:
+def _derived(spectrum: SpectrumRecord) -> Derived:
     top, errors = _at_the_top(spectrum)
     trace = _trace(spectrum)
     frobenius = _frobenius_squared(spectrum)
@@ -92,7 +92,7 @@ def _derived(spectrum: Spectrum) -> Derived:
     )
 
 
-def compare_learning_rate(spectrum: Spectrum, learning_rate: float) -> str:
+def compare_learning_rate(spectrum: SpectrumRecord, learning_rate: float) -> str:
     """How a learning rate stands to 2 / lambda_max, in a sentence (Cohen et al. 2021 call lambda_max = 2/lr the edge).
 
     Args:
@@ -110,13 +110,13 @@ def compare_learning_rate(spectrum: Spectrum, learning_rate: float) -> str:
     )
 
 
-def _at_the_top(spectrum: Spectrum) -> tuple[Floats, Floats]:
+def _at_the_top(spectrum: SpectrumRecord) -> tuple[Floats, Floats]:
     asked = spectrum.end.count("top")
     leading = int(np.cumprod(spectrum.converged[:asked]).sum())  # up to the first that has not converged
     return spectrum.eigenvalues[:leading], spectrum.error_bounds[:leading]
 
 
-def _trace(spectrum: Spectrum) -> Figure:
+def _trace(spectrum: SpectrumRecord) -> Figure:
     if spectrum.spectrum is not None:
         n = spectrum.numel
         return Figure(float(spectrum.spectrum.sum()), n * float(np.max(spectrum.error_bounds, initial=0.0)), "bound")
@@ -128,7 +128,7 @@ def _trace(spectrum: Spectrum) -> Figure:
     return Figure(found.value, math.hypot(found.standard_error, found.rounding), "standard error")
 
 
-def _frobenius_squared(spectrum: Spectrum) -> Figure:
+def _frobenius_squared(spectrum: SpectrumRecord) -> Figure:
     if spectrum.spectrum is not None:
         return Figure(float(np.square(spectrum.spectrum).sum()), 0.0, "exact")
     if spectrum.density is None or math.isnan(spectrum.density.second):
@@ -158,14 +158,14 @@ def _top_condition(top: Floats, errors: Floats) -> Figure:
     return Figure(value, value * float(errors[0] / top[0] + errors[-1] / (top[-1] - errors[-1])), "bound")
 
 
-def _stable_rank(spectrum: Spectrum, frobenius: Figure) -> Figure:
+def _stable_rank(spectrum: SpectrumRecord, frobenius: Figure) -> Figure:
     norm = _norm(spectrum)
     if not frobenius.known or not norm:
         return UNKNOWN
     return Figure(frobenius.value / norm**2, frobenius.error / norm**2, frobenius.kind)
 
 
-def _norm(spectrum: Spectrum) -> float:
+def _norm(spectrum: SpectrumRecord) -> float:
     """||A||_2 where both ends are known, or one of them and that the other cannot be larger; else 0."""
     if spectrum.spectrum is not None and len(spectrum.spectrum):
         return float(np.abs(spectrum.spectrum).max())
@@ -177,7 +177,7 @@ def _norm(spectrum: Spectrum) -> float:
     return top[0] if spectrum.operator in SEMIDEFINITE else 0.0
 
 
-def _effective_rank(spectrum: Spectrum) -> Figure:
+def _effective_rank(spectrum: SpectrumRecord) -> Figure:
     if spectrum.spectrum is not None:
         sizes = np.abs(spectrum.spectrum)
         return Figure(_rank(float(sizes.sum()), float(_x_log_x(sizes).sum())), 0.0, "exact")
@@ -210,7 +210,7 @@ def _x_log_x(values: Floats) -> Floats:
     return np.asarray(size * np.log(np.where(size > 0.0, size, 1.0)))
 
 
-def _damping(spectrum: Spectrum) -> Figure:
+def _damping(spectrum: SpectrumRecord) -> Figure:
     bottom = spectrum.bottom
     if bottom is None or not np.all(spectrum.converged):
         return UNKNOWN

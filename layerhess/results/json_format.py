@@ -8,8 +8,7 @@ The document's keys are the attribute names of :mod:`layerhess.results.record`, 
    ``full.eigenvectors[0].fc.weight``, or ``blocks[3].eigenvectors[0].fc.weight`` for the fourth block in order. A
    diagonal's ``value`` and ``standard_error`` are kept in the same way.
 3. Extra keys that are derived from the others (``converged`` of the whole, ``ok`` and ``derived`` of a spectrum) are
-   for readers in other languages; they are not read back. ``schema`` is the version of this layout; what a later
-   version added is at its default when an earlier document is read.
+   for readers in other languages; they are not read back. ``schema`` is the version of this layout.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import PurePath
@@ -28,21 +27,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerhess.results.record import Analysis, Floats, Spectrum
+from layerhess.results.record import Floats
+from layerhess.results.spectrum import AnalysisRecord, Spectrum
 
 FORMAT = "layerhess analysis"
-SCHEMA = 3
+SCHEMA = 1
 
 
 class NewerSchemaError(ValueError):
     """The document was written by a later version."""
 
 
-def encode(analysis: Analysis) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def encode(analysis: AnalysisRecord) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The document (JSON types only, see the module) and its tensors, each contiguous and on the CPU."""
     tensors: dict[str, Tensor] = {}
     document: dict[str, Any] = {"format": FORMAT, "schema": SCHEMA, "converged": analysis.converged}
-    for item in fields(Analysis):
+    for item in fields(AnalysisRecord):
         value = getattr(analysis, item.name)
         if item.name == "blocks":
             document["blocks"] = {
@@ -105,14 +105,14 @@ def vectors_digest(document: dict[str, Any]) -> str:
     return digest
 
 
-def decode(document: dict[str, Any], tensors: Mapping[str, Tensor]) -> Analysis:
+def decode(document: dict[str, Any], tensors: Mapping[str, Tensor]) -> AnalysisRecord:
     """The analysis of a document.
 
     Raises:
         ValueError: a key is missing, or a value has the wrong type or length; the sentence says which.
     """
-    made = _decode(Analysis, _upgraded(document), "", tensors)
-    assert isinstance(made, Analysis)
+    made = _decode(AnalysisRecord, document, "", tensors)
+    assert isinstance(made, AnalysisRecord)
     for name, spectrum in made.blocks.items():
         _consistent(spectrum, f"blocks.{name}")
         if spectrum.name != name:
@@ -187,57 +187,6 @@ def _pretty(value: Any, depth: int) -> str:
 
 
 # -- from JSON --------------------------------------------------------------------------------------------------------
-
-
-def _upgraded(document: dict[str, Any]) -> dict[str, Any]:
-    """A document of an earlier schema with what later ones added, at its default."""
-    schema = document["schema"]
-    if schema < 2:
-        document = _with_estimates(document)
-    if schema < 3:
-        document = _with_verdicts(document)
-    return document
-
-
-def _with_estimates(document: dict[str, Any]) -> dict[str, Any]:
-    return _each_spectrum({"coupling": None, **document}, _with_estimates_of_one)
-
-
-def _each_spectrum(document: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
-    def changed(entry: Any) -> Any:
-        return change(entry) if isinstance(entry, dict) else entry
-
-    blocks = document.get("blocks")
-    made = {name: changed(entry) for name, entry in blocks.items()} if isinstance(blocks, dict) else blocks
-    return {**document, "blocks": made, "full": changed(document.get("full"))}
-
-
-def _with_verdicts(document: dict[str, Any]) -> dict[str, Any]:
-    """Schema 3: errors of the distances, costs and licences, and whether densities and diagonals are what was asked."""
-    upgraded = {"cost": None, **document}
-    if isinstance(document.get("coupling"), dict):
-        upgraded["coupling"] = {"divergence_error": None, **document["coupling"]}
-    return _each_spectrum(upgraded, _judged)
-
-
-def _judged(entry: dict[str, Any]) -> dict[str, Any]:
-    density, diagonal, trace = (entry.get(kind) for kind in ("density", "diagonal", "trace"))
-    judged = {"licence": "", **entry}
-    if isinstance(trace, dict):
-        judged["trace"] = {"rounding": 0.0, **trace}
-    # Until then, only the sentences said it.
-    if isinstance(density, dict):
-        judged["density"] = {"finished": not str(density.get("status")).startswith("stopped early"), **density}
-    if isinstance(diagonal, dict):
-        reached = " asked for: allow more" not in str(diagonal.get("status"))
-        judged["diagonal"] = {"converged": reached, "required": False, "rounding": 0.0, **diagonal}
-    return judged
-
-
-def _with_estimates_of_one(entry: dict[str, Any]) -> dict[str, Any]:
-    pairs = entry.get("eigenvalues")
-    unknown = [None] * (len(pairs) if isinstance(pairs, list) else 0)
-    return {"sampling_errors": unknown, "trace": None, "diagonal": None, "density": None, **entry}
 
 
 @cache

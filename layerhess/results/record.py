@@ -1,33 +1,21 @@
-"""Typed results: what an analysis found, how far each number can be trusted, and what it cost."""
+"""Plain records: what an analysis found, how far each number can be trusted, and what it cost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from layerhess.errors import InputError
-from layerhess.linalg.estimates import CouplingEstimate, DensityEstimate, DiagonalEstimate, TraceEstimate
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
-    from layerhess.results.derived import Derived
+from layerhess.linalg.estimates import DensityEstimate, DiagonalEstimate, TraceEstimate
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-FULL_NAME = "(full)"
-
 
 @dataclass(frozen=True)
-class Spectrum:
+class SpectrumRecord:
     """Eigenpairs of one operator: a diagonal block ``H_bb``, or the full Hessian.
 
     Attributes:
@@ -116,16 +104,6 @@ class Spectrum:
         return self.solved and traced and drawn and (self.diagonal is None or self.diagonal.ok)
 
     @property
-    def derived(self) -> Derived:
-        """Numbers people act on that follow from these: effective rank, damping, 2/lambda_max and so on, with errors.
-
-        See :class:`layerhess.results.derived.Derived`; what they need and was not asked for makes them NaN.
-        """
-        from layerhess.results.derived import derive
-
-        return derive(self)
-
-    @property
     def top(self) -> tuple[float, float] | None:
         """Largest eigenvalue and its error bound; None when it was not asked for and is not known."""
         if "top" in self.end:
@@ -167,7 +145,7 @@ class Counts:
         backwards: first backward passes of one batch (gradients).
         products: Hessian-vector products of one batch, per block or full.
         full_products: of these, products with the full Hessian.
-        by_phase: "survey", "checks", "part", "rounding", "solve" or "sampling" -> its forwards, backwards and products.
+        by_phase: "survey", "checks", "rounding", "solve" or "sampling" -> its forwards, backwards and products.
     """
 
     passes: int
@@ -197,105 +175,3 @@ class Cost:
     def total(self) -> float:
         """Of all phases."""
         return sum(self.gradients.values())
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """Everything one call of :func:`layerhess.analyze` found.
-
-    Attributes:
-        blocks: block name -> :class:`Spectrum`, in model order.
-        full: the :class:`Spectrum` of the full Hessian, or None when it was not asked for.
-        full_mass: for each full-model eigenvector, parameter block -> share of its squared norm (sums to 1 with
-            "(not in any block)"), in the order of ``full.eigenvalues``.
-        frozen: names of parameters left out because they are frozen (``requires_grad=False``) or not floating point.
-        uncovered: names of trainable parameters that no block covers (the full Hessian has them).
-        loss: the loss L(theta) over the whole data set; ``loss_count`` its denominator; ``examples`` the number of
-            examples where it is known (first dimension summed over batches), else 0; ``batches`` their number.
-        gradient_norm: ||grad L||, NaN if not measured.
-        settings: the arguments of the call (JSON types only). checks: the self-checks. notes: plain sentences.
-        counts: the cost. seconds: phase -> wall-clock seconds. versions: package -> version.
-        partial: empty when the analysis ran to its end, otherwise why it stopped early.
-        coupling: the :class:`layerhess.linalg.estimates.CouplingEstimate` of all pairs of blocks, where asked for.
-        cost: the same in gradients; None if it stopped before the first pass.
-    """
-
-    blocks: Mapping[str, Spectrum]
-    full: Spectrum | None
-    full_mass: list[dict[str, float]]
-    frozen: tuple[str, ...]
-    uncovered: tuple[str, ...]
-    loss: float
-    loss_count: float
-    examples: int
-    batches: int
-    gradient_norm: float
-    settings: dict[str, Any]
-    checks: tuple[Check, ...]
-    notes: tuple[str, ...]
-    counts: Counts
-    seconds: dict[str, float]
-    versions: dict[str, str]
-    model: str = ""
-    total_numel: int = 0
-    created: str = ""
-    partial: str = ""
-    coupling: CouplingEstimate | None = None
-    cost: Cost | None = None
-
-    @property
-    def converged(self) -> bool:
-        """True when all that was asked for is done in every block and the full model, and nothing was refused."""
-        return not self.partial and all(s.ok for s in self.spectra())
-
-    def spectra(self) -> list[Spectrum]:
-        """All blocks in model order, then the full model where there is one."""
-        return [*self.blocks.values(), *([self.full] if self.full is not None else [])]
-
-    def to_frame(self, table: str = "eigenvalues") -> pd.DataFrame:
-        """One row per eigenvalue; ``table=`` "blocks" (traces and what follows), "density", "diagonal", "coupling".
-
-        Needs pandas; see :func:`layerhess.show.frame.to_frame` for the columns.
-        """
-        from layerhess.show.frame import to_frame
-
-        return to_frame(self, table)
-
-    def save(self, path: str | Path) -> Path:
-        """Write analysis.json, vectors.safetensors and report.html into the folder ``path``, atomically as a whole."""
-        from layerhess.results.store import save
-
-        return save(self, path)
-
-    def plot(self) -> Figure:
-        """Eigenvalue per block with error bars, both ends, the full model beside them (a matplotlib figure)."""
-        from layerhess.show.figures import overview
-
-        return overview(self)
-
-    def __str__(self) -> str:
-        from layerhess.show.table import as_text
-
-        return as_text(self)
-
-    def __repr__(self) -> str:
-        done = sum(s.ok for s in self.spectra())
-        total = len(self.spectra())
-        return f"Analysis({self.model or 'model'}, {len(self.blocks)} blocks, {done} of {total} spectra converged)"
-
-    def _repr_html_(self) -> str:
-        from layerhess.show.notebook import as_html
-
-        return as_html(self)
-
-    def __getitem__(self, name: str) -> Spectrum:
-        if name == FULL_NAME and self.full is not None:
-            return self.full
-        try:
-            return self.blocks[name]
-        except KeyError:
-            raise InputError(
-                f"there is no block named {name!r}",
-                where="analysis[...]",
-                what_to_do="choose one of: " + ", ".join(list(self.blocks)[:8]),
-            ) from None

@@ -13,18 +13,16 @@ import hashlib
 import json
 import os
 import shutil
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from layerhess.errors import InputError, LayerhessWarning
-from layerhess.results import atomic_folder as folders
-from layerhess.results import json_format as codec
-from layerhess.results.record import Analysis
+from layerhess.errors import InputError
+from layerhess.results import atomic_folder, json_format
+from layerhess.results.spectrum import AnalysisRecord
 
 NUMBERS, VECTORS, REPORT = "analysis.json", "vectors.safetensors", "report.html"
 OURS = (NUMBERS, VECTORS, REPORT)
@@ -34,15 +32,15 @@ _TRIES = 3  # readings, when a writer replaces the folder meanwhile
 class SaveError(InputError):
     """An analysis could not be written; it is still here, as ``analysis``."""
 
-    analysis: Analysis
+    analysis: AnalysisRecord
 
 
-def save(analysis: Analysis, path: str | Path) -> Path:
+def save(analysis: AnalysisRecord, path: str | Path, report: Callable[[AnalysisRecord], str]) -> Path:
     """Write an analysis into the folder ``path``, atomically as a whole; an analysis already there is replaced.
 
     Args:
         analysis: what to write, complete or partial.
-        path: the folder; missing parents are made.
+        path: the folder; missing parents are made. report: makes the page for report.html.
 
     Returns:
         The folder's absolute path.
@@ -54,8 +52,8 @@ def save(analysis: Analysis, path: str | Path) -> Path:
     try:
         folder = _usable(path)
         try:
-            with folders.replacing(folder, OURS) as staging:
-                _write_files(analysis, staging)
+            with atomic_folder.replacing(folder, OURS) as staging:
+                _write_files(analysis, report(analysis), staging)
         except OSError as error:
             raise _cannot_write(folder, error) from error
     except InputError as refusal:
@@ -65,7 +63,7 @@ def save(analysis: Analysis, path: str | Path) -> Path:
     return folder
 
 
-def load(path: str | Path) -> Analysis:
+def load(path: str | Path) -> AnalysisRecord:
     """Read an analysis that :func:`save` wrote; after a crash in mid-replacement, the complete one there is.
 
     Args:
@@ -101,8 +99,8 @@ def check_writable(path: str | Path, expected_bytes: int = 0) -> Path:
     """
     folder = _usable(path)
     try:
-        with folders.probing(folder) as probe:
-            folders.write(probe / NUMBERS, b"{}\n")
+        with atomic_folder.probing(folder) as probe:
+            atomic_folder.write(probe / NUMBERS, b"{}\n")
             free = shutil.disk_usage(probe).free
     except OSError as error:
         raise _cannot_write(folder, error) from error
@@ -115,24 +113,18 @@ def check_writable(path: str | Path, expected_bytes: int = 0) -> Path:
     return folder
 
 
-def rewrite_report(path: str | Path) -> Path:
-    """Make report.html anew from the saved numbers, with this version's layout; the rest is untouched.
-
-    Args:
-        path: the folder of an analysis.
+def replace_report(path: str | Path, page: str) -> Path:
+    """Put another report.html into the folder of an analysis; the rest is untouched.
 
     Returns:
         The report's absolute path.
 
     Raises:
-        InputError: as for :func:`load` and :func:`save`.
+        InputError: no analysis there, or the folder cannot be written.
     """
-    from layerhess.show.report import as_html
-
-    analysis = load(path)
     folder = _present(_absolute(path))
     try:
-        folders.rewrite(folder / REPORT, as_html(analysis).encode("utf-8"))
+        atomic_folder.rewrite(folder / REPORT, page.encode("utf-8"))
     except OSError as error:
         raise _cannot_write(folder, error) from error
     return folder / REPORT
@@ -154,13 +146,13 @@ def json_text(path: str | Path) -> str:
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
-def _write_files(analysis: Analysis, folder: Path) -> None:
-    document, tensors = codec.encode(analysis)
+def _write_files(analysis: AnalysisRecord, page: str, folder: Path) -> None:
+    document, tensors = json_format.encode(analysis)
     vectors = folder / VECTORS
     _write_tensors(tensors, vectors)
     document["vectors"] = {"file": VECTORS, "sha256": _digest(vectors)}
-    folders.write(folder / NUMBERS, codec.dumps(document).encode("ascii"))
-    folders.write(folder / REPORT, _report(analysis).encode("utf-8"))
+    atomic_folder.write(folder / NUMBERS, json_format.dumps(document).encode("ascii"))
+    atomic_folder.write(folder / REPORT, page.encode("utf-8"))
 
 
 def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -187,23 +179,6 @@ def _as_os_error(error: safetensors.SafetensorError) -> Exception:
     return OSError(int(code), os.strerror(int(code))) if found and code.isdigit() else error
 
 
-def _report(analysis: Analysis) -> str:
-    """The report, or a page that says why there is none: a fault in a picture must not cost anyone the numbers."""
-    try:
-        from layerhess.show.report import as_html
-
-        return as_html(analysis)
-    except Exception as error:
-        reason = f"the report could not be made ({type(error).__name__}: {error}); the numbers are saved and complete"
-        warnings.warn(reason, LayerhessWarning, stacklevel=3)
-        from html import escape
-
-        return (
-            "<!doctype html><html lang='en'><meta charset='utf-8'><title>layerhess</title>"
-            f"<p>{escape(reason[0].upper() + reason[1:])}. Try again with <code>layerhess report DIR</code>.</p></html>"
-        )
-
-
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -222,24 +197,24 @@ def _contents(folder: Path) -> tuple[bytes, bytes]:
     return numbers, vectors
 
 
-def _analysis(folder: Path, numbers: bytes, vectors: bytes) -> Analysis:
+def _analysis(folder: Path, numbers: bytes, vectors: bytes) -> AnalysisRecord:
     with _damage(folder, NUMBERS):
-        document = codec.loads(numbers)
-        codec.check_schema(document)
-        digest = codec.vectors_digest(document)
+        document = json_format.loads(numbers)
+        json_format.check_schema(document)
+        digest = json_format.vectors_digest(document)
     with _damage(folder, VECTORS):
         if hashlib.sha256(vectors).hexdigest() != digest:
             raise ValueError("its contents are not those that were saved with analysis.json (checksum)")
         tensors = safetensors.torch.load(vectors)
     with _damage(folder, NUMBERS):
-        return codec.decode(document, tensors)
+        return json_format.decode(document, tensors)
 
 
 @contextlib.contextmanager
 def _damage(folder: Path, name: str) -> Iterator[None]:
     try:
         yield
-    except codec.NewerSchemaError as error:
+    except json_format.NewerSchemaError as error:
         raise InputError(
             str(error), where=str(folder / name), what_to_do="update layerhess: pip install --upgrade layerhess"
         ) from error
@@ -253,7 +228,7 @@ def _damage(folder: Path, name: str) -> Iterator[None]:
 
 def _present(folder: Path) -> Path:
     """The folder that holds the analysis now: under its own name or, after a crash, under the other."""
-    for candidate in (folder, folders.old_name(folder)):
+    for candidate in (folder, atomic_folder.old_name(folder)):
         if (candidate / NUMBERS).is_file():
             return candidate
     if folder.is_file():
@@ -313,7 +288,7 @@ def _is_analysis(folder: Path) -> bool:
     if not numbers.is_file():
         return False
     try:
-        return codec.is_ours(codec.loads(numbers.read_bytes()))
+        return json_format.is_ours(json_format.loads(numbers.read_bytes()))
     except (ValueError, RecursionError):
         return False
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from layerhess.linalg.estimates import CONFIDENCE
 from layerhess.results.derived import Figure, derive
-from layerhess.results.record import FULL_NAME, Analysis, Spectrum
+from layerhess.results.spectrum import FULL_NAME, AnalysisRecord, Spectrum
 from layerhess.show.numbers import counted, number, rounded_up, share_with_error, with_bound
 from layerhess.show.summary import some
 
@@ -51,7 +51,7 @@ class Line:
     ok: bool  # False when an estimate is not what was asked for; eigenvalues have a table of their own
 
 
-def lines(analysis: Analysis) -> tuple[list[Column], list[Line]]:
+def lines(analysis: AnalysisRecord) -> tuple[list[Column], list[Line]]:
     """The columns that hold anything, and a line for each spectrum; none where only eigenvalues were asked for."""
     if not any(_asked(s) for s in analysis.spectra()):
         return [], []
@@ -60,7 +60,7 @@ def lines(analysis: Analysis) -> tuple[list[Column], list[Line]]:
     return columns, made
 
 
-def sentences(analysis: Analysis) -> list[str]:
+def sentences(analysis: AnalysisRecord) -> list[str]:
     """What the estimates say about the whole, in words."""
     said = []
     said += _coupled(analysis)
@@ -76,7 +76,7 @@ def sentences(analysis: Analysis) -> list[str]:
     return said + _kinds_of_error(analysis)
 
 
-def _kinds_of_error(analysis: Analysis) -> list[str]:
+def _kinds_of_error(analysis: AnalysisRecord) -> list[str]:
     """What the figures after the sign are: standard errors of what came from probes, bounds of what did not."""
     spectra = analysis.spectra()
     probes = {
@@ -103,7 +103,7 @@ def brief(columns: list[Column]) -> list[Column]:
     return sorted((c for c in columns if c.key in BRIEFLY), key=lambda column: BRIEFLY.index(column.key))
 
 
-def _coupled(analysis: Analysis) -> list[str]:
+def _coupled(analysis: AnalysisRecord) -> list[str]:
     """What the couplings say; nothing where there is a single block, or not all columns were made."""
     found = analysis.coupling
     if found is None or len(found.blocks) < 2 or math.isnan(found.off_diagonal_share):
@@ -123,7 +123,7 @@ def _coupled(analysis: Analysis) -> list[str]:
     ]
 
 
-def _drawn(analysis: Analysis) -> list[str]:
+def _drawn(analysis: AnalysisRecord) -> list[str]:
     """How the densities were made; they are pictures, and have no place in a table."""
     found = [s for s in analysis.spectra() if s.density is not None]
     if not found:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from layerhess.results.record import Analysis, Spectrum
+from layerhess.results.spectrum import AnalysisRecord, Spectrum
 from layerhess.show.numbers import number, share
 from layerhess.show.style import BOTTOM, INK, MUTED, PAPER, RULE, TOP, WRONG, Picture
 from layerhess.show.summary import operator_names, operator_of
@@ -24,7 +24,7 @@ DECADES = 5.0  # of a symmetric logarithmic axis; smaller values are drawn near 
 FEW_VECTORS = 5  # up to here the mass of each eigenvector is a panel of bars, beyond a heat map
 
 
-def overview(analysis: Analysis) -> Picture:
+def overview(analysis: AnalysisRecord) -> Picture:
     """Each block's eigenvalues with their error bars, both ends; the full model in the first row, its ends as lines.
 
     Hollow red marks have not converged. With more than 300 blocks, those with the largest absolute eigenvalues.
@@ -56,7 +56,7 @@ def overview(analysis: Analysis) -> Picture:
     return figure
 
 
-def mass(analysis: Analysis) -> Picture:
+def mass(analysis: AnalysisRecord) -> Picture:
     """Where each eigenvector of the full model has its squared norm, block by block: bars, or a heat map for many.
 
     Blocks that hold less than 0.5 % of every eigenvector are left out when there are more than 40.
@@ -76,7 +76,7 @@ def mass(analysis: Analysis) -> Picture:
     return figure
 
 
-def _shown(analysis: Analysis) -> tuple[list[Spectrum], str]:
+def _shown(analysis: AnalysisRecord) -> tuple[list[Spectrum], str]:
     blocks = list(analysis.blocks.values())
     if len(blocks) <= MOST_ROWS:
         return blocks, ""
@@ -228,7 +228,7 @@ def _legend(axes: Axes, rows: Iterable[Spectrum]) -> None:
         )
 
 
-def _vector_titles(analysis: Analysis) -> list[str]:
+def _vector_titles(analysis: AnalysisRecord) -> list[str]:
     full = analysis.full
     if full is None or len(full.eigenvalues) != len(analysis.full_mass):
         return [f"eigenvector {index + 1}" for index in range(len(analysis.full_mass))]

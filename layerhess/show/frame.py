@@ -9,7 +9,7 @@ import numpy as np
 
 from layerhess.errors import InputError
 from layerhess.results.derived import Derived, derive
-from layerhess.results.record import Analysis, Spectrum
+from layerhess.results.spectrum import AnalysisRecord, Spectrum
 from layerhess.show.summary import operator_of
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ TABLES = {
 }
 
 
-def to_frame(analysis: Analysis, table: str = "eigenvalues") -> pd.DataFrame:
+def to_frame(analysis: AnalysisRecord, table: str = "eigenvalues") -> pd.DataFrame:
     """One row per eigenvalue, block, ..., blocks in model order and then the full model ("(full)").
 
     A spectrum without eigenvalues (refused) has one row with NaN in it, so that it cannot be overlooked.
@@ -96,11 +96,11 @@ def to_frame(analysis: Analysis, table: str = "eigenvalues") -> pd.DataFrame:
     return pd.DataFrame(makers[table](analysis), columns=columns)
 
 
-def _blocks(analysis: Analysis) -> list[dict[str, Any]]:
+def _blocks(analysis: AnalysisRecord) -> list[dict[str, Any]]:
     return [_block(spectrum) for spectrum in analysis.spectra()]
 
 
-def _eigenvalues(analysis: Analysis) -> list[dict[str, Any]]:
+def _eigenvalues(analysis: AnalysisRecord) -> list[dict[str, Any]]:
     nan = float("nan")
     rows: list[dict[str, Any]] = []
     for spectrum in analysis.spectra():
@@ -129,7 +129,7 @@ def _eigenvalues(analysis: Analysis) -> list[dict[str, Any]]:
     return rows
 
 
-def _densities(analysis: Analysis) -> list[dict[str, Any]]:
+def _densities(analysis: AnalysisRecord) -> list[dict[str, Any]]:
     return [
         dict(zip(DENSITY_COLUMNS, (s.name, s.operator, *map(float, point)), strict=True))
         for s in analysis.spectra()
@@ -138,7 +138,7 @@ def _densities(analysis: Analysis) -> list[dict[str, Any]]:
     ]
 
 
-def _diagonals(analysis: Analysis) -> dict[str, Any]:
+def _diagonals(analysis: AnalysisRecord) -> dict[str, Any]:
     """Column by column: models have many entries."""
     parts = [
         (spectrum, name, value.reshape(-1).numpy(), spectrum.diagonal.standard_error[name].reshape(-1).numpy())
@@ -159,7 +159,7 @@ def _diagonals(analysis: Analysis) -> dict[str, Any]:
     }
 
 
-def _couplings(analysis: Analysis) -> list[dict[str, Any]]:
+def _couplings(analysis: AnalysisRecord) -> list[dict[str, Any]]:
     found = analysis.coupling
     if found is None:
         return []

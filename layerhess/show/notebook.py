@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from layerhess.results.record import Analysis, Spectrum
+from layerhess.results.spectrum import AnalysisRecord, Spectrum
 from layerhess.show import estimates, summary
 from layerhess.show.numbers import count, number, with_bound
 from layerhess.show.table import short_status
@@ -15,7 +15,7 @@ _CELL = "padding:2px 12px 2px 0;text-align:right;font-variant-numeric:tabular-nu
 _LEFT = "padding:2px 12px 2px 0;text-align:left"
 
 
-def as_html(analysis: Analysis) -> str:
+def as_html(analysis: AnalysisRecord) -> str:
     """A fragment of HTML: heading, verdict, headline numbers, one row per block and the full model last; estimates.
 
     Args:
@@ -50,7 +50,7 @@ def as_html(analysis: Analysis) -> str:
     )
 
 
-def _estimates(analysis: Analysis) -> str:
+def _estimates(analysis: AnalysisRecord) -> str:
     """What was estimated beyond eigenvalues, in the columns of the terminal, and in sentences."""
     columns, lines = estimates.lines(analysis)
     said = "".join(f"<div>{escape(sentence)}</div>" for sentence in estimates.sentences(analysis))

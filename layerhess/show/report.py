@@ -12,10 +12,9 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
-from layerhess.results.record import Analysis, Floats, Spectrum
-from layerhess.show import density_figures as curvature
-from layerhess.show import estimates, figures, summary
-from layerhess.show import numbers as formatting
+from layerhess.results.record import Floats
+from layerhess.results.spectrum import AnalysisRecord, Spectrum
+from layerhess.show import density_figures, estimates, figures, numbers, summary
 from layerhess.show.style import inline_svg
 from layerhess.show.table import short_status
 
@@ -47,7 +46,7 @@ class Row:
     bar: float
 
 
-def as_html(analysis: Analysis) -> str:
+def as_html(analysis: AnalysisRecord) -> str:
     """The report of an analysis as one self-contained HTML document, readable in light and in dark.
 
     Args:
@@ -74,10 +73,10 @@ def as_html(analysis: Analysis) -> str:
         mass_sentences=_mass_sentences(analysis),
         beyond=_beyond(analysis),
         settings={key: _setting(value) for key, value in analysis.settings.items()},
-        number=formatting.number,
-        count=formatting.count,
-        counted=formatting.counted,
-        duration=formatting.duration,
+        number=numbers.number,
+        count=numbers.count,
+        counted=numbers.counted,
+        duration=numbers.duration,
         total_seconds=sum(analysis.seconds.values()),
     )
 
@@ -116,7 +115,7 @@ def _mathematics(sentence: str) -> Markup:
     return Markup(text)
 
 
-def _rows(analysis: Analysis) -> list[Row]:
+def _rows(analysis: AnalysisRecord) -> list[Row]:
     sizes = [s.top[0] for s in analysis.blocks.values() if s.top is not None]
     largest = max(sizes, default=0.0)
     return [_row(spectrum, analysis.total_numel, largest) for spectrum in analysis.blocks.values()]
@@ -131,15 +130,15 @@ def _row(spectrum: Spectrum, total: int, largest: float) -> Row:
     if spectrum.missed_factor == math.inf:
         excluded = "none excluded"
     elif not spectrum.complete and math.isfinite(spectrum.missed_factor):
-        excluded = f"> {formatting.number(spectrum.missed_factor, 3)} × (p ≤ {_chance(spectrum)})"
+        excluded = f"> {numbers.number(spectrum.missed_factor, 3)} × (p ≤ {_chance(spectrum)})"
     return Row(
         name=spectrum.name,
-        numel=formatting.count(spectrum.numel),
-        share=formatting.share(part),
-        top="-" if top is None else formatting.with_bound(*top),
-        bottom="-" if bottom is None else formatting.with_bound(*bottom),
-        norm=formatting.number(norm),
-        sensitivity=formatting.number(sensitivity),
+        numel=numbers.count(spectrum.numel),
+        share=numbers.share(part),
+        top="-" if top is None else numbers.with_bound(*top),
+        bottom="-" if bottom is None else numbers.with_bound(*bottom),
+        norm=numbers.number(norm),
+        sensitivity=numbers.number(sensitivity),
         missed=excluded,
         status=short_status(spectrum),
         ok=spectrum.solved,
@@ -159,10 +158,10 @@ def _key(value: float) -> float | None:
 
 
 def _chance(spectrum: Spectrum) -> str:
-    return formatting.share(spectrum.missed_probability)
+    return numbers.share(spectrum.missed_probability)
 
 
-def _pairs(analysis: Analysis) -> list[dict[str, str]]:
+def _pairs(analysis: AnalysisRecord) -> list[dict[str, str]]:
     """Every eigenvalue with all its digits, up to a limit."""
     pairs: list[dict[str, str]] = []
     for spectrum in [*([analysis.full] if analysis.full is not None else []), *analysis.blocks.values()]:
@@ -174,17 +173,17 @@ def _pairs(analysis: Analysis) -> list[dict[str, str]]:
                     "operator": spectrum.operator,
                     "end": spectrum.end[index],
                     "value": repr(float(value)),
-                    "bound": formatting.rounded_up(float(spectrum.error_bounds[index])),
-                    "conditional": "-" if math.isnan(conditional) else formatting.rounded_up(conditional),
+                    "bound": numbers.rounded_up(float(spectrum.error_bounds[index])),
+                    "conditional": "-" if math.isnan(conditional) else numbers.rounded_up(conditional),
                     "converged": "yes" if spectrum.converged[index] else "NO",
                     "path": spectrum.path,
-                    "steps": formatting.count(spectrum.steps),
+                    "steps": numbers.count(spectrum.steps),
                 }
             )
     return pairs[:_MOST_PAIRS]
 
 
-def _ranking(analysis: Analysis) -> list[str]:
+def _ranking(analysis: AnalysisRecord) -> list[str]:
     """Sentences on which blocks stand out; each names its operator."""
     tops = {s.name: s.top[0] for s in analysis.blocks.values() if s.top is not None and s.top[0] > 0}
     if not tops:
@@ -197,10 +196,10 @@ def _ranking(analysis: Analysis) -> list[str]:
         words = ("The sharpest block is", "flattest with positive curvature is")
         if names.caveat:
             words = ("The largest eigenvalue is that of", "smallest of these is that of")
-        ratio = formatting.times(tops[first] / tops[last])
+        ratio = numbers.times(tops[first] / tops[last])
         sentences.append(
-            f"{words[0]} {first} (lambda_max of its {names.block} is {formatting.number(tops[first])}); the "
-            f"{words[1]} {last} ({formatting.number(tops[last])}), {ratio} times less."
+            f"{words[0]} {first} (lambda_max of its {names.block} is {numbers.number(tops[first])}); the "
+            f"{words[1]} {last} ({numbers.number(tops[last])}), {ratio} times less."
         )
     weighed = {n: tops[n] * analysis.blocks[n].weight_norm_squared for n in order}
     weighed = {n: value for n, value in weighed.items() if math.isfinite(value)}
@@ -211,7 +210,7 @@ def _ranking(analysis: Analysis) -> list[str]:
         )
         sentences.append(
             f"Measured against its weights, lambda_max * ||W||^2, {best} is the most sensitive "
-            f"({formatting.number(weighed[best])}){cost}."
+            f"({numbers.number(weighed[best])}){cost}."
         )
     zero = [s.name for s in analysis.blocks.values() if s.status.startswith("zero")]
     if zero:
@@ -221,13 +220,13 @@ def _ranking(analysis: Analysis) -> list[str]:
     return sentences
 
 
-def _overview(analysis: Analysis) -> Markup:
+def _overview(analysis: AnalysisRecord) -> Markup:
     if not analysis.spectra():
         return Markup()
     return Markup(inline_svg(figures.overview(analysis), "Eigenvalues per block with error bars"))
 
 
-def _mass(analysis: Analysis) -> Markup:
+def _mass(analysis: AnalysisRecord) -> Markup:
     if not analysis.full_mass:
         return Markup()
     return Markup(inline_svg(figures.mass(analysis), "Share of each full-model eigenvector per block"))
@@ -243,18 +242,18 @@ class Beyond:
     figures: list[tuple[str, Markup]]
 
 
-def _beyond(analysis: Analysis) -> Beyond | None:
+def _beyond(analysis: AnalysisRecord) -> Beyond | None:
     columns, lines = estimates.lines(analysis)
     drawn = _curvature_figures(analysis)
     return Beyond(columns, lines, estimates.sentences(analysis), drawn) if columns or drawn else None
 
 
-def _curvature_figures(analysis: Analysis) -> list[tuple[str, Markup]]:
+def _curvature_figures(analysis: AnalysisRecord) -> list[tuple[str, Markup]]:
     names = summary.operator_names(summary.operator_of(analysis))
     drawn = []
     full, coupling = analysis.full, analysis.coupling
     if full is not None and full.density is not None:
-        figure = curvature.full_density(full.density, full.eigenvalues, full.error_bounds, full.end)
+        figure = density_figures.full_density(full.density, full.eigenvalues, full.error_bounds, full.end)
         caption = f"Spectral density of the full {names.words}; marked are the eigenvalues that have error bounds."
         caption += _cut_short([full])
         drawn.append((caption, _svg(figure, "Spectral density of the full model")))
@@ -262,14 +261,14 @@ def _curvature_figures(analysis: Analysis) -> list[tuple[str, Markup]]:
     if densities:
         caption = "Spectral density of each block, all on the same axes; the band is 95 % over the random vectors."
         caption += _cut_short(list(analysis.blocks.values()))
-        drawn.append((caption, _svg(curvature.densities(densities), "Spectral density of each block")))
+        drawn.append((caption, _svg(density_figures.densities(densities), "Spectral density of each block")))
     if coupling is not None:
-        figure = curvature.heat_map(coupling.blocks, coupling.value, "Coupling between blocks", "Frobenius norm")
+        figure = density_figures.heat_map(coupling.blocks, coupling.value, "Coupling between blocks", "Frobenius norm")
         caption = f"Frobenius norms of the blocks of {names.full}: on the diagonal the layers, off it their coupling."
         caption += _uncertainty(coupling.standard_error, coupling.value)
         drawn.append((caption, _svg(figure, "Coupling between blocks")))
         if coupling.divergence is not None:
-            figure = curvature.heat_map(
+            figure = density_figures.heat_map(
                 coupling.blocks, coupling.divergence, "How different the spectra are", "distance", limits=(0.0, 1.0)
             )
             caption = "Jensen-Shannon distance between the blocks' spectral densities: 0 the same, 1 disjoint."
@@ -312,7 +311,7 @@ def _svg(figure: Any, label: str) -> Markup:
     return Markup(inline_svg(figure, label))
 
 
-def _mass_sentences(analysis: Analysis) -> list[str]:
+def _mass_sentences(analysis: AnalysisRecord) -> list[str]:
     full = analysis.full
     if full is None or len(full.eigenvalues) != len(analysis.full_mass) or not analysis.full_mass:
         return []
@@ -329,9 +328,9 @@ def _mass_sentences(analysis: Analysis) -> list[str]:
     for index, subject in wanted.items():
         row = analysis.full_mass[index]
         order = sorted(row, key=lambda name: -row[name])[:3]
-        parts = [f"{formatting.share(row[name])} in {name}" for name in order if row[name] >= 0.005]
+        parts = [f"{numbers.share(row[name])} in {name}" for name in order if row[name] >= 0.005]
         if parts:
-            value = formatting.number(float(full.eigenvalues[index]))
+            value = numbers.number(float(full.eigenvalues[index]))
             sentences.append(f"{subject} (eigenvalue {value}) has {_and(parts)} of its squared norm.")
     return sentences
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from layerhess.results.record import FULL_NAME, Analysis, Spectrum
+from layerhess.results.spectrum import FULL_NAME, AnalysisRecord, Spectrum
 from layerhess.show.numbers import count, counted, duration, number, share, with_bound
 
 
@@ -52,12 +52,12 @@ def operator_names(operator: str) -> Names:
     return _NAMES.get(operator, Names(operator, f"{operator}_bb", operator))
 
 
-def names_of(analysis: Analysis) -> Names:
+def names_of(analysis: AnalysisRecord) -> Names:
     """What the operator of an analysis is called."""
     return operator_names(operator_of(analysis))
 
 
-def operator_of(analysis: Analysis) -> str:
+def operator_of(analysis: AnalysisRecord) -> str:
     """The operator whose eigenvalues an analysis holds."""
     return next((s.operator for s in analysis.spectra()), str(analysis.settings.get("operator", "hessian")))
 
@@ -91,7 +91,7 @@ class Verdict:
     details: tuple[str, ...]
 
 
-def verdict(analysis: Analysis) -> Verdict:
+def verdict(analysis: AnalysisRecord) -> Verdict:
     """Whether every number asked for has converged, and if not, which ones have not, and what was not begun."""
     spectra = analysis.spectra()
     details = [f"The analysis stopped early: {analysis.partial.rstrip('.')}."] if analysis.partial else []
@@ -133,7 +133,7 @@ def _unfinished(spectrum: Spectrum) -> dict[str, str]:
     return made
 
 
-def not_begun(analysis: Analysis) -> list[str]:
+def not_begun(analysis: AnalysisRecord) -> list[str]:
     """What an analysis that stopped early was asked for and has nothing of."""
     if not analysis.partial:
         return []
@@ -169,7 +169,7 @@ def some(names: Sequence[str], most: int = 5) -> str:
     return listed if len(names) <= most else f"{listed} and {len(names) - most} more"
 
 
-def largest(analysis: Analysis) -> Spectrum | None:
+def largest(analysis: AnalysisRecord) -> Spectrum | None:
     """The spectrum with the largest eigenvalue to speak of: the full model's, else the largest block's."""
     if analysis.full is not None and analysis.full.top is not None:
         return analysis.full
@@ -177,7 +177,7 @@ def largest(analysis: Analysis) -> Spectrum | None:
     return max(candidates, key=lambda s: s.top[0] if s.top else -math.inf) if candidates else None
 
 
-def lowest(analysis: Analysis) -> Spectrum | None:
+def lowest(analysis: AnalysisRecord) -> Spectrum | None:
     """The spectrum with the most negative eigenvalue: the full model's, else the lowest block's."""
     if analysis.full is not None and analysis.full.bottom is not None:
         return analysis.full
@@ -185,7 +185,7 @@ def lowest(analysis: Analysis) -> Spectrum | None:
     return min(candidates, key=lambda s: s.bottom[0] if s.bottom else math.inf) if candidates else None
 
 
-def stable_step(analysis: Analysis) -> Fact:
+def stable_step(analysis: AnalysisRecord) -> Fact:
     """2/lambda_max: the largest stable step of plain gradient descent on this loss, near these weights."""
     spectrum = largest(analysis)
     if spectrum is None or spectrum.top is None:
@@ -210,7 +210,7 @@ def stable_step(analysis: Analysis) -> Fact:
     )
 
 
-def most_negative(analysis: Analysis) -> Fact:
+def most_negative(analysis: AnalysisRecord) -> Fact:
     """The smallest eigenvalue, if it is negative; it says whether these weights are at a minimum."""
     spectrum = lowest(analysis)
     if spectrum is None or spectrum.bottom is None:
@@ -226,7 +226,7 @@ def most_negative(analysis: Analysis) -> Fact:
     return Fact(number(value), f"The smallest eigenvalue of {of} is {with_bound(value, bound)}.{tail}{unsure}")
 
 
-def cost(analysis: Analysis) -> str:
+def cost(analysis: AnalysisRecord) -> str:
     """The time in gradients, by phase, and what the solvers' products would have cost one by one; "" if unknown."""
     spent = analysis.cost
     if spent is None:
@@ -243,7 +243,7 @@ def cost(analysis: Analysis) -> str:
     return f"{text}; exact products block by block would have cost about {number(spent.one_by_one, 2)} for the solvers."
 
 
-def examples(analysis: Analysis) -> str:
+def examples(analysis: AnalysisRecord) -> str:
     """How much data the loss was taken over, in words."""
     batches = counted(analysis.batches, "batch", "batches")
     if not analysis.examples:
@@ -252,7 +252,7 @@ def examples(analysis: Analysis) -> str:
     return text if analysis.loss_count in (0, analysis.examples) else f"{text}, {count(analysis.loss_count)} terms"
 
 
-def missed_overall(analysis: Analysis) -> str:
+def missed_overall(analysis: AnalysisRecord) -> str:
     """Sentences on the chance that a larger eigenvalue was missed anywhere; empty where none was looked for."""
     spectra = analysis.spectra()
     bounded = [s for s in spectra if not s.complete and math.isfinite(s.missed_factor)]
@@ -272,7 +272,7 @@ def missed_overall(analysis: Analysis) -> str:
     return " ".join(sentences)
 
 
-def interlacing(analysis: Analysis) -> str:
+def interlacing(analysis: AnalysisRecord) -> str:
     """The full model beside the blocks: Cauchy interlacing in words, with this model's numbers."""
     if analysis.full is None:
         return ""

@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from layerhess.results.record import Analysis, Spectrum
+from layerhess.results.spectrum import AnalysisRecord, Spectrum
 from layerhess.show import estimates, summary
 from layerhess.show.numbers import count, counted, number, with_bound
 
@@ -19,11 +19,12 @@ SHORT = 24  # characters of a block's name that are never folded
 _STATUS = 12  # characters of the status that are to stay on one line
 
 
-def as_text(analysis: Analysis, width: int = WIDTH) -> str:
+def as_text(analysis: AnalysisRecord, width: int = WIDTH) -> str:
     """The analysis as plain text, ``width`` columns wide, without colours.
 
-    >>> from layerhess.results.record import Analysis, Counts
-    >>> empty = Analysis({}, None, [], (), (), 0.5, 4.0, 4, 1, 0.1, {}, (), (), Counts(0, 0, 0, 0, 0, {}), {}, {})
+    >>> from layerhess.results.record import Counts
+    >>> from layerhess.results.spectrum import AnalysisRecord
+    >>> empty = AnalysisRecord({}, None, [], (), (), 0.5, 4.0, 4, 1, 0.1, {}, (), (), Counts(0, 0, 0, 0, 0, {}), {}, {})
     >>> print(as_text(empty).splitlines()[0])
     model: 0 parameters, 0 blocks, operator: hessian
     """
@@ -33,7 +34,7 @@ def as_text(analysis: Analysis, width: int = WIDTH) -> str:
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
 
 
-def renderable(analysis: Analysis) -> RenderableType:
+def renderable(analysis: AnalysisRecord) -> RenderableType:
     """The same for a rich console of any width, with colours."""
     parts: list[RenderableType] = [_heading(analysis), ""]
     if analysis.spectra():
@@ -49,7 +50,7 @@ def renderable(analysis: Analysis) -> RenderableType:
     return Group(*parts)
 
 
-def _heading(analysis: Analysis) -> Text:
+def _heading(analysis: AnalysisRecord) -> Text:
     operator = summary.operator_of(analysis)
     first = (
         f"{analysis.model or 'model'}: {counted(analysis.total_numel, 'parameter')}, "
@@ -66,7 +67,7 @@ def _heading(analysis: Analysis) -> Text:
 class Eigenvalues:
     """The table of both ends of each spectrum; in a narrow console without sizes, its numbers folded and never cut."""
 
-    analysis: Analysis
+    analysis: AnalysisRecord
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """One table."""
@@ -137,7 +138,7 @@ def short_status(spectrum: Spectrum) -> str:
     return word if spectrum.solved else word.upper()
 
 
-def _facts(analysis: Analysis) -> list[str]:
+def _facts(analysis: AnalysisRecord) -> list[str]:
     step, negative = summary.stable_step(analysis), summary.most_negative(analysis)
     lines = []
     names = summary.names_of(analysis)

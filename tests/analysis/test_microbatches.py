@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import layerhess as lh
-from layerhess.analysis import microbatches as pieces
+from layerhess.analysis import microbatches
 from layerhess.analysis.microbatches import step_bytes
 from layerhess.checks.survey import survey
 from layerhess.curvature.counters import Counters
-from layerhess.curvature.device import KEPT_SHARE, budget
+from layerhess.curvature.device import KEPT_SHARE, Budget, memory_limit
 from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.objective.blocks import make_block
-from wide_network import CPU, GIB, wide
+from wide_network import GIB, wide
 
 
 class _OfTransforms(nn.Module):
@@ -97,14 +97,12 @@ def test_a_training_step_is_what_its_backward_pass_needs() -> None:
     assert saved + weights <= found <= 1.1 * saved + weights
 
 
-def test_by_default_a_few_training_steps_or_the_usual_but_never_more_than_is_free(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(pieces, "free_bytes", lambda device: 100 * GIB)
-    assert pieces.default_budget(1 << 20, CPU).limit == pieces.USUAL
-    assert pieces.default_budget(20 * GIB, CPU).limit == 50 * GIB
-    assert pieces.default_budget(60 * GIB, CPU).limit == 100 * GIB
-    assert not pieces.default_budget(1, CPU).asked and lh.analyze(wide(), full=False).settings["memory"] is None
+def test_by_default_a_few_training_steps_or_the_usual_but_never_more_than_is_free() -> None:
+    free = Budget(100 * GIB)
+    assert microbatches.default_budget(1 << 20, free).limit == microbatches.USUAL
+    assert microbatches.default_budget(20 * GIB, free).limit == 50 * GIB
+    assert microbatches.default_budget(60 * GIB, free).limit == 100 * GIB
+    assert not microbatches.default_budget(1, free).asked and lh.analyze(wide(), full=False).settings["memory"] is None
 
 
 @pytest.mark.parametrize("path", ["exact", "factors"])
@@ -116,7 +114,7 @@ def test_a_batch_too_large_for_the_default_is_cut_with_the_same_result(
     data = (torch.randn(3000, 16, dtype=torch.float64), torch.randint(0, 10, (3000,)))
     arguments: dict[str, Any] = {"blocks": "weight", "full": False, "path": path, "tol": 1e-6}
     free = lh.analyze(lh.Objective(model, data, nn.CrossEntropyLoss()), **arguments)
-    monkeypatch.setattr(pieces, "USUAL", 8 << 20)
+    monkeypatch.setattr(microbatches, "USUAL", 8 << 20)
     held = lh.analyze(lh.Objective(model, data, nn.CrossEntropyLoss()), **arguments)
     assert not any("cut into pieces" in note for note in free.notes)
     assert any("cut into pieces" in note for note in held.notes)
@@ -169,8 +167,8 @@ def test_whether_all_graphs_fit_is_known_beforehand(memory: str, kept: bool) -> 
     with objective.session():
         surveyed = survey(objective, Counters())
         blocks = [make_block(name, {name: p}) for name, p in objective.parameters.items()]
-        limit = budget(memory)
-        found = pieces.pieces(objective, surveyed, HessianGraph, blocks, limit, step=1 << 20, directions=0)
-        each = pieces.graph_bytes(objective, surveyed.sample, HessianGraph, blocks) / len(surveyed.sample[0])
+        limit = Budget(1 << 50, memory_limit(memory))
+        found = microbatches.microbatches(objective, surveyed, HessianGraph, blocks, limit, step=1 << 20, directions=0)
+        each = microbatches.graph_bytes(objective, surveyed.sample, HessianGraph, blocks) / len(surveyed.sample[0])
     assert found.kept is kept
     assert (each * 20 * 64 <= KEPT_SHARE * (limit.limit or 0)) is kept

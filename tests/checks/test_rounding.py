@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import layerhess as lh
-from layerhess.checks.sample import Sample, Sampler
+from layerhess.checks.sample import Sample, Sampler, by_example
 from layerhess.curvature.factors.output_hessian import item_curvature
 from layerhess.objective import batches
 
@@ -162,12 +162,18 @@ def sampled(data: list[tuple[Tensor, Tensor]], model: nn.Module, loss: object) -
     objective = lh.Objective(model, data, loss)
     with objective.session(), torch.no_grad():
         sampler = Sampler(objective)
+        own: list[Tensor | None] = []
+        items: list[int] = []
         for index, batch in enumerate(data):
             seen = objective.evaluation.surveyed(objective.model, batch, "")
             known = None if seen.again is None else item_curvature(seen.output, seen.again)
-            sampler.offer(index, batch, float(seen.loss), seen.count, known)
+            own.append(by_example(batch, known))
+            items.append(0 if known is None else len(known))
+            sampler.offer(index, batch, float(seen.loss), seen.count, own[-1])
         examples = sum(len(x) for x, _ in data)
-        return sampler.measured([piece for _, piece in sampler.chosen(examples)], examples)
+        total = sum(float(part.sum()) for part in own if part is not None)
+        pieces = [piece for _, piece in sampler.chosen(examples)]
+        return sampler.measured(pieces, examples, total / examples, total / max(1, sum(items)))
 
 
 def test_the_undecided_examples_are_measured() -> None:

@@ -18,10 +18,13 @@ from layerhess.checks.factors import Licence, _off
 from layerhess.checks.rounding import OutputError, RoundingMeter, output_error
 from layerhess.checks.sample import Sample
 from layerhess.curvature.counters import Counters
+from layerhess.curvature.device import Budget
 from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective.blocks import make_block
 from layerhess.results.record import Check
+
+ROOM = Budget(1 << 30)
 
 
 class TwoPasses:
@@ -32,7 +35,7 @@ class TwoPasses:
 
 
 def meter(dtype: torch.dtype, sample: Sample, output: OutputError | None = None, coarsest: Any = None) -> RoundingMeter:
-    made = RoundingMeter(SimpleNamespace(dtype=dtype), sample, coarsest or dtype, Counters())  # type: ignore[arg-type]
+    made = RoundingMeter(SimpleNamespace(dtype=dtype), sample, coarsest or dtype, Counters(), HessianGraph, ROOM)  # type: ignore[arg-type]
     made._of_output = output or OutputError()
     return made
 
@@ -85,7 +88,10 @@ def test_a_network_is_measured_against_its_copy_and_failures_are_told() -> None:
     names = list(made.parameters)
     block = make_block("all", made.parameters)
     v = random_unit(block.numel, 0, "v", 0)
-    with made.session(), RoundingMeter(made, Sample([(X.float(), Y)]), torch.float32, Counters()) as measuring:
+    with (
+        made.session(),
+        RoundingMeter(made, Sample([(X.float(), Y)]), torch.float32, Counters(), HessianGraph, ROOM) as measuring,
+    ):
         found, how = measuring.measure({"all": (block, v[None], 1.0)})["all"]
         assert measuring.failure == "" and how == "measured"
         double = made.cast(torch.float64, [(X.float(), Y)])
@@ -111,7 +117,10 @@ def test_a_network_is_measured_against_its_copy_and_failures_are_told() -> None:
 
     stuck = objective(Stuck(), data=(X.float(), Y))
     whole = make_block("all", stuck.parameters)
-    with stuck.session(), RoundingMeter(stuck, Sample([(X.float(), Y)]), torch.float32, Counters()) as measuring:
+    with (
+        stuck.session(),
+        RoundingMeter(stuck, Sample([(X.float(), Y)]), torch.float32, Counters(), HessianGraph, ROOM) as measuring,
+    ):
         assert measuring.measure({"all": (whole, v[None], 2.0)})["all"] == (pytest.approx(2e-5), "assumed")
         assert measuring.failure == "ValueError: no float64"
 

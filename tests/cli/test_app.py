@@ -15,11 +15,11 @@ import pytest
 import torch
 
 import fabricated
+import layerhess as lh
 from commands import ENVIRONMENT, Capture, quick_report, refusal, workplace
 from layerhess.cli import main
 from layerhess.cli.app import TEMPLATE
-from layerhess.results import json_format as codec
-from layerhess.results import store
+from layerhess.results import json_format, store
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def shell(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_analyze_prints_a_table_saves_a_folder_and_exits_with_zero(here: Path, capsys: Capture) -> None:
     assert main(["analyze", "mine.py:make", "--bottom", "1", "--out", "run"]) == 0
     streams = capsys.readouterr()
-    analysis = store.load(here / "run")
+    analysis = lh.load(here / "run")
     assert analysis.converged and analysis.full is not None and next(iter(analysis.blocks)) == "0.weight"
     assert str(analysis) in streams.out
     assert f"Saved in {here / 'run'}" in streams.out and "report.html" in streams.out
@@ -57,7 +57,7 @@ def test_analyze_prints_a_table_saves_a_folder_and_exits_with_zero(here: Path, c
 def test_options_of_the_estimates_reach_the_analysis(here: Path) -> None:
     options = ["--trace-tol", "0.3", "--trace-method", "xtrace", "--density-steps", "4", "--density-probes", "2"]
     assert main(["analyze", "mine.py:make", *options, "--coupling-probes", "3", "--out", "run"]) == 0
-    settings = store.load(here / "run").settings
+    settings = lh.load(here / "run").settings
     assert settings["trace"]["rel"] == 0.3 and settings["trace"]["method"] == "xtrace"
     assert settings["density"]["steps"] == 4 and settings["density"]["probes"] == 2
     assert settings["coupling"] == {"probes": 3} and settings["diagonal"] is False
@@ -84,9 +84,9 @@ def test_options_of_the_estimates_that_make_no_sense(
 def test_a_subset_is_given_sampling_errors_only_where_there_can_be_any(here: Path) -> None:
     subset = ["analyze", "mine.py:make", "--examples", "8", "--top", "0"]
     assert main([*subset, "--diagonal", "--out", "run"]) == 0
-    assert store.load(here / "run").settings["sampling"] is False
+    assert lh.load(here / "run").settings["sampling"] is False
     assert main([*subset, "--trace-tol", "0.1", "--out", "run"]) == 0
-    assert store.load(here / "run").settings["sampling"] is True
+    assert lh.load(here / "run").settings["sampling"] is True
 
 
 def test_json_is_the_only_thing_on_stdout(here: Path) -> None:
@@ -110,7 +110,7 @@ def test_json_of_a_refusal_leaves_stdout_empty(here: Path) -> None:
 def test_quiet_leaves_stderr_empty(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["analyze", "mine:make", "--quiet", "--json", "--out", "run"]) == 0
     streams = capfd.readouterr()
-    assert json.loads(streams.out)["schema"] == codec.SCHEMA
+    assert json.loads(streams.out)["schema"] == json_format.SCHEMA
     assert streams.err.strip() == "printed by the factory"
 
 
@@ -118,7 +118,7 @@ def test_what_did_not_converge_gives_one_and_a_result(here: Path, capsys: Captur
     code = main(["analyze", "mine:slow", "--max-passes", "2", "--out", "run", "--top", "2", "--no-full"])
     streams = capsys.readouterr()
     assert code == 1 and "NOT CONVERGED" in streams.out
-    assert not store.load(here / "run").converged
+    assert not lh.load(here / "run").converged
 
 
 def test_the_default_folder_is_new_each_time_and_named(here: Path, capsys: Capture) -> None:
@@ -146,7 +146,7 @@ def test_options_reach_the_analysis(here: Path, capsys: Capture) -> None:
         "--device cpu --max-passes 77 --time-limit 1000 --skip-failed --method lanczos --operator hessian"
     )
     assert main(arguments.split()) == 0
-    analysis = store.load(here / "run")
+    analysis = lh.load(here / "run")
     assert list(analysis.blocks) == ["first", "second"] and analysis.full is None
     assert analysis.examples == 7 and analysis.batches == 3
     expected = {
@@ -202,7 +202,7 @@ def test_ctrl_c_leaves_a_partial_result_and_says_where(here: Path) -> None:
     code, out, err = interrupted(here, "--out", "run", "--tol", "1e-6", "--top", "3", "--bottom", "3")
     assert code == 130 and out == "" and "Traceback" not in err
     assert f"the partial result is in {here / 'run'}" in err
-    analysis = store.load(here / "run")
+    analysis = lh.load(here / "run")
     assert analysis.partial and not analysis.converged
     report = (here / "run" / "report.html").read_text()
     assert "NOT CONVERGED" in report and "interrupted" in report
@@ -219,14 +219,14 @@ def test_a_reader_that_goes_away_is_no_error(here: Path) -> None:
     line = f"{sys.executable} -m layerhess analyze mine:make -q --json --out run | head -c 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], cwd=here, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0 and "Traceback" not in done.stderr
-    assert store.load(here / "run").converged
+    assert lh.load(here / "run").converged
 
 
 # -- the other commands ------------------------------------------------------------------------------------------------
 
 
 def test_report_rebuilds_the_page_and_prints_its_path(here: Path, capsys: Capture) -> None:
-    folder = store.save(fabricated.analysis(bad=True), here / "run")
+    folder = fabricated.analysis(bad=True).save(here / "run")
     (folder / "report.html").unlink()
     assert main(["report", "run"]) == 0
     assert capsys.readouterr().out == f"{folder / 'report.html'}\n"
@@ -236,9 +236,9 @@ def test_report_rebuilds_the_page_and_prints_its_path(here: Path, capsys: Captur
 @pytest.mark.parametrize("damage", ["missing", "corrupted", "newer", "no analysis"])
 def test_report_refuses_what_is_no_analysis(here: Path, capsys: Capture, damage: str) -> None:
     if damage != "missing":
-        folder = store.save(fabricated.analysis(), here / "run")
+        folder = fabricated.analysis().save(here / "run")
         text = (folder / "analysis.json").read_text()
-        newer = text.replace(f'"schema": {codec.SCHEMA}', '"schema": 99')
+        newer = text.replace(f'"schema": {json_format.SCHEMA}', '"schema": 99')
         changed = {"corrupted": text[:500], "newer": newer, "no analysis": "{}"}
         (folder / "analysis.json").write_text(changed[damage])
     refusal(capsys, "report", "run")
@@ -303,4 +303,4 @@ def test_the_demo_analyses_what_it_trained(here: Path, capsys: Capture, monkeypa
     assert main(["demo"]) == 0
     streams = capsys.readouterr()
     assert "trained" in streams.err and "Everything converged" in streams.out
-    assert store.load(here / "demo-output").converged
+    assert lh.load(here / "demo-output").converged

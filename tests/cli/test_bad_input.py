@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import layerhess as lh
 from commands import Capture, quick_report, refusal
 from layerhess.cli import main
-from layerhess.results import store
 
 FACTORIES = '''
 import warnings
@@ -229,7 +229,7 @@ def test_what_only_needs_a_word_gets_it_and_works(here: Path, capsys: Capture, n
     said = capsys.readouterr().err
     for match in WORKS[name]:
         assert match in said
-    assert store.load(here / "run").blocks
+    assert lh.load(here / "run").blocks
 
 
 def test_the_previous_result_survives_a_refusal(here: Path, capsys: Capture) -> None:
@@ -250,7 +250,7 @@ def test_the_batch_size_that_was_named_works(here: Path, capsys: Capture) -> Non
 
 def test_skip_failed_writes_the_rest_and_exits_with_one(here: Path, capsys: Capture) -> None:
     assert main(["analyze", "unusable:weight_norm_parametrised", "--skip-failed", "-q", "--out", "run"]) == 1
-    refused_blocks = [n for n, s in store.load(here / "run").blocks.items() if s.status.startswith("refused")]
+    refused_blocks = [n for n, s in lh.load(here / "run").blocks.items() if s.status.startswith("refused")]
     assert refused_blocks == ["2.parametrizations.weight.original1"]
 
 
@@ -259,6 +259,6 @@ def test_skip_failed_writes_the_rest_and_exits_with_one(here: Path, capsys: Capt
 )
 def test_limits_give_a_clearly_unfinished_result(here: Path, capsys: Capture, limit: list[str], said: str) -> None:
     assert main(["analyze", "unusable:fine", "--top", "2", *limit, "-q", "--out", "run"]) == 1
-    analysis = store.load(here / "run")
+    analysis = lh.load(here / "run")
     assert said in analysis.partial and not analysis.converged
     assert said in capsys.readouterr().out

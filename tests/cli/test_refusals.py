@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 
 import fabricated
+import layerhess as lh
 from commands import Capture, quick_report, refusal, workplace, zero_weights
 from layerhess.cli import main
 from layerhess.errors import InputError
@@ -36,14 +37,14 @@ def test_a_checkpoint_is_loaded(here: Path) -> None:
     weights = zero_weights()
     safetensors.torch.save_file({k: v.double() for k, v in weights.items()}, here / "w.safetensors")
     assert main(["analyze", "mine:make", "-q", "--out", "run", "--checkpoint", "w.safetensors"]) == 0
-    norms = {n: s.weight_norm_squared for n, s in store.load(here / "run").blocks.items()}
+    norms = {n: s.weight_norm_squared for n, s in lh.load(here / "run").blocks.items()}
     assert norms == {"0.weight": 0.0, "0.bias": 0.0, "2.weight": 0.0, "2.bias": 2.0}
 
 
 def test_a_checkpoint_that_holds_tied_weights_once_fits(here: Path) -> None:
     safetensors.torch.save_file({"b.weight": torch.eye(3)}, here / "w.safetensors")
     assert main(["analyze", "mine:tied", "-q", "--out", "run", "--checkpoint", "w.safetensors"]) == 0
-    assert store.load(here / "run").blocks["a.weight"].weight_norm_squared == 3.0
+    assert lh.load(here / "run").blocks["a.weight"].weight_norm_squared == 3.0
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_the_traceback_of_the_users_error_is_shown_on_request(here: Path, capsys
 
 
 def test_a_full_disk_at_the_end_loses_nothing(here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.save(fabricated.analysis(), here / "run")
+    fabricated.analysis().save(here / "run")
     real = store._write_files
 
     def full(analysis: Any, folder: Path) -> None:
@@ -157,8 +158,8 @@ def test_a_full_disk_at_the_end_loses_nothing(here: Path, capsys: Capture, monke
     line = refusal(capsys, "analyze", "mine:make", "--out", "run")
     assert "disk is full" in line
     place = re.search(r"the analysis is in (\S+)\.", line)
-    assert place and store.load(place[1]).converged, "it was saved elsewhere"
-    assert store.load(here / "run").model == "DigitNet", "the previous result is intact"
+    assert place and lh.load(place[1]).converged, "it was saved elsewhere"
+    assert lh.load(here / "run").model == "DigitNet", "the previous result is intact"
 
 
 def test_every_refusal_names_a_place_and_a_way_out() -> None:

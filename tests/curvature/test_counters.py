@@ -11,10 +11,19 @@ from typing import Any
 import pytest
 import torch
 
-from layerhess.curvature import counters as counting
 from layerhess.curvature import device as memory
 from layerhess.curvature.counters import Counters
-from layerhess.curvature.device import Budget, budget, free_bytes, is_out_of_memory, storages, synchronise, used_bytes
+from layerhess.curvature.device import (
+    Budget,
+    budget,
+    free_bytes,
+    is_out_of_memory,
+    memory_limit,
+    solver_device,
+    storages,
+    synchronise,
+    used_bytes,
+)
 from layerhess.curvature.factors.work import Work, sum_of_works
 from layerhess.errors import InputError
 
@@ -55,10 +64,9 @@ def test_a_phase_is_over_after_an_exception_too() -> None:
     assert counters.phase == "solve" and "check" in counters.seconds
 
 
-def test_time_of_phases_inside_is_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_of_phases_inside_is_taken_off() -> None:
     ticks = iter([0.0, 1.0, 3.0, 4.0, 9.0, 20.0, 30.0, 31.0])
-    monkeypatch.setattr(counting, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
-    counters = Counters()
+    counters = Counters(clock=lambda: next(ticks))
     with counters.during("outer"):  # 0 to 20
         with counters.during("first"):  # 1 to 3
             pass
@@ -90,19 +98,23 @@ def test_cost_is_in_gradients_and_known_once_one_was_timed() -> None:
      (123456789, 123456789)],
 )  # fmt: skip
 def test_sizes_are_read_in_all_their_units(given: Any, size: int) -> None:
-    assert budget(given).limit == size and budget(given).asked
+    assert memory_limit(given) == size and memory_limit(None) is None
 
 
 @pytest.mark.parametrize("given", ["8 XB", "GiB", "-1GB", "1e9", "", 999_999, "999kB", True, [1], math.nan, 2.0**62])
 def test_what_is_no_size_is_refused(given: Any) -> None:
     with pytest.raises(InputError, match="memory is"):
-        budget(given)
+        memory_limit(given)
 
 
 def test_a_budget_is_never_more_than_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda device: 100)
-    assert [Budget(limit).free(CPU) for limit in (None, 70, 130)] == [100, 70, 100]
-    assert budget(None) == Budget(None)
+    assert [budget(CPU, limit).room for limit in (None, 70, 130)] == [100, 70, 100]
+    assert budget(CPU) == Budget(100, None, True)
+
+
+def test_vectors_live_where_float64_does() -> None:
+    assert solver_device(torch.device("mps")).type == "cpu" and solver_device(torch.device("cuda", 1)).index == 1
 
 
 class Files:

@@ -48,8 +48,8 @@ def test_kept_graphs_give_the_products_of_fresh_ones_without_another_forward() -
     objective = Objective(net(), batches(), nn.CrossEntropyLoss())
     with objective.session():
         counters = Counters()
-        kept = DataPass(objective, list(objective.parameters), counters)
-        fresh = DataPass(objective, list(objective.parameters), Counters(), keep=0.0)
+        kept = DataPass(objective, list(objective.parameters), counters, keep=1e9)
+        fresh = DataPass(objective, list(objective.parameters), Counters())
         first, again, other = (s.run(request(objective))["(full)"] for s in (kept, kept, fresh))
     assert torch.equal(first, again)
     torch.testing.assert_close(first, other, rtol=1e-13, atol=1e-16)
@@ -60,11 +60,10 @@ def test_kept_graphs_give_the_products_of_fresh_ones_without_another_forward() -
 def test_as_many_graphs_are_kept_as_fit_the_budget(monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
     used = iter(range(0, 100 * GROWTH, GROWTH))
     monkeypatch.setattr(data_pass_module, "used_bytes", lambda device: next(used))
-    monkeypatch.setattr("layerhess.curvature.device.free_bytes", lambda device: GROWTH * fits + GROWTH // 2)
     objective = Objective(net(), batches(), nn.CrossEntropyLoss())
     counters = Counters()
     with objective.session():
-        data_pass = DataPass(objective, list(objective.parameters), counters, keep=1.0)
+        data_pass = DataPass(objective, list(objective.parameters), counters, keep=GROWTH * fits + GROWTH // 2)
         first = data_pass.run(request(objective))["(full)"]
         assert data_pass.kept == fits
         again = data_pass.run(request(objective))["(full)"]
@@ -76,12 +75,11 @@ def test_as_many_graphs_are_kept_as_fit_the_budget(monkeypatch: pytest.MonkeyPat
 def test_batches_that_may_change_places_are_kept_all_or_not_at_all(monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
     used = iter(range(0, 100 * GROWTH, GROWTH))
     monkeypatch.setattr(data_pass_module, "used_bytes", lambda device: next(used))
-    monkeypatch.setattr("layerhess.curvature.device.free_bytes", lambda device: GROWTH * fits + GROWTH // 2)
     loader = DataLoader(TensorDataset(*examples()), batch_size=30, shuffle=True)
     objective = Objective(net(), loader, nn.CrossEntropyLoss())
     reference = lh.Hessian(Objective(net(), examples(), nn.CrossEntropyLoss()))
     with objective.session():
-        data_pass = DataPass(objective, list(objective.parameters), Counters(), keep=1.0)
+        data_pass = DataPass(objective, list(objective.parameters), Counters(), keep=GROWTH * fits + GROWTH // 2)
         for _ in range(3):
             found = data_pass.run(request(objective))["(full)"][0]
             assert data_pass.kept == (3 if fits == 3 else 0)
@@ -241,7 +239,7 @@ def test_a_pass_over_kept_graphs_reads_nothing_back(kind: str, way: str) -> None
     names = [name for name, parameter in objective.parameters.items() if parameter.ndim > 1]
     make = HessianGraph if way == "exact" else MixedGraphs({n: (n,) for n in names[-1:]}, HessianGraph, linear=True)
     with objective.session():
-        data_pass = DataPass(objective, list(objective.parameters), Counters(), make_graph=make, keep=0.5)
+        data_pass = DataPass(objective, list(objective.parameters), Counters(), make_graph=make, keep=1e9)
         blocks = {name: make_block(name, {name: objective.parameters[name]}) for name in names}
         requests = {n: Request(b, torch.randn(2, b.numel, dtype=torch.float64)) for n, b in blocks.items()}
         data_pass.run(requests)

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 import fabricated
+import layerhess as lh
+from layerhess.analysis.result import Analysis, rewrite_report
 from layerhess.linalg.estimates import CouplingEstimate, DensityEstimate, DiagonalEstimate, TraceEstimate
-from layerhess.results import json_format as codec
-from layerhess.results import store
+from layerhess.results import json_format, store
 from layerhess.results.derived import Derived
-from layerhess.results.record import Analysis, Spectrum
+from layerhess.results.spectrum import Spectrum
 from likeness import same, snapshot
 
 FILES = {"analysis.json", "vectors.safetensors", "report.html"}
@@ -32,7 +33,7 @@ def quick_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    return store.save(fabricated.analysis(), tmp_path / "run")
+    return fabricated.analysis().save(tmp_path / "run")
 
 
 # -- round trips -------------------------------------------------------------------------------------------------------
@@ -41,9 +42,9 @@ def saved(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("bad", [False, True])
 def test_everything_comes_back_as_it_was(tmp_path: Path, bad: bool) -> None:
     made = fabricated.analysis(bad=bad)
-    folder = store.save(made, tmp_path / "deep" / "er" / "run")
+    folder = made.save(tmp_path / "deep" / "er" / "run")
     assert {p.name for p in folder.iterdir()} == FILES
-    assert same(made, store.load(folder))
+    assert same(made, lh.load(folder))
     assert list(folder.parent.iterdir()) == [folder], "nothing else is left beside the result"
 
 
@@ -61,8 +62,8 @@ def test_floats_come_back_to_the_last_bit(tmp_path: Path) -> None:
         spectrum=values,
     )
     made = fabricated.analysis(blocks={block.name: block}, loss=float("nan"), gradient_norm=float("inf"))
-    text = (store.save(made, tmp_path / "run") / "analysis.json").read_text()
-    back = store.load(tmp_path / "run")
+    text = (made.save(tmp_path / "run") / "analysis.json").read_text()
+    back = lh.load(tmp_path / "run")
     assert back.blocks[block.name].eigenvalues.tobytes() == values.tobytes()
     assert back.blocks[block.name].spectrum.tobytes() == values.tobytes()
     assert np.isnan(back.loss) and back.gradient_norm == np.inf
@@ -102,69 +103,11 @@ def test_estimates_come_back_to_the_last_bit(tmp_path: Path) -> None:
         rng.random((2, 2)),
     )
     made = dataclasses.replace(made, blocks={**made.blocks, name: block}, coupling=coupling)
-    back = store.load(store.save(made, tmp_path / "run"))
+    back = lh.load(made.save(tmp_path / "run"))
     for kind in ("trace", "diagonal", "density"):
         assert same(getattr(back.blocks[name], kind), getattr(block, kind))
     assert same(back.coupling, coupling)
     assert back.full is not None and back.full.trace is None
-
-
-def test_a_document_of_the_first_schema_is_read(tmp_path: Path) -> None:
-    """Written before there were estimates: those are absent, all else is there."""
-    made = fabricated.analysis()
-    document, tensors = codec.encode(made)
-    document["schema"] = 1
-    del document["coupling"]
-    for entry in [*document["blocks"].values(), document["full"]]:
-        for key in ("trace", "diagonal", "density", "sampling_errors"):
-            del entry[key]
-    back = codec.decode(codec.loads(codec.dumps(document).encode()), tensors)
-    assert list(back.blocks) == list(made.blocks) and back.coupling is None
-    for name, block in back.blocks.items():
-        assert block.trace is None and block.eigenvalues.tobytes() == made.blocks[name].eigenvalues.tobytes()
-        assert np.isnan(block.sampling_errors).all() and len(block.sampling_errors) == len(block.eigenvalues)
-
-
-def test_a_document_of_the_second_schema_is_read() -> None:
-    """Written before distances had errors, and before densities and diagonals said whether they are finished."""
-    coupling = CouplingEstimate(("a",), np.ones((1, 1)), np.zeros((1, 1)), 0.0, 0.0, 16, "fine", np.zeros((1, 1)))
-    document, tensors = codec.encode(dataclasses.replace(fabricated.analysis(), coupling=coupling))
-    document["schema"] = 2
-    del document["coupling"]["divergence_error"]
-    assert same(codec.decode(codec.loads(codec.dumps(document).encode()), tensors).coupling, coupling)
-    del document["coupling"]["divergence"]
-    with pytest.raises(ValueError, match="divergence is missing"):
-        codec.decode(document, tensors)
-
-
-@pytest.mark.parametrize(
-    ("density", "diagonal", "finished", "converged"),
-    [
-        ("30 Lanczos steps from 10 random vectors", "standard error 2 % of the diagonal's norm", True, True),
-        (
-            "stopped early, after 8 Lanczos steps from 10 random vectors of the 30 steps asked for",
-            "standard error 89 % of the diagonal's norm from 32 random vectors, above the 5 % asked for: allow more "
-            "probes, or a larger error",
-            False,
-            False,
-        ),
-    ],
-)
-def test_unfinished_estimates_of_the_second_schema_are_known_by_their_sentences(
-    density: str, diagonal: str, finished: bool, converged: bool
-) -> None:
-    made = fabricated.analysis()
-    block = dataclasses.replace(made.blocks["stem.weight"], **estimates(made.blocks["stem.weight"].numel))
-    document, tensors = codec.encode(dataclasses.replace(made, blocks={**made.blocks, "stem.weight": block}))
-    document["schema"] = 2
-    entry = document["blocks"]["stem.weight"]
-    for kind, status, keys in (("density", density, ("finished",)), ("diagonal", diagonal, ("converged", "required"))):
-        entry[kind]["status"] = status
-        for key in keys:
-            del entry[kind][key]
-    back = codec.decode(codec.loads(codec.dumps(document).encode()), tensors).blocks["stem.weight"]
-    assert back.density is not None and back.density.finished is finished
-    assert back.diagonal is not None and back.diagonal.converged is converged and back.diagonal.ok
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -176,7 +119,7 @@ def test_eigenvectors_come_back_bit_by_bit(tmp_path: Path, dtype: torch.dtype) -
         {"a.b": torch.full((3, 4), float("nan"), dtype=dtype), "odd/name [0].x": whole[0], "t": whole[20:].view(5, 4)},
     ]
     made = fabricated.analysis(blocks={"fc": fabricated.spectrum("fc", eigenvectors=vectors)}, full=None)
-    back = store.load(store.save(made, tmp_path / "run")).blocks["fc"].eigenvectors
+    back = lh.load(made.save(tmp_path / "run")).blocks["fc"].eigenvectors
     for before, after in zip(vectors, back, strict=True):
         assert list(before) == list(after)
         for name, tensor in before.items():
@@ -190,14 +133,14 @@ def test_keys_are_the_attribute_names(saved: Path) -> None:
     assert {f.name for f in dataclasses.fields(Analysis)} <= set(document)
     assert {f.name for f in dataclasses.fields(Spectrum)} <= set(document["full"])
     assert list(document["blocks"]) == list(fabricated.analysis().blocks)
-    assert document["schema"] == codec.SCHEMA and document["converged"] is True
+    assert document["schema"] == json_format.SCHEMA and document["converged"] is True
     assert document["blocks"]["stem.weight"]["eigenvalues"] == list(
         fabricated.analysis().blocks["stem.weight"].eigenvalues
     )
 
 
 def test_derived_numbers_are_in_the_document_for_readers_and_not_read_back(saved: Path) -> None:
-    document, tensors = codec.encode(fabricated.analysis())
+    document, tensors = json_format.encode(fabricated.analysis())
     block = fabricated.analysis().blocks["head.bias"]
     entry = document["blocks"]["head.bias"]["derived"]
     assert set(entry) == {f.name for f in dataclasses.fields(Derived)}
@@ -205,14 +148,14 @@ def test_derived_numbers_are_in_the_document_for_readers_and_not_read_back(saved
     assert entry["effective_rank"] == {"value": figure.value, "error": 0.0, "kind": "exact"} and figure.value > 1.0
     assert document["blocks"]["stem.weight"]["derived"]["effective_rank"]["value"] is None
     entry["effective_rank"]["value"] = -1.0
-    assert codec.decode(document, tensors).blocks["head.bias"].derived.effective_rank == figure
+    assert json_format.decode(document, tensors).blocks["head.bias"].derived.effective_rank == figure
     del document["blocks"]["head.bias"]["derived"]
-    codec.decode(document, tensors)
+    json_format.decode(document, tensors)
 
 
 def test_settings_without_a_json_type_are_kept_as_text(tmp_path: Path) -> None:
     settings = {"out": Path("x/y"), "dtype": torch.bfloat16, "n": np.int64(3), "groups": {"a": ("x.*", "y")}, "f": same}
-    back = store.load(store.save(fabricated.analysis(settings=settings), tmp_path / "run"))
+    back = lh.load(fabricated.analysis(settings=settings).save(tmp_path / "run"))
     expected = {"out": "x/y", "dtype": "torch.bfloat16", "n": 3, "groups": {"a": ["x.*", "y"]}, "f": "same"}
     assert back.settings == expected
 
@@ -220,7 +163,7 @@ def test_settings_without_a_json_type_are_kept_as_text(tmp_path: Path) -> None:
 def test_names_in_any_script_survive(tmp_path: Path) -> None:
     name = 'слой "1"\n</script>\ud83d\ude00'.encode("utf-16", "surrogatepass").decode("utf-16")
     made = fabricated.analysis(blocks={name: fabricated.spectrum(name)}, model="模型")
-    assert same(made, store.load(store.save(made, tmp_path / "run")))
+    assert same(made, lh.load(made.save(tmp_path / "run")))
 
 
 # -- other files -------------------------------------------------------------------------------------------------------
@@ -229,7 +172,7 @@ def test_names_in_any_script_survive(tmp_path: Path) -> None:
 def test_the_report_is_made_anew_and_nothing_else(saved: Path) -> None:
     before = snapshot(saved)
     (saved / "report.html").write_text("old layout")
-    assert store.rewrite_report(saved) == saved / "report.html"
+    assert rewrite_report(saved) == saved / "report.html"
     assert snapshot(saved) == before
 
 

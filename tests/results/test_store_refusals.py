@@ -13,10 +13,11 @@ import pytest
 import torch
 
 import fabricated
+import layerhess as lh
+from layerhess.analysis.result import Analysis
 from layerhess.errors import InputError
-from layerhess.results import json_format as codec
-from layerhess.results import store
-from layerhess.results.record import Analysis, Spectrum
+from layerhess.results import json_format, store
+from layerhess.results.spectrum import Spectrum
 from likeness import snapshot
 
 
@@ -28,7 +29,7 @@ def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    return store.save(fabricated.analysis(), tmp_path / "run")
+    return fabricated.analysis().save(tmp_path / "run")
 
 
 # -- refusals before work ----------------------------------------------------------------------------------------------
@@ -39,7 +40,7 @@ def refusal(path: Path) -> InputError:
     with pytest.raises(InputError) as early:
         store.check_writable(path)
     with pytest.raises(InputError) as late:
-        store.save(fabricated.analysis(), path)
+        fabricated.analysis().save(path)
     assert str(early.value) == str(late.value)
     assert early.value.where and early.value.what_to_do
     return early.value
@@ -109,7 +110,7 @@ def test_a_result_larger_than_the_disk_is_refused_before_work(tmp_path: Path) ->
 
 def damaged(folder: Path, file: str, match: str) -> None:
     with pytest.raises(InputError, match=match) as caught:
-        store.load(folder)
+        lh.load(folder)
     assert file in caught.value.where and caught.value.what_to_do
 
 
@@ -172,9 +173,9 @@ def test_a_wrong_value_is_named(saved: Path, where: tuple[Any, ...], value: Any,
 
 
 def test_a_newer_schema_is_refused_with_advice(saved: Path) -> None:
-    edit(saved, lambda document: document.update(schema=codec.SCHEMA + 1))
-    with pytest.raises(InputError, match=f"schema is version {codec.SCHEMA + 1}") as caught:
-        store.load(saved)
+    edit(saved, lambda document: document.update(schema=json_format.SCHEMA + 1))
+    with pytest.raises(InputError, match=f"schema is version {json_format.SCHEMA + 1}") as caught:
+        lh.load(saved)
     assert "update layerhess" in caught.value.what_to_do
 
 
@@ -203,7 +204,7 @@ def test_vectors_that_are_no_safetensors_are_refused(saved: Path, content: bytes
 def test_missing_vectors_are_refused(saved: Path) -> None:
     (saved / "vectors.safetensors").unlink()
     with pytest.raises(InputError, match="cannot be read"):
-        store.load(saved)
+        lh.load(saved)
 
 
 def test_no_analysis_there(tmp_path: Path, saved: Path) -> None:
@@ -213,7 +214,7 @@ def test_no_analysis_there(tmp_path: Path, saved: Path) -> None:
         (saved / "analysis.json", "is a file"),
     ]:
         with pytest.raises(InputError, match=match) as caught:
-            store.load(path)
+            lh.load(path)
         assert caught.value.what_to_do
 
 
@@ -223,4 +224,4 @@ def test_loading_executes_nothing(saved: Path, monkeypatch: pytest.MonkeyPatch) 
     for name in ("load", "loads", "Unpickler"):
         monkeypatch.setattr(pickle, name, lambda *_, **__: pytest.fail("a pickle was opened"))
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load was called"))
-    store.load(saved)
+    lh.load(saved)

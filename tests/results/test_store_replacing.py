@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import fabricated
+import layerhess as lh
+from layerhess.analysis.result import Analysis, rewrite_report
 from layerhess.errors import InputError, LayerhessWarning
-from layerhess.results import atomic_folder as folders
-from layerhess.results import store
-from layerhess.results.record import Analysis
+from layerhess.results import atomic_folder, store
 from likeness import same, snapshot
 
 
@@ -27,13 +27,13 @@ def quick_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    return store.save(fabricated.analysis(), tmp_path / "run")
+    return fabricated.analysis().save(tmp_path / "run")
 
 
 def test_saving_again_replaces_the_whole_folder(saved: Path) -> None:
     second = fabricated.analysis(bad=True)
-    store.save(second, saved)
-    assert same(second, store.load(saved))
+    second.save(saved)
+    assert same(second, lh.load(saved))
     assert list(saved.parent.iterdir()) == [saved]
 
 
@@ -41,7 +41,7 @@ def test_a_file_put_into_an_old_result_is_kept(saved: Path) -> None:
     (saved / "notes.txt").write_text("mine")
     (saved / "plots").mkdir()
     (saved / "plots" / "a.png").write_bytes(b"png")
-    store.save(fabricated.analysis(bad=True), saved)
+    fabricated.analysis(bad=True).save(saved)
     assert (saved / "notes.txt").read_text() == "mine"
     assert (saved / "plots" / "a.png").read_bytes() == b"png"
     assert list(saved.parent.iterdir()) == [saved]
@@ -49,7 +49,7 @@ def test_a_file_put_into_an_old_result_is_kept(saved: Path) -> None:
 
 def test_an_empty_folder_is_used(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    assert same(fabricated.analysis(), store.load(store.save(fabricated.analysis(), tmp_path / "run")))
+    assert same(fabricated.analysis(), lh.load(fabricated.analysis().save(tmp_path / "run")))
 
 
 @pytest.mark.parametrize("full_at", ["tensors", "analysis.json", "report.html", "fsync", "swap"])
@@ -61,7 +61,7 @@ def test_a_full_disk_leaves_the_old_result_as_it_was(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    real_write, real_rename = folders.write, os.rename
+    real_write, real_rename = atomic_folder.write, os.rename
 
     def write(path: Path, content: bytes) -> None:
         if path.name == full_at:
@@ -77,13 +77,13 @@ def test_a_full_disk_leaves_the_old_result_as_it_was(
     if full_at == "tensors":
         monkeypatch.setattr("safetensors.torch.save_file", full)
     elif full_at == "fsync":
-        monkeypatch.setattr(folders, "fsync_folder", full)
+        monkeypatch.setattr(atomic_folder, "fsync_folder", full)
     elif full_at == "swap":
         monkeypatch.setattr(os, "rename", rename)
     else:
-        monkeypatch.setattr(folders, "write", write)
+        monkeypatch.setattr(atomic_folder, "write", write)
     with pytest.raises(InputError, match="disk is full") as caught:
-        store.save(fabricated.analysis(bad=True), saved)
+        fabricated.analysis(bad=True).save(saved)
     assert str(saved) in caught.value.where and caught.value.what_to_do
     assert snapshot(saved) == before
     assert list(saved.parent.iterdir()) == [saved]
@@ -101,7 +101,7 @@ from layerhess.results.derived import Derived
 from layerhess.errors import InputError
 big = fabricated.spectrum("w", (100_000,))
 try:
-    store.save(fabricated.analysis(blocks={"w": big}, full=None), sys.argv[1])
+    fabricated.analysis(blocks={"w": big}, full=None).save(sys.argv[1])
 except InputError as error:
     print(error)
 """
@@ -128,25 +128,25 @@ def test_ctrl_c_while_saving_leaves_the_old_result(saved: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, "rename", rename)
     with pytest.raises(KeyboardInterrupt):
-        store.save(fabricated.analysis(bad=True), saved)
+        fabricated.analysis(bad=True).save(saved)
     assert snapshot(saved) == before and list(saved.parent.iterdir()) == [saved]
 
 
 def test_after_a_crash_between_the_renames_the_old_result_is_loaded(saved: Path) -> None:
     saved.rename(saved.parent / ".run.old")
-    assert same(fabricated.analysis(), store.load(saved))
+    assert same(fabricated.analysis(), lh.load(saved))
     second = fabricated.analysis(bad=True)
-    store.save(second, saved)
-    assert same(second, store.load(saved)) and list(saved.parent.iterdir()) == [saved]
+    second.save(saved)
+    assert same(second, lh.load(saved)) and list(saved.parent.iterdir()) == [saved]
 
 
 def test_after_a_crash_before_the_deletion_the_new_result_is_loaded(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    old = store.save(fabricated.analysis(bad=True), tmp_path / "other" / "run")
+    old = fabricated.analysis(bad=True).save(tmp_path / "other" / "run")
     (old / "notes.txt").write_text("mine")
     old.rename(saved.parent / ".run.old")
-    assert same(fabricated.analysis(), store.load(saved))
-    store.save(fabricated.analysis(), saved)
+    assert same(fabricated.analysis(), lh.load(saved))
+    fabricated.analysis().save(saved)
     assert not (saved.parent / ".run.old").exists()
     assert (saved / "notes.txt").read_text() == "mine"
 
@@ -159,7 +159,7 @@ def test_what_a_dead_writer_left_is_swept_and_a_live_one_is_not(saved: Path) -> 
     (foreign / "thesis.tex").write_text("mine")
     for folder in (stale, foreign):
         os.utime(folder, (1, 1))
-    store.save(fabricated.analysis(), saved)
+    fabricated.analysis().save(saved)
     assert not stale.exists() and live.exists() and (foreign / "thesis.tex").exists()
 
 
@@ -172,12 +172,12 @@ def test_a_reader_never_mixes_two_results(saved: Path, monkeypatch: pytest.Monke
         content = real(path)
         if path.name == "analysis.json" and pending:
             pending.clear()
-            store.save(second, saved)
+            second.save(saved)
         return content
 
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
     monkeypatch.setattr(store, "_is_analysis", lambda folder: True)
-    assert same(second, store.load(saved))
+    assert same(second, lh.load(saved))
 
 
 def test_a_fault_in_the_report_does_not_cost_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,9 +186,9 @@ def test_a_fault_in_the_report_does_not_cost_the_numbers(tmp_path: Path, monkeyp
 
     monkeypatch.setattr("layerhess.show.report.as_html", fault)
     with pytest.warns(LayerhessWarning, match="the report could not be made"):
-        folder = store.save(fabricated.analysis(), tmp_path / "run")
-    assert same(fabricated.analysis(), store.load(folder))
+        folder = fabricated.analysis().save(tmp_path / "run")
+    assert same(fabricated.analysis(), lh.load(folder))
     assert "&lt;oops&gt;" in (folder / "report.html").read_text()
     monkeypatch.undo()
-    store.rewrite_report(folder)
+    rewrite_report(folder)
     assert "oops" not in (folder / "report.html").read_text()

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import fabricated
-from layerhess.results.record import Analysis, Check
+from layerhess.analysis.result import Analysis
+from layerhess.results.record import Check
 from layerhess.show import figures
 from layerhess.show.numbers import rounded_up, with_bound
 from layerhess.show.report import as_html

@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 
 import fabricated
 import layerhess as lh
+from layerhess.analysis.result import Analysis
 from layerhess.errors import InputError
 from layerhess.linalg.estimates import TraceEstimate
-from layerhess.results.record import Analysis, Spectrum
-from layerhess.show import figures, summary
-from layerhess.show import numbers as formatting
+from layerhess.results.spectrum import Spectrum
+from layerhess.show import figures, numbers, summary
 from layerhess.show.frame import COLUMNS, to_frame
 from layerhess.show.notebook import as_html
 from layerhess.show.table import as_text
@@ -58,7 +58,7 @@ def test_the_interval_shown_contains_the_interval_meant(value: float, power: flo
     bound = abs(value) * mantissa * 10**power
     if not 1e-300 < bound < 1e300:
         return
-    shown, radius = read_back(formatting.with_bound(value, bound))
+    shown, radius = read_back(numbers.with_bound(value, bound))
     slack = Fraction(bound) / 10**6
     assert shown - radius <= Fraction(value) - Fraction(bound) + slack
     assert shown + radius >= Fraction(value) + Fraction(bound) - slack
@@ -80,12 +80,12 @@ def test_the_interval_shown_contains_the_interval_meant(value: float, power: flo
     ],
 )
 def test_values_and_bounds_read_well(value: float, bound: float, text: str) -> None:
-    assert formatting.with_bound(value, bound) == text
+    assert numbers.with_bound(value, bound) == text
 
 
 @given(st.floats(1e-300, 1e300))
 def test_a_bound_is_never_rounded_down(bound: float) -> None:
-    shown = float(formatting.rounded_up(bound))
+    shown = float(numbers.rounded_up(bound))
     assert bound <= shown <= 1.11 * bound
 
 
@@ -99,10 +99,10 @@ def test_the_table_has_every_block_and_both_ends_within_100_columns() -> None:
     assert max(map(len, lines)) <= 100
     for s in made.blocks.values():
         line = next(line for line in lines if line.startswith(f"{s.name} "))
-        assert formatting.with_bound(*s.top) in line and formatting.with_bound(*s.bottom) in line
+        assert numbers.with_bound(*s.top) in line and numbers.with_bound(*s.bottom) in line
         assert f" {s.numel:,} " in line and line.endswith(s.status)
     full = next(line for line in lines if line.startswith("full model (H)"))
-    assert formatting.with_bound(*made.full.top) in full
+    assert numbers.with_bound(*made.full.top) in full
     assert "Everything converged: 8 of 8 spectra." in text
     assert f"2/lambda_max: {2 / made.full.eigenvalues[0]:.4g}" in text
     assert "operator: hessian" in text and "(H_bb)" in text
@@ -205,7 +205,7 @@ def test_what_may_have_been_missed_is_said_for_every_kind_of_spectrum() -> None:
 def test_interlacing_is_told_with_this_models_numbers() -> None:
     made = fabricated.analysis()
     sentence = summary.interlacing(made)
-    assert "interlacing" in sentence and formatting.with_bound(*made.full.top) in sentence
+    assert "interlacing" in sentence and numbers.with_bound(*made.full.top) in sentence
     assert summary.interlacing(fabricated.analysis(full=None, full_mass=[])) == ""
 
 
@@ -270,7 +270,7 @@ def test_the_notebook_cell_is_self_contained_and_escaped() -> None:
     assert "<script" not in html and "&lt;script&gt;" in html and "http" not in html
     for s in made.spectra():
         if s.top is not None:
-            assert formatting.with_bound(*s.top) in html
+            assert numbers.with_bound(*s.top) in html
     assert "NOT CONVERGED" in html and "REFUSED" in html
 
 

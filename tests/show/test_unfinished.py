@@ -13,10 +13,9 @@ from torch import nn
 
 import fabricated
 import layerhess as lh
+from layerhess.analysis.result import Analysis
 from layerhess.linalg.estimates import CouplingEstimate, TraceEstimate
-from layerhess.results.record import Analysis
-from layerhess.show import numbers as formatting
-from layerhess.show import report, summary
+from layerhess.show import numbers, report, summary
 from layerhess.show.notebook import as_html
 from layerhess.show.table import as_text
 
@@ -171,7 +170,7 @@ def test_blocks_that_were_refused_are_named_beside_the_share() -> None:
     ],
 )
 def test_a_share_has_no_more_digits_than_its_error(share: float, error: float, text: str) -> None:
-    assert formatting.share_with_error(share, error) == text
+    assert numbers.share_with_error(share, error) == text
 
 
 @pytest.mark.parametrize("width", [100, 80, 60, 50])

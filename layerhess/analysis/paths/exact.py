@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
-from layerhess.curvature.device import Budget
+from layerhess.curvature.device import Budget, solver_device
 from layerhess.errors import InputError
 from layerhess.linalg.eigen.dense import Dense
-from layerhess.linalg.eigen.guide import Guide
 from layerhess.linalg.eigen.lanczos import Lanczos, comfortable_basis
 from layerhess.linalg.eigen.power import Power
 from layerhess.linalg.eigen.process import Process, Source, Wanted
-from layerhess.linalg.random_vectors import random_unit, solver_device
+from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective.blocks import Block
 
 DENSE_LIMIT = 32  # parameters up to which the whole spectrum costs about as much as a few eigenvalues
 BASIS_SHARE = 0.25  # of the free memory, for the bases of all solvers together
 STREAMED_WIDTH = 8  # random vectors that a search begins with where a pass is dearer than a few products
-GUIDED_WIDTH = 4  # the same, beside a guide's
-ROOM_FOR_GUIDES = 96  # rows of a basis: with fewer, a search restarts before advice has paid
 METHODS = ("lanczos", "power")
 
 
@@ -31,13 +26,12 @@ def source(block: Block, seed: int, device: torch.device) -> Source:
 
 def make_process(
     block: Block, wanted: Wanted, *, tol: float, seed: int, method: str, device: torch.device, basis_limit: int,
-    streamed: bool = False, guided: Callable[[Block, Wanted, Source, torch.device], Guide | None] | None = None,
+    streamed: bool = False,
 ) -> Process:  # fmt: skip
     """The solver for one block: LAPACK for a small one, thick-restart Lanczos otherwise, or power iteration.
 
     Args:
-        streamed: a pass over the data costs more than the products of a few vectors in it. guided: makes the guide of
-            such a search, if there is one.
+        streamed: a pass over the data costs more than the products of a few vectors in it.
     """
     device = solver_device(device)
     draw = source(block, seed, device)
@@ -45,9 +39,8 @@ def make_process(
         return Power(block.numel, tol, draw, device=device)
     if goes_dense(block.numel, wanted):
         return Dense(block.numel, wanted, device)
-    guide = guided(block, wanted, draw, device) if streamed and guided is not None else None
-    width = search_width(wanted, streamed) if guide is None else GUIDED_WIDTH
-    return Lanczos(block.numel, wanted, tol, draw, basis_limit=basis_limit, device=device, width=width, guide=guide)
+    width = search_width(wanted, streamed)
+    return Lanczos(block.numel, wanted, tol, draw, basis_limit=basis_limit, device=device, width=width)
 
 
 def search_width(wanted: Wanted, streamed: bool = False) -> int:
@@ -75,13 +68,13 @@ def expected_products(numel: int, wanted: Wanted) -> int:
     return 6 + 5 * wanted.total + (12 if copies else 0) + (25 if wanted.bottom else 0)
 
 
-def basis_limit(total_numel: int, wanted: Wanted, device: torch.device, memory: Budget) -> int:
+def basis_limit(total_numel: int, wanted: Wanted, memory: Budget) -> int:
     """Rows per Lanczos basis, so that all bases (each row with its product) fit a share of the budget.
 
     Raises:
         InputError: if not even the smallest useful basis fits.
     """
-    fits = int(BASIS_SHARE * memory.free(solver_device(device)) // (16 * max(1, total_numel)))
+    fits = int(BASIS_SHARE * memory.room // (16 * max(1, total_numel)))
     if fits < wanted.total + 6:
         raise InputError(
             f"the solvers' vectors do not fit into memory ({total_numel:,} parameters in all blocks and the full "

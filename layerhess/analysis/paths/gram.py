@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -13,18 +13,19 @@ from layerhess.analysis.paths.factors import refuse_without_licence
 from layerhess.checks import SelfCheck
 from layerhess.curvature.batch_graph import BatchGraph
 from layerhess.curvature.data_pass import FULL, DataPass
-from layerhess.curvature.device import Budget, is_out_of_memory
+from layerhess.curvature.device import Budget, is_out_of_memory, solver_device
 from layerhess.curvature.factors.mixed_graph import MixedGraph
 from layerhess.curvature.factors.work import Work
+from layerhess.curvature.totals import Totals
 from layerhess.errors import InputError
 from layerhess.linalg.eigen.gram import Gram
 from layerhess.linalg.eigen.process import Wanted
 from layerhess.linalg.eigen.row_sum import RowSum
-from layerhess.linalg.random_vectors import solver_device
 from layerhess.objective.blocks import Block
 
 GRAM_SHARE = 0.25  # of the free memory, or of the budget, for the rows and matrices of one pass
 SLACK = 1.25  # by which the rows may be more than the sample lets expect
+TOO_MANY = "its rows do not fit into memory"
 
 
 @dataclass
@@ -44,49 +45,6 @@ class _Room:
             group.append(name)
         if group:
             yield group
-
-
-@dataclass
-class _Collector:
-    """Takes the rows of some blocks from every batch's graph.
-
-    Attributes:
-        sums: block -> what there is of it. failed: block -> why there is nothing.
-    """
-
-    blocks: Mapping[str, Block]
-    room: int
-    device: torch.device
-    sums: dict[str, RowSum] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-
-    def begin(self) -> None:
-        """Nothing is known yet."""
-        self.failed = {}
-        self.sums = {name: RowSum(block.numel, self.device) for name, block in self.blocks.items()}
-
-    def look(self, graph: BatchGraph) -> int:
-        """Add the batch's rows."""
-        before = self._nbytes
-        for name, total in list(self.sums.items()):
-            made = graph.rows(self.blocks[name].parameters) if isinstance(graph, MixedGraph) else None
-            if made is None:
-                self._give_up(name, "a batch of the data has no factors, or too many, for it")
-                continue
-            for rows, signs in made:
-                total.add(rows, signs)
-                if self._nbytes > self.room:
-                    self._give_up(name, "its rows do not fit into memory")
-                    break
-        return self._nbytes - before
-
-    def _give_up(self, name: str, why: str) -> None:
-        del self.sums[name]
-        self.failed[name] = why
-
-    @property
-    def _nbytes(self) -> int:
-        return sum(total.nbytes for total in self.sums.values())
 
 
 def gram_processes(
@@ -122,22 +80,45 @@ def gram_processes(
             return {}
         wanted = Wanted(top=1)
     chosen = _chosen(data_pass, operators, checked, wanted, forced, tol, memory, examples)
-    device = solver_device(data_pass.objective.device)
     made: dict[str, Gram] = {}
     for group in chosen.groups():
-        collector = _Collector({name: operators[name] for name in group}, int(SLACK * chosen.room), device)
+        failed: dict[str, str] = {}
         try:
             with data_pass.counters.during("solve"):
-                data_pass.run({}, collector)
-                made |= _solved(collector, wanted, data_pass, seed)
+                rows, failed = _rows(data_pass, {name: operators[name] for name in group}, int(SLACK * chosen.room))
+                for name in list(rows):
+                    found = _decomposed(rows.pop(name), operators[name], wanted, data_pass, seed)
+                    if found is None:
+                        failed[name] = "its rows are NaN or infinite, though the loss is finite"
+                    else:
+                        made[name] = found
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            collector.failed |= dict.fromkeys(collector.sums, "its rows do not fit into memory")
-        for name, why in collector.failed.items():
+            failed |= {name: TOO_MANY for name in group if name not in made and name not in failed}
+        for name, why in failed.items():
             if forced and name != FULL:
                 raise _refusal(name, why)
     return made
+
+
+def _rows(data_pass: DataPass, blocks: Mapping[str, Block], room: int) -> tuple[dict[str, RowSum], dict[str, str]]:
+    """Block -> its rows over all data; block -> why there are none."""
+
+    def share(graph: BatchGraph, totals: Totals) -> int:
+        before = totals.row_bytes
+        for name, block in blocks.items():
+            if name in totals.dropped:
+                continue
+            rows = graph.rows(block.parameters) if isinstance(graph, MixedGraph) else None
+            if rows is None:
+                totals.drop(name, "a batch of the data has no factors, or too many, for it")
+            elif not totals.add_rows(name, block.numel, rows, room):
+                totals.drop(name, TOO_MANY)
+        return totals.row_bytes - before
+
+    totals = data_pass.collect(share)
+    return totals.rows(), {name: totals.dropped[name] for name in blocks if name in totals.dropped}
 
 
 def refuse_unlicensed(checked: SelfCheck, names: list[str], path: str) -> None:
@@ -165,7 +146,7 @@ def _chosen(
     examples: int,
 ) -> _Room:
     licence = checked.licence
-    room = int(GRAM_SHARE * memory.free(solver_device(data_pass.objective.device)))
+    room = int(GRAM_SHARE * memory.room)
     itemsize = data_pass.objective.dtype.itemsize
     taken = {}
     for name, block in operators.items():
@@ -191,18 +172,12 @@ def whole(work: Work, sample: int, examples: int) -> Work:
     return work.times(examples / sample) if sample and examples else work
 
 
-def _solved(collector: _Collector, wanted: Wanted, data_pass: DataPass, seed: int) -> dict[str, Gram]:
-    made = {}
-    for name in list(collector.sums):
-        block = collector.blocks[name]
-        own = Wanted(top=block.numel) if wanted.total >= block.numel else wanted
-        draw = source(block, seed, collector.device)
-        found = collector.sums.pop(name).decompose(own, data_pass.denominator, draw)
-        if found is None:
-            collector.failed[name] = "its rows are NaN or infinite, though the loss is finite"
-        else:
-            made[name] = Gram(found, own, exact=data_pass.objective.dtype == torch.float64)
-    return made
+def _decomposed(rows: RowSum, block: Block, wanted: Wanted, data_pass: DataPass, seed: int) -> Gram | None:
+    """The solver that has a block's spectrum; None where a row is NaN or infinite."""
+    own = Wanted(top=block.numel) if wanted.total >= block.numel else wanted
+    draw = source(block, seed, solver_device(data_pass.objective.device))
+    found = rows.decompose(own, data_pass.denominator, draw)
+    return None if found is None else Gram(found, own, exact=data_pass.objective.dtype == torch.float64)
 
 
 def _refusal(name: str, why: str) -> InputError:

@@ -140,11 +140,6 @@ def part_of(full: Block, block: Block, rows: Tensor) -> Tensor:
     return torch.cat([rows[:, slice(*offsets[name])] for name in block.parameters], dim=1)
 
 
-def room_for(
-    numel: int,
-    device: torch.device,
-    memory: Budget = Budget(),  # noqa: B008  (frozen)
-    most: int = 64,
-) -> int:
-    """How many float64 rows of ``numel`` entries fit a tenth of the free memory, or of the budget; at most ``most``."""
-    return int(min(most, max(1, ROOM_SHARE * memory.free(device) // (8 * numel))))
+def room_for(numel: int, memory: Budget, most: int = 64) -> int:
+    """How many float64 rows of ``numel`` entries fit a tenth of the budget; at most ``most``."""
+    return int(min(most, max(1, ROOM_SHARE * memory.room // (8 * numel))))

@@ -15,7 +15,7 @@ from layerhess.linalg.stochastic.trace import Trace
 class Goals:
     """What is asked of the shared probes.
 
-    A fixed number of probes is made exactly, one beside other wishes at least: products that something else needs are
+    A fixed number of probes is made exactly, one beside other goals at least: products that something else needs are
     free, and all of them are used.
 
     Attributes:
@@ -30,19 +30,19 @@ class Goals:
 
     @property
     def fixed(self) -> bool:
-        """Every wish names its number of probes, so that no variance has a say."""
+        """Every goal names its number of probes, so that no variance has a say."""
         return bool(self) and all(options.probes for options in (self.trace, self.diagonal) if options)
 
     @property
     def any_fixed(self) -> bool:
-        """Some wish does."""
+        """Some goal does."""
         return any(options.probes for options in (self.trace, self.diagonal) if options)
 
     @property
     def limit(self) -> int:
-        """The most probes that any wish allows."""
-        wishes = [options for options in (self.trace, self.diagonal) if options]
-        return max((options.probes or options.max_probes for options in wishes), default=0)
+        """The most probes that any goal allows."""
+        asked = [options for options in (self.trace, self.diagonal) if options]
+        return max((options.probes or options.max_probes for options in asked), default=0)
 
     @property
     def enough(self) -> int:
@@ -63,8 +63,8 @@ class Goals:
 
     def needed(self, samples: Samples, beside: int = 0) -> int:
         """The number of probes, in all, at which nothing is open any more, as the variance so far has it."""
-        wishes = self._open(samples, beside)
-        return max((_needed(samples.count, *wish, beside) for wish in wishes), default=samples.count)
+        goals = self._open(samples, beside)
+        return max((_needed(samples.count, *goal, beside) for goal in goals), default=samples.count)
 
     def hopeless(self, samples: Samples) -> bool:
         """Whether the trace would take more of these samples than it may have, as the variance so far has it."""
@@ -75,12 +75,12 @@ class Goals:
 
     def target(self, samples: Samples, beside: int = 0) -> int:
         """The number of probes, in all, at which to look again."""
-        wishes = self._open(samples, beside)
-        return max((_target(samples.count, *wish, beside) for wish in wishes), default=samples.count)
+        goals = self._open(samples, beside)
+        return max((_target(samples.count, *goal, beside) for goal in goals), default=samples.count)
 
     def _open(self, samples: Samples, beside: int) -> list[tuple[Trace | Diagonal, float]]:
-        """The wishes that call for more, each with its excess."""
-        return [wish for wish in self._excesses(samples) if _is_open(samples.count, *wish, beside)]
+        """The goals that call for more, each with its excess."""
+        return [goal for goal in self._excesses(samples) if _is_open(samples.count, *goal, beside)]
 
     def _excesses(self, samples: Samples) -> list[tuple[Trace | Diagonal, float]]:
         found: list[tuple[Trace | Diagonal, float]] = []

@@ -269,7 +269,7 @@ class FactorGraph:
         return made
 
     def _open(self, judged: Judged, recorded: list[LayerCall]) -> set[str]:
-        """Sensitivities of every recorded layer by one backward pass; the parameters that have none that can be used."""
+        """Sensitivities of every recorded layer by one backward pass; the parameters that have none of use."""
         output = judged.output
         directions = output_directions(judged.loss, output, judged.again)
         if directions is None:

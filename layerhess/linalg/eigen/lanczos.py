@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerhess.linalg.eigen.guide import Guide, far_excluded
 from layerhess.linalg.eigen.krylov_basis import BREAKDOWN, Basis, frame, row_norms
-from layerhess.linalg.eigen.missed import MISSED_PROBABILITY, excludes, reach_outside
+from layerhess.linalg.eigen.missed import MISSED_PROBABILITY, excludes, far_excluded, reach_outside
 from layerhess.linalg.eigen.process import Candidates, Floats, Search, Source, Wanted, known_gaps, neighbours, tolerated
 
 ARITHMETIC = 16.0 * float(np.finfo(np.float64).eps)
@@ -41,8 +40,9 @@ class Lanczos:
         n: dimension. wanted: which pairs. tol: relative, see :func:`layerhess.linalg.bounds.certify`.
         draw: number -> random unit vector (n,). basis_limit: rows before a restart. device: of the vectors.
         width: random vectors to begin with. More of them take fewer steps and more products.
-        guide: whose advice joins the search; see :func:`layerhess.linalg.eigen.guide.far_excluded` for what it then
-            waits.
+        starts: (k, n) vectors to begin with beside the random ones, such as eigenvectors of a similar matrix. They help
+            to find and prove nothing: what is excluded is worked out from the random ones alone, and see
+            :func:`layerhess.linalg.eigen.missed.far_excluded` for what such a search waits.
     """
 
     path = "lanczos"
@@ -57,7 +57,7 @@ class Lanczos:
         basis_limit: int | None = None,
         device: torch.device | None = None,
         width: int = 1,
-        guide: Guide | None = None,
+        starts: Tensor | None = None,
     ) -> None:
         self.n = n
         self.wanted = wanted
@@ -68,9 +68,9 @@ class Lanczos:
         self._basis = Basis(n, self._device)
         self._widest = max(1, min(n, (self._limit - wanted.total) // LEAST_STEPS))
         self._width = max(1, min(width, self._widest))
-        self._guide = guide
+        self._given = starts is not None
         rows = [draw(number).to(self._device) for number in range(self._width)]
-        rows += [] if guide is None else list(guide.starts[: self._widest - self._width])
+        rows += [] if starts is None else list(starts.to(self._device)[: self._widest - self._width])
         self._frontier: Tensor = frame(torch.stack(rows))  # the random ones first
         self._draws = self._width
         self._rounding = 0.0
@@ -203,10 +203,6 @@ class Lanczos:
             else:
                 self._done = True
         # The next vector is made even when done: a rounding measured later may ask for more.
-        if self._guide is not None:
-            top, room = keep[: self.wanted.top], self._widest - len(rest)
-            ahead = self._guide.ahead(self._basis, values[top], coefficients[:, top], self._allowed(values[top]), room)
-            rest = torch.cat([rest, self._norm * ahead])
         self._frontier = self._next(rest)
         if self._basis.size + len(self._frontier) > self._limit:
             self._restart(values, coefficients, start=0)
@@ -219,8 +215,8 @@ class Lanczos:
         return bool(np.all(lengths <= self._allowed(values[keep])))
 
     def _trusted(self) -> bool:
-        """A guided search may settle before its random vectors grow: have they ruled out what lies well above?"""
-        return self._guide is None or self._restarted or far_excluded(self._searched(self.n), self._norm)
+        """Given vectors may settle before the random ones grow: have these ruled out what lies well above?"""
+        return not self._given or self._restarted or far_excluded(self._searched(self.n), self._norm)
 
     def _copies_possible(self) -> bool:
         return max(self.wanted.top, self.wanted.bottom, self.wanted.magnitude) >= 2

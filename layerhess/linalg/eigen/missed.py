@@ -12,6 +12,7 @@ from torch import Tensor
 from layerhess.linalg.eigen.process import Floats, Search
 
 MISSED_PROBABILITY = 0.01  # of a missed eigenvalue beyond what is stated to be excluded
+BEYOND = 0.05  # of an eigenvalue, see far_excluded
 DISTANCES = 4.0 ** np.arange(-10, 21)  # times the spread, at which the search for an excluded value looks
 HALVINGS = 6  # of the distance between two of them
 
@@ -42,6 +43,17 @@ def excludes(search: Search, x: float, p: float) -> bool:
     has to look for.
     """
     return largest_share(search, x) <= _improbable(search, p)
+
+
+def far_excluded(search: Search, norm: float) -> bool:
+    """Have the random vectors alone ruled out, at half the probability, what lies well above the largest Ritz value?
+
+    For a search with given starts: one that is nearly an eigenvector, but not the top one, has a small residual at
+    once. A search from a single random vector has ruled out 1.00 to 1.1 times its eigenvalue when it ends, one of four
+    usually 1.01. After a restart it is not asked for: the space of the random vectors is no longer at hand.
+    """
+    reach = BEYOND * max(abs(search.largest), 0.1 * norm)
+    return excludes(search, search.largest + reach, 0.5 * MISSED_PROBABILITY)
 
 
 def largest_share(search: Search, x: float) -> float:

@@ -47,7 +47,7 @@ class Diagonal:
     Args:
         rel: root of the sum of squared standard errors over the diagonal's Euclidean norm.
         probes: spend exactly so many products instead, whatever the error (XDiag spends two a random vector); at least
-            so many where other wishes give more away, see :class:`layerhess.Trace`.
+            so many where other estimates give more away, see :class:`layerhess.Trace`.
         method: "auto" (deflated where a basis is at hand), "hutchinson" or "xdiag". max_probes: products at most.
         required: a diagonal that ends at ``max_probes`` without having reached ``rel`` counts as not converged. With
             ``probes`` it never does.

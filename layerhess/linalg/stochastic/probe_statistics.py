@@ -50,8 +50,7 @@ class Running(Generic[T]):
 
 
 def half_width(standard_error: float, samples: int) -> float:
-    """Half the Student t interval at :data:`layerhess.linalg.estimates.CONFIDENCE`; infinite from fewer than two
-    samples.
+    """Half the Student t interval at the usual confidence; infinite from fewer than two samples.
 
     Student (1908), with samples - 1 degrees of freedom; wider than the normal interval by 9 % at 16 samples.
 

@@ -16,10 +16,10 @@ import zoo
 from commands import Capture, refusal, workplace
 from complete_spectra import CE, assert_complete, problem, truth
 from layerhess.analysis.paths import cost
+from layerhess.analysis.result import Analysis
 from layerhess.curvature.factors.work import Work
 from layerhess.linalg.eigen.process import Wanted
 from layerhess.linalg.eigen.row_sum import RowSum
-from layerhess.results.record import Analysis
 from piecewise_linear import Changing
 from witness import refused
 

@@ -64,26 +64,26 @@ class EstimateOptions:
     def settings(self) -> dict[str, Any]:
         """As JSON types, for the result."""
         asked = {name: getattr(self, name) for name in ("trace", "diagonal", "density", "coupling")}
-        made = {name: False if wish is None else dataclasses.asdict(wish) for name, wish in asked.items()}
+        made = {name: False if options is None else dataclasses.asdict(options) for name, options in asked.items()}
         return {**made, "sampling": self.sampling}
 
 
-def option(kind: str, asked: bool, **given: Any) -> Any:
-    """What :func:`wishes` takes for "trace" and so on: the default options with those that were ``given`` (not None).
+def estimate_option(kind: str, asked: bool, **given: Any) -> Any:
+    """What :func:`estimate_options` takes for "trace" and so on: the default options, changed by what is not None.
 
     Whoever gives one asks for the estimate.
 
     Raises:
         InputError: an option that cannot be meant.
 
-    >>> option("coupling", False), option("coupling", False, probes=4), option("density", True, probes=None)
-    (False, Coupling(probes=4), True)
+    >>> estimate_option("coupling", False), estimate_option("coupling", False, probes=4)
+    (False, Coupling(probes=4))
     """
     changes = {name: value for name, value in given.items() if value is not None}
     return dataclasses.replace(DEFAULTS[kind], **changes) if changes else asked
 
 
-def wishes(*, trace: Any, diagonal: Any, density: Any, coupling: Any, sampling: Any) -> EstimateOptions:
+def estimate_options(*, trace: Any, diagonal: Any, density: Any, coupling: Any, sampling: Any) -> EstimateOptions:
     """The options behind ``trace=True``, ``trace=lh.Trace(...)`` and so on.
 
     Raises:

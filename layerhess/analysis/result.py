@@ -1,0 +1,102 @@
+"""What :func:`layerhess.analyze` returns: the record of an analysis, which can be looked at, drawn and saved."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, fields
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from layerhess import show
+from layerhess.errors import LayerhessWarning
+from layerhess.results import store
+from layerhess.results.spectrum import AnalysisRecord
+from layerhess.show.frame import to_frame
+from layerhess.show.notebook import as_html
+from layerhess.show.table import as_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, repr=False)
+class Analysis(AnalysisRecord):
+    """Everything one call of :func:`layerhess.analyze` found.
+
+    The fields are those of :class:`layerhess.results.spectrum.AnalysisRecord`. What shows and stores it is imported
+    here, above both, so that the record below knows neither.
+    """
+
+    def to_frame(self, table: str = "eigenvalues") -> pd.DataFrame:
+        """One row per eigenvalue; ``table=`` "blocks" (traces and what follows), "density", "diagonal", "coupling".
+
+        Needs pandas; see :func:`layerhess.show.frame.to_frame` for the columns.
+        """
+        return to_frame(self, table)
+
+    def save(self, path: str | Path) -> Path:
+        """Write analysis.json, vectors.safetensors and report.html into the folder ``path``, atomically as a whole."""
+        return store.save(self, path, _page)
+
+    def plot(self) -> Figure:
+        """Eigenvalue per block with error bars, both ends, the full model beside them (a matplotlib figure)."""
+        picture: Figure = show.figures.overview(self)
+        return picture
+
+    def __str__(self) -> str:
+        return as_text(self)
+
+    def __repr__(self) -> str:
+        done = sum(s.ok for s in self.spectra())
+        total = len(self.spectra())
+        return f"Analysis({self.model or 'model'}, {len(self.blocks)} blocks, {done} of {total} spectra converged)"
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
+
+
+def load(path: str | Path) -> Analysis:
+    """Read a saved analysis; after a crash in mid-replacement, the complete one there is.
+
+    Args:
+        path: the folder that ``save()`` or ``--out`` was given.
+
+    Returns:
+        The analysis, every float64 and every eigenvector component as it was saved.
+
+    Raises:
+        InputError: no analysis there, damaged or altered files, or a schema of a newer version.
+    """
+    record = store.load(path)
+    return Analysis(**{field.name: getattr(record, field.name) for field in fields(record)})
+
+
+def rewrite_report(path: str | Path) -> Path:
+    """Make report.html anew from the saved numbers, with this version's layout; the rest is untouched.
+
+    Args:
+        path: the folder of an analysis.
+
+    Returns:
+        The report's absolute path.
+
+    Raises:
+        InputError: as for :func:`load` and :meth:`Analysis.save`.
+    """
+    return store.replace_report(path, show.report.as_html(load(path)))
+
+
+def _page(record: AnalysisRecord) -> str:
+    """The report, or a page that says why there is none: a fault in a picture must not cost anyone the numbers."""
+    try:
+        page: str = show.report.as_html(record)
+        return page
+    except Exception as error:
+        reason = f"the report could not be made ({type(error).__name__}: {error}); the numbers are saved and complete"
+        warnings.warn(reason, LayerhessWarning, stacklevel=3)
+        return (
+            "<!doctype html><html lang='en'><meta charset='utf-8'><title>layerhess</title>"
+            f"<p>{escape(reason[0].upper() + reason[1:])}. Try again with <code>layerhess report DIR</code>.</p></html>"
+        )
