@@ -113,6 +113,16 @@ def test_products_with_the_jacobian_and_its_transpose(wrong: float, monkeypatch:
         assert off == pytest.approx(abs(wrong - 1.0) / wrong, rel=1e-4, abs=1e-8)
 
 
+def test_an_output_that_does_not_move_tells_nothing() -> None:
+    model = mlp()
+    with torch.no_grad():
+        model[2].weight.zero_()
+    made = objective(model)
+    with made.session():
+        moves = Moves(made, (X, Y), full_of(made), GaussNewtonGraph, 0, Counters())
+        assert moves.disagreement(["0.weight"]) is None and moves.disagreement(["2.bias"]) is not None
+
+
 def test_what_the_output_does_not_depend_on_is_absent() -> None:
     class Partly(nn.Module):
         def __init__(self) -> None:
