@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from typing import Any
 
@@ -297,6 +298,34 @@ def test_a_callable_that_is_no_mean_is_noticed_with_its_batch_from_the_second_on
 def test_a_callable_that_is_random_is_called_that() -> None:
     with pytest.raises(InputError, match="the loss is random"):
         surveyed([batch(1, 6), batch(2, 6)], lambda o, t: (o * torch.rand(1).double()).mean())
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_forward_pass_out_of_memory_is_answered_with_what_fits(fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The products' own refusal names a size; where they fit by now, the reader is told so."""
+
+    class Pass:
+        def __init__(self, *given: Any, **options: Any) -> None: ...
+
+        def run(self, requests: Any) -> None:
+            assert [len(r.vectors) for r in requests.values()] == [1]
+            if not fits:
+                raise InputError("out of memory", what_to_do="use batch_size=3, which fits")
+
+    class Heavy(Weighed):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(importlib.import_module("layerhess.checks.survey"), "DataPass", Pass)
+    with pytest.raises(InputError, match="second attempt had enough" if fits else "batch_size=3, which fits"):
+        surveyed([batch(1, 3)], model=Heavy())
+
+    class Broken(Weighed):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        surveyed([batch(1, 3)], model=Broken())
 
 
 @pytest.mark.parametrize("scale", [1.0, -3.0])
