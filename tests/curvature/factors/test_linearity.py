@@ -16,10 +16,12 @@ X = torch.randn(3, 4, generator=torch.Generator().manual_seed(2), requires_grad=
 IMAGE = torch.randn(1, 2, 6, 6, requires_grad=True)
 CONSTANT = torch.randn(3, 4)
 LINEAR: dict[str, Callable[[], Any]] = {
-    "relu": lambda: (X.relu(), X), "times a constant": lambda: (X * CONSTANT, X), "over a constant": lambda: (X / CONSTANT, X),
+    "relu": lambda: (X.relu(), X), "times a constant": lambda: (X * CONSTANT, X),
+    "over a constant": lambda: (X / CONSTANT, X),
     "product with a constant": lambda: (X @ CONSTANT.T, X), "added": lambda: ((X + X.abs()).cumsum(0), X),
     "bias of a product": lambda: (torch.addmm(X, CONSTANT[:, :3], CONSTANT), X),
-    "weighted sum": lambda: (torch.addcmul(CONSTANT, X, CONSTANT), X), "pooled": lambda: (F.max_pool2d(IMAGE, 2), IMAGE),
+    "weighted sum": lambda: (torch.addcmul(CONSTANT, X, CONSTANT), X),
+    "pooled": lambda: (F.max_pool2d(IMAGE, 2), IMAGE),
     "convolved": lambda: (F.conv2d(IMAGE, torch.ones(1, 2, 3, 3)), IMAGE), "clamped": lambda: (X.clamp(0, 6), X),
     "as a kernel": lambda: (F.conv2d(torch.ones(1, 2, 9, 9), IMAGE), IMAGE), "indexed": lambda: (X[:, [0, 1]], X),
     "leaky": lambda: (F.leaky_relu(X), X), "means": lambda: (X.mean(0) - X.sum(), X),

@@ -55,8 +55,8 @@ def test_roots_and_signs_make_the_second_derivative_of_every_item(name: str, dty
         assert found is not None and found.roots.dtype == found.signs.dtype == found.slope.dtype == dtype
         made = torch.einsum("nkq,nq,njq->nkj", found.roots.double(), found.signs.double(), found.roots.double())
         truth = dense(loss, z)
-        torch.testing.assert_close(made, truth, rtol=1e-4 if dtype == torch.float32 else 1e-10,
-                                   atol=float(truth.abs().max()) * (1e-6 if dtype == torch.float32 else 1e-14))  # fmt: skip
+        relative, least = (1e-4, 1e-6) if dtype == torch.float32 else (1e-10, 1e-14)
+        torch.testing.assert_close(made, truth, rtol=relative, atol=least * float(truth.abs().max()))
         slope = torch.autograd.grad(loss(z), z, retain_graph=True)[0]
         torch.testing.assert_close(found.slope, slope.detach(), rtol=1e-4, atol=1e-5)
     ranks = {"cross entropy": 2, "weighted": 2, "squares": 3, "indefinite": 3, "coupled": 3, "graded": 3, "one item": 3}
