@@ -11,12 +11,13 @@ JOBS   ?= 2
 PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --doctest-modules
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench docs clean
+.PHONY: help demo test test-all mutants lint format bench docs clean
 
 help:
 	@echo 'make demo       train a small network on real digits, analyse every layer, write a report (minutes)'
 	@echo 'make test       the test suite without its slow part'
 	@echo 'make test-all   the whole test suite'
+	@echo 'make mutants    a hundred small faults put into the code: how many do the tests find? (an hour)'
 	@echo 'make lint       ruff (rules and format) and mypy'
 	@echo 'make format     let ruff put the code into shape'
 	@echo 'make bench      compare with other libraries, and our own figures (hours; ARGS=... for parts of it)'
@@ -33,6 +34,9 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	$(PYTEST) --durations=25 layerhess tests
+
+mutants: $(VENV)/.dev
+	$(BIN)/python -m tests.mutants --number 100 --seed 0 --jobs $(JOBS) $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -44,8 +44,9 @@ def faults(node: ast.AST, result: str = "") -> Iterator[Fault]:
                 def change(name: str = name, value: object = value, at: int = place, new: ast.AST = other) -> None:
                     value.__setitem__(at, new) if isinstance(value, list) else setattr(node, name, new)
 
-                before, after = (" ".join(ast.unparse(n).split())[:70] for n in (child, other))
-                yield getattr(child, "lineno", 0), f"{before}  ->  {after}", change
+                before, after = (" ".join(ast.unparse(n).split()) for n in (child, other))
+                if before != after:
+                    yield getattr(child, "lineno", 0), f"{before[:70]}  ->  {after[:70]}", change
             if not isinstance(child, ast.Raise):
                 yield from faults(child, result)
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from layerhess.errors import InputError
-from layerhess.linalg.random_vectors import check_flat, flatten, oriented, random_signs, random_unit, solver_device
-from layerhess.objective.blocks import Block, make_block
+from layerhess.linalg.random_vectors import oriented, random_signs, random_unit
+from layerhess.objective.blocks import Block, check_flat, flatten, make_block
 
 PARTS = {
     "a": torch.arange(6.0).view(2, 3),
@@ -72,10 +72,6 @@ def test_the_largest_component_is_made_positive() -> None:
     assert oriented(torch.tensor([1.0, -3.0, 2.0])).tolist() == [-1.0, 3.0, -2.0]
     assert oriented(torch.tensor([-1.0, 3.0, 2.0])).tolist() == [-1.0, 3.0, 2.0]
     assert oriented(torch.tensor([0.0, 0.0])).tolist() == [0.0, 0.0]
-
-
-def test_vectors_live_where_float64_does() -> None:
-    assert solver_device(torch.device("mps")).type == "cpu" and solver_device(torch.device("cuda", 1)).index == 1
 
 
 def test_a_scalar_and_an_empty_tensor_are_counted() -> None:

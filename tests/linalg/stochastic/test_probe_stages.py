@@ -91,7 +91,7 @@ def test_what_was_spent_never_leaves_less_than_two_probes() -> None:
 
 
 def test_the_error_is_looked_at_after_sixteen_and_then_where_the_variance_says() -> None:
-    """Targets worked out from the forms themselves: 5 per cent more than needed, at most four times what there is."""
+    """Targets from the forms themselves: five per cent more than needed, at most four times what there is."""
     goal = Trace(rel=0.02, absolute=4.0, max_probes=120)
     process = Hutchinson(N, goal, signs)
     asked = [len(rows) for rows in stages(process, FLAT)]

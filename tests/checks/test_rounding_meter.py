@@ -1,0 +1,182 @@
+"""The rounding of products, of outputs, and what a licence says: numbers put in, figures worked out by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from checked_network import X, Y, mlp, objective
+from layerhess.checks import rounding
+from layerhess.checks.factors import Licence, _off
+from layerhess.checks.rounding import OutputError, RoundingMeter, output_error
+from layerhess.checks.sample import Sample
+from layerhess.curvature.counters import Counters
+from layerhess.curvature.device import Budget
+from layerhess.curvature.hessian_graph import HessianGraph
+from layerhess.linalg.random_vectors import random_unit
+from layerhess.objective.blocks import make_block
+from layerhess.results.record import Check
+
+ROOM = Budget(1 << 30)
+
+
+class TwoPasses:
+    """Products of two precisions, as they were put in."""
+
+    def __init__(self, ours: Tensor, other: Tensor) -> None:
+        self.passes = tuple(SimpleNamespace(run=lambda requests, rows=rows: {"b": rows}) for rows in (ours, other))
+
+
+def meter(dtype: torch.dtype, sample: Sample, output: OutputError | None = None, coarsest: Any = None) -> RoundingMeter:
+    made = RoundingMeter(SimpleNamespace(dtype=dtype), sample, coarsest or dtype, Counters(), HessianGraph, ROOM)  # type: ignore[arg-type]
+    made._of_output = output or OutputError()
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("excess", [1.0, 8.0])
+@pytest.mark.parametrize("norm", [0.5, 4.0, 1000.0])
+def test_a_measured_rounding_is_three_times_the_worst_difference_scaled_to_the_data(
+    norm: float, excess: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = make_block("b", {"w": torch.zeros(2)})
+    ours = torch.tensor([[3.0, 4.0], [0.0, 1.0]]).double()
+    other = ours + torch.tensor([[0.0, 3e-3], [4e-3, 3e-3]]).double()
+    made = meter(dtype, Sample([], excess))
+    monkeypatch.setattr(made, "_open", lambda: TwoPasses(ours, other).passes)
+    found, how = made.measure({"b": (block, torch.eye(2).double(), norm)})["b"]
+    size = max(float(other.norm(dim=1).max()), 0.01 * norm)
+    error = 5e-3 * max(1.0 / excess, norm / size) * (2.0**-29 if dtype == torch.float64 else 1.0)
+    assert how == "measured" and found == pytest.approx(3.0 * error, rel=1e-6)
+
+
+def test_what_the_output_says_is_the_least_and_what_it_lost_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = make_block("b", {"w": torch.zeros(2)})
+    rows = torch.ones(1, 2).double()
+    for given, expected in (
+        (OutputError(moved=1e-3), 3e-3), (OutputError(evaluated=2e-3), 6e-3),
+        (OutputError(moved=5e-3, evaluated=2e-3), 15e-3),
+        (OutputError(lost=7e-3), 21e-3), (OutputError(), 0.0),
+    ):  # fmt: skip
+        made = meter(torch.float32, Sample([]), given)
+        monkeypatch.setattr(made, "_open", lambda: TwoPasses(rows, rows).passes)
+        assert made.measure({"b": (block, rows, 2.0)})["b"] == (pytest.approx(2.0 * expected), "measured")
+
+
+@pytest.mark.parametrize(
+    ("coarsest", "factor"), [(torch.float32, 1.0), (torch.bfloat16, 2.0**16), (torch.float64, 2.0**-29)]
+)
+def test_without_a_copy_a_rounding_is_assumed(
+    coarsest: torch.dtype, factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = meter(torch.float32, Sample([]), coarsest=coarsest)
+    monkeypatch.setattr(made, "_open", lambda: None)
+    block = make_block("b", {"w": torch.zeros(2)})
+    assert made.measure({"b": (block, torch.eye(2).double(), 3.0)})["b"] == (pytest.approx(3e-5 * factor), "assumed")
+
+
+def test_a_network_is_measured_against_its_copy_and_failures_are_told() -> None:
+    model = mlp().float()
+    made = objective(model, data=(X.float(), Y))
+    names = list(made.parameters)
+    block = make_block("all", made.parameters)
+    v = random_unit(block.numel, 0, "v", 0)
+    with (
+        made.session(),
+        RoundingMeter(made, Sample([(X.float(), Y)]), torch.float32, Counters(), HessianGraph, ROOM) as measuring,
+    ):
+        found, how = measuring.measure({"all": (block, v[None], 1.0)})["all"]
+        assert measuring.failure == "" and how == "measured"
+        double = made.cast(torch.float64, [(X.float(), Y)])
+        with double.session():
+            coarse = HessianGraph(made, (X.float(), Y), names, Counters()).product(
+                names, {n: p.float() for n, p in block.split(v).items()}
+            )
+            fine = HessianGraph(double, (X.float().double(), Y), names, Counters()).product(names, block.split(v))
+        pairs = [(a, b) for a, b in zip(coarse, fine, strict=True) if a is not None and b is not None]
+        off = torch.cat([(a.double() - b).reshape(-1) for a, b in pairs]).norm() / 9
+        size = torch.cat([b.reshape(-1) for _, b in pairs]).norm() / 9
+        assert found == pytest.approx(3.0 * float(off) * max(1.0, 1.0 / float(size)), rel=1e-3)
+
+    class Stuck(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = mlp().float()
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.dtype == torch.float64:
+                raise ValueError("no float64\nhere")
+            return self.inner(x)
+
+    stuck = objective(Stuck(), data=(X.float(), Y))
+    whole = make_block("all", stuck.parameters)
+    with (
+        stuck.session(),
+        RoundingMeter(stuck, Sample([(X.float(), Y)]), torch.float32, Counters(), HessianGraph, ROOM) as measuring,
+    ):
+        assert measuring.measure({"all": (whole, v[None], 2.0)})["all"] == (pytest.approx(2e-5), "assumed")
+        assert measuring.failure == "ValueError: no float64"
+
+
+def test_at_most_five_candidates_from_the_first_to_the_last_are_measured() -> None:
+    for count in (1, 5):
+        rows = torch.arange(float(count))[:, None]
+        assert rounding._outermost(rows) is rows
+    assert rounding._outermost(torch.arange(9.0)[:, None])[:, 0].tolist() == [0.0, 2.0, 4.0, 6.0, 8.0]
+
+
+def seen(z: Tensor, again: Any) -> Any:
+    return SimpleNamespace(output=z, again=again)
+
+
+def test_the_outputs_own_error_is_its_movement_its_clutter_and_what_float64_lost() -> None:
+    """S is z^2 on the diagonal for the loss sum z^4 / 12: everything follows in closed form."""
+
+    def quartic(z: Tensor) -> Tensor:
+        return (z**4).sum() / 12.0
+
+    fine = torch.tensor([[1.0, 2.0], [3.0, 0.5], [0.0, 0.0]]).double()
+    coarse = (fine * (1.0 + torch.tensor([[1e-3], [2e-3], [0.0]]).double())).float()
+    evaluation = SimpleNamespace(surveyed=lambda model, batch, where: seen(fine, quartic))
+    copied = SimpleNamespace(data=[0], evaluation=evaluation, model=None, dtype=torch.float64)
+    sample = Sample([0], curvature=2.0, seen=[seen(coarse, quartic)])
+    found = output_error(sample, copied)  # type: ignore[arg-type]
+    r = 2.0 * ((torch.arange(2).double() * 0.6180339887498949) % 1.0) - 1.0
+    exact, moved = fine**2 * r, coarse.double() ** 2 * r
+    relative = ((moved - exact).norm(dim=1) / exact.norm(dim=1))[:2]
+    assert found.moved == pytest.approx(float(relative.square().mean().sqrt()), rel=1e-6)
+    here = (coarse**2 * r.float()).double()
+    clutter = here - moved
+    expected = math.hypot(float(clutter.sum(0).norm()), float(clutter.norm())) / 3 / 2.0
+    assert found.evaluated == pytest.approx(expected, rel=0.5) and found.evaluated < 1e-6
+    assert found.lost == 0.0  # S vanishes at zero outputs
+    cross = lambda z: F.cross_entropy(z, torch.tensor([0, 0, 0]), reduction="sum")  # noqa: E731
+    sure = torch.tensor([[30.0, 0.0], [31.0, 0.0], [32.0, 0.0]]).double()
+    copied.evaluation = SimpleNamespace(surveyed=lambda model, batch, where: seen(sure, cross))
+    lost = output_error(Sample([0], curvature=1.0, seen=[seen(sure.float(), cross)]), copied).lost  # type: ignore[arg-type]
+    p = 1.0 / (1.0 + math.exp(-30.0))
+    assert lost == pytest.approx(4.0 * 2.0**-52 * 0.25 / (p * (1 - p)), rel=1e-3)
+    unknown = Sample([0], curvature=1.0, seen=[seen(sure.float(), None)])
+    assert output_error(unknown, copied) == OutputError()  # type: ignore[arg-type]
+
+
+# -- licences ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_licence_says_what_it_is_made_of() -> None:
+    assert Licence().checks("x") == [] and Licence(reasons={"a": "why"}).sentence("a") == "why"
+    found = Licence(blocks={"a": ("a",), "b": ("b",)}, agreement=2e-7, examples=12)
+    assert found.checks("9 examples") == [
+        Check("factors", True, "products by factors agree with exact ones to 2.0e-07 in 2 blocks, on 9 examples")
+    ]
+    assert found.sentence("a") == "checked on 12 examples" and found.sentence("c") == ""
+    assert dataclasses.replace(found, examples=0).sentence("a") == "checked on a sample"
+    one, zero = torch.tensor([3.0, 4.0]), torch.zeros(2)
+    assert _off(one, 2 * one) == 0.5 and _off(zero, zero) == 0.0 and _off(one, zero) == math.inf
