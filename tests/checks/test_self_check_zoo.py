@@ -25,14 +25,25 @@ def analyse_briefly(case: Case, dtype: torch.dtype, seed: int) -> lh.Analysis:
     )
 
 
-@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (0, *range(2, 20)))])
-@both_precisions
-@every_case
-def test_every_model_passes_its_checks(case: Case, dtype: torch.dtype, seed: int) -> None:
-    """Of twenty seeds the first is left to the tests of eigenvalues, where nothing is refused either."""
+def assert_no_alarm(case: Case, dtype: torch.dtype, seed: int) -> None:
     analysis = analyse_briefly(case, dtype, seed)
     refused = [name for name, result in analysis.blocks.items() if "refused" in result.status.lower()]
     assert not refused
+
+
+@both_precisions
+@every_case
+def test_every_model_passes_its_checks(case: Case, dtype: torch.dtype) -> None:
+    """The first seed is left to the tests of eigenvalues, where nothing is refused either."""
+    assert_no_alarm(case, dtype, seed=1)
+
+
+@pytest.mark.slow
+@both_precisions
+@every_case
+def test_twenty_seeds_of_every_model_pass_their_checks(case: Case, dtype: torch.dtype) -> None:
+    for seed in (0, *range(2, 20)):
+        assert_no_alarm(case, dtype, seed)
 
 
 # --- weight normalisation: torch's double backward through it is wrong, silently --------------------------------------

@@ -1,4 +1,4 @@
-"""What counts as data: its spellings, batch sizes and subsets, and what is done to a batch; the rest is refused."""
+"""What counts as data, and what is done to a batch; the rest is refused in words."""
 
 from __future__ import annotations
 

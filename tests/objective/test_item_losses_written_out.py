@@ -89,7 +89,7 @@ def test_an_unbatched_example_is_one_item() -> None:
     torch.testing.assert_close(found.detach(), EACH["classes"][2][:1])
 
 
-@pytest.mark.parametrize("loss", [nn.MSELoss(), squares, lh.batch_loss(totals), None], ids=str)
+@pytest.mark.parametrize("loss", [nn.MSELoss(), squares, lh.batch_loss(totals), None])
 def test_the_token_level_is_for_classes(loss: Any) -> None:
     for call in (refuse_without_tokens, lambda e: item_losses(e, linear(), (X, Y), "token")):
         with pytest.raises(InputError, match="takes each counted term") as caught:
