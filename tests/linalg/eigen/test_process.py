@@ -116,6 +116,20 @@ def test_a_basis_has_the_projected_matrix_and_the_rest_of_the_products(sizes: tu
     np.testing.assert_allclose(rest.numpy(), last - last @ q.T @ q, atol=1e-13)
 
 
+@pytest.mark.parametrize("step", [1, 5, 13])
+def test_a_basis_that_grows_keeps_what_it_has(step: int) -> None:
+    n = 60
+    matrix = rotated(np.linspace(-2.0, 3.0, n), seed=4)
+    rows = np.linalg.qr(np.random.default_rng(0).standard_normal((n, 52)))[0].T.copy()
+    basis = Basis(n, torch.device("cpu"))
+    for start in range(0, 52, step):
+        part = torch.from_numpy(rows[start : start + step])
+        basis.append(part, products(part, matrix))
+    np.testing.assert_array_equal(basis.q.numpy(), rows)
+    np.testing.assert_allclose(basis.w.numpy(), rows @ matrix, atol=1e-13)
+    np.testing.assert_allclose(basis.t.numpy(), rows @ matrix @ rows.T, atol=1e-13)
+
+
 def test_ritz_pairs_and_their_residuals_are_numpys() -> None:
     basis, _ = basis_of(2, 3)
     q = basis.q.numpy()
@@ -219,6 +233,9 @@ def test_power_iteration_finds_the_largest_eigenvalue_with_its_residual(top: flo
     matrix = rotated(values, seed=5)
     process = Power(5, 1e-6, lambda number: random_unit(5, 0, "power", number))
     assert process.n == 5 and not process.proposes and process.relative_residual == 0.0
+    start = process.candidates()  # of one who is stopped before the first product
+    assert start.values.tolist() == [0.0] and start.residuals.tolist() == [np.inf] and start.norm == start.steps == 0
+    np.testing.assert_allclose(start.vectors.numpy(), process.ask().numpy())
     steps = 0
     while not process.proposes:
         v = process.ask().numpy()
