@@ -232,6 +232,20 @@ def test_a_broadcast_inside_an_unknown_callable_is_noticed() -> None:
         Criterion(loss).validate(column, row, "")
 
 
+def test_shapes_that_cannot_hide_a_broadcast_cost_no_evaluation() -> None:
+    called = []
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        called.append(1)
+        return (output.sum() - target.sum()) ** 2
+
+    for output, target in ((6, 3), (6, 3)), ((6, 1), (3,)), ((6,), (1, 6)):
+        Criterion(loss).validate(torch.randn(output), torch.randn(target), "")
+    assert not called
+    Criterion(loss).validate(torch.randn(6, 1), torch.randn(6), "")
+    assert called
+
+
 def test_a_loss_is_one_number() -> None:
     check_scalar(torch.tensor(1.0))
     check_scalar(torch.tensor([[1.0]]))
