@@ -54,7 +54,7 @@ def test_a_measured_rounding_is_three_times_the_worst_difference_scaled_to_the_d
     found, how = made.measure({"b": (block, torch.eye(2).double(), norm)})["b"]
     size = max(float(other.norm(dim=1).max()), 0.01 * norm)
     error = 5e-3 * max(1.0 / excess, norm / size) * (2.0**-29 if dtype == torch.float64 else 1.0)
-    assert how == "measured" and found == pytest.approx(3.0 * error, rel=1e-6)
+    assert how == "measured" and found == pytest.approx(3.0 * error, rel=1e-6, abs=0)
 
 
 def test_what_the_output_says_is_the_least_and_what_it_lost_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +79,10 @@ def test_without_a_copy_a_rounding_is_assumed(
     made = meter(torch.float32, Sample([]), coarsest=coarsest)
     monkeypatch.setattr(made, "_open", lambda: None)
     block = make_block("b", {"w": torch.zeros(2)})
-    assert made.measure({"b": (block, torch.eye(2).double(), 3.0)})["b"] == (pytest.approx(3e-5 * factor), "assumed")
+    assert made.measure({"b": (block, torch.eye(2).double(), 3.0)})["b"] == (
+        pytest.approx(3e-5 * factor, rel=1e-9, abs=0),
+        "assumed",
+    )
 
 
 def test_a_network_is_measured_against_its_copy_and_failures_are_told() -> None:

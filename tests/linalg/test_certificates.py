@@ -90,9 +90,9 @@ def test_small_formulas() -> None:
     assert zero_level(1e-7, 4.0) == pytest.approx(4e-5) and zero_level(0.01, 4.0) == pytest.approx(0.04)
     assert random_bound(2.0, 50, 0.04) == pytest.approx(2.0 * math.sqrt(2 * 50 / (math.pi * 0.04)))
     assert unit_rounding(1e-7, 1.0) == 2e-7 and unit_rounding(1e-7, 16.0**2 * 9.0) == pytest.approx(3e-7)
-    assert total_rounding(5.0, 1e-7, 2.0, 1.0) == pytest.approx(5.0 + 16 * EPS * 2.0, rel=1e-15)
-    assert total_rounding(0.0, 1e-7, 2.0, 1.0) == pytest.approx(4e-7 + 16 * EPS * 2.0)
-    assert total_rounding(0.0, 0.0, 2.0, 1.0) == pytest.approx(32 * EPS)
+    assert total_rounding(5.0, 1e-7, 2.0, 1.0) == 5.0 + 16.0 * EPS * 2.0
+    assert total_rounding(0.0, 1e-7, 2.0, 1.0) == pytest.approx(4e-7 + 16 * EPS * 2.0, rel=1e-12, abs=0)
+    assert total_rounding(0.0, 0.0, 2.0, 1.0) == pytest.approx(32 * EPS, rel=1e-9, abs=0)
 
 
 def test_a_block_is_zero_below_the_level_and_where_that_can_be_told() -> None:

@@ -154,7 +154,7 @@ def test_what_is_no_criterion(kind: str) -> None:
     assert caught.value.where == "loss" and caught.value.what_to_do
 
 
-LOGITS = torch.randn(6, 3)
+LOGITS = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
 WRONG: dict[str, tuple[Any, Any, Any, str]] = {
     "no tensor": (CE, [1.0], Y, "the model returned list"),
     "no target tensor": (CE, LOGITS, [1], "the target is list, and CrossEntropyLoss needs a tensor"),
@@ -230,6 +230,20 @@ def test_a_broadcast_inside_an_unknown_callable_is_noticed() -> None:
     ]
     for loss in fine:
         Criterion(loss).validate(column, row, "")
+
+
+def test_shapes_that_cannot_hide_a_broadcast_cost_no_evaluation() -> None:
+    called = []
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        called.append(1)
+        return (output.sum() - target.sum()) ** 2
+
+    for output, target in ((6, 3), (6, 3)), ((6, 1), (3,)), ((6,), (1, 6)):
+        Criterion(loss).validate(torch.randn(output), torch.randn(target), "")
+    assert not called
+    Criterion(loss).validate(torch.randn(6, 1), torch.randn(6), "")
+    assert called
 
 
 def test_a_loss_is_one_number() -> None:

@@ -13,9 +13,11 @@ from layerhess.curvature.double_backward.geometry import Geometry, geometry
 from layerhess.curvature.factors import layers, sensitivities
 from layerhess.curvature.factors.layers import Entry
 
+GENERATOR = torch.Generator().manual_seed(0)
+
 
 def numbers(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64)
+    return torch.randn(*shape, dtype=torch.float64, generator=GENERATOR)
 
 
 A2, A3, IMAGE, LINE, CUBE = (

@@ -13,8 +13,8 @@ from torch import Tensor
 from layerhess.curvature.factors.linearity import kind, not_linear
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(2), requires_grad=True)
-IMAGE = torch.randn(1, 2, 6, 6, requires_grad=True)
-CONSTANT = torch.randn(3, 4)
+IMAGE = torch.randn(1, 2, 6, 6, generator=torch.Generator().manual_seed(3), requires_grad=True)
+CONSTANT = torch.randn(3, 4, generator=torch.Generator().manual_seed(4))
 LINEAR: dict[str, Callable[[], Any]] = {
     "relu": lambda: (X.relu(), X), "times a constant": lambda: (X * CONSTANT, X),
     "over a constant": lambda: (X / CONSTANT, X),

@@ -99,6 +99,22 @@ def test_stopped_early_says_so_and_knows_the_moments_it_has() -> None:
     assert all_there_are.status == "5 Lanczos steps from 2 random vectors, all that a block of 5 allows"
 
 
+def test_a_vector_that_ends_early_leaves_no_zero_among_the_nodes() -> None:
+    """The first begins in an eigenvector and is done after one step: what pads its row is no eigenvalue."""
+    values = np.array([10.0, 11.0, 12.0])
+    matrix = rotated(values, seed=1)
+    first = torch.from_numpy(np.linalg.eigh(matrix)[1][:, 0].copy())
+    process = StochasticLanczos(
+        3, Density(probes=2, bandwidth=0.1), lambda n: random_unit(3, 0, "b", n) if n else first
+    )
+    while not process.done:
+        process.tell(torch.from_numpy(process.ask().numpy() @ matrix))
+    found = process.result()
+    assert (found.weights > 0.0).sum(axis=1).tolist() == [1, 3] and found.nodes.shape == (2, 3)
+    assert found.grid[0] == pytest.approx(10.0 - 0.6, abs=1e-4) and found.grid[-1] == pytest.approx(12.6, abs=1e-4)
+    assert found.weights[0].tolist() == [1.0, 0.0, 0.0] and found.nodes[0, 0] == pytest.approx(10.0)
+
+
 def test_a_spectrum_that_became_known_counts_and_has_no_error() -> None:
     found = run(Density(probes=2, steps=4, bandwidth=SIGMA), 2).result(VALUES[::-1])
     truth = stats.norm.pdf(found.grid[:, None], VALUES[None], SIGMA).mean(axis=1)
