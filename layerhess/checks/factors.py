@@ -33,7 +33,7 @@ class Licence:
     Attributes:
         blocks: key -> parameter names of the blocks that may use factors. agreement: their largest relative
             difference from exact products. examples: of the sample, 0 where unknown.
-        reasons: key -> why not, for the others that were looked at.
+        reasons: key -> why not, for the others that were checked.
         exact: key -> the exact product with the vector it was compared at, (P_b,) float64.
         seconds: that one product by factors of each took on the sample.
         works: key -> what products of the blocks that may use factors are made of, on the whole sample.
@@ -81,7 +81,7 @@ def licence(
     proof: for each further batch only the structure is checked. Cost: one exact product a block on the sample.
 
     Args:
-        surveyed: with the sample. blocks: to look at (the full model only for Gauss-Newton).
+        surveyed: with the sample. blocks: to check (the full model only for Gauss-Newton).
         coarsest: dtype in the objective's graph. data_pass: exact products on the samples.
         make_copy: the same loss on the samples in float64, which decides where float32 leaves a doubt.
     """

@@ -15,7 +15,7 @@ class SelfCheck:
 
     Attributes:
         checks: one line each, for the result. failed: block name -> its failed check ("(full)" included).
-        zero_suspects: blocks whose products vanish on the sample. trace: the watched forward pass.
+        zero_suspects: blocks whose products vanish on the sample. trace: of one forward pass.
         culprits: tensor -> figure, where products with the Jacobian are wrong.
         notes: sentences for the reader. concerns: those that cast doubt on the numbers or their meaning.
         uncut: why batches must not be cut, "" if they may be.

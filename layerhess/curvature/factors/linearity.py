@@ -20,7 +20,7 @@ PIECEWISE_LINEAR = frozenset({
     "Select", "Index", "IndexSelect", "Gather", "Cat", "Stack", "Unbind", "Split", "SplitWithSizes", "Chunk", "Unfold",
     "Im2Col", "Col2Im", "PixelShuffle", "ConstantPadNd", "ReflectionPad1D", "ReflectionPad2D", "ReplicationPad1D",
     "ReplicationPad2D", "UpsampleNearest1D", "UpsampleNearest2D", "UpsampleLinear1D", "UpsampleBilinear2D",
-    # pieces
+    # piecewise linear functions
     "Relu", "LeakyRelu", "Threshold", "Hardtanh", "Clamp", "ClampMin", "ClampMax", "Abs", "Maximum", "Minimum", "Max",
     "Min", "Amax", "Amin", "Where", "MaskedFill", "MaxPool1D", "MaxPool2DWithIndices", "MaxPool3DWithIndices",
     "AvgPool1D", "AvgPool2D", "AvgPool3D", "AdaptiveAvgPool2D", "AdaptiveAvgPool3D", "AdaptiveMaxPool2D",

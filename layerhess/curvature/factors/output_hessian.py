@@ -37,8 +37,8 @@ def output_directions(
 
     S is taken per item from K products with unit vectors, the same entry of all items at once. That is right only if
     the loss is a sum over items. So when a vector is scaled item by item, its product must scale in the same way.
-    Before the eigendecomposition S is scaled to a unit diagonal, so that no output is too small beside another to be
-    kept.
+    Before the eigendecomposition S is scaled to a unit diagonal, so that no output is dropped because it is small
+    compared with another.
 
     Args:
         loss: 0-d. output: z, (N, ...) with K numbers an item, an inner node of the loss's graph.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from layerhess.linalg.eigen.process import Floats, Source, Wanted, dense_eigh, graded_eigh
 
-PIECE = 1 << 22  # numbers that are held in float64 beside the rows
+PIECE = 1 << 22  # numbers held in float64 in addition to the rows
 SMALL = 1e-8  # of the largest: an eigenvector R' u of a smaller eigenvalue would have lost half of its digits
 ROUNDING = 16.0  # times m eps, of the largest: an eigenvalue of R R' below this may be zero
 

@@ -75,8 +75,8 @@ class Process(Protocol[E_co]):
 class Hutchinson(Generic[E]):
     """Rademacher probes (Hutchinson 1990), in the complement of a deflated space where one is given.
 
-    Looks at the standard error after 16 probes, then at the number the variance calls for. An operator with no more
-    dimensions than needed probes is read with unit vectors instead: exact, at no higher cost.
+    Checks the standard error after 16 probes, then after the number that the variance requires. An operator with no
+    more dimensions than needed probes is read with unit vectors instead: exact, at no higher cost.
 
     Cost: one product a probe.
 
