@@ -1,1 +1,1 @@
-"""Ask/tell estimators of trace, diagonal, density and coupling from random probes."""
+"""Estimators of trace, diagonal, density and coupling from random vectors; like the solvers, they ask and are told."""

@@ -1,4 +1,4 @@
-"""Which process estimates what: the method's name to the ask/tell process."""
+"""From a method's name ("hutchinson", "xtrace", ...) to the estimator that implements it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def trace_process(
     deflation: Deflation | None = None,
     device: torch.device | None = None,
 ) -> Process[TraceEstimate]:
-    """The process for ``goal.method``; "auto" is deflated where a deflation is at hand, adaptive otherwise.
+    """The estimator for ``goal.method``; "auto" uses the deflation if there is one, and is adaptive otherwise.
 
     Args:
         n: dimension. signs: number -> Rademacher (n,). directions: number -> random unit vector (n,).
-        deflation: independent of both; methods that are named explicitly leave it aside.
+        deflation: independent of both; methods named explicitly do not use it.
     """
     if goal.method == "xtrace":
         return XTrace(n, goal, directions, device=device)
@@ -42,7 +42,7 @@ def trace_process(
 def diagonal_process(
     n: int, goal: Diagonal, signs: Source, *, deflation: Deflation | None = None, device: torch.device | None = None
 ) -> Process[FlatDiagonal]:
-    """The process for ``goal.method``; arguments as in :func:`trace_process`."""
+    """The estimator for ``goal.method``; arguments as in :func:`trace_process`."""
     if goal.method == "xdiag":
         return XDiag(n, goal, signs, device=device)
     if goal.method == "hutchinson":
