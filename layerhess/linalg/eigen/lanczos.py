@@ -87,7 +87,7 @@ class Lanczos:
         self._estimate = np.inf
         self._norm = 0.0
 
-    # -- the three verbs ------------------------------------------------------------------------------------------
+    # -- ask, tell, result ----------------------------------------------------------------------------------------
 
     def ask(self) -> Tensor:
         """The next (s, n) orthonormal vectors."""
