@@ -28,8 +28,8 @@ DENSE_CHUNK = 64  # unit vectors a pass while a dense matrix is read
 class Operator:
     """The base of all curvature matrices A: products with A and with its diagonal blocks A_bb.
 
-    A subclass sets the matrix by its ``curvature``. Each product is one pass over the data, exact up to rounding.
-    Nothing is checked here: for numbers to rely on use :func:`layerhess.analyze` or :func:`layerhess.eigsh`, which run
+    A subclass sets the matrix by its ``curvature``. Each product is one pass over the data, exact up to rounding. The
+    loss is not checked here: for numbers to rely on use :func:`layerhess.analyze` or :func:`layerhess.eigsh`, which run
     a self-check first.
 
     Args:
@@ -182,8 +182,8 @@ class BlockOperator:
 class Hessian(Operator):
     """H = d2 L / d theta2 and its diagonal blocks H_bb, as linear operators.
 
-    Products are exact up to rounding (Pearlmutter 1994, by reverse over reverse), each one pass over the data. Nothing
-    is checked here: for numbers to rely on use :func:`layerhess.analyze`, which runs a self-check first.
+    Products are exact up to rounding (Pearlmutter 1994, by reverse over reverse), each one pass over the data. The loss
+    is not checked here: for numbers to rely on use :func:`layerhess.analyze`, which runs a self-check first.
 
     Args:
         objective: the loss over the data.

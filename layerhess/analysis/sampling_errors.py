@@ -78,11 +78,10 @@ def sampling_errors(
 
     1. Data in a meaningful order (sorted by class) make the groups differ more than random ones would.
     2. The eigenvector was fitted to the same examples, and the first order holds only while the standard error is small
-    against the distance to the next eigenvalue. Close eigenvalues repel each other and move less, while their
-    eigenvectors mix. With 40 fresh data sets for fixed random weights (10-20-3, tanh,
-       cross entropy) the stated error was 2.1, 2.0, 2.7 times the actual spread for the three largest of 0.weight at
-       256 examples, and 1.3, 1.8, 2.3 times at 4096; for the well separated ones of the full Hessian 1.0, 1.0, 1.3 and
-       0.9, 1.2, 1.1 times.
+       against the distance to the next eigenvalue. Close eigenvalues repel each other and move less, while their
+       eigenvectors mix. With 40 fresh data sets for fixed random weights (10-20-3, tanh, cross entropy) the stated
+       error was 2.1, 2.0, 2.7 times the actual spread for the three largest of 0.weight at 256 examples, and 1.3, 1.8,
+       2.3 times at 4096; for the well separated ones of the full Hessian 1.0, 1.0, 1.3 and 0.9, 1.2, 1.1 times.
 
     Args:
         pairs: name -> (block, (k, P_b) unit eigenvectors, (k,) eigenvalues). traced: name -> block whose trace is asked

@@ -171,7 +171,7 @@ def _change_in_other_company(
 
 
 def _alone(x: Tensor, probe: int) -> Tensor:
-    """A vector that is zero but at one item of dimension 0, another item for each probe."""
+    """x with all items of dimension 0 but one set to zero, another one for each probe."""
     if x.ndim == 0:
         return x
     kept = torch.zeros_like(x)

@@ -24,8 +24,7 @@ class Sample:
     """Examples that rounding is measured on.
 
     Attributes:
-        pieces: parts of batches, prepared. excess: how many times more curved they are than the data, per example; >=
-            1.
+        pieces: parts of batches, prepared. excess: their curvature per example over that of the data, at least 1.
         curvature: mean over the output items of all data, if some are far more curved than others; else 0.
         seen: the outputs of the pieces, if there is that curvature.
     """

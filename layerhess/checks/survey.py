@@ -77,7 +77,7 @@ def survey(objective: Objective, counters: Counters, checkpoint: Callable[[], No
 
 
 def too_large(objective: Objective) -> InputError:
-    """The error when a forward pass ran out of memory; its batch size fits products, which need more memory."""
+    """The error for a forward pass that ran out of memory; the batch size it names is one that fits products."""
     full = make_block(FULL, objective.parameters)
     probe = Request(full, torch.ones((1, full.numel), dtype=torch.float64, device=solver_device(objective.device)))
     try:

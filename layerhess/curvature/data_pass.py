@@ -1,4 +1,4 @@
-"""One pass over the data: any set of requests in, sums out. Graphs are kept between passes while they fit."""
+"""Runs passes over the data: sums all requested products, and keeps batches' graphs between passes while they fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One matrix of one objective as an operator: vectors in, their products over all the data out, nothing checked."""
+"""A curvature matrix as a linear operator: multiplies vectors, over all the data, without any checks of the loss."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from layerhess.objective.objective import Objective
 class UncheckedOperator:
     """A curvature matrix A of the mean loss over the whole data set, and its diagonal blocks A_bb.
 
-    It does not check that the products are right; users call :class:`layerhess.analysis.operators.Operator`, which
-    does.
+    It does not check that the products are right. Users get it as :class:`layerhess.analysis.operators.Operator`.
 
     Args:
         objective: the loss over the data. matrix: which one. blocks: a block scheme, see :func:`layerhess.analyze`.

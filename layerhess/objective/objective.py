@@ -214,8 +214,8 @@ class Objective:
         """Put model and torch into the state for an evaluation, and restore both: :mod:`layerhess.objective.snapshot`.
 
         Gradients on, inference mode off, the caller's autocast off, MATH attention kernels (the fused ones have no
-        second derivative), compiled code run eagerly, dense gradients of embeddings, no TF32, the requested mode. Inner
-        sessions cost nothing.
+        second derivative), compiled code run eagerly, dense gradients of embeddings, no TF32, the requested mode.
+        Re-entrant; inner sessions cost nothing.
 
         Raises:
             InputError: parameters were replaced, frozen, moved or cast since the objective was made.

@@ -3,12 +3,12 @@
 The document's keys are the attribute names of :mod:`layerhess.results.record`, nested in the same way. Three rules:
 
 1. NaN is written as ``null``, the infinities as the strings ``"inf"`` and ``"-inf"``. All other floats have the
-shortest digits that give the same float64 back.
+   shortest digits that give the same float64 back.
 2. ``eigenvectors`` is a list with one object per pair, parameter name -> name of a tensor in vectors.safetensors:
    ``full.eigenvectors[0].fc.weight``, or ``blocks[3].eigenvectors[0].fc.weight`` for the fourth block in order. A
    diagonal's ``value`` and ``standard_error`` are kept in the same way.
 3. Keys that follow from the others (``converged`` of the whole, ``ok`` and ``derived`` of a spectrum) are for programs
-in other languages; they are not read back. ``schema`` is the version of this layout.
+   in other languages; they are not read back. ``schema`` is the version of this layout.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 - "factors": the same on products by factors, where a check allows them (:mod:`layerhess.checks.factors`).
 - "gram": complete spectra by Gram matrices of the factors' rows (:mod:`layerhess.analysis.paths.gram`).
 - "auto": factors where they are allowed, and Gram matrices where they are cheaper
-(:mod:`layerhess.analysis.paths.cost`).
+  (:mod:`layerhess.analysis.paths.cost`).
 """
 
 PATHS = ("auto", "exact", "factors", "gram")

@@ -72,7 +72,7 @@ class SharedProbes:
     def __post_init__(self) -> None:
         self._total = FullTrace(self.trace if self.whole else None, self.goals, self.members)
 
-    # -- the estimator's verbs --------------------------------------------------------------------------------------
+    # -- the estimator's interface ------------------------------------------------------------------------------------
 
     def requests(self) -> dict[str, Request]:
         """What is needed next; empty until the solvers are done."""
@@ -115,7 +115,7 @@ class SharedProbes:
         """True once the solvers were done and there is something to estimate from."""
         return self._script is not None
 
-    # -- the script -------------------------------------------------------------------------------------------------
+    # -- the sequence of products -------------------------------------------------------------------------------------
 
     def _run(self) -> Script:
         if self._columns is not None:
@@ -213,7 +213,7 @@ class SharedProbes:
         for m in self.members.values():  # joint samples from before and after must not be mixed
             m.joint = self._samples(m.deflation)
 
-    # -- what there is ----------------------------------------------------------------------------------------------
+    # -- results ------------------------------------------------------------------------------------------------------
 
     def trace_of(self, name: str) -> TraceEstimate:
         """The trace of a block, or of all of them for "(full)"."""

@@ -1,4 +1,4 @@
-"""How much work one block's products by factors are, counted in multiplications, not timed."""
+"""Counts the work of one block's products by factors, in multiplications; nothing is timed."""
 
 from __future__ import annotations
 

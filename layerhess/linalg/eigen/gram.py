@@ -1,4 +1,4 @@
-"""Solver for a matrix whose eigenvalues are known from its rows R, A = R' D R; checks them with one more product."""
+"""Solver for a matrix A = R' D R that was decomposed from its rows R; checks each eigenpair by a product with A."""
 
 from __future__ import annotations
 

@@ -27,13 +27,13 @@ class Lanczos:
 
     1. W = A Q is kept together with Q, so that residuals are computed, not read off the recurrence; see :class:`Basis`.
     2. A Krylov space from one vector sees one copy of each eigenvalue. Where two or more are wanted at one end, the
-    converged pairs are locked and a new search starts from a random vector orthogonal to them. It ends when it has
-    ruled out a further pair beyond the last one wanted, or when the deflated operator's own extreme pair has converged
-    and is not among the wanted. Pairs found on the way are locked too, and the block grows to 2, then 4 vectors. A
-    search that began with w > 1 vectors sees w copies: unless as many wanted values agree, it goes on until it rules
-    out further ones itself.
+       converged pairs are locked and a new search starts from a random vector orthogonal to them. It ends when it has
+       ruled out a further pair beyond the last one wanted, or when the deflated operator's own extreme pair has
+       converged and is not among the wanted. Pairs found on the way are locked too, and the block grows to 2, then 4
+       vectors. A search that began with w > 1 vectors sees w copies: unless as many wanted values agree, it goes on
+       until it rules out further ones itself.
     3. The rounding of the products, once measured (:attr:`rounding`), is subtracted from the allowed residual: below it
-    a residual says nothing.
+       a residual says nothing.
 
     Cost: ``width`` products a step while searching; memory 2 * basis_limit * n float64 at most.
 
@@ -87,7 +87,7 @@ class Lanczos:
         self._estimate = np.inf
         self._norm = 0.0
 
-    # -- the three verbs ------------------------------------------------------------------------------------------
+    # -- ask, tell, result ----------------------------------------------------------------------------------------
 
     def ask(self) -> Tensor:
         """The next (s, n) orthonormal vectors."""

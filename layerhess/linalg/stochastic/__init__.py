@@ -1,1 +1,1 @@
-"""Estimators of trace, diagonal, density and coupling from random vectors; like the solvers, they ask and are told."""
+"""Estimators of trace, diagonal, spectral density and coupling of a matrix, from its products with random vectors."""

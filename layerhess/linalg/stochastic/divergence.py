@@ -46,11 +46,11 @@ def divergences(
     only.
 
     - Bandwidth: by default the largest of the densities' own. With a narrower one the quadrature nodes of that density
-    would appear as separate peaks, and be counted as a difference. With raw eigenvalues two blocks whose whole spectra
-    lie within the bandwidth look the same, however different they are.
+      would appear as separate peaks, and be counted as a difference. With raw eigenvalues two blocks whose whole
+      spectra lie within the bandwidth look the same, however different they are.
     - Grid: half a bandwidth a step around all nodes of all blocks.
     - ``normalise``: every spectrum (and bandwidth) is divided by its own largest |node| first, which compares shapes
-    regardless of scale; a spectrum that is all zero stays at zero.
+      regardless of scale; a spectrum that is all zero stays at zero.
 
     Two estimates of one density from other probes are not at distance 0 but at 0.05 to 0.15: noise can only push
     densities apart. So the error is the root mean square of scatter and this bias together, see :func:`distance`. It is
