@@ -24,7 +24,7 @@ from layerhess.analysis.sampling_errors import SamplingErrors, sampling_errors
 from layerhess.analysis.schedule import Schedule
 from layerhess.analysis.spectra import cost_of, mass, refused, spectrum_of, unasked
 from layerhess.analysis.tasks import Task, make_tasks
-from layerhess.checks import SelfCheck, check_awake, self_check
+from layerhess.checks import SelfCheck, check_unsampled, self_check
 from layerhess.checks.rounding import RoundingMeter
 from layerhess.checks.survey import Survey, survey
 from layerhess.checks.suspects import refuse_failed
@@ -141,7 +141,7 @@ class Run:
             length=self.surveyed.longest,
             full_block=make_block(FULL, {n: self.objective.parameters[n] for n in names}),
             probe=self._probe(names),
-            check_awake=lambda blocks, full_norm: self._check_awake(data_pass, blocks, full_norm),
+            check_unsampled=lambda blocks, full_norm: self._check_unsampled(data_pass, blocks, full_norm),
             max_passes=self.arguments.max_passes,
             time_limit=self.arguments.time_limit,
             progress=self.progress,
@@ -226,9 +226,9 @@ class Run:
             raise refuse_failed(self.objective, self._operators(), failed, skippable=True)
         self._note("blocks refused by the self-check: " + ", ".join(failed))
 
-    def _check_awake(self, data_pass: DataPass, blocks: dict[str, Block], full_norm: float) -> Mapping[str, Check]:
+    def _check_unsampled(self, data_pass: DataPass, blocks: dict[str, Block], full_norm: float) -> Mapping[str, Check]:
         assert self.checked is not None
-        failed = check_awake(self.objective, data_pass, blocks, full_norm, self.arguments.seed, self.checked)
+        failed = check_unsampled(self.objective, data_pass, blocks, full_norm, self.arguments.seed, self.checked)
         self._refuse(failed)
         return failed
 

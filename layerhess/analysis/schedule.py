@@ -48,7 +48,7 @@ class Schedule:
         length: the most terms summed up in one batch.
         full_block: the block of all parameters, for the norm that zero blocks are compared with.
         probe: a random unit vector (1, P) for that norm. max_passes, time_limit: limits after which it stops.
-        check_awake: the self-check of blocks whose products vanished on the sample but not on all data; returns the
+        check_unsampled: the self-check of blocks whose products vanished on the sample but not on all data; returns the
             names of those to leave out, or raises.
         estimators: estimators that share the passes.
     """
@@ -61,7 +61,7 @@ class Schedule:
     length: float
     full_block: Block
     probe: Callable[[], torch.Tensor]
-    check_awake: Callable[[dict[str, Block], float], Collection[str]]
+    check_unsampled: Callable[[dict[str, Block], float], Collection[str]]
     max_passes: int
     time_limit: float | None
     estimators: Sequence[Estimator] = ()
@@ -133,9 +133,9 @@ class Schedule:
                 task.zero_bound = zero_bound(level, task.zero_test.norm, task.block.numel)
                 task.done = task.zero_bound is not None
             task.zero_test = None
-        awake = {task.name: task.block for task in testing if not task.done}
-        if awake:
-            refused = self.check_awake(awake, full_norm)
+        unsampled = {task.name: task.block for task in testing if not task.done}
+        if unsampled:
+            refused = self.check_unsampled(unsampled, full_norm)
             for task in testing:
                 task.done = task.done or task.name in refused
 

@@ -15,7 +15,7 @@ from layerhess.linalg.estimates import CouplingEstimate, DensityEstimate, Diagon
 from layerhess.linalg.stochastic.coupling import Coupling
 from layerhess.linalg.stochastic.density import Density, StochasticLanczos
 from layerhess.linalg.stochastic.diagonal import Diagonal
-from layerhess.linalg.stochastic.hutchinson import Process
+from layerhess.linalg.stochastic.hutchinson import EstimatorProcess
 from layerhess.linalg.stochastic.methods import diagonal_process, trace_process
 from layerhess.linalg.stochastic.rounding import coarser
 from layerhess.linalg.stochastic.trace import Trace, rounded
@@ -193,7 +193,7 @@ def coupling(op: Operator, probes: int = 8, seed: int = 0) -> CouplingEstimate:
     return found
 
 
-def _driven(process: Process[E], single: SingleOperator) -> E:
+def _driven(process: EstimatorProcess[E], single: SingleOperator) -> E:
     while not process.done:
         process.tell(single.apply(process.ask()))
     return process.estimate()

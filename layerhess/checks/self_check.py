@@ -182,7 +182,7 @@ def _symmetry(
     found.checks.extend(check for check in found.failed.values())
 
 
-def check_awake(
+def check_unsampled(
     objective: Objective,
     data_pass: DataPass,
     blocks: Mapping[str, Block],

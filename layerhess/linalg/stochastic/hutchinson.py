@@ -55,7 +55,7 @@ class Goal(Protocol[E_co]):
         """The result when all (n,) entries were read; ``lengths`` are those of the columns."""
 
 
-class Process(Protocol[E_co]):
+class EstimatorProcess(Protocol[E_co]):
     """An estimator in ask/tell form: it never runs a pass itself."""
 
     def ask(self) -> Tensor:

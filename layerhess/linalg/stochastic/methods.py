@@ -8,7 +8,7 @@ from layerhess.linalg.eigen.process import Source
 from layerhess.linalg.estimates import TraceEstimate
 from layerhess.linalg.stochastic.deflation import Deflation
 from layerhess.linalg.stochastic.diagonal import Diagonal, FlatDiagonal
-from layerhess.linalg.stochastic.hutchinson import Adaptive, Hutchinson, HutchPP, Process
+from layerhess.linalg.stochastic.hutchinson import Adaptive, EstimatorProcess, Hutchinson, HutchPP
 from layerhess.linalg.stochastic.trace import Trace
 from layerhess.linalg.stochastic.xtrace import XDiag, XTrace
 
@@ -21,7 +21,7 @@ def trace_process(
     *,
     deflation: Deflation | None = None,
     device: torch.device | None = None,
-) -> Process[TraceEstimate]:
+) -> EstimatorProcess[TraceEstimate]:
     """The estimator for ``goal.method``; "auto" uses the deflation if there is one, and is adaptive otherwise.
 
     Args:
@@ -41,7 +41,7 @@ def trace_process(
 
 def diagonal_process(
     n: int, goal: Diagonal, signs: Source, *, deflation: Deflation | None = None, device: torch.device | None = None
-) -> Process[FlatDiagonal]:
+) -> EstimatorProcess[FlatDiagonal]:
     """The estimator for ``goal.method``; arguments as in :func:`trace_process`."""
     if goal.method == "xdiag":
         return XDiag(n, goal, signs, device=device)
