@@ -199,8 +199,8 @@ class Estimation:
         ):
             return None
         known = {task.name: _known(task) for task in self.tasks}
-        joint = self._shared
-        asked = [] if joint is None else [goal.method for goal in (joint.trace, joint.diagonal) if goal is not None]
+        shared = self._shared
+        asked = [] if shared is None else [goal.method for goal in (shared.trace, shared.diagonal) if goal is not None]
         if asked and all(method == "auto" for method in asked):
             open_ones = {name: block for name, block in self.blocks.items() if not known.get(name, Known()).exact}
             for name, diagonal in self.diagonals(open_ones).items():

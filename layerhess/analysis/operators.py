@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from layerhess.curvature.data_pass import FULL, DataPass
-from layerhess.curvature.device import Budget
 from layerhess.curvature.matrices import GAUSS_NEWTON, HESSIAN, ITEM_FISHER, TOKEN_FISHER, CurvatureMatrix
 from layerhess.curvature.operator import UncheckedOperator
 from layerhess.errors import InputError
@@ -46,11 +45,11 @@ class Operator:
     curvature: CurvatureMatrix
 
     def __init__(self, objective: Objective, blocks: Scheme = "parameter") -> None:
-        self._unchecked = UncheckedOperator(objective, self.curvature, blocks)
+        self.unchecked = UncheckedOperator(objective, self.curvature, blocks)
         self.objective = objective
-        self.blocks: dict[str, Block] = self._unchecked.blocks
-        self.uncovered = self._unchecked.uncovered
-        self.full = self._unchecked.full
+        self.blocks: dict[str, Block] = self.unchecked.blocks
+        self.uncovered = self.unchecked.uncovered
+        self.full = self.unchecked.full
         self.shape = (self.full.numel, self.full.numel)
         self.dtype = objective.dtype
 
@@ -70,18 +69,18 @@ class Operator:
         Raises:
             InputError: unknown name.
         """
-        return BlockOperator(self, self._unchecked.spec(name))
+        return BlockOperator(self, self.unchecked.spec(name))
 
-    def session(self, memory: Budget | None = None) -> AbstractContextManager[DataPass]:
+    def session(self) -> AbstractContextManager[DataPass]:
         """Keep the batches' graphs between products inside this context (the model must not change in it)."""
-        return self._unchecked.session(memory)
+        return self.unchecked.session()
 
     def apply(self, vectors: Mapping[str, tuple[Block, Tensor]]) -> dict[str, Tensor]:
         """Products of several blocks with (s, P_b) vectors, in one pass; (s, P_b) float64 each.
 
         Every product of this operator and of its blocks is made here.
         """
-        return self._unchecked.apply(vectors)
+        return self.unchecked.apply(vectors)
 
     @overload
     def matvec(self, v: Tensor) -> Tensor: ...
@@ -115,7 +114,7 @@ class Operator:
         """
         if not vectors:
             raise InputError("no block vector was given", where="block_matvec", what_to_do="give at least one")
-        blocks = {name: self._unchecked.spec(name) for name in vectors}
+        blocks = {name: self.unchecked.spec(name) for name in vectors}
         rows = {name: (blocks[name], check_flat(blocks[name], v)[None]) for name, v in vectors.items()}
         products = self.apply(rows)
         return {name: products[name][0].to(v.dtype).to(v.device) for name, v in vectors.items()}

@@ -57,6 +57,9 @@ class Analysis(AnalysisRecord):
         return as_html(self)
 
 
+Analysis.__doc__ = AnalysisRecord.__doc__  # help() says what each field holds
+
+
 def load(path: str | Path) -> Analysis:
     """Read a saved analysis; after a crash while it was being replaced, the complete one.
 

@@ -104,6 +104,7 @@ def sampling_errors(
         eye = torch.eye(block.numel, dtype=torch.float64, device=solver_device(objective.device))
         rows = _completed(pairs[name][1], eye) if name in pairs else eye
         requests[name] = Request(block, rows, quadratic=(block,))
+        forms.pop(name, None)  # those of the eigenvectors alone
     probed = len(exact) < len(blocks) or (FULL in traced and not whole)
     if probed:
         rows = _probes(blocks, pairs, full, seed, solver_device(objective.device))
@@ -170,7 +171,8 @@ def _from_factors(
     take a product.
     """
     cut = grouped is not objective
-    if not plan.blocks or (cut and objective.batch_size is not None):
+    nothing = not blocks and not (cut and requests)
+    if nothing or not plan.blocks or (cut and objective.batch_size is not None):
         return {}, {}
     size = grouped.batch_size if cut else None
 

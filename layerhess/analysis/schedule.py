@@ -64,9 +64,9 @@ class Schedule:
     check_unsampled: Callable[[dict[str, Block], float], Collection[str]]
     max_passes: int
     time_limit: float | None
+    started: float
     estimators: Sequence[Estimator] = ()
     progress: Progress | None = None
-    started: float = 0.0
     stopped: str = ""
 
     def run(self) -> None:

@@ -72,7 +72,7 @@ class SingleOperator:
         if isinstance(self._op, BlockOperator):
             objective = self._op.parent.objective
             self.device, self.memory = solver_device(objective.device), budget(objective.device)
-            self._data_pass = stack.enter_context(self._op.parent.session(self.memory))
+            self._data_pass = stack.enter_context(self._op.parent.unchecked.session(self.memory))
             counters = Counters()
             surveyed = survey(objective, counters)
             blocks = {self._op.name: self._op.spec}

@@ -169,7 +169,7 @@ def coupling(op: Operator, probes: int = 8, seed: int = 0) -> CouplingEstimate:
         )
     with ExitStack() as stack:
         single = SingleOperator(op, op.shape[0], checked_integer(seed, "seed", 0), stack)
-        data_pass = stack.enter_context(op.session(single.memory))
+        data_pass = stack.enter_context(op.unchecked.session(single.memory))
         covered = {name for block in op.blocks.values() for name in block.parameters}
         probing = SharedProbes(
             blocks=op.blocks,

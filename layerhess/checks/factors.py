@@ -16,6 +16,7 @@ from layerhess.curvature.factors.factor_graph import FactorGraph
 from layerhess.curvature.factors.mixed_graph import try_factors
 from layerhess.curvature.factors.work import Work, sum_of_works
 from layerhess.curvature.matrices import GAUSS_NEWTON, HESSIAN, CurvatureMatrix
+from layerhess.curvature.totals import Totals, add_up
 from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
@@ -164,7 +165,7 @@ def _in_float64(
     if not usable:
         return {}
     needed = list(dict.fromkeys(name for key in usable for name in names[key]))
-    data_pass = DataPass(copied, needed, counters, keep=0.2, make_graph=curvature.make_graph)
+    data_pass = DataPass(copied, needed, counters, make_graph=curvature.make_graph)
     try:
         exact = data_pass.run({key: Request(blocks[key], vectors[key]) for key in usable})
         ours = _by_factors(copied, known, blocks, {key: vectors[key] for key in usable}, data_pass.denominator)
@@ -191,20 +192,16 @@ def _by_factors(
     vectors: Mapping[str, torch.Tensor],
     denominator: float,
 ) -> dict[str, torch.Tensor]:
-    made = {}
-    for key, rows in vectors.items():
-        block = blocks[key]
-        parts = {
-            name: part.to(dtype=objective.parameters[name].dtype, device=objective.parameters[name].device)
-            for name, part in block.split(rows[0]).items()
-        }
-        total = torch.zeros_like(rows[0])
-        for graph in graphs:
-            found = graph.product(block.parameters, parts)
+    def share(graph: FactorGraph, totals: Totals) -> None:
+        for key, rows in vectors.items():
+            parts = {name: part.to(objective.parameters[name]) for name, part in blocks[key].split(rows[0]).items()}
+            found = graph.product(blocks[key].parameters, parts)
             flat = [
                 parts[name].new_zeros(parts[name].shape) if part is None else part
-                for name, part in zip(block.parameters, found, strict=True)
+                for name, part in zip(blocks[key].parameters, found, strict=True)
             ]
-            total += torch.cat([part.reshape(-1) for part in flat]).to(total)
-        made[key] = total / denominator
-    return made
+            totals.open(key, *rows[0].shape)
+            totals.add(key, torch.cat([part.reshape(-1) for part in flat]).to(rows))
+
+    totals = add_up(graphs, share, device=solver_device(objective.device))
+    return {key: totals.total(key) / denominator for key in vectors}

@@ -220,14 +220,15 @@ class DataPass:
         fresh = not self._kept_all
 
         def whole(graph: BatchGraph, totals: Totals) -> None:
-            self._used -= share(graph, totals)
             totals.add(LOSS, graph.loss_sum)
             totals.add(COUNT, graph.count)
             totals.append(COUNT, graph.count)
+            # Before the products: factors know the gradient as long as nobody has asked for an exact graph.
             if fresh and math.isnan(self.gradient_norm):
                 for name, part in graph.gradient.items():
                     if part is not None:
                         totals.add((GRADIENT, name), part.detach().double())
+            self._used -= share(graph, totals)
 
         try:
             totals = add_up(self._graphs(requests), whole, checkpoint=self._checkpoint, device=self._place)

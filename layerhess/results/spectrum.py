@@ -27,6 +27,9 @@ class Spectrum(SpectrumRecord):
         return derive(self)
 
 
+Spectrum.__doc__ = SpectrumRecord.__doc__  # help() says what each field holds
+
+
 @dataclass(frozen=True)
 class AnalysisRecord:
     """Everything one call of :func:`layerhess.analyze` found, as it is saved.

@@ -105,3 +105,26 @@ def test_factors_whose_items_are_not_the_examples_leave_the_groups_to_the_pieces
             forms.append(counts[-1] * float(v @ matrix @ v))
         truth = ratio_error(np.array(forms), np.array(counts))
         assert spectrum.sampling_errors[0] == pytest.approx(truth, rel=1e-6, abs=1e-12), spectrum.name
+
+
+@pytest.mark.parametrize("top", [1, 3])
+def test_traces_of_small_blocks_whose_factors_know_no_rows_are_whole(top: int) -> None:
+    """An embedding's factors have forms of its eigenvectors, and no share of the trace for every example."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(4, 3), nn.Flatten(), nn.Linear(6, 3)).double()
+    x = torch.randint(0, 4, (70, 2), generator=torch.Generator().manual_seed(1))
+    analysis = lh.analyze(lh.Objective(net, (x, Y), nn.CrossEntropyLoss()), top=top, trace=True, sampling=True)
+    block = analysis.blocks["0.weight"]
+    assert block.path.endswith("on factors") and block.trace is not None
+    cuts = list(zip(x.split(SIZE), Y.split(SIZE), strict=True))
+    counts = np.array([float(len(y)) for _, y in cuts])
+    matrices = [np.asarray(dense.reference_for(net, [cut], totals).block(["0.weight"])) for cut in cuts]
+    forms = counts * np.array([np.trace(matrix) for matrix in matrices])
+    assert block.trace.sampling_error == pytest.approx(ratio_error(forms, counts), rel=1e-6)
+
+
+def test_no_batch_is_factored_where_no_trace_is_asked_for_and_none_is_cut() -> None:
+    data = list(zip(X.repeat(5, 1).split(17), Y.repeat(5).split(17), strict=True))
+    analysis = lh.analyze(lh.Objective(model(nn.ReLU), data, nn.CrossEntropyLoss()), full=False, sampling=True)
+    assert len(data) >= sampling_errors.GROUPS
+    assert analysis.counts.by_phase["sampling"]["forwards"] == len(data)

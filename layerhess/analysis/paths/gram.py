@@ -82,6 +82,7 @@ def gram_processes(
     chosen = _chosen(data_pass, operators, checked, wanted, forced, tol, memory, examples)
     made: dict[str, Gram] = {}
     for group in chosen.groups():
+        rows: dict[str, RowSum] = {}
         failed: dict[str, str] = {}
         try:
             with data_pass.counters.during("solve"):
@@ -95,6 +96,7 @@ def gram_processes(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            rows.clear()  # the next group needs the room
             failed |= {name: TOO_MANY for name in group if name not in made and name not in failed}
         for name, why in failed.items():
             if forced and name != FULL:

@@ -291,14 +291,14 @@ class FactorGraph:
             self._slopes.append((call, rows[most]))
         return tied
 
-    def _passed(self, output: Tensor, recorder: list[LayerCall], seeds: Tensor) -> list[tuple[LayerCall, Tensor]]:
+    def _passed(self, output: Tensor, calls: list[LayerCall], seeds: Tensor) -> list[tuple[LayerCall, Tensor]]:
         """The calls that the output depends on, each with (len(seeds), *y.shape)."""
-        if not recorder:
+        if not calls:
             return []
         self._counters.count("backwards", len(seeds))
-        sizes = [call.shape.numel() for call in recorder]
-        found = sensitivities(output, [call.edge for call in recorder], sizes, seeds.reshape(-1, *output.shape))
-        return [(call, rows) for call, rows in zip(recorder, found, strict=True) if rows is not None]
+        sizes = [call.shape.numel() for call in calls]
+        found = sensitivities(output, [call.edge for call in calls], sizes, seeds.reshape(-1, *output.shape))
+        return [(call, rows) for call, rows in zip(calls, found, strict=True) if rows is not None]
 
 
 def _refuse_overwritten(call: LayerCall) -> None:
@@ -333,13 +333,13 @@ def _by_call(back: Tensor, layer: Layer) -> Tensor:
     return back.view(n, s, m // n, -1).transpose(1, 2).reshape(m, s, *layer.call.shape[1:])
 
 
-def _usable(recorder: Sequence[LayerCall], objective: Objective, judged: Judged) -> set[str]:
+def _usable(calls: Sequence[LayerCall], objective: Objective, judged: Judged) -> set[str]:
     """Names of the parameters that are used in recorded calls only, and only on the way to the output."""
     output, items = judged.output, len(judged.output)
     beside = set(walk([judged.loss.grad_fn], before=output.grad_fn))
     good: set[str] = set()
     bad: set[str] = set()
-    for call in recorder:
+    for call in calls:
         fine = call.intact and len(call.shape) > 1 and call.shape[0] > 0 and call.shape[0] % items == 0
         (good if fine and call.edge.node not in beside else bad).update(entry.name for entry in call.entries)
     elsewhere = leaves(walk([output.grad_fn])) | leaves(beside)
@@ -347,7 +347,7 @@ def _usable(recorder: Sequence[LayerCall], objective: Objective, judged: Judged)
     return good - bad
 
 
-def _bent(output: Tensor, recorder: Recorder, blocks: Mapping[str, Sequence[str]]) -> frozenset[str]:
+def _bent(output: Tensor, calls: Recorder, blocks: Mapping[str, Sequence[str]]) -> frozenset[str]:
     """The blocks in which the output may not be piecewise linear."""
     keys = list(blocks)
     bit = {name: 0 for names in blocks.values() for name in names}
@@ -355,10 +355,10 @@ def _bent(output: Tensor, recorder: Recorder, blocks: Mapping[str, Sequence[str]
         for name in blocks[key]:
             bit[name] |= 1 << place
     sources: dict[Any, int] = {}
-    for call in recorder.found:
+    for call in calls.found:
         bits = 0
         for entry in call.entries:
             bits |= bit.get(entry.name, 0)
         sources[call.edge.node] = sources.get(call.edge.node, 0) | bits
-    struck = not_linear(output.grad_fn, sources, recorder.affine)
+    struck = not_linear(output.grad_fn, sources, calls.affine)
     return frozenset(key for place, key in enumerate(keys) if struck >> place & 1)

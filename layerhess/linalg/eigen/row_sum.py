@@ -53,7 +53,6 @@ class RowSum:
         self.n = n
         self.count = 0
         self.definite = True
-        self.finite = True
         self._device = device
         self._held: list[Tensor] = []
         self._signs: list[Tensor] = []
