@@ -160,3 +160,8 @@ def analysis(*, bad: bool = False, **changes: Any) -> Analysis:
         partial="interrupted (Ctrl-C) after 12 passes" if bad else "",
     )
     return dataclasses.replace(made, **changes)
+
+
+def one(made: Spectrum, **changes: Any) -> Analysis:
+    """An analysis of a single block and nothing else."""
+    return analysis(blocks={made.name: made}, full=None, full_mass=[], **changes)

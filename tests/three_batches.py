@@ -1,66 +1,21 @@
-"""A small network with an unused parameter on three unequal batches, and its dense Hessian by torch.func."""
+"""A network of Tanh and seventy examples of three classes, together or in three unequal batches."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from layerhess.objective.blocks import make_block
-from layerhess.objective.objective import Objective
-
-CE = nn.CrossEntropyLoss()
-SIZES = (5, 3, 4)
+from torch import nn
 
 
-class Net(nn.Module):
-    """With a parameter that nothing depends on, and one that enters linearly."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.a, self.b = nn.Linear(3, 4).double(), nn.Linear(4, 3).double()
-        self.unused = nn.Parameter(torch.ones(2).double())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(self.a(x).tanh())
+def net(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 3)).double()
 
 
-def data() -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(0)
-    return [(torch.randn(n, 3, generator=generator).double(), torch.arange(n) % 3) for n in SIZES]
+def examples(n: int = 70) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(n, 6, generator=generator).double(), torch.randint(0, 3, (n,), generator=generator)
 
 
-def objective(loss: Any = CE, batches: Any = None, model: nn.Module | None = None) -> Objective:
-    return Objective(model or Net(), data() if batches is None else batches, loss)
-
-
-def dense(made: Objective, batches: Any, reduction: str = "sum") -> np.ndarray:
-    """The Hessian of the loss over these batches, by torch.func on one flat vector."""
-    names, shapes = list(made.parameters), [p.shape for p in made.parameters.values()]
-    flat = torch.cat([p.detach().reshape(-1) for p in made.parameters.values()])
-
-    def loss(v: Tensor) -> Tensor:
-        parts = torch.split(v, [s.numel() for s in shapes])
-        weights = {n: part.view(s) for n, s, part in zip(names, shapes, parts, strict=True)}
-        return sum(
-            (F.cross_entropy(torch.func.functional_call(made.model, weights, (x,)), y, reduction=reduction)
-             for x, y in batches), torch.zeros(()).double()
-        )  # fmt: skip
-
-    return torch.autograd.functional.hessian(loss, flat).numpy()
-
-
-def places(made: Objective) -> dict[str, np.ndarray]:
-    found, start = {}, 0
-    for name, p in made.parameters.items():
-        found[name] = np.arange(start, start + p.numel())
-        start += p.numel()
-    return found
-
-
-def block_of(made: Objective, *names: str) -> Any:
-    return make_block(names[0], {n: made.parameters[n] for n in names})
+def batches(sizes: tuple[int, ...] = (30, 30, 10)) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    x, y = examples(sum(sizes))
+    return list(zip(torch.split(x, sizes), torch.split(y, sizes), strict=True))

@@ -1,1 +1,1 @@
-"""See docs/architecture.md."""
+"""One analysis under way, from its arguments to its result, and the calls on single operators."""

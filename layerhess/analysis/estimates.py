@@ -139,7 +139,7 @@ class Estimation:
             if coupling is not None and name in coupled and block.numel > coupling.probes:
                 columns = min(coupling.probes, options.probes, left)
                 left -= columns
-            ride = DensityEstimator(
+            estimator = DensityEstimator(
                 f"(density) {name}",
                 block,
                 process,
@@ -149,8 +149,8 @@ class Estimation:
                 remembers=shared or columns > 0,
                 bases=min(4 * options.probes // 5, room // (2 * options.steps)) if shared and name != FULL else 0,
             )
-            self._densities[name], self._density_estimators[name] = process, ride
-            self.estimators.append(ride)
+            self._densities[name], self._density_estimators[name] = process, estimator
+            self.estimators.append(estimator)
         if short := [name for name, process in self._densities.items() if process.n < options.steps]:
             more = f" and {len(short) - 6} more" if len(short) > 6 else ""
             self.notes.append(
@@ -195,7 +195,7 @@ class Estimation:
     def _known(self) -> Mapping[str, Known] | None:
         """What the solvers left, once all of them are done; and the densities, whose products are used as well."""
         if not all(task.done for task in self.tasks) or not all(
-            ride.done for ride in self._density_estimators.values()
+            estimator.done for estimator in self._density_estimators.values()
         ):
             return None
         known = {task.name: _known(task) for task in self.tasks}

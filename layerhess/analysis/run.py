@@ -22,7 +22,7 @@ from layerhess.analysis.progress import Progress
 from layerhess.analysis.result import Analysis
 from layerhess.analysis.sampling_errors import SamplingErrors, sampling_errors
 from layerhess.analysis.schedule import Schedule
-from layerhess.analysis.spectra import cost_of, mass, refused, unasked, verdict
+from layerhess.analysis.spectra import cost_of, mass, refused, spectrum_of, unasked
 from layerhess.analysis.tasks import Task, make_tasks
 from layerhess.checks import SelfCheck, check_awake, self_check
 from layerhess.checks.rounding import RoundingMeter
@@ -66,9 +66,9 @@ class Run:
         self.started = self.counters.clock()
         self.notes: list[str] = []
         self.checkpoint: Any = lambda: None
-        self.free = budget(objective.device)
-        self.vectors = replace(self.free, limit=arguments.memory)  # what solvers and estimators may hold
-        self.memory = self.vectors  # what graphs and factors may
+        self.machine = budget(objective.device)
+        self.budget = replace(self.machine, limit=arguments.memory)  # for what solvers and estimators hold
+        self.graph_budget = self.budget  # for graphs and factors
         self.step = 0  # bytes of a training step
         self.surveyed: Survey | None = None
         self.checked: SelfCheck | None = None
@@ -86,13 +86,13 @@ class Run:
         self._note(*self.objective.notes)
         with self.counters.during("survey"):
             self.surveyed = survey(self.objective, self.counters, self.checkpoint)
-            if self.memory.limit is None:
+            if self.graph_budget.limit is None:
                 self.step = step_bytes(self.objective, self.surveyed)
-                self.memory = default_budget(self.step, self.free)
+                self.graph_budget = default_budget(self.step, self.machine)
         with self.counters.during("checks"):
             self.checked = self_check(
                 self.objective, self.surveyed, self._operators(), self.full_block, self.arguments.seed, self.counters,
-                self.arguments.curvature, self.free, factors=self.arguments.path != "exact",
+                self.arguments.curvature, self.machine, factors=self.arguments.path != "exact",
             )  # fmt: skip
         self._note(*self.checked.notes, *self.checked.concerns)
         self._refuse(self.checked.failed)
@@ -107,26 +107,26 @@ class Run:
             )
 
     def solve(self) -> None:
-        """All tasks in lockstep, and their verdicts while the model is still in session."""
+        """All tasks in lockstep, and their spectra while the model is still in session."""
         assert self.surveyed is not None and self.checked is not None
         names = list(self.objective.parameters) if self.arguments.full else self._covered()
         make = graph_maker(self.arguments.curvature, self.checked.licence)
         objective, found = self._cut(make)
         data_pass = DataPass(
             objective, names, self.counters, checkpoint=self.checkpoint, make_graph=make, time_unit=True,
-            keep=KEPT_SHARE * self.memory.room,
+            keep=KEPT_SHARE * self.graph_budget.room,
         )  # fmt: skip
         data_pass.expected = (self.surveyed.loss_sum, self.surveyed.count)
         coarsest = self.checked.trace.coarsest
-        meter = RoundingMeter(self.objective, self.surveyed.measured, coarsest, self.counters, make, self.memory)
+        meter = RoundingMeter(self.objective, self.surveyed.measured, coarsest, self.counters, make, self.graph_budget)
         ready = gram_processes(
             data_pass, self._operators(), self.checked, self.wanted, path=self.arguments.path, seed=self.arguments.seed,
-            method=self.arguments.method, tol=self.arguments.tol, memory=self.vectors,
+            method=self.arguments.method, tol=self.arguments.tol, memory=self.budget,
             examples=self.surveyed.examples, kept=found.kept,
         )  # fmt: skip
         tasks = make_tasks(
             self._operators(), self.checked, self.wanted, tol=self.arguments.tol, seed=self.arguments.seed, ready=ready,
-            method=self.arguments.method, device=self.objective.device, memory=self.vectors,
+            method=self.arguments.method, device=self.objective.device, memory=self.budget,
             kept=found.kept,
         )  # fmt: skip
         self.estimation = self._estimation(tasks, torch.finfo(coarsest).eps, data_pass)
@@ -153,16 +153,16 @@ class Run:
             except KeyboardInterrupt:
                 self.schedule.judge_unfinished()
                 self.partial = "interrupted"
-                self._verdicts()
+                self._spectra_now()
                 raise
             finally:
-                self._note(advice(data_pass.needed, data_pass.kept, self.memory))
+                self._note(advice(data_pass.needed, data_pass.kept, self.graph_budget))
                 data_pass.release()
                 self.gradient_norm = data_pass.gradient_norm
         self.partial = self.schedule.stopped
         if self.arguments.estimates.sampling and not self.partial:
             self._sample(names)
-        self._verdicts()
+        self._spectra_now()
         if meter.failure:
             self._note(
                 f"no copy of the model in another precision could be used ({meter.failure}), so rounding was assumed, "
@@ -187,7 +187,7 @@ class Run:
     def result(self) -> Analysis:
         """The analysis of what there is."""
         assert self.surveyed is not None and self.checked is not None
-        spectra = self._verdicts()
+        spectra = self._spectra_now()
         coupling, checks = self.estimation.overall(spectra) if self.estimation is not None else (None, [])
         full = spectra.pop(FULL, None)
         denominator = 1.0 if self.objective.evaluation.is_sum else self.surveyed.count
@@ -252,7 +252,7 @@ class Run:
             self.arguments.estimates, blocks=blocks, whole=whole, seed=self.arguments.seed,
             device=self.objective.device, full=make_block(FULL, {n: p for n, p in parameters.items() if whole or n in
             taken}), rest=make_block("(rest)", {n: p for n, p in parameters.items() if n not in taken}),
-            tasks=tasks, eps=eps, length=self.surveyed.longest, memory=self.vectors,
+            tasks=tasks, eps=eps, length=self.surveyed.longest, memory=self.budget,
             diagonals=data_pass.diagonals,
         )  # fmt: skip
 
@@ -261,7 +261,7 @@ class Run:
         assert self.surveyed is not None and self.checked is not None
         directions = max((work.directions for work in self.checked.licence.works.values()), default=0)
         found = microbatches(
-            self.objective, self.surveyed, make, list(self._operators().values()), self.memory, step=self.step,
+            self.objective, self.surveyed, make, list(self._operators().values()), self.graph_budget, step=self.step,
             directions=directions,
         )  # fmt: skip
         if found.size is None or self.checked.uncut:
@@ -289,24 +289,24 @@ class Run:
         n = sum(self.objective.parameters[name].numel() for name in names)
         return lambda: random_unit(n, self.arguments.seed, "probe", 0, solver_device(self.objective.device))[None]
 
-    def _verdicts(self) -> dict[str, Spectrum]:
+    def _spectra_now(self) -> dict[str, Spectrum]:
         if self._spectra is None:
             assert self.checked is not None
             tasks = {task.name: task for task in self.schedule.tasks} if self.schedule is not None else {}
-            spectra = {name: self._verdict(name, block, tasks.get(name)) for name, block in self._operators().items()}
+            spectra = {name: self._spectrum(name, block, tasks.get(name)) for name, block in self._operators().items()}
             if self.estimation is not None:
                 spectra = self.estimation.attach(spectra, self.sampled)
             self._spectra = spectra
         return dict(self._spectra)
 
-    def _verdict(self, name: str, block: Block, task: Task | None) -> Spectrum:
+    def _spectrum(self, name: str, block: Block, task: Task | None) -> Spectrum:
         assert self.checked is not None
         operator = self.arguments.operator
         if name in self.checked.failed:
             return refused(block, self.objective, operator, self.checked.failed[name])
         if task is None:
             return unasked(block, self.objective, operator)
-        return verdict(task, self.objective, operator, self.wanted, self.arguments.tol)
+        return spectrum_of(task, self.objective, operator, self.wanted, self.arguments.tol)
 
     def _note(self, *sentences: str) -> None:
         for sentence in sentences:

@@ -23,7 +23,7 @@ NOISE = 2000.0  # times eps: a relative residual this small may be rounding, so 
 
 
 class Estimator(Protocol):
-    """An estimator that rides along: its requests join the passes that are made anyway.
+    """An estimator beside the solvers: its requests join the passes that are made anyway.
 
     Its keys must not be block names; they begin with a parenthesis by convention.
     """

@@ -24,7 +24,7 @@ _EMPTY = np.empty(0)
 NOT_COVERED = "(not in any block)"
 
 
-def verdict(task: Task, objective: Objective, operator: str, wanted: Wanted, tol: float) -> Spectrum:
+def spectrum_of(task: Task, objective: Objective, operator: str, wanted: Wanted, tol: float) -> Spectrum:
     """The result of one task.
 
     Args:

@@ -6,14 +6,14 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from layerhess.checks.factors import Licence, licence
+from layerhess.checks.factors import licence
+from layerhess.checks.findings import SelfCheck
 from layerhess.checks.finite_differences import AGREEMENT, finite_differences
-from layerhess.checks.forward_trace import Trace, trace
+from layerhess.checks.forward_trace import trace
 from layerhess.checks.jacobian import Moves, disagreements
 from layerhess.checks.loss import check_additivity, check_determinism
 from layerhess.checks.output import check_cut, check_items, notes_on_convexity
@@ -39,36 +39,6 @@ SUSPICIOUS = {torch.float64: 1e-7, torch.float32: 1e-5}
 WRONG = {torch.float64: 1e-7, torch.float32: 2e-3}
 WRONG_IN_FLOAT64 = 1e-7
 SHARE = 0.2  # of the free memory, for the sample's graphs
-
-
-@dataclass
-class SelfCheck:
-    """What the checks found.
-
-    Attributes:
-        checks: one line each, for the result. failed: block name -> its failed check ("(full)" included).
-        zero_suspects: blocks whose products vanish on the sample. trace: the watched forward pass.
-        culprits: tensor -> figure, where products with the Jacobian are wrong.
-        notes: sentences for the reader. concerns: those that cast doubt on the numbers, or on what they are.
-        uncut: why batches must not be cut, "" if they may be.
-        place: " in batch 3", where products are NaN or infinite and one batch shows it alone.
-        licence: which blocks may use factors.
-        graph_seconds, block_seconds: on the sample, the time to make a graph, and to make one product of every block
-            and the full model with it.
-    """
-
-    trace: Trace
-    checks: list[Check] = field(default_factory=list)
-    failed: dict[str, Check] = field(default_factory=dict)
-    culprits: dict[str, str] = field(default_factory=dict)
-    zero_suspects: set[str] = field(default_factory=set)
-    notes: list[str] = field(default_factory=list)
-    concerns: list[str] = field(default_factory=list)
-    uncut: str = ""
-    place: str = ""
-    licence: Licence = field(default_factory=Licence)
-    graph_seconds: float = 0.0
-    block_seconds: float = 0.0
 
 
 def self_check(
@@ -180,9 +150,8 @@ def _symmetry(
     norms = {key: m.norm for key, m in measured.items()} or {FULL: size_of_product(data_pass, full, seed)}
     everything = {**blocks, FULL: full}
     found.place = _not_finite_in(data_pass, {key: everything[key] for key in measured}, measured, seed, places)
-    found.block_seconds = (
-        data_pass.seconds + found.licence.seconds
-    )  # the last pass makes one product of each, and is warm
+    # The last pass makes one product of each, and is warm.
+    found.block_seconds = data_pass.seconds + found.licence.seconds
     norms.update({key: float(torch.linalg.vector_norm(product)) for key, product in compared.items()})
     floor = zero_level(torch.finfo(coarsest).eps, norms[FULL])
     found.zero_suspects = {key for key in blocks if key != FULL and norms[key] <= floor}
@@ -407,6 +376,3 @@ def _half_precision_inside(dtype: torch.dtype) -> str:
 def _size(data_pass: DataPass) -> str:
     sizes = [batches.leading_size(batch) for batch in data_pass.objective.data]
     return f"{sum(size or 0 for size in sizes)} examples" if all(sizes) else "a sample of the batches"
-
-
-__all__ = ["SelfCheck", "Symmetry", "self_check"]

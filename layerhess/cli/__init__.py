@@ -9,13 +9,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from layerhess.cli.app import app
+from layerhess.cli import app
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; ``arguments`` are those of the process when None."""
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="layerhess")
+        app.app(args=None if arguments is None else list(arguments), prog_name="layerhess")
     except SystemExit as stop:
         if isinstance(stop.code, int):
             return stop.code

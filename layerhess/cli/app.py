@@ -18,7 +18,7 @@ from torch import nn
 import layerhess
 from layerhess.analysis.analyze import analyze as analyze_now
 from layerhess.analysis.result import rewrite_report
-from layerhess.cli.demo import build
+from layerhess.cli.demo import build as build_demo
 from layerhess.cli.display import Display
 from layerhess.cli.exit_codes import DONE, UNFINISHED, ended, stdout_on_stderr
 from layerhess.cli.factory import load_objective
@@ -217,7 +217,7 @@ def demo(
 
         def objective() -> Objective:
 
-            problem = build(seed, Display(quiet=quiet).say)
+            problem = build_demo(seed, Display(quiet=quiet).say)
             return Objective(problem.model, problem.batches, nn.CrossEntropyLoss())
 
         return _run(objective, {"top": top, "bottom": bottom, "seed": seed}, folder, quiet=quiet, offer_examples=False)

@@ -1,1 +1,1 @@
-"""How one batch contributes to a product with the curvature operator."""
+"""What is multiplied by: one batch's share of a matrix, passes over the data that add the shares up, the operators."""

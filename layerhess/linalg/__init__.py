@@ -1,1 +1,1 @@
-"""See docs/architecture.md."""
+"""Vectors and matrices, and nothing about networks: eigensolvers, estimators, bounds."""

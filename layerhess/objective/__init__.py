@@ -1,1 +1,1 @@
-"""See docs/architecture.md."""
+"""Model, data and loss as one function, whose value is a sum and a count."""

@@ -1,1 +1,1 @@
-"""See docs/architecture.md."""
+"""Plain records of what was found, and their form on disk."""

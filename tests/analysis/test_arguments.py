@@ -13,38 +13,10 @@ from witness import untouched
 
 TABLE = Table()
 case = TABLE.case
+
 NAN = float("nan")
 
-GLOBS = "model.named_parameters()"
-case("pattern: matches nothing", "'foo*'", "no parameter", GLOBS)(analysis(blocks={"a": "foo*"}))
-case("pattern: one of a list", "'zzz'", "no parameter")(analysis(blocks={"a": ["0.*", "zzz"]}))
 
-
-def half_frozen() -> nn.Module:
-    model = mlp()
-    model[0].requires_grad_(False)
-    return model
-
-
-case("pattern: frozen parameters only", "frozen parameters only", "0.weight", "requires_grad_(True)")(
-    analysis(model=half_frozen, blocks={"a": "0.*"})
-)
-case("pattern: no text", "a pattern of block 'a' is 5")(analysis(blocks={"a": 5}))
-case("pattern: no text in a list", "a pattern of block 'a' is 5")(analysis(blocks={"a": ["0.*", 5]}))
-case("overlapping groups", "'0.weight'", "'a' and 'b'", "disjoint")(analysis(blocks={"a": "0.*", "b": "*.weight"}))
-case("blocks: none at all", "no trainable parameter is in any block")(analysis(blocks={}))
-case("blocks: a function that leaves all out", "no trainable parameter is in any block")(
-    analysis(blocks=lambda name, parameter: None)
-)
-case("blocks: a function that returns no name", "returned 3")(analysis(blocks=lambda name, parameter: 3))
-case("blocks: a name that is taken", "'(full)'")(analysis(blocks={"(full)": "0.*"}))
-case("blocks: an empty name", "''")(analysis(blocks=lambda name, parameter: ""))
-for _scheme in ("layers", "", "depth", "depth:0", "depth:x", "depth:-1"):
-    case(f"unknown scheme: {_scheme!r}", f"{_scheme!r}", "'depth:K'")(analysis(blocks=_scheme))
-case("unknown scheme: no text", "NoneType", "'depth:K'")(analysis(blocks=None))
-case("a scheme that leaves no block", "'weight'", "blocks='parameter'")(
-    analysis((X, Y), model=lambda: nn.Sequential(nn.BatchNorm1d(4)).eval(), blocks="weight")
-)
 for _operator in ("hesian", None, 3):
     case(f"unknown operator: {_operator!r}", f"unknown operator {_operator!r}", "'hessian'")(
         analysis(operator=_operator)

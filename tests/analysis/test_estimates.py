@@ -190,19 +190,15 @@ def twenty_blocks() -> lh.Objective:
 
 @pytest.mark.parametrize("path", ["auto", "exact"])
 def test_everything_costs_little_more_than_the_largest_request(path: str) -> None:
-    """At most 1.2 times the products of the largest single request, on a model of 20 blocks.
+    """At most 1.2 times the products of the densities, the largest single request, on a model of 20 blocks.
 
     Sampling errors included where factors have every example's own curvature; exact products need a third derivative or
     small pieces for them, which come on top.
     """
-    single = {
-        kind: lh.analyze(twenty_blocks(), top=0, path=path, **{kind: True}).counts.products
-        for kind in ("trace", "diagonal", "density", "coupling")
-    }
-    single["eigenvalues"] = lh.analyze(twenty_blocks(), bottom=1, path=path).counts.products
+    largest = lh.analyze(twenty_blocks(), top=0, path=path, density=True).counts.products
     together = lh.analyze(twenty_blocks(), bottom=1, path=path, sampling=path == "auto", **EVERYTHING)
     assert len(together.blocks) == 20
-    assert together.counts.products <= 1.2 * max(single.values()), (together.counts.products, single)
+    assert together.counts.products <= 1.2 * largest
     assert together.counts.full_products > 0 and together.counts.passes < 150
 
 
@@ -218,7 +214,7 @@ def test_estimates_can_be_asked_for_without_eigenvalues() -> None:
 @pytest.mark.parametrize("method", ["hutchinson", "hutch++", "xtrace"])
 def test_a_trace_by_each_method(method: str) -> None:
     model, batches = grouped_problem()
-    objective = lh.Objective(model, batches, nn.CrossEntropyLoss())
+    objective = lh.Objective(model, batches[:4], nn.CrossEntropyLoss())
     analysis = lh.analyze(objective, trace=lh.Trace(rel=0.1, method=method, max_probes=600))
     matrix = lh.Hessian(objective).to_dense().numpy()
     assert analysis.full is not None and analysis.full.trace is not None
@@ -273,7 +269,7 @@ def test_a_block_of_one_parameter() -> None:
 
 def test_a_steps_count_above_the_block_shrinks_and_says_so() -> None:
     model, batches = grouped_problem()
-    objective = lh.Objective(model, batches, nn.CrossEntropyLoss())
+    objective = lh.Objective(model, batches[:6], nn.CrossEntropyLoss())
     analysis = lh.analyze(objective, top=0, density=lh.Density(steps=50, probes=2))
     density = analysis.blocks["2.weight"].density  # 36 parameters
     assert density is not None and density.steps == 36 and "allow" in density.status
@@ -282,13 +278,13 @@ def test_a_steps_count_above_the_block_shrinks_and_says_so() -> None:
 @pytest.mark.parametrize("operator", ["gauss_newton", "empirical_fisher"])
 def test_estimates_of_the_other_operators(operator: str) -> None:
     model, batches = grouped_problem()
-    objective = lh.Objective(model, batches, nn.CrossEntropyLoss())
+    objective = lh.Objective(model, batches[:6], nn.CrossEntropyLoss())
     kinds: dict[str, Callable[..., Any]] = {"gauss_newton": lh.GaussNewton, "empirical_fisher": lh.EmpiricalFisher}
     matrix = kinds[operator](objective).to_dense().numpy()
     analysis = lh.analyze(objective, operator=operator, sampling=True, **EVERYTHING)
     assert analysis.full is not None and analysis.full.trace is not None and analysis.coupling is not None
     trace = analysis.full.trace
-    assert abs(trace.value - np.trace(matrix)) <= 5 * trace.standard_error
+    assert abs(trace.value - np.trace(matrix)) <= 5 * trace.standard_error + trace.rounding
     names = list(analysis.blocks)
     edges = np.cumsum([0, *(s.numel for s in analysis.blocks.values())])
     for i in range(len(names)):

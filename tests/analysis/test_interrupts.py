@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,32 +11,22 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import layerhess as lh
-import layerhess.show.report  # its first import draws random numbers: test_restore.py has a test of that
+import layerhess.show.report  # its first import draws random numbers: test_snapshot.py has a test of that
+from commands import quick_report
+from ctrl_c import press_ctrl_c
 from delicate import BATCHES, Armed, delicate
 from layerhess.analysis.progress import Snapshot
-from layerhess.checks.survey import survey
-from layerhess.curvature.counters import Counters
-from layerhess.objective import snapshot as restore
 from witness import untouched
 
 
-@pytest.fixture
-def no_graph_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that every pass evaluates the loss."""
-    monkeypatch.setattr("layerhess.curvature.data_pass.used_bytes", _Growing())
-
-
-class _Growing:
-    def __init__(self) -> None:
-        self.bytes = 0
-
-    def __call__(self, device: torch.device) -> int:
-        self.bytes += 1 << 50
-        return self.bytes
+@pytest.fixture(autouse=True)
+def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports of every stage of the estimates are drawn where a limit is met, and nowhere else."""
+    if "limit" not in request.node.name:
+        quick_report(monkeypatch)
 
 
 # -- after exceptions --------------------------------------------------------------------------------------------------
@@ -122,21 +111,6 @@ def test_an_exception_during_a_product_leaves_the_model_as_it_was(place: str) ->
 # -- Ctrl-C ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def ctrl_c_raises() -> Iterator[None]:
-    """Python's own meaning of Ctrl-C, which a test runner's worker processes may have switched off."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def press_ctrl_c() -> None:
-    """A real SIGINT for this process, sent by another thread."""
-    thread = threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGINT))
-    thread.start()
-    thread.join()
-
-
 def assert_partial(analysis: lh.Analysis) -> None:
     assert analysis.partial == "interrupted"
     assert not analysis.converged
@@ -201,35 +175,6 @@ def test_ctrl_c_after_the_last_step_is_neither_forgotten_nor_costs_the_numbers(t
     assert all(spectrum.ok for spectrum in analysis.spectra())
 
 
-@pytest.mark.usefixtures("no_graph_is_kept", "ctrl_c_raises")
-def test_a_second_ctrl_c_cannot_stop_the_model_from_coming_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Impatient users press twice; the second one lands while the model is being put back."""
-    model = delicate()
-    objective = lh.Objective(model, BATCHES, nn.CrossEntropyLoss())
-    put_back = restore._SavedModule.put_back
-    pressed = []
-
-    def impatient(saved: Any) -> None:
-        if saved.module is model.second:
-            pressed.append(1)
-            press_ctrl_c()
-        put_back(saved)
-
-    monkeypatch.setattr(restore._SavedModule, "put_back", impatient)
-    with untouched(model), pytest.raises(KeyboardInterrupt):
-        lh.analyze(objective, top=2, tol=1e-4, progress=Armed(press_ctrl_c, 2))
-    assert pressed
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-@pytest.mark.usefixtures("ctrl_c_raises")
-def test_ctrl_c_during_a_single_product_is_not_deferred() -> None:
-    model = delicate()
-    hessian = lh.Hessian(lh.Objective(model, BATCHES, lambda o, t: press_ctrl_c() or F.cross_entropy(o, t)))
-    with untouched(model), pytest.raises(KeyboardInterrupt):
-        hessian.matvec(torch.ones(hessian.shape[0]))
-
-
 def test_analyses_in_other_threads_work() -> None:
     """There, signals are nobody's business."""
     model = delicate()
@@ -243,21 +188,6 @@ def test_analyses_in_other_threads_work() -> None:
         thread.start()
         thread.join()
     assert found and found[0].converged
-
-
-def test_ctrl_c_is_looked_for_between_the_batches_of_the_first_pass() -> None:
-    model = delicate()
-    objective = lh.Objective(model, BATCHES, nn.CrossEntropyLoss())
-    looks = []
-
-    def checkpoint() -> None:
-        looks.append(1)
-        if len(looks) == 2:
-            raise KeyboardInterrupt
-
-    with untouched(model), pytest.raises(KeyboardInterrupt), objective.session():
-        survey(objective, Counters(), checkpoint)
-    assert len(looks) == 2
 
 
 class PressesAtTheEnd:
@@ -274,6 +204,7 @@ class PressesAtTheEnd:
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.usefixtures("ctrl_c_raises")
 def test_ctrl_c_after_the_last_pass_is_not_forgotten(tmp_path: Path) -> None:
     model = torch.nn.Linear(3, 2)
     objective = lh.Objective(model, (torch.randn(5, 3), torch.randn(5, 2)), torch.nn.MSELoss())

@@ -1,104 +1,73 @@
-"""What Gauss-Newton and the empirical Fisher take for granted, on losses that do not grant it."""
+"""What Gauss-Newton and the empirical Fisher take for granted of a loss: refused, or noted, where it does not hold."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import layerhess as lh
-from checked_network import CE, X, Y, mlp, objective
-from layerhess.checks.output import check_cut, check_items, notes_on_convexity
-from layerhess.curvature.counters import Counters
-from layerhess.curvature.output_graph import FisherGraph
-from layerhess.errors import CheckError, InputError
+from two_batches import batches, net, summed
+from witness import refused
 
 
-@pytest.mark.parametrize("weight", [0.0, 1e-6, 1e-2])
-def test_a_gradient_beside_the_output_is_measured(weight: float) -> None:
-    model = mlp()
+def test_a_loss_that_is_not_made_from_the_output_is_refused() -> None:
+    model = net()
+    loss = lh.batch_loss(lambda z, batch: summed(model, batch), output=lambda model, batch: model(batch[0]))
+    with refused(model, "not computed from the output", "very tensor"):
+        lh.analyze(lh.Objective(model, batches(), loss), operator="gauss_newton")
+
+
+@pytest.mark.parametrize("weight", [1.0, 1e-2])
+def test_a_loss_that_reaches_the_parameters_beside_the_output_is_refused(weight: float) -> None:
+    model = net()
+
+    def penalised(output: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(output, target) + weight * model[0].weight.square().sum()
+
+    objective = lh.Objective(model, batches(), penalised)
+    lh.analyze(objective)  # nothing is wrong with its Hessian
+    with pytest.raises(lh.CheckError, match="beside the model's output") as caught:
+        lh.analyze(objective, operator="gauss_newton")
+    assert "0.weight" in caught.value.where and "hessian" in caught.value.what_to_do
+    with pytest.raises(lh.CheckError, match="beside the model's output"):
+        lh.eigsh(lh.GaussNewton(objective))
+
+
+@pytest.mark.parametrize("loss", [nn.NLLLoss(), lambda z, y: (z - y[:, None]).abs().mean(1).mean()])
+def test_a_loss_that_is_linear_in_the_output_gives_zero_with_a_note(loss: Any) -> None:
+    model = net(nn.LogSoftmax(dim=1))
+    result = lh.analyze(lh.Objective(model, batches(), loss), operator="gauss_newton")
+    assert any("linear in the model's output" in note and "log_softmax" in note for note in result.notes)
+    assert all(s.ok and not s.eigenvalues.any() for s in result.spectra())
+    assert all(s.status.startswith("zero") for s in result.blocks.values())
+
+
+@pytest.mark.parametrize("convex", [True, False])
+def test_a_loss_that_is_not_convex_in_the_output_gets_a_note(convex: bool) -> None:
+    model = net()
 
     def loss(output: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(output, target) + weight * model[2].bias.square().sum()
+        if convex:
+            return nn.functional.cross_entropy(output, target)
+        return (1 - torch.softmax(output, 1).gather(1, target[:, None])).mean()
 
-    made = objective(model, loss)
-    names = list(made.parameters)
-    with made.session():
-        inputs = list(made.parameters.values())
-        whole = torch.autograd.grad(9 * loss(model(X), Y), inputs)
-        alone = torch.autograd.grad(9 * F.cross_entropy(model(X), Y), inputs)
-        share = float((whole[3] - alone[3]).norm() / whole[3].norm())
-        if weight > 1e-3:
-            with pytest.raises(CheckError, match=f"{share:.1e} of a gradient") as caught:
-                check_cut(made, [(X, Y)], [4], names, Counters())
-            assert caught.value.where == "parameters 2.bias"
-        else:
-            detail = check_cut(made, [(X, Y)], [4], names, Counters()).detail
-            figure = float(detail.split("to ")[-1])
-            assert figure == pytest.approx(share, rel=0.1, abs=1e-12)
+    result = lh.analyze(lh.Objective(model, batches(), loss), operator="gauss_newton", bottom=1)
+    assert any("may be indefinite" in note for note in result.notes) is not convex
+    assert result.full is not None
+    assert (result.full.eigenvalues[-1] < -result.full.error_bounds[-1]) is not convex
 
 
-def test_a_gradient_that_is_not_finite_names_its_batch() -> None:
-    made = objective(mlp(), lambda o, t: (o - o.detach()).square().sum(1).sqrt().mean())
-    with made.session(), pytest.raises(InputError, match="gradient is NaN or infinite") as caught:
-        check_cut(made, [(X, Y)], [4], list(made.parameters), Counters())
-    assert caught.value.where.startswith("batch 4, 0.weight, 0.bias, 2.weight")
+def test_items_that_do_not_add_up_are_refused() -> None:
+    """A root mean square is no sum over items. For a single batch it is a fair loss otherwise."""
+    model, (x, _) = net(), batches()[0]
 
+    def root(output: Tensor, target: Tensor) -> Tensor:
+        return (output - target).square().mean().sqrt()
 
-LOSSES: dict[str, tuple[Any, tuple[bool, bool]]] = {
-    "convex": (CE, (False, False)),
-    "linear": (nn.L1Loss(), (True, False)),
-    "concave": (lambda o, t: -(o**2).mean(), (False, True)),
-    "indefinite in one item": (
-        lambda o, t: (o**2 * torch.tensor([1.0] * 3 + [-1.0] + [1.0] * 5)[:, None]).mean(),
-        (False, True),
-    ),
-    "quadratic": (lambda o, t: (o**2).mean(), (False, False)),
-}
-
-
-@pytest.mark.parametrize("kind", LOSSES)
-def test_what_is_said_of_a_losss_convexity(kind: str) -> None:
-    loss, (linear, indefinite) = LOSSES[kind]
-    data = (X, torch.zeros(9, 3).double()) if kind == "linear" else (X, Y)
-    made = objective(loss=loss, data=data)
-    with made.session():
-        notes = notes_on_convexity(made, [data], 0, Counters())
-        nothing = notes_on_convexity(made, [(X[:0], data[1][:0])], 0, Counters()) if kind == "convex" else []
-    assert [("linear in" in n, "not convex" in n) for n in notes] == [(linear, indefinite)] * (linear or indefinite)
-    assert nothing == []
-
-
-def test_items_must_add_up_and_be_alone() -> None:
-    made = objective()
-    with made.session():
-        detail = check_items(made, [(X, Y)], FisherGraph, torch.float64, Counters()).detail
-    assert all(float(figure) < 1e-12 for figure in re.findall(r"to (\d\S+)", detail))
-
-    class Centred(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = mlp()
-
-        def forward(self, x: Tensor) -> Tensor:
-            z = self.inner(x)
-            return z - z.mean(dim=0)
-
-    tied = objective(Centred())
-    with tied.session():
-        with pytest.raises(InputError, match="depends on the other items") as caught:
-            check_items(tied, [(X, Y)], FisherGraph, torch.float64, Counters())
-        z = tied.model.inner(X)
-        whole = F.cross_entropy(z - z.mean(0), Y, reduction="none")
-        parts = torch.cat(
-            [F.cross_entropy(p - p.mean(0), y, reduction="none") for p, y in ((z[:3], Y[:3]), (z[3:], Y[3:]))]
-        )
-        change = float(((whole - parts).abs().max() / whole.max()).detach())
-    assert f"{change:.1e}" in str(caught.value) and caught.value.where == "Centred"
-    summed = objective(loss=lh.batch_loss(lambda model, batch: (CE(model(batch[0]), batch[1]), 1)))
-    with summed.session(), pytest.raises(InputError, match="do not add up"):
-        check_items(summed, [(X, Y)], FisherGraph, torch.float64, Counters())
+    objective = lh.Objective(model, (x, torch.zeros(7, 3).double()), root)
+    lh.analyze(objective)
+    with refused(model, "do not add up", "gauss_newton"):
+        lh.analyze(objective, operator="empirical_fisher")

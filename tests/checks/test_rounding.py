@@ -6,19 +6,14 @@ other classes' odds, which has the digits of 1 - p.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import layerhess as lh
-from layerhess.checks.sample import Sample, Sampler, by_example
-from layerhess.curvature.factors.output_hessian import item_curvature
-from layerhess.objective import batches
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 FULL = "(full model)"
@@ -153,88 +148,3 @@ def test_what_float32_cannot_see_has_a_bound_all_the_same() -> None:
     for name, spectrum in found.blocks.items():
         assert spectrum.status.startswith("zero") and 0.0 < spectrum.error_bounds[0] < 1e-30
         assert true[name][0] <= spectrum.error_bounds[0]
-
-
-# -- which examples rounding is measured on -------------------------------------------------------------------------
-
-
-def sampled(data: list[tuple[Tensor, Tensor]], model: nn.Module, loss: object) -> Sample:
-    objective = lh.Objective(model, data, loss)
-    with objective.session(), torch.no_grad():
-        sampler = Sampler(objective)
-        own: list[Tensor | None] = []
-        items: list[int] = []
-        for index, batch in enumerate(data):
-            seen = objective.evaluation.surveyed(objective.model, batch, "")
-            known = None if seen.again is None else item_curvature(seen.output, seen.again)
-            own.append(by_example(batch, known))
-            items.append(0 if known is None else len(known))
-            sampler.offer(index, batch, float(seen.loss), seen.count, own[-1])
-        examples = sum(len(x) for x, _ in data)
-        total = sum(float(part.sum()) for part in own if part is not None)
-        pieces = [piece for _, piece in sampler.chosen(examples)]
-        return sampler.measured(pieces, examples, total / examples, total / max(1, sum(items)))
-
-
-def test_the_undecided_examples_are_measured() -> None:
-    margins = torch.full((5, 40), 30.0)
-    margins[1, 17] = margins[3, 33] = 0.5
-    z = torch.stack([margins, torch.zeros_like(margins)], dim=2)
-    data = [(part, torch.zeros(40, dtype=torch.long)) for part in z]
-    sample = sampled(data, _Identity(), nn.CrossEntropyLoss())
-    (piece,) = sample.pieces
-    assert int((piece[0][:, 0] == 0.5).sum()) >= 2 and len(piece[0]) <= 32
-    assert sample.excess == pytest.approx(200 / len(piece[0]), rel=1e-6)
-
-
-class _Identity(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.weight * x
-
-
-def test_alike_examples_are_measured_as_they_were() -> None:
-    data = [(torch.randn(50, 3), torch.randn(50, 3)) for _ in range(3)]
-    sample = sampled(data, _Identity(), nn.MSELoss())
-    assert (sample.excess, sample.curvature, len(sample.pieces)) == (1.0, 0.0, 2)
-
-
-def test_a_loss_of_the_model_alone_is_measured_on_a_spread() -> None:
-    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
-        return F.cross_entropy(model(batch[0]), batch[1], reduction="sum"), len(batch[1])
-
-    data = [(50.0 * torch.randn(50, 3), torch.zeros(50, dtype=torch.long))]
-    assert sampled(data, _Identity(), lh.batch_loss(loss)).curvature == 0.0
-    known = lh.batch_loss(
-        lambda z, batch: (F.cross_entropy(z, batch[1], reduction="sum"), 50), output=lambda m, b: m(b[0])
-    )
-    assert sampled(data, _Identity(), known).curvature > 0.0
-
-
-def test_output_curvature_against_closed_forms() -> None:
-    z = torch.tensor([[0.0, 0.0], [3.0, 0.0], [60.0, 0.0]])
-    y = torch.zeros(3, dtype=torch.long)
-    found = item_curvature(z, functools.partial(F.cross_entropy, target=y, reduction="sum"))
-    assert found is not None
-    p = z[:, 0].double().sigmoid() * (-z[:, 0].double()).sigmoid()
-    np.testing.assert_allclose((found / found[0])[:2], (p / p[0])[:2], rtol=1e-12)
-    assert found[2] < 1e-15
-    exponential = item_curvature(torch.tensor([[0.0], [1.0], [2.0]]), lambda z: z.exp().sum())
-    np.testing.assert_allclose(exponential, np.exp([0.0, 1.0, 2.0]), rtol=1e-12)
-    assert item_curvature(z, lambda z: z.sum()) is None  # no second derivative
-    assert item_curvature(z.long(), lambda z: z.sum()) is None
-
-
-def test_pieces_of_batches_are_joined_only_if_alike() -> None:
-    x, y = torch.arange(6.0).view(3, 2), torch.tensor([0, 1, 2])
-    whole = batches.joined([(x[:1], y[:1]), (x[1:], y[1:])])
-    assert torch.equal(whole[0], x) and torch.equal(whole[1], y)
-    named = batches.joined([{"a": x, "k": 2}, {"a": x, "k": 2}])
-    assert named["a"].shape == (6, 2) and named["k"] == 2
-    assert batches.joined([{"a": x, "k": 2}, {"a": x, "k": 3}]) is None
-    assert batches.joined([(x, y), (x[:, :1], y)]) is None
-    assert batches.joined([(x, y), (x.double(), y)]) is None
-    assert batches.joined([(x, y[:2]), (x, y[:2])]) is None

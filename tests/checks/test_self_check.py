@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import layerhess as lh
+from refusals import Table, analysis, mlp
 
 
 class Gated(nn.Module):
@@ -80,3 +81,24 @@ def test_live_blocks_are_not_called_zero_in_half_precision() -> None:
         # The weights themselves were rounded to 8 bits: that is not the bound's business, hence the 5 %.
         slack = 0.05 * truth.blocks[name].eigenvalues[0]
         assert abs(block.eigenvalues[0] - truth.blocks[name].eigenvalues[0]) <= block.error_bounds[0] + slack
+
+
+# -- refused in words --------------------------------------------------------------------------------------------------
+
+TABLE = Table()
+case = TABLE.case
+
+
+class NormOfZero(nn.Module):
+    """A finite loss and gradient whose second derivative is not: the root of a squared zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (x - x.detach()).square().sum(1, keepdim=True).sqrt()
+
+
+case("NaN: the second derivative only", "NaN or infinite", "sqrt")(analysis(model=lambda: mlp(NormOfZero())))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_bad_data_and_losses_are_refused_in_words(name: str) -> None:
+    TABLE.check(name)

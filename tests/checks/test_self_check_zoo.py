@@ -33,16 +33,16 @@ def assert_no_alarm(case: Case, dtype: torch.dtype, seed: int) -> None:
 
 @both_precisions
 @every_case
-def test_three_seeds_of_every_model_pass_their_checks(case: Case, dtype: torch.dtype) -> None:
-    for seed in range(3):
-        assert_no_alarm(case, dtype, seed)
+def test_every_model_passes_its_checks(case: Case, dtype: torch.dtype) -> None:
+    """The first seed is left to the tests of eigenvalues, where nothing is refused either."""
+    assert_no_alarm(case, dtype, seed=1)
 
 
 @pytest.mark.slow
 @both_precisions
 @every_case
 def test_twenty_seeds_of_every_model_pass_their_checks(case: Case, dtype: torch.dtype) -> None:
-    for seed in range(3, 20):
+    for seed in (0, *range(2, 20)):
         assert_no_alarm(case, dtype, seed)
 
 

@@ -170,7 +170,7 @@ def test_the_same_command_gives_the_same_numbers(here: Path) -> None:
 def test_a_bug_of_ours_exits_with_three_and_names_its_log(
     here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store.folders, "probing", None)
+    monkeypatch.setattr(store.atomic_folder, "probing", None)
     assert main(["analyze", "mine:make", "--out", "run"]) == 3
     err = capsys.readouterr().err
     assert "Traceback" not in err
@@ -198,6 +198,7 @@ def interrupted(here: Path, *arguments: str) -> tuple[int, str, str]:
     return process.returncode, out, "".join(said) + err
 
 
+@pytest.mark.usefixtures("ctrl_c_raises")  # the command inherits what Ctrl-C means
 def test_ctrl_c_leaves_a_partial_result_and_says_where(here: Path) -> None:
     code, out, err = interrupted(here, "--out", "run", "--tol", "1e-6", "--top", "3", "--bottom", "3")
     assert code == 130 and out == "" and "Traceback" not in err
@@ -299,7 +300,7 @@ def test_the_demo_analyses_what_it_trained(here: Path, capsys: Capture, monkeypa
         batches = [(torch.randn(8, 3).double(), torch.randint(2, (8,)))]
         return demo.DemoProblem(model, batches, 1.0, 1.0, 0.1, {})
 
-    monkeypatch.setattr(demo, "build", build)
+    monkeypatch.setattr("layerhess.cli.app.build_demo", build)
     assert main(["demo"]) == 0
     streams = capsys.readouterr()
     assert "trained" in streams.err and "Everything converged" in streams.out

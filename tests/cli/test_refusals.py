@@ -149,10 +149,10 @@ def test_a_full_disk_at_the_end_loses_nothing(here: Path, capsys: Capture, monke
     fabricated.analysis().save(here / "run")
     real = store._write_files
 
-    def full(analysis: Any, folder: Path) -> None:
+    def full(analysis: Any, page: str, folder: Path) -> None:
         if folder.parent == here:
             raise OSError(28, "No space left on device")
-        real(analysis, folder)
+        real(analysis, page, folder)
 
     monkeypatch.setattr(store, "_write_files", full)
     line = refusal(capsys, "analyze", "mine:make", "--out", "run")

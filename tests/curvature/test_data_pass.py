@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
 
 import layerhess as lh
 from layerhess.curvature import data_pass as data_pass_module
@@ -20,23 +20,10 @@ from layerhess.curvature.factors.mixed_graph import MixedGraphs
 from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.objective.blocks import Block, make_block
 from layerhess.objective.objective import Objective
+from refusals import PAIRS, Table, X, Y, analysis
+from three_batches import batches, examples, net
 
 GROWTH = 10**7  # bytes that the process seems to grow by at a look: more than a graph says it holds
-
-
-def net(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 3)).double()
-
-
-def examples(n: int = 70) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(n, 6, generator=generator).double(), torch.randint(0, 3, (n,), generator=generator)
-
-
-def batches(sizes: tuple[int, ...] = (30, 30, 10)) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    x, y = examples(sum(sizes))
-    return list(zip(torch.split(x, sizes), torch.split(y, sizes), strict=True))
 
 
 def request(objective: Objective) -> dict[str, Request]:
@@ -152,21 +139,6 @@ def test_a_pass_that_failed_half_way_leaves_nothing_behind(shuffle: bool) -> Non
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
 
 
-def test_time_inside_another_phase_counts_once() -> None:
-    counters = Counters()
-    start = time.perf_counter()
-    with counters.during("outer"):
-        time.sleep(0.02)
-        with counters.during("inner"):
-            time.sleep(0.03)
-            with counters.during("outer"):
-                time.sleep(0.01)
-        with counters.during("inner"):
-            time.sleep(0.01)
-    assert sum(counters.seconds.values()) == pytest.approx(time.perf_counter() - start, abs=2e-3)
-    assert counters.seconds["inner"] >= 0.04 and counters.seconds["outer"] >= 0.03
-
-
 def test_a_gradient_is_timed_on_one_batch_and_scaled_by_its_share() -> None:
     counters = Counters()
     objective = Objective(net(), batches(), nn.CrossEntropyLoss())
@@ -179,36 +151,6 @@ def test_a_gradient_is_timed_on_one_batch_and_scaled_by_its_share() -> None:
         before = counters.gradient_seconds
         data_pass.run({})
     assert counters.gradient_seconds == before
-
-
-@pytest.mark.parametrize("asked", ["(full)", "0.weight", "4.weight"])
-def test_graphs_that_are_thrown_away_factor_only_what_is_asked_for(asked: str) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 3)).double()
-    objective = Objective(model, batches(), nn.CrossEntropyLoss())
-    names = [name for name in objective.parameters if name.endswith("weight")]
-    operators = {name: make_block(name, {name: objective.parameters[name]}) for name in names}
-    operators["(full)"] = make_block("(full)", objective.parameters)
-    seen: list[set[str]] = []
-
-    class Watched(MixedGraphs):
-        def factors(self, *arguments: Any) -> Any:
-            seen.append(set(self.blocks))
-            return super().factors(*arguments)
-
-    counters = Counters()
-    with objective.session():
-        make = Watched({name: (name,) for name in names}, HessianGraph, linear=True)
-        data_pass = DataPass(objective, list(objective.parameters), counters, keep=0.0, make_graph=make)
-        vectors = {key: torch.ones(1, block.numel, dtype=torch.float64) for key, block in operators.items()}
-        everything = data_pass.run({key: Request(operators[key], vectors[key]) for key in operators})
-        assert seen == [set(names)] * 3
-        seen.clear()
-        before = counters.total("forwards")
-        alone = data_pass.run({asked: Request(operators[asked], vectors[asked])})
-    assert torch.allclose(alone[asked], everything[asked], rtol=1e-12, atol=1e-15)
-    assert seen == ([] if asked == "(full)" else [{asked}] * 3)
-    assert counters.total("forwards") - before == 3
 
 
 class _Reads(TorchDispatchMode):
@@ -250,3 +192,65 @@ def test_a_pass_over_kept_graphs_reads_nothing_back(kind: str, way: str) -> None
         with _Reads() as control:
             float(x.sum())
         assert control.found
+
+
+# -- refused in words --------------------------------------------------------------------------------------------------
+
+TABLE = Table()
+case = TABLE.case
+
+
+class Changing:
+    """Other batches at every pass."""
+
+    def __init__(self, *passes: Any) -> None:
+        self.passes, self.number = passes, -1
+
+    def __iter__(self) -> Iterator[Any]:
+        self.number += 1
+        return iter(self.passes[min(self.number, len(self.passes) - 1)])
+
+
+class OneIterator:
+    """Looks re-iterable, and hands out the same iterator each time."""
+
+    def __init__(self) -> None:
+        self.iterator = iter(PAIRS)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.iterator
+
+
+case("second pass: empty", "changed between two passes", "empty")(analysis(lambda: Changing(PAIRS, [])))
+case("second pass: the same iterator, used up", "changed between two passes", "empty")(analysis(OneIterator))
+case("second pass: fewer batches", "changed between two passes", "7 where it was 12")(
+    analysis(lambda: Changing(PAIRS, PAIRS[:1]))
+)
+case("second pass: more batches", "changed between two passes")(analysis(lambda: Changing(PAIRS[:1], PAIRS)))
+case("second pass: other values", "changes from pass to pass")(analysis(lambda: Changing(PAIRS, [(X + 1.0, Y)])))
+
+
+class Augmented(Dataset[Any]):
+    """Every look at an example shows it differently."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, i: int) -> Any:
+        return X[i] + 0.1 * torch.randn(4), Y[i]
+
+
+case("second pass: random augmentation", "changes from pass to pass", "without randomness")(
+    analysis(DataLoader(Augmented(), batch_size=4))
+)
+case("second pass: another draw of examples", "changes from pass to pass")(
+    analysis(DataLoader(TensorDataset(X, Y), batch_size=4, sampler=WeightedRandomSampler([1.0] * 12, 12)))
+)
+case("second pass: another batch dropped", "drop_last=False")(
+    analysis(DataLoader(TensorDataset(X, Y), batch_size=5, shuffle=True, drop_last=True))
+)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_bad_data_and_losses_are_refused_in_words(name: str) -> None:
+    TABLE.check(name)

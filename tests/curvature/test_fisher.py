@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import layerhess as lh
 import zoo_losses
 from layerhess.cli import main
+from products_compared import FLOOR, distance, random_vector
 from references import curvature, dense
+from two_batches import batches, net
 from witness import refused
 from zoo import BY_NAME, CASES, Case
+from zoo_blocks import TIED
 
-FLOOR = 1e-14  # of the norm of the whole matrix: what rounding leaves of a block that cancels
-TIED = ("cnn-batchnorm-train", "cnn-batchnorm-train-tanh", "cnn-residual-train")  # an item's loss needs its batch
 USABLE = [case for case in CASES if case.name not in TIED]
 SMALL = [case for case in USABLE if "large" not in case.tags]
 # Class targets that can be ignored one by one, under a criterion.
@@ -30,14 +29,6 @@ BY_TERM = [
 ]
 
 every_case = pytest.mark.parametrize("case", USABLE, ids=str)
-
-
-def distance(found: Tensor, expected: NDArray[np.float64]) -> float:
-    return float(np.linalg.norm(found.detach().double().numpy().ravel() - expected.ravel()))
-
-
-def random_vector(size: int, seed: int) -> Tensor:
-    return torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 # -- products ----------------------------------------------------------------------------------------------------------
@@ -178,15 +169,6 @@ def test_eigsh_takes_it() -> None:
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 
-def net() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
-
-
-def batch() -> tuple[Tensor, Tensor]:
-    return torch.randn(7, 4, generator=torch.Generator().manual_seed(1)).double(), torch.arange(7) % 3
-
-
 @pytest.mark.parametrize("operator", ["empirical_fisher", "empirical_fisher:token"])
 @pytest.mark.parametrize("name", TIED)
 def test_batch_norm_in_train_mode_is_refused_with_its_name(name: str, operator: str) -> None:
@@ -196,43 +178,9 @@ def test_batch_norm_in_train_mode_is_refused_with_its_name(name: str, operator: 
         lh.analyze(built.objective(), operator=operator)
 
 
-@pytest.mark.parametrize(
-    ("loss", "name"),
-    [(nn.MSELoss(), "MSELoss"), (lambda z, y: z.mean(), "lambda"), (lh.batch_loss(lambda m, b: 0), "")],
-)
-def test_the_token_level_of_another_loss_is_refused(loss: Any, name: str) -> None:
-    model = net()
-    with refused(model, "each counted term of a cross entropy", name, "item level"):
-        lh.EmpiricalFisher(lh.Objective(model, batch(), loss), level="token")
-
-
 def test_an_unknown_level_is_refused() -> None:
     with refused(None, "unknown level 'word'", "'token'"):
-        lh.EmpiricalFisher(lh.Objective(net(), batch(), nn.CrossEntropyLoss()), level="word")
-
-
-def test_items_that_do_not_add_up_are_refused() -> None:
-    """A root mean square is no sum over items. For a single batch it is a fair loss otherwise."""
-    model, (x, _) = net(), batch()
-
-    def root(output: Tensor, target: Tensor) -> Tensor:
-        return (output - target).square().mean().sqrt()
-
-    objective = lh.Objective(model, (x, torch.zeros(7, 3).double()), root)
-    lh.analyze(objective)
-    with refused(model, "do not add up", "gauss_newton"):
-        lh.analyze(objective, operator="empirical_fisher")
-
-
-def test_items_that_cannot_be_told_apart_are_refused() -> None:
-    model, (x, y) = net(), batch()
-
-    def summed(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
-        return nn.functional.cross_entropy(model(batch["x"]), batch["y"], reduction="sum"), 7
-
-    data = {"x": x, "y": y, "other": torch.zeros(2)}
-    with refused(model, "cannot be told apart", "dimension 0"):
-        lh.analyze(lh.Objective(model, data, lh.batch_loss(summed)), operator="empirical_fisher")
+        lh.EmpiricalFisher(lh.Objective(net(), batches()[0], nn.CrossEntropyLoss()), level="word")
 
 
 FACTORY = """

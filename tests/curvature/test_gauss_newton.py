@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 import layerhess as lh
 from layerhess.cli import main
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.curvature.output_graph import GaussNewtonGraph
+from products_compared import FLOOR, distance, random_vector
 from references import curvature, dense
+from two_batches import batches, net, summed
 from witness import refused
 from zoo import BY_NAME, CASES, Case
 
-FLOOR = 1e-14  # of the norm of the whole matrix: what rounding leaves of a block that cancels
 SMALL = [case for case in CASES if "large" not in case.tags]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -28,14 +28,6 @@ every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 def objective_of(case: Case, dtype: torch.dtype = torch.float64) -> lh.Objective:
     return curvature.with_output(case, case.build(dtype, 0)).objective()
-
-
-def distance(found: Tensor, expected: NDArray[np.float64]) -> float:
-    return float(np.linalg.norm(found.detach().double().numpy().ravel() - expected.ravel()))
-
-
-def random_vector(size: int, seed: int) -> Tensor:
-    return torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 # -- products ----------------------------------------------------------------------------------------------------------
@@ -156,21 +148,6 @@ def test_eigsh_takes_it_and_its_blocks() -> None:
 # -- refusals and notes ------------------------------------------------------------------------------------------------
 
 
-def net(*tail: nn.Module) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3), *tail).double()
-
-
-def batches() -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(12, 4, generator=generator).double()
-    return [(x[:7], torch.arange(7) % 3), (x[7:], torch.arange(5) % 3)]
-
-
-def summed(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
-    return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="sum"), len(batch[1])
-
-
 @pytest.mark.parametrize("call", [lh.GaussNewton, lambda o: lh.analyze(o, operator="gauss_newton")])
 def test_a_batch_loss_without_an_output_is_refused(call: Any) -> None:
     model = net()
@@ -195,121 +172,6 @@ def test_an_output_that_is_none_is_refused(output: Any) -> None:
         loss = lh.batch_loss(lambda z, batch: (model(batch[0]).sum(), 1), output=output)
         model = net()
         lh.GaussNewton(lh.Objective(model, batches(), loss)).to_dense()
-
-
-def test_a_loss_that_is_not_made_from_the_output_is_refused() -> None:
-    model = net()
-    loss = lh.batch_loss(lambda z, batch: summed(model, batch), output=lambda model, batch: model(batch[0]))
-    with refused(model, "not computed from the output", "very tensor"):
-        lh.analyze(lh.Objective(model, batches(), loss), operator="gauss_newton")
-
-
-@pytest.mark.parametrize("weight", [1.0, 1e-2])
-def test_a_loss_that_reaches_the_parameters_beside_the_output_is_refused(weight: float) -> None:
-    model = net()
-
-    def penalised(output: Tensor, target: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(output, target) + weight * model[0].weight.square().sum()
-
-    objective = lh.Objective(model, batches(), penalised)
-    lh.analyze(objective)  # nothing is wrong with its Hessian
-    with pytest.raises(lh.CheckError, match="beside the model's output") as caught:
-        lh.analyze(objective, operator="gauss_newton")
-    assert "0.weight" in caught.value.where and "hessian" in caught.value.what_to_do
-    with pytest.raises(lh.CheckError, match="beside the model's output"):
-        lh.eigsh(lh.GaussNewton(objective))
-
-
-@pytest.mark.parametrize("loss", [nn.NLLLoss(), lambda z, y: (z - y[:, None]).abs().mean(1).mean()])
-def test_a_loss_that_is_linear_in_the_output_gives_zero_with_a_note(loss: Any) -> None:
-    model = net(nn.LogSoftmax(dim=1))
-    result = lh.analyze(lh.Objective(model, batches(), loss), operator="gauss_newton")
-    assert any("linear in the model's output" in note and "log_softmax" in note for note in result.notes)
-    assert all(s.ok and not s.eigenvalues.any() for s in result.spectra())
-    assert all(s.status.startswith("zero") for s in result.blocks.values())
-
-
-@pytest.mark.parametrize("convex", [True, False])
-def test_a_loss_that_is_not_convex_in_the_output_gets_a_note(convex: bool) -> None:
-    model = net()
-
-    def loss(output: Tensor, target: Tensor) -> Tensor:
-        if convex:
-            return nn.functional.cross_entropy(output, target)
-        return (1 - torch.softmax(output, 1).gather(1, target[:, None])).mean()
-
-    result = lh.analyze(lh.Objective(model, batches(), loss), operator="gauss_newton", bottom=1)
-    assert any("may be indefinite" in note for note in result.notes) is not convex
-    assert result.full is not None
-    assert (result.full.eigenvalues[-1] < -result.full.error_bounds[-1]) is not convex
-
-
-class TwiceWrong(torch.autograd.Function):
-    """The identity; its gradient is right, and the derivative of that is 10 % too large."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        return Inner.apply(g)
-
-
-class Inner(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, g: Tensor) -> Tensor:
-        return g.clone()
-
-    @staticmethod
-    def backward(ctx: Any, h: Tensor) -> Any:
-        return 1.1 * h
-
-
-class Wrong(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return TwiceWrong.apply(x)  # type: ignore[no-any-return]
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
-def test_a_wrong_second_derivative_is_found_with_and_without_kinks(dtype: torch.dtype, activation: Any) -> None:
-    """Only what lies before the faulty step is wrong: symmetric alone, seen by the transpose and in the whole."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 5), Wrong(), activation(), nn.Linear(5, 3)).to(dtype)
-    data = [(x.to(dtype), y) for x, y in batches()]
-    objective = lh.Objective(model, data, nn.CrossEntropyLoss())
-    with pytest.raises(lh.CheckError, match="0.weight"):
-        lh.analyze(objective, operator="gauss_newton")
-    result = lh.analyze(objective, operator="gauss_newton", full=False, skip_failed=True)
-    refused_ones = [name for name, s in result.blocks.items() if s.status.startswith("refused")]
-    assert refused_ones == ["0.weight", "0.bias"]
-
-
-class FirstWrong(torch.autograd.Function):
-    """x squared with the gradient 3 x: wrong, and consistently so in every further derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.square()
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        return 3.0 * ctx.saved_tensors[0] * g
-
-
-class Squares(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return FirstWrong.apply(x)  # type: ignore[no-any-return]
-
-
-def test_a_wrong_first_derivative_is_found_by_differences_of_the_output() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 5), Squares(), nn.Linear(5, 3)).double()
-    with pytest.raises(lh.CheckError, match="finite differences") as caught:
-        lh.analyze(lh.Objective(model, batches(), nn.CrossEntropyLoss()), operator="gauss_newton")
-    assert "0.weight" in str(caught.value) and "2.weight" not in caught.value.where
 
 
 # -- the command line --------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from layerhess.curvature.output_graph import FisherGraph, GaussNewtonGraph
 from layerhess.errors import InputError
 from layerhess.objective.losses import batch_loss
 from layerhess.objective.objective import Objective
-from three_batches import data, dense, objective, places
+from unused_parameter import data, dense, objective, places
 
 # -- graphs ------------------------------------------------------------------------------------------------------------
 

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import layerhess as lh
-from layerhess.curvature import device as memory
-from layerhess.curvature.device import free_bytes, used_bytes
-from wide_network import CPU, GIB, wide
+from layerhess.curvature.device import used_bytes
+from wide_network import CPU, wide
 from witness import refused
 
 REPETITIONS = 200
@@ -165,51 +164,6 @@ def test_graphs_are_kept_while_a_share_of_the_free_memory_lasts(
     torch.testing.assert_close(first, second)
 
 
-def test_free_memory_is_a_plausible_number() -> None:
-    assert 1 << 20 < free_bytes(CPU) < 1 << 50
-    assert 1 << 20 < used_bytes(CPU) < 1 << 50
-
-
-@pytest.mark.parametrize(
-    ("limit", "used", "cached", "expected"),
-    [
-        (str(GIB), GIB // 2, 0, GIB // 2),
-        (str(GIB), GIB // 2, GIB // 4, 3 * GIB // 4),
-        (str(GIB), 2 * GIB, 0, 0),
-        ("max", GIB, 0, None),
-        (str((1 << 63) - 4096), GIB, 0, None),
-    ],
-    ids=["half", "file cache gives way", "beyond", "no limit", "no limit, in the old way"],
-)
-def test_the_limit_of_a_container_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, used: int, cached: int, expected: int | None
-) -> None:
-    without = free_bytes(CPU)
-    (tmp_path / "memory.max").write_text(limit + "\n")
-    (tmp_path / "memory.current").write_text(f"{used}\n")
-    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {cached}\nactive_file 0\n")
-    monkeypatch.setattr(memory, "_CGROUPS", [(tmp_path, "memory.max", "memory.current", ("inactive_file",))])
-    found = free_bytes(CPU)
-    assert found == min(expected, found) if expected is not None else found >= without // 2
-
-
-def test_a_system_without_resource_limits_is_no_obstacle() -> None:
-    """Windows has no ``resource`` module."""
-    code = """
-import sys
-sys.modules["resource"] = None
-import pathlib
-exists = pathlib.Path.exists
-pathlib.Path.exists = lambda path: not str(path).startswith("/proc") and exists(path)
-import torch
-import layerhess as lh
-model = torch.nn.Linear(2, 2)
-analysis = lh.analyze(lh.Objective(model, (torch.eye(2), torch.eye(2)), torch.nn.MSELoss()))
-assert analysis.converged
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, env=ENVIRONMENT)
-
-
 # -- out of memory -----------------------------------------------------------------------------------------------------
 
 
@@ -322,12 +276,13 @@ def budgeted(kind: str, path: str, size: int, batches: int, memory: int | None) 
 
 
 @pytest.mark.parametrize(
-    ("kind", "path", "budget"), [("ReLU", "factors", 150), pytest.param("Tanh", "exact", 100, marks=pytest.mark.slow)]
+    ("kind", "path", "size", "budget"),
+    [("ReLU", "factors", 512, 150), pytest.param("Tanh", "exact", 1024, 100, marks=pytest.mark.slow)],
 )
-def test_the_peak_stays_within_the_budget(kind: str, path: str, budget: int) -> None:
+def test_the_peak_stays_within_the_budget(kind: str, path: str, size: int, budget: int) -> None:
     """Sixteen batches whose graphs together take more than twice as much; a margin of half for what allocators keep."""
-    free = budgeted(kind, path, 1024, 16, None)
-    held = budgeted(kind, path, 1024, 16, budget << 20)
+    free = budgeted(kind, path, size, 16, None)
+    held = budgeted(kind, path, size, 16, budget << 20)
     assert free[0] > 2.0 * budget, "a model that does not need a budget shows nothing"
     assert held[0] <= 1.5 * budget, held
     assert held[2] > free[2], "what does not fit is made anew"
@@ -335,7 +290,7 @@ def test_the_peak_stays_within_the_budget(kind: str, path: str, budget: int) -> 
 
 
 def test_a_batch_that_does_not_fit_is_cut() -> None:
-    held = budgeted("ReLU", "factors", 8192, 1, 200 << 20)
-    assert held[3] and held[0] <= 1.5 * 200, held
-    free = budgeted("ReLU", "factors", 8192, 1, None)
+    held = budgeted("ReLU", "factors", 4096, 1, 100 << 20)
+    assert held[3] and held[0] <= 1.5 * 100, held
+    free = budgeted("ReLU", "factors", 4096, 1, None)
     assert not free[3] and held[4] == pytest.approx(free[4], rel=2e-2)

@@ -16,7 +16,7 @@ from layerhess.curvature.data_pass import FULL, DataPass, Request, loss_toleranc
 from layerhess.curvature.totals import Totals, add_up
 from layerhess.errors import CheckError, InputError
 from layerhess.objective.blocks import make_block
-from three_batches import CE, SIZES, block_of, data, dense, objective, places
+from unused_parameter import CE, SIZES, block_of, data, dense, objective, places
 
 # -- totals ------------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import layerhess as lh
 from outputs_and_targets import CLASSES, Scaled, classes, numbers
+from refusals import Table, X, Y, analysis, mlp
 
 SIZES = (5, 1, 3)
 WEIGHTS = torch.tensor([0.5, 2.0, 1.25, 0.75], dtype=torch.float64)
@@ -222,3 +223,55 @@ def test_losses_that_cancel_are_no_failed_mean() -> None:
 
     analysis = lh.analyze(lh.Objective(model, batches, policy_gradient))
     assert abs(analysis.loss) < 1.0 and abs(analysis.blocks["weight"].eigenvalues[0]) > 1e3
+
+
+# -- refused in words --------------------------------------------------------------------------------------------------
+
+TABLE = Table()
+case = TABLE.case
+
+case("no scalar: reduction='none'", "reduction='none'")(analysis(loss=nn.CrossEntropyLoss(reduction="none")))
+case("no scalar: a partial function with reduction='none'", "reduction='none'")(
+    analysis(loss=functools.partial(F.cross_entropy, reduction="none"))
+)
+case("a class instead of a criterion", "CrossEntropyLoss()", "parentheses")(analysis(loss=nn.CrossEntropyLoss))
+case("a loss that cannot be called", "cannot be called")(analysis(loss="cross entropy"))
+case("a criterion of three arguments", "input_lengths", "batch_loss")(analysis(loss=nn.CTCLoss()))
+case("an output that is no tensor", "returned tuple", "batch_loss")(analysis(model=lambda: nn.LSTM(4, 3)))
+
+ROWS = torch.arange(12.0)
+LARGER = ("(12, 1)", "(12,)", "(12, 12)", "unsqueeze")
+for _name, _loss in {
+    "MSELoss": nn.MSELoss(),
+    "mse_loss": F.mse_loss,
+    "a partial function": functools.partial(F.smooth_l1_loss, beta=0.5),
+    "a function of one's own": lambda o, t: (o - t).square().mean(),
+    "an absolute error of one's own": lambda o, t: (o - t).abs().mean(),
+}.items():
+    case(f"enlarging broadcast: {_name}", *LARGER)(analysis((X, ROWS), _loss, lambda: mlp(outputs=1)))
+case("enlarging broadcast: integer targets", *LARGER)(
+    analysis((X, torch.arange(12)), lambda o, t: (o - t).square().mean(), lambda: mlp(outputs=1))
+)
+case("enlarging broadcast: the other way round", "(12,)", "(12, 1)", "(12, 12)")(
+    analysis((X, ROWS[:, None]), nn.MSELoss(), lambda: nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)))
+)
+
+OUT = ("class index", "out of range", "batch 1")
+FOUR = [(X, Y), (X, Y + 1)]
+case("class index: too large", *OUT, "index 3", "3 classes", "0 to 2")(analysis(FOUR))
+case("class index: negative", *OUT, "index -1", "ignore_index")(analysis([(X, Y), (X, Y - 1)]))
+case("class index: for a partial function", *OUT)(
+    analysis(FOUR, functools.partial(F.cross_entropy, label_smoothing=0.1))
+)
+case("class index: for a function of one's own", *OUT)(analysis(FOUR, lambda o, t: F.cross_entropy(o, t)))
+case("class index: inside batch_loss", *OUT)(
+    analysis(FOUR, lh.batch_loss(lambda m, b: (F.cross_entropy(m(b[0]), b[1], reduction="sum"), len(b[1]))))
+)
+case("class index: numbers with a fraction", "float32", "long()")(analysis((X, Y.float())))
+case("targets of another length", "does not take", "(12, 3)", "(5,)", "batch 0")(analysis([(X, Y[:5])]))
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize("name", TABLE)
+def test_bad_data_and_losses_are_refused_in_words(name: str) -> None:
+    TABLE.check(name)

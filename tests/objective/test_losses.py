@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import layerhess as lh
 import zoo_models as nets
 from outputs_and_targets import CLASSES, Scaled, classes, numbers
+from refusals import Table, X, analysis
 from witness import refused
 from zoo import grow
 
@@ -173,3 +174,30 @@ def test_batch_loss_takes_batches_of_any_form() -> None:
 
     data = [(["a", "b"], BatchGraph(), numbers(2, 3))]
     assert lh.analyze(lh.Objective(Scaled(), data, lh.batch_loss(check))).converged
+
+
+# -- refused in words --------------------------------------------------------------------------------------------------
+
+TABLE = Table()
+case = TABLE.case
+
+case("no scalar: one loss an example", "shape (7,), not a scalar", "batch 0", "batch_loss")(
+    analysis(loss=lambda o, t: F.cross_entropy(o, t, reduction="none"))
+)
+case("no scalar: a number", "float, not a scalar")(analysis(loss=lambda o, t: F.cross_entropy(o, t).item()))
+case("no scalar: nothing returned", "NoneType, not a scalar")(analysis(loss=lambda o, t: None))
+case("no loss for tuples", "no loss was given", "third argument")(analysis(loss=None))
+case("no loss in the model's output", "returned no .loss")(analysis([{"input": X}], None))
+case("a mapping without labels", "no 'labels'", "keys ['input']")(analysis([{"input": X}]))
+case("batch_loss: no pair", "not a pair", "(loss_sum, count)")(
+    analysis(loss=lh.batch_loss(lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])))
+)
+for _count in (-1.0, float("nan"), float("inf")):
+    case(f"batch_loss: a count of {_count}", f"count {_count}")(
+        analysis(loss=lh.batch_loss(lambda model, batch, n=_count: (model(batch[0]).sum(), n)))
+    )
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_bad_data_and_losses_are_refused_in_words(name: str) -> None:
+    TABLE.check(name)

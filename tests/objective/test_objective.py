@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import layerhess as lh
+from refusals import PAIRS, Table, analysis
 from tanh_network import CE, EXPECTED, X, Y, assert_same, mlp, pair, product
 from witness import random_states, refused, untouched
 
@@ -309,3 +310,35 @@ def test_the_loss_is_that_of_training() -> None:
     gradients = torch.autograd.grad(F.cross_entropy(model(X), Y), list(model.parameters()))
     norm = torch.cat([g.flatten() for g in gradients]).norm().item()
     assert analysis.gradient_norm == pytest.approx(norm, rel=1e-10)
+
+
+# -- refused in words --------------------------------------------------------------------------------------------------
+
+TABLE = Table()
+case = TABLE.case
+
+case("no trainable parameters: none at all", "no trainable parameters", "Tanh")(analysis(model=nn.Tanh))
+case("no trainable parameters: all frozen", "4 are frozen", "requires_grad_(True)")(
+    analysis(model=lambda: mlp().requires_grad_(False))
+)
+case("complex parameters", "complex", "weight", "real and imaginary")(
+    analysis(model=lambda: nn.Linear(4, 3, dtype=torch.complex64))
+)
+case("no module", "function, not a torch.nn.Module")(lambda: (None, lambda: lh.Objective(lambda x: x, PAIRS, CE)))
+case("a lazy module", "no shape yet", "one batch")(lambda: (None, lambda: lh.Objective(nn.LazyLinear(3), PAIRS, CE)))
+case("a model without values", "meta device")(
+    lambda: (None, lambda: lh.Objective(nn.Linear(4, 3, device="meta"), PAIRS, CE))
+)
+
+
+def made_in_inference_mode() -> nn.Module:
+    with torch.inference_mode():
+        return mlp()
+
+
+case("a model made in inference_mode", "inference_mode", "0.weight", "outside")(analysis(model=made_in_inference_mode))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_models_that_cannot_be_analysed_are_refused_in_words(name: str) -> None:
+    TABLE.check(name)

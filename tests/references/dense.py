@@ -1,7 +1,7 @@
-"""Whole-data dense Hessians in float64, row by row, from losses written out by hand.
+"""Whole-data dense Hessians in float64, from losses written out by hand.
 
 Nothing here touches the library: a total loss (sum of sums over sum of counts) is built over one flat float64 vector
-of the trainable parameters, and each row of the Hessian is one call of ``torch.autograd.grad``.
+of the trainable parameters, and the rows of the Hessian come from ``torch.autograd.grad``.
 ``products_by_differences`` gives products from first gradients of the model itself, moved in place: a check on those.
 """
 
@@ -82,14 +82,19 @@ def flat_parameters(model: nn.Module) -> Tensor:
 
 
 def rows_of_hessian(loss: Callable[[Tensor], Tensor], at: Tensor) -> Matrix:
-    """The matrix of second derivatives of ``loss`` at ``at``, one row per backward pass, not symmetrised."""
+    """The matrix of second derivatives of ``loss`` at ``at``, not symmetrised.
+
+    All rows come from one batched backward pass, or from one each where torch has no rule for the batch (GroupNorm).
+    """
     point = at.detach().clone().requires_grad_(True)
+    units = torch.eye(len(point), dtype=point.dtype)
     with sdpa_kernel(SDPBackend.MATH):
         (gradient,) = torch.autograd.grad(loss(point), point, create_graph=True)
-        rows = []
-        for unit in torch.eye(len(point), dtype=point.dtype):
-            rows.append(torch.autograd.grad(gradient, point, unit, retain_graph=True)[0])
-    return torch.stack(rows).numpy()
+        try:
+            (rows,) = torch.autograd.grad(gradient, point, units, retain_graph=True, is_grads_batched=True)
+        except RuntimeError:
+            rows = torch.stack([torch.autograd.grad(gradient, point, unit, retain_graph=True)[0] for unit in units])
+    return rows.numpy()
 
 
 def reference_for(model: nn.Module, batches: Sequence[Any], totals: zoo_losses.Totals) -> Reference:

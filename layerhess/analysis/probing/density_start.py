@@ -1,4 +1,4 @@
-"""Densities that ride along, and what their products give away for traces, diagonals and couplings."""
+"""Densities in the passes of an analysis, and what their first products give to traces, diagonals and couplings."""
 
 from __future__ import annotations
 

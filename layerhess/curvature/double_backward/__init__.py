@@ -1,1 +1,1 @@
-"""See docs/architecture.md."""
+"""Functions in a form that is cheap, or right, to differentiate twice."""

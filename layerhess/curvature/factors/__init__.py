@@ -1,1 +1,1 @@
-"""The matrices whose spectra are asked for."""
+"""Products from factors: the inputs and output sensitivities of every layer, without the network itself."""

@@ -292,7 +292,7 @@ class FactorGraph:
         return tied
 
     def _passed(self, output: Tensor, recorder: list[LayerCall], seeds: Tensor) -> list[tuple[LayerCall, Tensor]]:
-        """The taps that the output depends on, each with (len(seeds), *y.shape)."""
+        """The calls that the output depends on, each with (len(seeds), *y.shape)."""
         if not recorder:
             return []
         self._counters.count("backwards", len(seeds))
@@ -334,7 +334,7 @@ def _by_call(back: Tensor, layer: Layer) -> Tensor:
 
 
 def _usable(recorder: Sequence[LayerCall], objective: Objective, judged: Judged) -> set[str]:
-    """Names of the parameters that enter through whole taps, and in no other way, and only on the way to the output."""
+    """Names of the parameters that enter through recorded calls as a whole, and only on the way to the output."""
     output, items = judged.output, len(judged.output)
     beside = set(walk([judged.loss.grad_fn], before=output.grad_fn))
     good: set[str] = set()

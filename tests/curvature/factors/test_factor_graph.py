@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import layerhess as lh
+import zoo
+from complete_spectra import CE, batches, net
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.factors.factor_graph import FactorGraph
-from layerhess.curvature.factors.output_hessian import output_directions
 from piecewise_linear import LICENSED, TRICKY, Branches
 from references import curvature, dense
 from zoo import BY_NAME, CASES, Case
@@ -228,68 +228,40 @@ def test_an_overwritten_input_is_not_used() -> None:
     assert "second.weight" not in graph.factored and "first.weight" in graph.factored
 
 
-# -- the output's own curvature ----------------------------------------------------------------------------------------
+# -- explicit rows -----------------------------------------------------------------------------------------------------
 
 
-def test_roots_of_the_output_hessian_of_cross_entropy() -> None:
-    """S = diag(p) - p p' per item, of rank C - 1."""
-    torch.manual_seed(0)
-    z = torch.randn(7, 5).double().requires_grad_()
-    inner = z * 1.0
-    loss = F.cross_entropy(inner, torch.randint(5, (7,)), reduction="sum")
-    directions = output_directions(loss, inner)
-    assert directions is not None
-    roots, signs, slope = directions.roots, directions.signs, directions.slope
-    p = torch.softmax(z.detach(), dim=1)
-    expected = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
-    assert roots.shape == (7, 5, 4) and bool((signs >= 0).all())
-    assert torch.allclose(slope, torch.autograd.grad(loss, inner)[0], atol=1e-15)
-    assert torch.allclose((roots * signs.unsqueeze(1)) @ roots.mT, expected, atol=1e-14)
+@pytest.mark.parametrize("case", [c for c in zoo.CASES if c.name not in TIED], ids=str)
+def test_explicit_rows_make_the_dense_gauss_newton_block(case: zoo.Case) -> None:
+    objective = built(case)
+    blocks = schemes(objective)
+    reference = curvature.of_case(case.name, "gauss_newton")
+    made = {key: np.zeros_like(reference.block(names)) for key, names in blocks.items()}
+    good, count = set(blocks), 0.0
+    with objective.session():
+        for batch in objective.batches():
+            graph = FactorGraph(objective, batch, blocks, Counters())
+            count += graph.count
+            for key in list(good):
+                rows = graph.rows(blocks[key]) if key in graph.factored else None
+                if rows is None:
+                    good.discard(key)
+                    continue
+                for part, signs in rows:
+                    assert part.shape == (len(signs), len(made[key])) and len(part) <= graph.items
+                    made[key] += ((part.T * signs) @ part).numpy()
+    for key in good:
+        expected = reference.block(blocks[key])
+        scale = max(np.abs(expected).max(), 1e-12 * reference.norm)
+        assert np.abs(made[key] / count - expected).max() <= 10 * case.tolerance * scale, key
 
 
-def test_roots_of_a_loss_that_is_not_convex_keep_their_signs() -> None:
-    inner = torch.tensor([[0.3, -1.2], [2.0, 0.1]]).double().requires_grad_() * 1.0
-    directions = output_directions(torch.sin(inner).sum() + (inner[:, 0] * inner[:, 1]).sum(), inner)
-    assert directions is not None
-    roots, signs = directions.roots, directions.signs
-    z = inner.detach()
-    expected = torch.diag_embed(-torch.sin(z)) + torch.tensor([[0.0, 1.0], [1.0, 0.0]]).double()
-    assert torch.allclose((roots * signs.unsqueeze(1)) @ roots.mT, expected, atol=1e-14)
-    assert bool((signs < 0).any()) and bool((signs > 0).any())
-
-
-def test_outputs_with_many_numbers_an_item_have_no_factors() -> None:
-    model = nn.Sequential(nn.Linear(3, 40))
-    objective = lh.Objective(model, (torch.randn(5, 3), torch.randint(40, (5,))), nn.CrossEntropyLoss())
+def test_ignored_targets_have_no_rows() -> None:
+    (x, y) = batches(10)[0]
+    y[3:] = zoo.IGNORED
+    objective = lh.Objective(net(), (x, y), CE)
     with objective.session():
         graph = FactorGraph(objective, next(iter(objective.batches())), {"w": ["0.weight"]}, Counters())
-    assert not graph.factored and not graph.linear
-
-
-def test_a_very_sure_network_has_no_direction_more_in_float32() -> None:
-    """1 - p of the sure class has no digits in float32; in float64 S has rank C - 1, and is the one of mathematics."""
-    logits = torch.tensor([[12.0, 0.0, -1.0, 2.0], [-3.0, 14.0, 1.0, 0.0], [0.3, 0.1, 0.2, 0.0]])
-    output = logits.clone().requires_grad_() + 0.0
-    target = torch.tensor([0, 1, 2])
-    criterion = nn.CrossEntropyLoss(reduction="sum")
-    directions = output_directions(criterion(output, target), output, lambda z: criterion(z, target))
-    assert directions is not None and directions.roots.shape == (3, 4, 3) and directions.roots.dtype == torch.float32
-    p = logits.double().softmax(dim=1)
-    exact = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
-    roots = directions.roots.double()
-    made = roots @ torch.diag_embed(directions.signs.double()) @ roots.mT
-    assert ((made - exact).abs() <= 1e-6 * exact.abs().amax(dim=(1, 2), keepdim=True)).all()
-    weighted = nn.CrossEntropyLoss(weight=torch.ones(4), reduction="sum")  # float32 weights: no float64 loss of it
-    there = output_directions(weighted(output, target), output, lambda z: weighted(z, target))
-    assert there is not None and torch.isfinite(there.roots).all()
-
-
-def test_a_criterion_that_minds_float64_outputs_keeps_its_factors() -> None:
-    """HuberLoss takes a float64 output with a float32 target, and only its second derivative does not."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
-    data = (torch.randn(20, 4), torch.randn(20, 2))
-    found = lh.analyze(lh.Objective(model, data, nn.HuberLoss()), full=False, path="factors")
-    exact = lh.analyze(lh.Objective(model, data, nn.HuberLoss()), full=False, path="exact")
-    for one, other in zip(found.blocks.values(), exact.blocks.values(), strict=True):
-        assert abs(one.eigenvalues[0] - other.eigenvalues[0]) <= one.error_bounds[0] + other.error_bounds[0]
+        rows = graph.rows(["0.weight"])
+        assert rows is not None
+        assert [len(part) for part, _ in rows] == [3, 3, 3]

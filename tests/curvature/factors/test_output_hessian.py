@@ -1,162 +1,93 @@
-"""Square roots of the second derivative of a loss, item by item, and which items are the most curved."""
+"""The curvature of a loss in its output: its roots with their signs, and its size for every item."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import functools
 
-import pytest
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import nn
 
-from layerhess.curvature.factors import output_hessian as module
-from layerhess.curvature.factors.output_hessian import (
-    curved,
-    item_curvature,
-    item_probe,
-    item_weights,
-    output_directions,
-    same_by_item,
-)
-
-Y = torch.tensor([0, 2, 1, 0, 2])
+import layerhess as lh
+from layerhess.curvature.counters import Counters
+from layerhess.curvature.factors.factor_graph import FactorGraph
+from layerhess.curvature.factors.output_hessian import item_curvature, output_directions
 
 
-def output(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    z = torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
-    return z.requires_grad_() * 1.0
+def test_roots_of_the_output_hessian_of_cross_entropy() -> None:
+    """S = diag(p) - p p' per item, of rank C - 1."""
+    torch.manual_seed(0)
+    z = torch.randn(7, 5).double().requires_grad_()
+    inner = z * 1.0
+    loss = F.cross_entropy(inner, torch.randint(5, (7,)), reduction="sum")
+    directions = output_directions(loss, inner)
+    assert directions is not None
+    roots, signs, slope = directions.roots, directions.signs, directions.slope
+    p = torch.softmax(z.detach(), dim=1)
+    expected = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
+    assert roots.shape == (7, 5, 4) and bool((signs >= 0).all())
+    assert torch.allclose(slope, torch.autograd.grad(loss, inner)[0], atol=1e-15)
+    assert torch.allclose((roots * signs.unsqueeze(1)) @ roots.mT, expected, atol=1e-14)
 
 
-LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
-    "cross entropy": lambda z: F.cross_entropy(z, Y, reduction="sum"),
-    "weighted": lambda z: F.cross_entropy(z, Y, weight=torch.tensor([1.0, 5.0, 0.1]).to(z), reduction="sum"),
-    "squares": lambda z: (z**2).sum(),
-    "indefinite": lambda z: (z**3).sum(),
-    "coupled": lambda z: (z.sum(1) ** 2).sum() - (z[:, 0] * z[:, 1]).sum(),
-    "graded": lambda z: (z**2 * torch.tensor([1.0, 1e-6, 1e6]).to(z)).sum(),
-    "one item": lambda z: (z[2] ** 2).sum(),
-}
+def test_roots_of_a_loss_that_is_not_convex_keep_their_signs() -> None:
+    inner = torch.tensor([[0.3, -1.2], [2.0, 0.1]]).double().requires_grad_() * 1.0
+    directions = output_directions(torch.sin(inner).sum() + (inner[:, 0] * inner[:, 1]).sum(), inner)
+    assert directions is not None
+    roots, signs = directions.roots, directions.signs
+    z = inner.detach()
+    expected = torch.diag_embed(-torch.sin(z)) + torch.tensor([[0.0, 1.0], [1.0, 0.0]]).double()
+    assert torch.allclose((roots * signs.unsqueeze(1)) @ roots.mT, expected, atol=1e-14)
+    assert bool((signs < 0).any()) and bool((signs > 0).any())
 
 
-def dense(loss: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    """(N, K, K) of every item alone."""
-    full = torch.autograd.functional.hessian(loss, z.detach().double())
-    n, k = z.shape
-    return torch.stack([full.reshape(n, k, n, k)[i, :, i] for i in range(n)])
+def test_outputs_with_many_numbers_an_item_have_no_factors() -> None:
+    model = nn.Sequential(nn.Linear(3, 40))
+    objective = lh.Objective(model, (torch.randn(5, 3), torch.randint(40, (5,))), nn.CrossEntropyLoss())
+    with objective.session():
+        graph = FactorGraph(objective, next(iter(objective.batches())), {"w": ["0.weight"]}, Counters())
+    assert not graph.factored and not graph.linear
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("name", LOSSES)
-def test_roots_and_signs_make_the_second_derivative_of_every_item(name: str, dtype: torch.dtype) -> None:
-    z, loss = output(5, 3, dtype=dtype), LOSSES[name]
-    for again in (None, loss):
-        found = output_directions(loss(z), z, again)
-        assert found is not None and found.roots.dtype == found.signs.dtype == found.slope.dtype == dtype
-        made = torch.einsum("nkq,nq,njq->nkj", found.roots.double(), found.signs.double(), found.roots.double())
-        truth = dense(loss, z)
-        relative, least = (1e-4, 1e-6) if dtype == torch.float32 else (1e-10, 1e-14)
-        torch.testing.assert_close(made, truth, rtol=relative, atol=least * float(truth.abs().max()))
-        slope = torch.autograd.grad(loss(z), z, retain_graph=True)[0]
-        torch.testing.assert_close(found.slope, slope.detach(), rtol=1e-4, atol=1e-5)
-    ranks = {"cross entropy": 2, "weighted": 2, "squares": 3, "indefinite": 3, "coupled": 3, "graded": 3, "one item": 3}
-    assert found.roots.shape == (5, 3, ranks[name])
+def test_a_very_sure_network_has_no_direction_more_in_float32() -> None:
+    """1 - p of the sure class has no digits in float32; in float64 S has rank C - 1, and is the one of mathematics."""
+    logits = torch.tensor([[12.0, 0.0, -1.0, 2.0], [-3.0, 14.0, 1.0, 0.0], [0.3, 0.1, 0.2, 0.0]])
+    output = logits.clone().requires_grad_() + 0.0
+    target = torch.tensor([0, 1, 2])
+    criterion = nn.CrossEntropyLoss(reduction="sum")
+    directions = output_directions(criterion(output, target), output, lambda z: criterion(z, target))
+    assert directions is not None and directions.roots.shape == (3, 4, 3) and directions.roots.dtype == torch.float32
+    p = logits.double().softmax(dim=1)
+    exact = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
+    roots = directions.roots.double()
+    made = roots @ torch.diag_embed(directions.signs.double()) @ roots.mT
+    assert ((made - exact).abs() <= 1e-6 * exact.abs().amax(dim=(1, 2), keepdim=True)).all()
+    weighted = nn.CrossEntropyLoss(weight=torch.ones(4), reduction="sum")  # float32 weights: no float64 loss of it
+    there = output_directions(weighted(output, target), output, lambda z: weighted(z, target))
+    assert there is not None and torch.isfinite(there.roots).all()
 
 
-def test_losses_that_are_linear_or_do_not_depend_or_tie_items() -> None:
-    z = output(4, 2)
-    linear = output_directions((2.0 * z).sum(), z)
-    assert linear is not None and not linear.roots.any() and linear.roots.shape == (4, 2, 1)
-    assert linear.slope.tolist() == [[2.0, 2.0]] * 4
-    assert output_directions((z.sum() ** 2), z) is None  # ties its items
-    assert output_directions((z.sum(0) ** 2).sum(), z) is None
-    other = torch.ones(1, requires_grad=True)
-    assert output_directions((other**2).sum(), z) is None and output_directions(z.detach().sum(), z) is None
-    wide = output(2, 33)
-    assert output_directions((wide**2).sum(), wide) is None and output_directions((output(2, 32) ** 2).sum(), z) is None
-    half = torch.ones(2, 2, dtype=torch.bfloat16, requires_grad=True) * 1.0
-    assert output_directions((half**2).sum(), half) is None
-    fits = output(2, 32)
-    assert output_directions((fits**2).sum(), fits) is not None
-    at_zero = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True) * 1.0
-    assert output_directions((at_zero.abs() ** 1.5).sum(), at_zero) is None  # infinite
+def test_a_criterion_that_minds_float64_outputs_keeps_its_factors() -> None:
+    """HuberLoss takes a float64 output with a float32 target, and only its second derivative does not."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    data = (torch.randn(20, 4), torch.randn(20, 2))
+    found = lh.analyze(lh.Objective(model, data, nn.HuberLoss()), full=False, path="factors")
+    exact = lh.analyze(lh.Objective(model, data, nn.HuberLoss()), full=False, path="exact")
+    for one, other in zip(found.blocks.values(), exact.blocks.values(), strict=True):
+        assert abs(one.eigenvalues[0] - other.eigenvalues[0]) <= one.error_bounds[0] + other.error_bounds[0]
 
 
-def test_a_float32_output_is_judged_in_float64_where_the_loss_can() -> None:
-    z = torch.tensor([[25.0, 0.0], [30.0, 0.0]], requires_grad=True) * 1.0
-    loss = lambda z: F.cross_entropy(z, torch.tensor([0, 0]), reduction="sum")  # noqa: E731
-    found = output_directions(loss(z), z, loss)
+def test_output_curvature_against_closed_forms() -> None:
+    z = torch.tensor([[0.0, 0.0], [3.0, 0.0], [60.0, 0.0]])
+    y = torch.zeros(3, dtype=torch.long)
+    found = item_curvature(z, functools.partial(F.cross_entropy, target=y, reduction="sum"))
     assert found is not None
-    p = torch.sigmoid(torch.tensor([25.0, 30.0]).double())
-    expected = (p * (1 - p))[:, None, None] * torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).double()
-    made = torch.einsum("nkq,nq,njq->nkj", found.roots.double(), found.signs.double(), found.roots.double())
-    torch.testing.assert_close(made, expected, rtol=5e-3, atol=0)  # 1 - p has its last digits here
-
-    def minds(other: Tensor) -> Tensor:
-        if other.dtype == torch.float64:
-            raise TypeError
-        return loss(other)
-
-    assert output_directions(loss(z), z, minds) is not None
-
-
-# -- items -------------------------------------------------------------------------------------------------------------
-
-
-def test_probes_and_weights_of_items() -> None:
-    like = torch.zeros(1, dtype=torch.float32)
-    probe = item_probe(4, 3, like)
-    assert probe.shape == (4, 3) and probe.dtype == torch.float32 and probe.equal(item_probe(4, 3, like))
-    for n in (1, 5, 21, 50):
-        weights = item_weights(n, like.double())
-        powers = torch.log2(weights)
-        assert weights.shape == (n,) and powers.equal(powers.round()) and float(powers.abs().max()) <= 10
-        assert len(set(powers.tolist())) == min(n, 21)
-    assert item_weights(50, like.double()).tolist() != sorted(item_weights(50, like.double()).tolist())
-
-
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-11), (torch.float32, 2e-5)])
-def test_rows_scale_item_by_item_to_their_precision(dtype: torch.dtype, limit: float) -> None:
-    alone = torch.randn(6, 4, dtype=torch.float64)
-    weights = item_weights(6, alone)[:, None]
-    for off, same in ((0.0, True), (0.5, True), (2.0, False)):
-        bent = alone * weights
-        bent[3] += off * limit * bent[3].norm() * torch.tensor([1.0, 0.0, 0.0, 0.0]).double()
-        if dtype == torch.float64 or off != 0.5:
-            assert same_by_item(bent.to(dtype), alone.to(dtype)) is same
-    assert same_by_item(torch.zeros(2, 2, dtype=dtype), torch.zeros(2, 2, dtype=dtype))
-    assert not same_by_item((alone[[1, 0]] * weights[:2]).to(dtype), alone[:2].to(dtype))
-
-
-def test_curvature_of_items_is_that_of_one_vector_for_all() -> None:
-    z = output(5, 3).detach()
-    r = 2.0 * torch.frac(torch.arange(3, dtype=torch.float64) * (math.sqrt(5) - 1) / 2) - 1.0
-    for loss in LOSSES.values():
-        expected = (dense(loss, z) @ r).norm(dim=1)
-        found = item_curvature(z, loss)
-        assert found is not None and found.dtype == torch.float64
-        torch.testing.assert_close(found, expected)
-        rows = curved(z, loss)
-        assert rows is not None
-        torch.testing.assert_close(rows, dense(loss, z) @ r)
-
-
-def test_where_curvature_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    square = lambda z: (z**2).sum()  # noqa: E731
-    z = output(5, 3).detach()
-    assert curved(torch.tensor(1.0), square) is None and curved(z[:0], square) is None
-    assert curved(z, lambda z: z.sum()) is None and curved(z, lambda z: 1 / 0) is None
-    assert curved(0 * z, lambda z: (z.abs() ** 1.5).sum()) is None
-    assert item_curvature([1.0], square) is None and item_curvature(z.bfloat16(), square) is None
-
-    def single(z: Tensor) -> Tensor:
-        if z.dtype == torch.float64:
-            raise TypeError
-        return (z**2).sum()
-
-    found = item_curvature(z.float(), single)
-    assert found is not None and found.dtype == torch.float64 and float(found.min()) > 0.0
-    monkeypatch.setattr(module, "MOST_CURVED", 15)
-    assert curved(z, square) is not None
-    monkeypatch.setattr(module, "MOST_CURVED", 14)
-    assert curved(z, square) is None
+    p = z[:, 0].double().sigmoid() * (-z[:, 0].double()).sigmoid()
+    np.testing.assert_allclose((found / found[0])[:2], (p / p[0])[:2], rtol=1e-12)
+    assert found[2] < 1e-15
+    exponential = item_curvature(torch.tensor([[0.0], [1.0], [2.0]]), lambda z: z.exp().sum())
+    np.testing.assert_allclose(exponential, np.exp([0.0, 1.0, 2.0]), rtol=1e-12)
+    assert item_curvature(z, lambda z: z.sum()) is None  # no second derivative
+    assert item_curvature(z.long(), lambda z: z.sum()) is None

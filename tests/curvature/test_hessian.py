@@ -5,27 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 import layerhess as lh
+from products_compared import FLOOR, distance, random_vector
 from references import dense
 from zoo import BY_NAME, CASES, Case, batches_of
-
-FLOOR = 1e-14  # of the norm of the whole Hessian: what rounding leaves of a block that cancels
 
 # Moving a padding row shows although autograd holds it constant; a model's own loss has a twin here with its logits.
 MOVABLE = [case for case in CASES if not case.tags & {"padding", "own loss"}]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
-
-
-def error(found: torch.Tensor, expected: NDArray[np.float64]) -> float:
-    """Euclidean norm of the difference."""
-    return float(np.linalg.norm(found.detach().double().numpy().ravel() - expected.ravel()))
-
-
-def random_vector(size: int, seed: int) -> torch.Tensor:
-    return torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("case", MOVABLE, ids=str)
@@ -50,14 +39,14 @@ def test_flat_and_named_vectors_give_the_full_product(case: Case) -> None:
     expected = reference.matrix @ vector.numpy()
     found = hessian.matvec(vector)
     assert found.shape == vector.shape
-    assert error(found, expected) <= case.tolerance * np.linalg.norm(expected)
+    assert distance(found, expected) <= case.tolerance * np.linalg.norm(expected)
     shapes = {name: p.shape for name, p in dense.trainable(built.model).items()}
     named = {name: vector[reference.places[name]].view(shape) for name, shape in shapes.items()}
     answer = hessian.matvec(named)
     assert list(answer) == list(shapes)
     assert all(answer[name].shape == shape for name, shape in shapes.items())
     flat = torch.cat([part.reshape(-1) for part in answer.values()])
-    assert error(flat, expected) <= case.tolerance * np.linalg.norm(expected)
+    assert distance(flat, expected) <= case.tolerance * np.linalg.norm(expected)
 
 
 @every_case
@@ -73,7 +62,7 @@ def test_the_dense_matrix_and_the_scipy_operator_are_the_full_hessian(case: Case
     if len(reference.matrix) > 300:  # column by column it says nothing that the products above did not
         return
     matrix = hessian.to_dense()
-    assert error(matrix, reference.matrix) <= case.tolerance * np.linalg.norm(reference.matrix)
+    assert distance(matrix, reference.matrix) <= case.tolerance * np.linalg.norm(reference.matrix)
 
 
 @pytest.mark.parametrize("scheme", dense.SCHEMES)
@@ -94,7 +83,7 @@ def test_one_call_gives_the_product_of_every_diagonal_block(case: Case, scheme: 
         expected = reference.block(members) @ vectors[name].numpy()
         assert products[name].shape == vectors[name].shape
         allowed = case.tolerance * np.linalg.norm(expected) + floor * np.linalg.norm(vectors[name])
-        assert error(products[name], expected) <= allowed, name
+        assert distance(products[name], expected) <= allowed, name
 
 
 @every_case
@@ -114,7 +103,7 @@ def test_single_blocks_are_cut_out_of_the_full_hessian(case: Case) -> None:
             found = torch.as_tensor(block.matvec(vector))
         else:
             found = torch.as_tensor(block.to_dense())
-        assert error(found, expected) <= case.tolerance * np.linalg.norm(expected) + floor, name
+        assert distance(found, expected) <= case.tolerance * np.linalg.norm(expected) + floor, name
 
 
 @every_case
@@ -141,7 +130,7 @@ def test_float32_products_are_the_float64_ones_to_single_precision(case: Case) -
     hessian = lh.Hessian(case.build(torch.float32, 0).objective(), "parameter")
     vector = random_vector(len(reference.matrix), seed=4).float()
     expected = reference.matrix @ vector.double().numpy()
-    assert error(torch.as_tensor(hessian.matvec(vector)), expected) <= 2e-5 * np.linalg.norm(expected)
+    assert distance(torch.as_tensor(hessian.matvec(vector)), expected) <= 2e-5 * np.linalg.norm(expected)
 
 
 def test_a_product_does_not_depend_on_the_size_of_the_vector() -> None:
@@ -150,7 +139,7 @@ def test_a_product_does_not_depend_on_the_size_of_the_vector() -> None:
     vector = random_vector(len(dense.of_case(case.name).matrix), seed=5)
     whole = hessian.matvec(vector)
     for scale in (1e-12, 1e12):
-        assert error(hessian.matvec(scale * vector) / scale, whole.numpy()) <= 1e-13 * float(whole.norm())
+        assert distance(hessian.matvec(scale * vector) / scale, whole.numpy()) <= 1e-13 * float(whole.norm())
     assert hessian.matvec(torch.zeros_like(vector)).abs().max() == 0
 
 
@@ -163,32 +152,6 @@ def test_the_row_of_the_padding_index_is_a_constant() -> None:
     assert hessian.matvec(only_padding).abs().max() == 0
 
 
-def test_tied_parameters_count_once_under_their_first_name() -> None:
-    case = BY_NAME["tied-used-twice"]
-    built = case.build(torch.float64, 0)
-    hessian = lh.Hessian(built.objective(), "parameter")
-    names = [name for name, _ in built.model.named_parameters()]
-    assert "second.weight" not in names
-    everything = {name: torch.ones(p.numel(), dtype=torch.float64) for name, p in built.model.named_parameters()}
-    assert list(hessian.block_matvec(everything)) == names
-    by_alias = lh.Hessian(built.objective(), {"second": "second.*", "rest": ["first.bias", "head.*"]})
-    expected = dense.of_case(case.name).block(["first.weight", "second.bias"])
-    assert error(torch.as_tensor(by_alias.block("second").to_dense()), expected) <= 1e-10 * np.linalg.norm(expected)
-
-
-def test_globs_cross_the_dots_of_parameter_names() -> None:
-    case = BY_NAME["transformer-tied-ignore"]
-    built = case.build(torch.float64, 0)
-    blocks = {"attention": "attention*", "norms": ["norm_?.weight", "norm_?.bias"], "mlp": "mlp.*.weight"}
-    hessian = lh.Hessian(built.objective(), blocks)
-    reference = dense.of_case(case.name)
-    for name, members in dense.groups_of(built.model, blocks).items():
-        vector = random_vector(len(reference.index(members)), seed=6)
-        expected = reference.block(members) @ vector.numpy()
-        found = torch.as_tensor(hessian.block(name).matvec(vector))
-        assert error(found, expected) <= 1e-10 * np.linalg.norm(expected), name
-
-
 def test_a_batch_whose_targets_are_all_ignored_changes_nothing() -> None:
     case = BY_NAME["transformer-tied-ignore"]
     built = case.build(torch.float64, 0)
@@ -198,7 +161,7 @@ def test_a_batch_whose_targets_are_all_ignored_changes_nothing() -> None:
     reference = dense.of_case(case.name)
     vector = random_vector(len(reference.matrix), seed=7)
     expected = reference.matrix @ vector.numpy()
-    assert error(hessian.matvec(vector), expected) <= 1e-10 * np.linalg.norm(expected)
+    assert distance(hessian.matvec(vector), expected) <= 1e-10 * np.linalg.norm(expected)
 
 
 def test_frozen_parameters_are_no_part_of_the_vectors() -> None:
@@ -208,13 +171,3 @@ def test_frozen_parameters_are_no_part_of_the_vectors() -> None:
     products = hessian.block_matvec({n: torch.ones(p.numel(), dtype=torch.float64) for n, p in moving.items()})
     assert list(products) == list(moving)
     assert hessian.to_scipy().shape[0] == sum(p.numel() for p in moving.values())
-
-
-def test_a_function_may_gather_parameters_that_are_not_neighbours() -> None:
-    """The block's vector follows the order of the model, whatever lies between its parameters."""
-    case = BY_NAME["mlp-tanh-mse"]
-    built = case.build(torch.float64, 0)
-    chosen = ("4.weight", "0.bias")
-    hessian = lh.Hessian(built.objective(), lambda name, parameter: "picked" if name in chosen else None)
-    expected = dense.of_case(case.name).block(chosen)
-    assert error(torch.as_tensor(hessian.block("picked").to_dense()), expected) <= 1e-10 * np.linalg.norm(expected)

@@ -1,0 +1,39 @@
+"""What the self-check found: what passed, what failed and where, and what it learnt on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from layerhess.checks.factors import Licence
+from layerhess.checks.forward_trace import Trace
+from layerhess.results.record import Check
+
+
+@dataclass
+class SelfCheck:
+    """What the checks found.
+
+    Attributes:
+        checks: one line each, for the result. failed: block name -> its failed check ("(full)" included).
+        zero_suspects: blocks whose products vanish on the sample. trace: the watched forward pass.
+        culprits: tensor -> figure, where products with the Jacobian are wrong.
+        notes: sentences for the reader. concerns: those that cast doubt on the numbers, or on what they are.
+        uncut: why batches must not be cut, "" if they may be.
+        place: " in batch 3", where products are NaN or infinite and one batch shows it alone.
+        licence: which blocks may use factors.
+        graph_seconds, block_seconds: on the sample, the time to make a graph, and to make one product of every block
+            and the full model with it.
+    """
+
+    trace: Trace
+    checks: list[Check] = field(default_factory=list)
+    failed: dict[str, Check] = field(default_factory=dict)
+    culprits: dict[str, str] = field(default_factory=dict)
+    zero_suspects: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+    concerns: list[str] = field(default_factory=list)
+    uncut: str = ""
+    place: str = ""
+    licence: Licence = field(default_factory=Licence)
+    graph_seconds: float = 0.0
+    block_seconds: float = 0.0

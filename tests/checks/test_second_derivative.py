@@ -1,0 +1,148 @@
+"""Losses that cannot be differentiated twice, or not at all: refused by the name of what is in the way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import layerhess as lh
+from faulty_functions import Applies, Once, kinked
+from refusals import CE, PAIRS, Table, X, Y, analysis, mlp
+
+LOSSES, MODELS = Table(), Table()
+case = LOSSES.case
+
+case("no dependence: detached", "does not depend on any trainable parameter", "detach()")(
+    analysis(loss=lambda o, t: F.cross_entropy(o.detach(), t))
+)
+case("no dependence: a constant", "does not depend on any trainable parameter")(
+    analysis([(X, Y)], lambda o, t: torch.tensor(1.0))
+)
+
+
+class UnderNoGrad(nn.Module):
+    """Trainable layers behind no_grad, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.features(x).relu()
+        return self.head(x)
+
+
+case("no dependence: trainable layers under no_grad", "features", "requires_grad_(False)")(analysis(model=UnderNoGrad))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_bad_data_and_losses_are_refused_in_words(name: str) -> None:
+    LOSSES.check(name)
+
+
+# -- no second derivative ----------------------------------------------------------------------------------------------
+
+case = MODELS.case
+
+TWICE = "differentiate twice"
+WORDS = torch.arange(48).reshape(12, 4) % 10
+SERIES = torch.linspace(-1.0, 1.0, 6 * 2 * 4).reshape(6, 2, 4), torch.tensor([[1, 2, 3], [3, 2, 4]])
+
+
+class Checkpointed(nn.Module):
+    """A layer under activation checkpointing."""
+
+    def __init__(self, inputs: int, reentrant: bool) -> None:
+        super().__init__()
+        self.inner, self.reentrant = nn.Linear(inputs, 5), reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.inner, x, use_reentrant=self.reentrant)
+
+
+def checkpointed_first() -> nn.Module:
+    return nn.Sequential(Checkpointed(4, True), nn.Tanh(), nn.Linear(5, 3))
+
+
+REENTRANT = ("use_reentrant=False",)
+case("no second derivative: reentrant checkpointing", "checkpointing", "2.inner", *REENTRANT)(
+    analysis(model=lambda: mlp(Checkpointed(5, True)))
+)
+case(
+    "no second derivative: reentrant checkpointing of the first layer", "0.inner", "gradients switched off", *REENTRANT
+)(analysis(model=checkpointed_first))
+for _mode in ("sum", "mean", "max"):
+    case(f"no second derivative: EmbeddingBag, {_mode}", "0 (embedding_bag)", TWICE)(
+        analysis((WORDS, Y), model=lambda mode=_mode: nn.Sequential(nn.EmbeddingBag(10, 5, mode=mode), nn.Linear(5, 3)))
+    )
+
+
+class Distances(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.eye(3, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -torch.cdist(x, self.centres)
+
+
+case("no second derivative: cdist", "2 (cdist)", TWICE)(
+    analysis(model=lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), Distances()))
+)
+_lengths = torch.full((2,), 6), torch.full((2,), 3)
+case("no second derivative: CTC", "the loss (ctc_loss)", TWICE)(
+    analysis(
+        SERIES,
+        lh.batch_loss(lambda m, b: (F.ctc_loss(m(b[0]).log_softmax(-1), b[1], *_lengths, reduction="sum"), 2)),
+        lambda: nn.Linear(4, 5),
+    )
+)
+for _name, _model in {"smooth": lambda f: mlp(Applies(f)), "with kinks": kinked}.items():
+    case(f"no second derivative: once_differentiable, {_name}", "2 (Once)", "once_differentiable")(
+        analysis(model=lambda model=_model: model(Once))
+    )
+
+
+class Overwrites(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.exp()
+        y += 1.0
+        return y
+
+
+case("an in-place operation on what the gradient needs", "output 0 of Exp", "new tensor")(
+    analysis(model=lambda: mlp(Overwrites()))
+)
+
+
+class SparseLookup(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.ones(10, 2))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens, self.table, sparse=True).flatten(1)
+
+
+case("a sparse gradient", "0.table", "sparse=False")(
+    analysis((WORDS, Y), model=lambda: nn.Sequential(SparseLookup(), nn.Tanh(), nn.Linear(8, 3)))
+)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # torch, of reentrant checkpointing
+@pytest.mark.parametrize("name", MODELS)
+def test_models_that_cannot_be_analysed_are_refused_in_words(name: str) -> None:
+    MODELS.check(name)
+
+
+def test_checkpointing_that_is_not_reentrant_just_works() -> None:
+    plain, checkpointed = mlp(nn.Linear(5, 5)), mlp(Checkpointed(5, False))
+    checkpointed[2].inner.load_state_dict(plain[2].state_dict())
+    checkpointed[3].load_state_dict(plain[3].state_dict())
+    vector = torch.linspace(-1.0, 1.0, 73)
+    products = [lh.Hessian(lh.Objective(model, PAIRS, CE)).matvec(vector) for model in (plain, checkpointed)]
+    torch.testing.assert_close(*products)

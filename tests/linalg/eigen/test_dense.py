@@ -1,0 +1,30 @@
+"""Matrices that are small enough to be read whole."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from driven_solver import run
+from layerhess.linalg.eigen.dense import Dense
+from layerhess.linalg.eigen.process import Wanted
+from references.spectra import rotated
+
+
+def test_dense_reads_the_whole_spectrum_and_sees_asymmetry_in_its_residuals() -> None:
+    matrix = rotated(np.linspace(-2.0, 3.0, 30), seed=0)
+    process = Dense(30, Wanted(top=2, bottom=1))
+    run(process, matrix)
+    spectrum = process.candidates().spectrum
+    assert spectrum is not None
+    np.testing.assert_allclose(spectrum, np.linspace(3.0, -2.0, 30), atol=1e-12)
+    assert process.candidates().residuals.max() < 1e-13
+    skewed = Dense(30, Wanted(top=1))
+    run(skewed, matrix + 0.1 * np.triu(np.ones((30, 30)), 1))
+    assert skewed.candidates().residuals.max() > 1e-3
+
+
+def test_dense_in_chunks_reads_every_column_once() -> None:
+    matrix = rotated(np.linspace(0.0, 1.0, 150), seed=0)
+    process = Dense(150, Wanted(top=1))
+    assert run(process, matrix) == 4  # three chunks of columns, and the eigenvector once more
+    assert process.candidates().steps == 151
