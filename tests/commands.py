@@ -93,6 +93,17 @@ def tied():
 
 
 @contextlib.contextmanager
+def working_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The folder is the current one; what a command imports from it is forgotten afterwards."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    for name, module in list(sys.modules.items()):
+        if str(folder) in str(getattr(module, "__file__", "")):
+            del sys.modules[name]
+
+
+@contextlib.contextmanager
 def workplace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A current folder with factories in it; what a command imports is forgotten afterwards."""
     (folder / "mine.py").write_text(FACTORIES)
@@ -102,13 +113,8 @@ def workplace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (folder / "package").mkdir()
     (folder / "package" / "__init__.py").write_text("")
     (folder / "package" / "inner.py").write_text("from mine import make\n")
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    before = set(sys.modules)
-    yield folder
-    for name in set(sys.modules) - before:
-        if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+    with working_in(folder, monkeypatch):
+        yield folder
 
 
 def refusal(capsys: Capture, *arguments: str) -> str:

@@ -27,9 +27,10 @@ def fixed_surroundings() -> Iterator[None]:
     """One thread and seeded global generators for each test.
 
     The thread count is put back, and so is what libraries change in passing: Typer the hook for exceptions, torch's
-    compiler the environment.
+    compiler the environment, a notebook's client the meaning of Ctrl-C.
     """
     threads, hook, environment = torch.get_num_threads(), sys.excepthook, dict(os.environ)
+    ctrl_c = signal.getsignal(signal.SIGINT)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     np.random.seed(0)
@@ -37,6 +38,7 @@ def fixed_surroundings() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     sys.excepthook = hook
+    signal.signal(signal.SIGINT, ctrl_c)
     for name in set(os.environ) - set(environment) - {"PYTEST_CURRENT_TEST"}:
         del os.environ[name]
 

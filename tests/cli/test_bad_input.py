@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import layerhess as lh
-from commands import Capture, quick_report, refusal
+from commands import Capture, quick_report, refusal, working_in
 from layerhess.cli import main
 
 FACTORIES = '''
@@ -193,10 +192,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A current folder with the factories and a result of earlier; reports are not drawn."""
     quick_report(monkeypatch)
     (tmp_path / "unusable.py").write_text(FACTORIES)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    yield tmp_path
-    sys.modules.pop("unusable", None)
+    with working_in(tmp_path, monkeypatch):
+        yield tmp_path
 
 
 def refused(here: Path, capsys: Capture, *arguments: str) -> str:

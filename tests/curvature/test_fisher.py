@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import layerhess as lh
 import zoo_losses
+from commands import working_in
 from layerhess.cli import main
 from products_compared import FLOOR, distance, random_vector
 from references import curvature, dense
@@ -196,10 +198,10 @@ def train(): return lh.Objective(model, (x, y), nn.CrossEntropyLoss())
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "factory.py").write_text(FACTORY)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    with working_in(tmp_path, monkeypatch):
+        yield tmp_path
 
 
 @pytest.mark.parametrize("operator", ["empirical_fisher", "empirical_fisher:token"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import layerhess as lh
+from commands import working_in
 from layerhess.cli import main
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.hessian_graph import HessianGraph
@@ -190,10 +192,10 @@ def bare(): return lh.Objective(model, (x, y), lh.batch_loss(summed))
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "factory.py").write_text(FACTORY)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    with working_in(tmp_path, monkeypatch):
+        yield tmp_path
 
 
 def test_the_command_line_takes_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
