@@ -179,6 +179,8 @@ def test_vectors_go_through_factors_as_many_at_once_as_there_is_room(
         )
         (found,) = graph.products(["b.weight"], {"b.weight": v})
     assert found is not None and len(asked) == calls and sum(asked) == 5
+    # Two probes of the items, two directions of three classes, and the slope.
+    assert (counters.total("forwards"), counters.total("backwards"), counters.total("products")) == (1, 5, 5)
     np.testing.assert_allclose(found.reshape(5, -1), v.reshape(5, -1).numpy() @ matrix[np.ix_(at, at)], atol=1e-13)
 
 
