@@ -1,4 +1,4 @@
-"""``python -m layerhess`` is the same as ``layerhess``."""
+"""Makes ``python -m layerhess`` the same as the command ``layerhess``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What went wrong, where, and what to do: the two exceptions layerhess raises on purpose."""
+"""The exceptions and the warning of layerhess; each says what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 
 class LayerhessError(Exception):
-    """Common parent of the refusals; carries ``where`` and ``what_to_do`` beside the message.
+    """Common parent of our exceptions; has ``where`` and ``what_to_do`` in addition to the message.
 
     Args:
         message: one sentence saying what is wrong.
         where: the batch, block, module or argument concerned (may be empty).
-        what_to_do: one sentence saying how to go on (may be empty).
+        what_to_do: one sentence saying what to do (may be empty).
     """
 
     def __init__(self, message: str, *, where: str = "", what_to_do: str = "") -> None:
@@ -47,10 +47,10 @@ class LayerhessWarning(UserWarning):
 
 
 def checked_integer(value: Any, name: str, least: int) -> int:
-    """The argument ``name`` as an int; NumPy's integers are welcome.
+    """The argument ``name`` as an int; NumPy's integers are accepted.
 
     Raises:
-        InputError: it is no integer, or smaller than ``least``.
+        InputError: it is not an integer, or smaller than ``least``.
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         raise InputError(f"{name} is {value!r}", where=name, what_to_do=f"use an integer >= {least}")

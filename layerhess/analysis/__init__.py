@@ -1,1 +1,1 @@
-"""One analysis under way, from its arguments to its result, and the calls on single operators."""
+"""Runs an analysis, from its arguments to its result; also the functions for single operators (eigsh, trace, ...)."""

@@ -1,4 +1,4 @@
-"""The one call: every layer's certified eigenpairs, and the whole model's."""
+"""The main function, ``layerhess.analyze``: certified eigenpairs of every layer and of the whole model."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def analyze(
     memory: str | int | None = None,
     skip_failed: bool = False,
 ) -> Analysis:
-    """Top and bottom eigenpairs of every diagonal block of the Hessian and of the full Hessian, each with its bound.
+    """Top and bottom eigenpairs of every diagonal block of the Hessian and of the full Hessian, with error bounds.
 
-    The Hessian, or the matrix that ``operator`` names in its place, is that of the mean loss over the whole data set,
-    (sum of losses) / (sum of counts). All blocks advance in lockstep, one pass over the data a step for all of them;
-    blocks that converged drop out. Before the first step a self-check looks at the loss and the products; a failed one
-    refuses the analysis.
+    The Hessian (or another matrix, see ``operator``) is that of the mean loss over the whole data set, (sum of losses)
+    / (sum of counts). All blocks advance in lockstep: each step is one pass over the data for all of them, and blocks
+    that have converged drop out. Before the first step a self-check tests the loss and the products; if it fails, the
+    analysis is refused.
 
     Args:
         objective: model, data and loss.
@@ -57,20 +57,22 @@ def analyze(
             or "empirical_fisher:token", one per counted term (:class:`layerhess.EmpiricalFisher`).
         top, bottom: how many of the largest and of the smallest (algebraic) eigenvalues of each.
         full: also analyse the full Hessian of all trainable parameters.
-        trace: the trace of each; True, or :class:`layerhess.Trace` with how well. diagonal, density, coupling: the
-            same with :class:`layerhess.Diagonal`, :class:`layerhess.Density`, :class:`layerhess.Coupling` (the
-            Frobenius norms of all H_bc). Whatever is asked for shares the passes.
+        trace: the trace of each; True, or a :class:`layerhess.Trace` that says how accurate. diagonal, density,
+            coupling: the same with :class:`layerhess.Diagonal`, :class:`layerhess.Density`, :class:`layerhess.Coupling`
+            (the Frobenius norms of all H_bc). All of them share the passes.
         resume: not available yet; refused unless False.
         tol: relative tolerance: converged means error bound <= tol * max(|theta|, 0.1 ||A_b||).
         seed: of every random start; the same seed gives the same numbers.
-        out: folder to save into; checked before any work. A partial result lands there after Ctrl-C.
+        out: folder to save into; checked before any work. After Ctrl-C a partial result is saved there.
         progress: receiver of events, see :class:`layerhess.analysis.progress.Progress`.
-        sampling: also standard errors of eigenvalues and traces with respect to the data, by one more pass.
-        max_passes: passes over the data. time_limit: seconds. Past either the result is what there is, marked.
+        sampling: also standard errors of eigenvalues and traces with respect to the data, which takes one more pass.
+        max_passes: passes over the data. time_limit: seconds. After either the result so far is returned, marked
+            partial.
         method: "lanczos", or "power" for power iteration (top=1, bottom=0).
-        path: "auto": products from factors wherever a block has a licence for them, which is checked on a few examples;
-            "exact": exact products everywhere; "factors": refuse blocks that have no licence; "gram": the same, and
-            the complete spectrum of every block from all its rows, which "auto" takes where that is the cheapest.
+        path: "auto": products from factors (each layer's inputs and output sensitivities) for the blocks where a check
+            on a few examples allows them; "exact": exact products everywhere; "factors": refuse blocks where they are
+            not allowed; "gram": the same, and the complete spectrum of every block from all its rows, which "auto" uses
+            where that is the cheapest.
         memory: budget for graphs, factors and solvers' vectors, such as "8GiB" or a number of bytes; by default
             8 GiB or 2.5 training steps for graphs and factors, whichever is more, and never more than is free. Batches
             whose graph does not fit are cut into smaller ones, with the same result.
@@ -110,6 +112,6 @@ def analyze(
             raise
     analysis = run.result()
     if out is not None:
-        with preserved_random_state():  # drawing the report imports modules that draw random numbers
+        with preserved_random_state():  # making the report imports modules that draw random numbers
             analysis.save(out)
     return analysis

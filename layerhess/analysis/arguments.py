@@ -1,4 +1,4 @@
-"""The arguments of an analysis, looked at before any work."""
+"""Checks the arguments of an analysis before any work."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def check_arguments(
     coupling: Any = False,
     sampling: Any = False,
 ) -> Arguments:
-    """The arguments, if they make sense together.
+    """Check that the arguments make sense, alone and together.
 
     Raises:
         InputError: naming the argument and what to give instead.

@@ -1,4 +1,4 @@
-"""Certified eigenpairs of a single operator: the few-line driver of one ask/tell process."""
+"""Certified eigenpairs of a single operator: a network's matrix, a block of it, or any symmetric matrix."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENDS = ("LA", "SA", "LM", "BE")
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    """Eigenpairs, best first by the key asked for.
+    """Eigenpairs, in the order of ``which``.
 
     Attributes:
         values: (k,) float64. vectors: (k, n) float64 tensor, unit rows, largest component positive.
@@ -59,7 +59,7 @@ def eigsh(
         :class:`Eigenpairs`; ``converged`` is False where max_passes ended the search.
 
     Raises:
-        InputError: bad k, which, tol or operator; whatever the survey of a network's data refuses.
+        InputError: bad k, which, tol or operator; network's data that cannot be used.
         CheckError: the self-check of a network's operator failed.
 
     >>> import numpy as np, layerhess as lh
@@ -82,7 +82,7 @@ def eigsh(
             else Lanczos(n, wanted, tol, single.directions, device=single.device, width=search_width(wanted))
         )
         rounding: float | None = None
-        # A dense matrix is two or three passes, and nothing before the last: it is always finished.
+        # A dense matrix takes two or three passes and gives no result before the last one: it is always finished.
         for _ in range(max(max_passes, n) if isinstance(process, Dense) else max_passes):
             process.tell(single.apply(process.ask()))
             noisy = getattr(process, "relative_residual", 1.0) <= 2000.0 * single.eps

@@ -1,4 +1,4 @@
-"""What one analysis is asked for beyond eigenvalues."""
+"""The options for what an analysis estimates in addition to eigenvalues: traces, diagonals, densities, couplings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from layerhess.linalg.stochastic.density import Density
 from layerhess.linalg.stochastic.diagonal import Diagonal
 from layerhess.linalg.stochastic.trace import Trace
 
-# A diagonal to 5 % can take thousands of probes; what 32 give has its error beside every entry.
+# A diagonal to 5 % can take thousands of probes; that from 32 has a standard error for every entry.
 DEFAULTS: dict[str, Any] = {
     "trace": Trace(),
     "diagonal": Diagonal(max_probes=32, required=False),
@@ -24,10 +24,10 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class EstimateOptions:
-    """What was asked for beyond eigenvalues; None for what was not.
+    """The options of each estimate; None for those not asked for.
 
     Attributes:
-        trace, diagonal, density, coupling: options. sampling: also standard errors with respect to the data.
+        trace, diagonal, density, coupling: options. sampling: also give standard errors with respect to the data.
     """
 
     trace: Trace | None = None
@@ -38,7 +38,7 @@ class EstimateOptions:
 
     @property
     def any(self) -> bool:
-        """Whether anything was."""
+        """Whether any estimate was asked for."""
         return self.sampling or any((self.trace, self.diagonal, self.density, self.coupling))
 
     @property
@@ -50,7 +50,7 @@ class EstimateOptions:
         """Rough number of products, in units of one block's.
 
         Args:
-            sampled: sizes of the blocks that are not read whole. whole: the full model is estimated as well; one of its
+            sampled: sizes of the blocks that need random probes. whole: the full model is estimated as well; one of its
                 products counts as five.
         """
         units = len(sampled) + 5 * whole
@@ -71,10 +71,10 @@ class EstimateOptions:
 def estimate_option(kind: str, asked: bool, **given: Any) -> Any:
     """What :func:`estimate_options` takes for "trace" and so on: the default options, changed by what is not None.
 
-    Whoever gives one asks for the estimate.
+    Giving any option asks for the estimate.
 
     Raises:
-        InputError: an option that cannot be meant.
+        InputError: an option that makes no sense.
 
     >>> estimate_option("coupling", False), estimate_option("coupling", False, probes=4)
     (False, Coupling(probes=4))
@@ -87,7 +87,7 @@ def estimate_options(*, trace: Any, diagonal: Any, density: Any, coupling: Any, 
     """The options behind ``trace=True``, ``trace=lh.Trace(...)`` and so on.
 
     Raises:
-        InputError: something else than a truth value or the option's own class.
+        InputError: neither a bool nor an object of the option's class.
     """
     kinds: dict[str, tuple[Any, type]] = {
         "trace": (trace, Trace),

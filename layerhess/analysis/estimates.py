@@ -1,4 +1,4 @@
-"""Everything beyond eigenvalues that one analysis was asked for: its estimators, and what they found."""
+"""The estimators of an analysis (traces, diagonals, densities, couplings), and their results."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from layerhess.results.spectrum import Spectrum
 
 REST = "(rest)"
 MOST_COLUMNS = 4096
-SHARED_METHODS = ("auto", "hutchinson")  # whose probes can serve all blocks at once
+SHARED_METHODS = ("auto", "hutchinson")  # whose probes can be shared by all blocks
 
 
 @dataclass
 class BlockEstimator:
-    """An estimator around one ask/tell process of one block."""
+    """An estimator that runs one process of :mod:`layerhess.linalg.stochastic` for one block."""
 
     key: str
     block: Block
@@ -53,15 +53,15 @@ class BlockEstimator:
 
     @property
     def done(self) -> bool:
-        """True when the process is."""
+        """True when the process is done."""
         return bool(self.process.done)
 
     def requests(self) -> dict[str, Request]:
-        """What the process asks for."""
+        """The products that the process asks for."""
         return {self.key: Request(self.block, self.process.ask())}
 
     def tell(self, products: Mapping[str, Tensor]) -> None:
-        """Hand the products on."""
+        """Pass the products on to the process."""
         self.process.tell(products[self.key])
 
 
@@ -70,11 +70,11 @@ class Estimation:
     """The estimators of one analysis, and their results.
 
     Args:
-        options: what is asked for. blocks: those to estimate, in model order. full: the block of all parameters that
-            take part. whole: also estimate the full model. seed: of the probes. device: of the model.
+        options: which estimates, how accurate. blocks: those to estimate, in model order. full: the block of all
+            parameters that take part. whole: also estimate the full model. seed: of the probes. device: of the model.
         tasks: of the eigenvalue solvers. eps, length: of the products' rounding, see
             :func:`layerhess.linalg.bounds.unit_rounding`. memory: the budget. diagonals: block name -> exact diagonal,
-            of those that need no probes for it.
+            of the blocks that need no probes for it.
 
     Attributes:
         notes: sentences for the reader. estimators: of the schedule.
@@ -122,15 +122,15 @@ class Estimation:
         return {**self.blocks, **({FULL: self.full} if self.whole else {})}
 
     def _plan_densities(self, options: Density, shared: bool) -> None:
-        """Densities of all that is not read whole.
+        """Plan the densities of all blocks that are not read whole.
 
         Args:
-            shared: traces or diagonals by shared probes are wanted too, which take what the densities begin with.
+            shared: traces or diagonals by shared probes are wanted too, which use the densities' first products.
         """
         coupling = self.options.coupling
         coupled = self.blocks if coupling is not None else {}
         room = room_for(self.full.numel, self.memory, most=MOST_COLUMNS)
-        left = room  # whole columns in the first pass; those that do not fit are made later
+        left = room  # for whole columns in the first pass; those that do not fit are made later
         for name, block in self._operators().items():
             if name in self.dense:
                 continue
@@ -193,7 +193,7 @@ class Estimation:
         )
 
     def _known(self) -> Mapping[str, Known] | None:
-        """What the solvers left, once all of them are done; and the densities, whose products are used as well."""
+        """What the solvers know of each block; None until they and the densities are done."""
         if not all(task.done for task in self.tasks) or not all(
             estimator.done for estimator in self._density_estimators.values()
         ):
@@ -211,7 +211,7 @@ class Estimation:
         return lambda number: random_signs(block.numel, self.seed, f"({kind}) {name}", number, self.device)
 
     def _starts(self, name: str, block: Block) -> Any:
-        """Signs over sqrt(n): unit vectors whose products are probes of the trace and the diagonal as well."""
+        """Random signs over sqrt(n): unit vectors whose products serve as probes of trace and diagonal as well."""
         signs = self._signs(name, block, "density")
         return lambda number: signs(number) / math.sqrt(block.numel)
 
@@ -245,12 +245,12 @@ class Estimation:
         return made
 
     def overall(self, spectra: Mapping[str, Spectrum]) -> tuple[CouplingEstimate | None, list[Check]]:
-        """What concerns all spectra together: the couplings, and checks of one estimate against another."""
+        """The couplings, and the checks of one estimate against another."""
         coupling = self._coupling(spectra)
         return coupling, self._checks(spectra, coupling)
 
     def _checks(self, spectra: Mapping[str, Spectrum], coupling: CouplingEstimate | None) -> list[Check]:
-        """The densities' first two moments against trace and Frobenius norm from other probes."""
+        """Compare the densities' first two moments with trace and Frobenius norm from other probes."""
         made, agreeing = [], 0
         for name, spectrum in spectra.items():
             if spectrum.density is None or not spectrum.density.probes:
@@ -296,7 +296,7 @@ class Estimation:
         return self._exact(name, options)  # type: ignore[no-any-return]
 
     def _relative(self, name: str) -> float:
-        """Relative error of a product by rounding: measured at the eigenvectors, the worst of the others where not."""
+        """Relative rounding error of a product, measured at the eigenvectors; else the worst of the other blocks."""
         measured = {
             task.name: task.rounding / task.candidates.norm
             for task in self.tasks
@@ -324,7 +324,7 @@ class Estimation:
         return None if exact is None else shaped(block, exact)
 
     def _exact(self, name: str, options: Any) -> Any:
-        """For a block that its solver read whole."""
+        """The exact estimate for a block that its solver read whole."""
         for task in self.tasks:
             if task.name == name and task.done:
                 known = _known(task)

@@ -1,4 +1,4 @@
-"""What an analysis will cost, from the passes over the sample that were timed."""
+"""Predicts how long an analysis will take, from timed passes over a sample."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from layerhess.curvature.data_pass import FULL
 from layerhess.linalg.eigen.process import Wanted
 from layerhess.objective.blocks import Block
 
-SLOWDOWN = (0.7, 2.2)  # between easy spectra on kept graphs, and hard ones remade every pass
+SLOWDOWN = (0.7, 2.2)  # from easy spectra on kept graphs, to hard ones on graphs made again every pass
 
 
 def forecast(
@@ -23,17 +23,17 @@ def forecast(
     arguments: Arguments,
     seconds: Mapping[str, float],
 ) -> Forecast:
-    """Seconds to expect, for the table that is printed before the first step.
+    """The expected seconds, shown before the first step.
 
     Args:
         operators: name -> block, the full model included if it is asked for. seconds: spent so far, by phase.
     """
     size = surveyed.sample_size
     scale = surveyed.examples / size if size else float(surveyed.batches)
-    # The first pass is cold and the sample is small: the faster of the two estimates is the nearer.
+    # The first pass is slow and the sample is small: the faster of the two estimates is closer.
     scaled = scale * checked.graph_seconds
     gradient = min(3.0 * seconds["survey"], scaled)
-    # What a large batch saves on its gradient, it saves on its products.
+    # A large batch makes products faster by the same factor as gradients.
     saved = gradient / scaled if scaled > 0.0 else 1.0
     per_product = saved * scale * checked.block_seconds / (len(operators) + (not arguments.full))
     wanted = Wanted(top=arguments.top, bottom=arguments.bottom)

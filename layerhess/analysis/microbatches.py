@@ -1,4 +1,4 @@
-"""How much memory by default, and how many examples at a time: pieces of batches whose graphs fit a budget."""
+"""Chooses the memory budget, and how many examples to process at a time so that their graphs fit it."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from layerhess.objective import batches
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
 
-USUAL = 8 << 30  # bytes that an analysis may take by default, whatever the model
-STEPS = 2.5  # or as many times a training step's, where that is more: who can train a model has them
-UNCUT_SHARE = 0.3  # of the default, up to which the graph of a batch stays whole
+USUAL = 8 << 30  # bytes that an analysis may take by default, for any model
+STEPS = 2.5  # or this many times a training step's memory, if that is more: a machine that trains the model has it
+UNCUT_SHARE = 0.3  # of the default: up to here the graph of a batch is not cut
 
 
 def default_budget(step: int, free: Budget) -> Budget:
-    """What graphs and factors take where nobody says: a few training steps' memory, and never more than is free.
+    """The default budget for graphs and factors: a few training steps' memory, and never more than is free.
 
-    Those of many batches could fill any machine. Solvers' vectors are what the question asks for, and not meant here.
+    Graphs of many batches could fill any machine. Solvers' vectors are not included.
 
     Args:
-        step: bytes of a training step, see :func:`step_bytes`. free: what there is.
+        step: bytes of a training step, see :func:`step_bytes`. free: the memory there is.
     """
     return Budget(free.free, min(free.free, max(USUAL, int(STEPS * step))), asked=False)
 
 
 def surely_fits(step: int, directions: int, memory: Budget) -> bool:
-    """Whether no batch's graph can be too large for the default: factors hold each output once a direction."""
+    """Whether every batch's graph surely fits the default: factors hold each output once per direction."""
     return not memory.asked and memory.limit is not None and (directions + 4) * step <= UNCUT_SHARE * memory.limit
 
 
 def advice(needed: float, kept: int, memory: Budget) -> str:
-    """A sentence for who could have been served faster by more memory than the default; else empty.
+    """A sentence if more memory than the default would have been faster; else empty.
 
     Args:
         needed: bytes to keep every batch's graph between passes, 0 where they are kept. kept: graphs.
@@ -57,12 +57,12 @@ def advice(needed: float, kept: int, memory: Budget) -> str:
 
 @dataclass(frozen=True)
 class Microbatches:
-    """How batches go through their passes.
+    """How batches are processed in passes.
 
     Attributes:
-        size: examples of a piece, None where batches stay whole. kept: whether the graphs of all pieces are expected to
-            fit the budget together, so that passes after the first are cheap. per_example: bytes of a graph, 0.0 where
-            nobody counted them.
+        size: examples of a micro-batch, None where batches stay whole. kept: whether all graphs are expected to fit the
+            budget together, so that passes after the first are cheap. per_example: bytes of a graph, 0.0 where they
+            were not counted.
     """
 
     size: int | None = None
@@ -74,12 +74,12 @@ def microbatches(
     objective: Objective, surveyed: Survey, make_graph: GraphMaker, blocks: Sequence[Block], memory: Budget,
     *, step: int, directions: int,
 ) -> Microbatches:  # fmt: skip
-    """What the budget allows (in session).
+    """Choose the size of micro-batches by the budget (in session).
 
-    What a graph holds on to is counted on the sample and taken as proportional to the number of examples.
+    The bytes of a graph are counted on the sample and taken as proportional to the number of examples.
 
     Args:
-        blocks: those that products will be asked for. step: bytes of a training step. directions: of the output, with
+        blocks: those that products will be asked for. step: bytes of a training step. directions: output directions in
             the factors of every example.
     """
     size = batches.leading_size(surveyed.sample)
@@ -88,13 +88,13 @@ def microbatches(
     share = surveyed.examples / max(1, surveyed.largest)  # of the largest batch
     all_kept = (directions + 4) * step * share <= KEPT_SHARE * memory.limit
     if surely_fits(step, directions, memory) and (all_kept or not directions):
-        return Microbatches()  # without factors nobody asks whether graphs are kept
+        return Microbatches()  # without factors, ``kept`` is not used
     try:
         per_example = graph_bytes(objective, surveyed.sample, make_graph, blocks) / size
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        return Microbatches()  # transforms of torch.func in the model or the loss do not let anybody see what is saved
+        return Microbatches()  # transforms of torch.func in the model or the loss hide what is saved
     kept = per_example * surveyed.examples <= KEPT_SHARE * memory.limit
     whole = (PIECE_SHARE if memory.asked else UNCUT_SHARE) * memory.limit
     if per_example * surveyed.largest <= whole:
@@ -107,7 +107,7 @@ def step_bytes(objective: Objective, surveyed: Survey) -> int:
     """Bytes of one training step on the largest batch: saved tensors, gradients, and as much for an optimiser.
 
     Counted on the sample and taken as proportional to the number of examples (in session). A sample that cannot be
-    evaluated counts nothing; whoever evaluates it next has the words for that.
+    evaluated counts 0; the next step that evaluates it raises the error.
     """
     size = batches.leading_size(surveyed.sample)
     weights = sum(p.numel() * p.element_size() for p in objective.parameters.values())
@@ -120,7 +120,7 @@ def step_bytes(objective: Objective, surveyed: Survey) -> int:
 
 
 def graph_bytes(objective: Objective, batch: Any, make_graph: GraphMaker, blocks: Sequence[Block]) -> int:
-    """Bytes that one batch's graph and products of the blocks hold on to, weights not counted."""
+    """Bytes that one batch's graph and products of the blocks hold, without weights."""
     names = list(dict.fromkeys(name for block in blocks for name in block.parameters))
     with _Saved(objective) as saved:
         graph = make_graph(objective, batch, names, Counters())
@@ -130,17 +130,17 @@ def graph_bytes(objective: Objective, batch: Any, make_graph: GraphMaker, blocks
 
 
 class _Saved:
-    """While this is on, what autograd saves is noted; afterwards no graph that was made has it any more.
+    """Counts what autograd saves inside this context, and drops it at the end: graphs made inside are then unusable.
 
     Attributes:
-        nbytes: of all of it, each storage once, weights not counted; known at the end.
+        nbytes: of everything saved, each storage once, without weights; known at the end.
     """
 
     def __init__(self, objective: Objective) -> None:
-        # A node that held its own output without a box in between would never die.
+        # Without a box in between, a node that holds its own output would never be freed.
         self._hooks = saved_tensors_hooks(self._pack, lambda box: box[0])
         self._weights = storages(objective.model.parameters())
-        self._boxes: list[list[Tensor]] = []  # all of them until the end, so that no address is used twice
+        self._boxes: list[list[Tensor]] = []  # all kept until the end, so that no address is used twice
         self.nbytes = 0
 
     def _pack(self, tensor: Tensor) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The public operators: the Hessian and its relatives as matrices that people multiply by, whole and block by block."""
+"""The public operators: Hessian, Gauss-Newton and empirical Fisher as matrices to multiply by, whole or by block."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from layerhess.objective.objective import Objective
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
-DENSE_CHUNK = 64  # unit vectors a pass while a dense matrix is read off
+DENSE_CHUNK = 64  # unit vectors a pass while a dense matrix is read
 
 
 class Operator:
-    """What every curvature matrix A has in common: products with it and with its diagonal blocks A_bb.
+    """The base of all curvature matrices A: products with A and with its diagonal blocks A_bb.
 
-    A subclass says which matrix by its ``curvature``. Each product is one pass over the data, exact up to rounding.
-    The self-check belongs to :func:`layerhess.analyze` and :func:`layerhess.eigsh`; run those for numbers to rely on.
+    A subclass sets the matrix by its ``curvature``. Each product is one pass over the data, exact up to rounding. The
+    loss is not checked here: for numbers to rely on use :func:`layerhess.analyze` or :func:`layerhess.eigsh`, which run
+    a self-check first.
 
     Args:
         objective: the loss over the data.
@@ -72,13 +73,13 @@ class Operator:
         return BlockOperator(self, self._unchecked.spec(name))
 
     def session(self, memory: Budget | None = None) -> AbstractContextManager[DataPass]:
-        """Keep the batches' graphs between products inside this context (the model must not change meanwhile)."""
+        """Keep the batches' graphs between products inside this context (the model must not change in it)."""
         return self._unchecked.session(memory)
 
     def apply(self, vectors: Mapping[str, tuple[Block, Tensor]]) -> dict[str, Tensor]:
         """Products of several blocks with (s, P_b) vectors, in one pass; (s, P_b) float64 each.
 
-        Every product of this operator and of its blocks goes through here.
+        Every product of this operator and of its blocks is made here.
         """
         return self._unchecked.apply(vectors)
 
@@ -147,7 +148,7 @@ class BlockOperator:
     @overload
     def matvec(self, v: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
     def matvec(self, v: Tensor | Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
-        """A_bb v for a flat (P_b,) tensor or a dict of parameter-shaped tensors; the same kind comes back."""
+        """A_bb v for a flat (P_b,) tensor or a dict of parameter-shaped tensors; returns the same kind."""
         if isinstance(v, Tensor):
             check_flat(self.spec, v)
             return self.rows(v[None])[0].to(v.dtype).to(v.device)
@@ -169,7 +170,7 @@ class BlockOperator:
 
     def to_scipy(self) -> LinearOperator:
         """A ``scipy.sparse.linalg.LinearOperator``, float64 in and out."""
-        from scipy.sparse.linalg import LinearOperator  # takes a fifth of what torch takes to load
+        from scipy.sparse.linalg import LinearOperator  # loads in a fifth of the time of torch
 
         def matvec(x: Any) -> Any:
             vector = torch.from_numpy(np.asarray(x, dtype=np.float64).reshape(-1)).to(self.parent.objective.device)
@@ -181,8 +182,8 @@ class BlockOperator:
 class Hessian(Operator):
     """H = d2 L / d theta2 and its diagonal blocks H_bb, as linear operators.
 
-    Products are exact up to rounding (Pearlmutter 1994, by reverse over reverse), each one pass over the data. The
-    self-check belongs to :func:`layerhess.analyze`; run that for numbers to be relied on.
+    Products are exact up to rounding (Pearlmutter 1994, by reverse over reverse), each one pass over the data. The loss
+    is not checked here: for numbers to rely on use :func:`layerhess.analyze`, which runs a self-check first.
 
     Args:
         objective: the loss over the data.
@@ -208,10 +209,10 @@ class Hessian(Operator):
 class GaussNewton(Operator):
     """G = (1/count) sum J' S J and its diagonal blocks: J = d output / d theta, S = d2 loss / d output2.
 
-    The Hessian less the curvature of the network itself (Schraudolph 2002; Martens 2020). Positive semidefinite where
-    the loss is convex in the output. G depends on where the cut between network and loss is: at the input of the
-    criterion; at ``.logits`` for a model's own ``.loss``; at ``output=`` of :class:`layerhess.batch_loss`. S is never
-    formed. Same arguments, methods and normalisation as :class:`layerhess.Hessian`.
+    The Hessian without the second derivatives of the network itself (Schraudolph 2002; Martens 2020). Positive
+    semidefinite where the loss is convex in the output. G depends on where network and loss are separated: at the input
+    of the criterion; at ``.logits`` for a model's own ``.loss``; at ``output=`` of :class:`layerhess.batch_loss`. S is
+    never formed. Same arguments, methods and normalisation as :class:`layerhess.Hessian`.
 
     Raises:
         InputError: bad scheme; a ``batch_loss`` without ``output=``.
@@ -234,9 +235,9 @@ class GaussNewton(Operator):
 class EmpiricalFisher(Operator):
     """F = (1/count) sum g g' and its diagonal blocks, g the gradient of one item's loss (its sum, not its mean).
 
-    Not the Fisher matrix, whose targets would be drawn from the model, and no approximation of the Hessian away from a
-    good fit (Kunstner, Hennig & Balles 2019). The count is that of the loss: for a language model at item level, g
-    belongs to a sequence and the count to tokens. Same methods as :class:`layerhess.Hessian`.
+    It is not the Fisher matrix, whose targets would be drawn from the model, and it does not approximate the Hessian
+    away from a good fit (Kunstner, Hennig & Balles 2019). The count is that of the loss: for a language model at item
+    level, g belongs to a sequence and the count to tokens. Same methods as :class:`layerhess.Hessian`.
 
     A criterion of ``torch.nn`` needs one forward pass a batch. Other callables are called once an item; a model's own
     ``.loss`` and a ``batch_loss`` without ``output=`` run the whole model once an item, which is slower.

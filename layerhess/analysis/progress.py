@@ -1,4 +1,4 @@
-"""What a running analysis tells whoever watches: three kinds of event, one method each."""
+"""The events that a running analysis reports to its caller: a forecast, the state after each pass, and notes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Forecast:
-    """What an analysis is expected to cost, said before its first step.
+    """The expected cost of an analysis, reported before its first step.
 
     Attributes:
         gradient_seconds: one gradient over the whole data set.
         pass_seconds: one lockstep step: the products of all blocks (and the full one) over the whole data set.
-        low, high: expected wall-clock seconds of the whole analysis.
+        low, high: range of expected wall-clock seconds of the whole analysis.
         examples: examples in the data set (0 when unknown).
         per_example: part of ``high`` that grows with the number of examples, in seconds per example.
     """
@@ -32,8 +32,8 @@ class Snapshot:
 
     Attributes:
         passes: passes so far. products: Hessian-vector products so far (of one batch each).
-        converged: spectra that are done. total: spectra asked for.
-        worst_block: the block that is furthest from its tolerance. worst_bound: its bound over the tolerated bound.
+        converged: number of spectra that are done. total: number of spectra.
+        worst_block: the block furthest from its tolerance. worst_bound: its error bound over the tolerated one.
         elapsed: seconds so far. remaining: expected seconds left, NaN when unknown.
     """
 
@@ -57,4 +57,4 @@ class Progress(Protocol):
         """Called after every pass over the data."""
 
     def note(self, sentence: str) -> None:
-        """Called for each thing the reader should know, once."""
+        """Called once for each thing the reader should know."""

@@ -1,4 +1,4 @@
-"""What :func:`layerhess.analyze` returns: the record of an analysis, which can be looked at, drawn and saved."""
+"""What :func:`layerhess.analyze` returns: the result of an analysis, with methods to show, draw and save it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class Analysis(AnalysisRecord):
     """Everything one call of :func:`layerhess.analyze` found.
 
-    The fields are those of :class:`layerhess.results.spectrum.AnalysisRecord`. What shows and stores it is imported
-    here, above both, so that the record below knows neither.
+    The fields are those of :class:`layerhess.results.spectrum.AnalysisRecord`. Display and storage are imported here,
+    so that the record does not depend on them.
     """
 
     def to_frame(self, table: str = "eigenvalues") -> pd.DataFrame:
@@ -41,7 +41,7 @@ class Analysis(AnalysisRecord):
         return store.save(self, path, _page)
 
     def plot(self) -> Figure:
-        """Eigenvalue per block with error bars, both ends, the full model beside them (a matplotlib figure)."""
+        """Eigenvalues of each block and the full model, both ends, with error bars (a matplotlib figure)."""
         picture: Figure = show.figures.overview(self)
         return picture
 
@@ -58,7 +58,7 @@ class Analysis(AnalysisRecord):
 
 
 def load(path: str | Path) -> Analysis:
-    """Read a saved analysis; after a crash in mid-replacement, the complete one there is.
+    """Read a saved analysis; after a crash while it was being replaced, the complete one.
 
     Args:
         path: the folder that ``save()`` or ``--out`` was given.
@@ -74,7 +74,7 @@ def load(path: str | Path) -> Analysis:
 
 
 def rewrite_report(path: str | Path) -> Path:
-    """Make report.html anew from the saved numbers, with this version's layout; the rest is untouched.
+    """Make report.html again from the saved numbers, with this version's layout; the rest is untouched.
 
     Args:
         path: the folder of an analysis.
@@ -89,7 +89,7 @@ def rewrite_report(path: str | Path) -> Path:
 
 
 def _page(record: AnalysisRecord) -> str:
-    """The report, or a page that says why there is none: a fault in a picture must not cost anyone the numbers."""
+    """The report, or a page that says why there is none: an error in a figure must not lose the numbers."""
     try:
         page: str = show.report.as_html(record)
         return page

@@ -1,4 +1,4 @@
-"""One analysis under way: its steps, and a result at any point of them."""
+"""The steps of one analysis: survey, self-check, solving, result. A partial result can be made at any point."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from layerhess.analysis.sampling_errors import SamplingErrors, sampling_errors
 from layerhess.analysis.schedule import Schedule
 from layerhess.analysis.spectra import cost_of, mass, refused, spectrum_of, unasked
 from layerhess.analysis.tasks import Task, make_tasks
-from layerhess.checks import SelfCheck, check_awake, self_check
+from layerhess.checks import SelfCheck, check_unsampled, self_check
 from layerhess.checks.rounding import RoundingMeter
 from layerhess.checks.survey import Survey, survey
 from layerhess.checks.suspects import refuse_failed
@@ -43,7 +43,7 @@ from layerhess.results.spectrum import Spectrum
 
 
 class Run:
-    """State of one analysis, so that what there is can be turned into a result at any point."""
+    """The state of one analysis, from which a result can be made at any point."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Run:
     # -- the steps --------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Survey, self-check, forecast: everything that can refuse, before the first step."""
+        """Survey, self-check and forecast: everything that can refuse the analysis."""
         self._note(*self.objective.notes)
         with self.counters.during("survey"):
             self.surveyed = survey(self.objective, self.counters, self.checkpoint)
@@ -107,7 +107,7 @@ class Run:
             )
 
     def solve(self) -> None:
-        """All tasks in lockstep, and their spectra while the model is still in session."""
+        """Run all tasks in lockstep; make their spectra while the model is still in session."""
         assert self.surveyed is not None and self.checked is not None
         names = list(self.objective.parameters) if self.arguments.full else self._covered()
         make = graph_maker(self.arguments.curvature, self.checked.licence)
@@ -141,7 +141,7 @@ class Run:
             length=self.surveyed.longest,
             full_block=make_block(FULL, {n: self.objective.parameters[n] for n in names}),
             probe=self._probe(names),
-            check_awake=lambda blocks, full_norm: self._check_awake(data_pass, blocks, full_norm),
+            check_unsampled=lambda blocks, full_norm: self._check_unsampled(data_pass, blocks, full_norm),
             max_passes=self.arguments.max_passes,
             time_limit=self.arguments.time_limit,
             progress=self.progress,
@@ -170,7 +170,7 @@ class Run:
             )
 
     def save_partial(self, stop: KeyboardInterrupt) -> None:
-        """After Ctrl-C: put what there is on disk, and say where in the exception."""
+        """After Ctrl-C: save the partial result, and say where in the exception."""
         self.partial = "interrupted"
         if self.arguments.out is None or self.schedule is None or self.surveyed is None:
             return
@@ -185,7 +185,7 @@ class Run:
             stop.__notes__ = [sentence]
 
     def result(self) -> Analysis:
-        """The analysis of what there is."""
+        """The analysis as far as it got."""
         assert self.surveyed is not None and self.checked is not None
         spectra = self._spectra_now()
         coupling, checks = self.estimation.overall(spectra) if self.estimation is not None else (None, [])
@@ -226,9 +226,9 @@ class Run:
             raise refuse_failed(self.objective, self._operators(), failed, skippable=True)
         self._note("blocks refused by the self-check: " + ", ".join(failed))
 
-    def _check_awake(self, data_pass: DataPass, blocks: dict[str, Block], full_norm: float) -> Mapping[str, Check]:
+    def _check_unsampled(self, data_pass: DataPass, blocks: dict[str, Block], full_norm: float) -> Mapping[str, Check]:
         assert self.checked is not None
-        failed = check_awake(self.objective, data_pass, blocks, full_norm, self.arguments.seed, self.checked)
+        failed = check_unsampled(self.objective, data_pass, blocks, full_norm, self.arguments.seed, self.checked)
         self._refuse(failed)
         return failed
 
@@ -257,7 +257,7 @@ class Run:
         )  # fmt: skip
 
     def _cut(self, make: GraphMaker) -> tuple[Objective, Microbatches]:
-        """The objective, in pieces whose graphs fit the budget where batches do not; and how its passes go."""
+        """The objective, cut into micro-batches where batches' graphs do not fit the budget; and that choice."""
         assert self.surveyed is not None and self.checked is not None
         directions = max((work.directions for work in self.checked.licence.works.values()), default=0)
         found = microbatches(

@@ -1,7 +1,7 @@
 """How far the numbers depend on the sample of data: standard errors from the spread between groups of examples.
 
-Not to be mixed up with an error bound: that says how well a number is known for *these* data, this how much it would
-change with others.
+Not the same as an error bound: that says how well a number is known for *these* data, this how much it would change
+with other data.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from layerhess.objective.objective import Objective
 
 GROUPS = 16  # wanted: the standard error of a standard error from g groups is 1 / sqrt(2 g) of it
 FEWEST = 4  # below this nothing is said
-PROBES = 8  # for the traces; what the probes themselves contribute is taken out
+PROBES = 8  # for the traces; the probes' own contribution is removed
 
-EXACT = 32  # parameters up to which a block's trace is taken whole, group by group
+EXACT = 32  # parameters up to which a block's trace is computed exactly in each group
 PROBES_KEY = "(sampling)"
 COUNT, FORM, TRACE = "count", "form", "trace"  # kinds of sums
 NO_FACTORS = "a batch has no factors for it"
@@ -43,7 +43,8 @@ class SamplingErrors:
     """Standard errors with respect to the data.
 
     Attributes:
-        values: name -> (k,) of its eigenvalues. traces: name -> of its trace. groups: how many groups were compared.
+        values: name -> (k,) of its eigenvalues. traces: name -> that of its trace. groups: how many groups were
+            compared.
         note: a sentence for the reader.
     """
 
@@ -68,28 +69,27 @@ def sampling_errors(
     """One pass over the data, group by group (in session).
 
     For a converged pair (theta, v) the first order change of theta with the data is v'(dA)v, so its standard error is
-    that of the ratio sum_g v'A_g v / sum_g c_g over groups g (Cochran 1977, eq. 6.13). A trace is taken as the sum over
-    the block's eigenvectors and random probes orthogonal to them; two probes u, w see the same groups, so that the
-    covariance between u'A_g u and w'A_g w over the groups is the data's part alone.
+    that of the ratio sum_g v'A_g v / sum_g c_g over groups g (Cochran 1977, eq. 6.13). A trace is the sum over the
+    block's eigenvectors and random probes orthogonal to them. Two probes u, w see the same groups, so the covariance
+    between u'A_g u and w'A_g w over the groups is due to the data alone.
 
-    Groups are the batches; where those are few, pieces of them. Two things make the figure too large, and neither is
-    corrected, since a right correction would have to know the spectrum without noise:
+    Groups are the batches, or parts of them if there are few. Two things make the standard error too large. Neither is
+    corrected, since that would need the spectrum without noise:
 
-    1. Examples within a group count as drawn together, and data in a meaningful order (sorted by class) were not.
-    2. The eigenvector was fitted to the same examples, and first order holds as long as the standard error is small
-       against the distance to the next eigenvalue. Among close neighbours eigenvectors turn into one another while the
-       eigenvalues, which repel each other, move less. With 40 fresh data sets for fixed random weights (10-20-3, tanh,
-       cross entropy) the stated error was 2.1, 2.0, 2.7 times the actual spread for the three largest of 0.weight at
-       256 examples, and 1.3, 1.8, 2.3 times at 4096; for the well separated ones of the full Hessian 1.0, 1.0, 1.3 and
-       0.9, 1.2, 1.1 times.
+    1. Data in a meaningful order (sorted by class) make the groups differ more than random ones would.
+    2. The eigenvector was fitted to the same examples, and the first order holds only while the standard error is small
+       against the distance to the next eigenvalue. Close eigenvalues repel each other and move less, while their
+       eigenvectors mix. With 40 fresh data sets for fixed random weights (10-20-3, tanh, cross entropy) the stated
+       error was 2.1, 2.0, 2.7 times the actual spread for the three largest of 0.weight at 256 examples, and 1.3, 1.8,
+       2.3 times at 4096; for the well separated ones of the full Hessian 1.0, 1.0, 1.3 and 0.9, 1.2, 1.1 times.
 
     Args:
         pairs: name -> (block, (k, P_b) unit eigenvectors, (k,) eigenvalues). traced: name -> block whose trace is asked
             for. full: the block of all parameters that any of them needs. uncut: why batches must not be cut into
-            groups (the pieces would have another loss), "" if they may be.
+            groups (the parts would have another loss), "" if they may be.
 
     Returns:
-        Empty with a note where the data cannot be seen as at least four groups.
+        Empty, with a note, where the data cannot be divided into at least four groups.
     """
     grouped, number = _grouped(objective, surveyed, uncut)
     if number < FEWEST:
@@ -100,7 +100,7 @@ def sampling_errors(
     forms, exact = _from_factors(objective, grouped, requests, blocks, plan, counters, checkpoint)
     whole = {member for name in exact for member in blocks[name].parameters}.issuperset(full.parameters)
     small = {name: block for name, block in blocks.items() if block.numel <= EXACT and name not in exact}
-    for name, block in small.items():  # an orthonormal basis that begins with the eigenvectors serves both
+    for name, block in small.items():  # an orthonormal basis that begins with the eigenvectors gives both
         eye = torch.eye(block.numel, dtype=torch.float64, device=solver_device(objective.device))
         rows = _completed(pairs[name][1], eye) if name in pairs else eye
         requests[name] = Request(block, rows, quadratic=(block,))
@@ -144,7 +144,7 @@ def sampling_errors(
 
 
 def _counts(grouped: Objective, counters: Counters, checkpoint: Callable[[], None]) -> Floats:
-    """(G,) what the losses of every piece are divided by, where nothing else is asked of the pieces."""
+    """(G,) the counts of every group, where nothing else is needed from them."""
 
     def share(batch: Any, totals: Totals) -> None:
         with torch.no_grad():
@@ -163,10 +163,11 @@ def _from_factors(
     counters: Counters,
     checkpoint: Callable[[], None],
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """What factors know of every example: (G, s, 1) forms of the requests' vectors, (G,) traces of the blocks.
+    """What factors give directly: (G, s, 1) quadratic forms of the requests' vectors, (G,) traces of the blocks.
 
-    Those that some batch has no factors for are absent. Where batches are not cut, forms cost no less here than in a
-    pass, and none are made. Full vectors are left to the pass: every block's form of them would take a product.
+    Blocks for which some batch has no factors are absent. Where batches are not cut, forms are no cheaper here than in
+    a pass, and none are made. Vectors of the full model are left to the pass, since every block's form of them would
+    take a product.
     """
     cut = grouped is not objective
     if not plan.blocks or (cut and objective.batch_size is not None):
@@ -199,7 +200,7 @@ def _from_factors(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        return {}, {}  # the pieces need less
+        return {}, {}  # the groups need less
     forms = {key: torch.stack(rows)[:, :, None].numpy() for key in requests if (rows := totals.listed((FORM, key)))}
     return forms, {name: torch.stack(rows).numpy() for name in blocks if (rows := totals.listed((TRACE, name)))}
 
@@ -242,10 +243,10 @@ def ratio_error(sums: Floats, counts: Floats) -> float:
 
 
 def shared_error(sums: Floats, counts: Floats) -> float:
-    """The same from several probes, by their covariance over the groups: what differs between probes drops out.
+    """The same from several probes, by their covariance over the groups, in which the probes' own noise cancels.
 
-    Never less than half the spread of the probes' mean (which is too large, by what the probes contribute): a
-    covariance from few groups can come out near zero, or negative, by chance.
+    Never less than half the spread of the probes' mean (which is too large, as it includes their noise): a covariance
+    from few groups can be near zero, or negative, by chance.
 
     Args:
         sums: (G, m) with m >= 2 probes. counts: (G,).

@@ -1,4 +1,4 @@
-"""Merges the requests of all solvers into passes, until everybody is done: one pass serves every block."""
+"""Runs all solvers together: merges their requests, so that one pass over the data makes every block's products."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOISE = 2000.0  # times eps: a relative residual this small may be rounding, so 
 
 
 class Estimator(Protocol):
-    """An estimator beside the solvers: its requests join the passes that are made anyway.
+    """An estimator that runs along with the solvers: its requests join their passes.
 
     Its keys must not be block names; they begin with a parenthesis by convention.
     """
@@ -33,7 +33,7 @@ class Estimator(Protocol):
         """True when it needs no more products."""
 
     def requests(self) -> dict[str, Request]:
-        """What it needs next; nothing while it waits for something else."""
+        """What it needs next; empty while it waits for something else."""
 
     def tell(self, products: Mapping[str, torch.Tensor]) -> None:
         """The products of what it last asked for, by its own keys."""
@@ -46,9 +46,9 @@ class Schedule:
     Attributes:
         data_pass: over the whole data. meter: for rounding. tol: relative. eps: of the coarsest dtype in the graph.
         length: the most terms summed up in one batch.
-        full_block: the block of all parameters, for the norm that zero blocks are held against.
-        probe: a random unit vector (1, P) for that norm. max_passes, time_limit: after which it stops.
-        check_awake: the self-check of blocks that were quiet on the sample and are not on all the data; returns the
+        full_block: the block of all parameters, for the norm that zero blocks are compared with.
+        probe: a random unit vector (1, P) for that norm. max_passes, time_limit: limits after which it stops.
+        check_unsampled: the self-check of blocks whose products vanished on the sample but not on all data; returns the
             names of those to leave out, or raises.
         estimators: estimators that share the passes.
     """
@@ -61,7 +61,7 @@ class Schedule:
     length: float
     full_block: Block
     probe: Callable[[], torch.Tensor]
-    check_awake: Callable[[dict[str, Block], float], Collection[str]]
+    check_unsampled: Callable[[dict[str, Block], float], Collection[str]]
     max_passes: int
     time_limit: float | None
     estimators: Sequence[Estimator] = ()
@@ -70,7 +70,7 @@ class Schedule:
     stopped: str = ""
 
     def run(self) -> None:
-        """Until every task is done, or a limit is reached (then :attr:`stopped` says which)."""
+        """Run until every task is done, or a limit is reached (then :attr:`stopped` says which)."""
         passes = 0
         clock = self.data_pass.counters.clock
         begin = clock()
@@ -89,7 +89,7 @@ class Schedule:
                 self._give_best(task)
 
     def judge_unfinished(self) -> None:
-        """Certificates of what an interrupted run has so far, without another product."""
+        """Make certificates for an interrupted run, without another product."""
         for task in self.tasks:
             if not task.done and task.told:
                 task.judge(self.tol, self.eps, self.length)
@@ -133,14 +133,14 @@ class Schedule:
                 task.zero_bound = zero_bound(level, task.zero_test.norm, task.block.numel)
                 task.done = task.zero_bound is not None
             task.zero_test = None
-        awake = {task.name: task.block for task in testing if not task.done}
-        if awake:
-            refused = self.check_awake(awake, full_norm)
+        unsampled = {task.name: task.block for task in testing if not task.done}
+        if unsampled:
+            refused = self.check_unsampled(unsampled, full_norm)
             for task in testing:
                 task.done = task.done or task.name in refused
 
     def _unseen(self, tasks: list[Task]) -> dict[str, float]:
-        """Zero bounds where even the full product is 0: what another precision sees there may be below this one."""
+        """Zero bounds where even the full product is 0: in another precision it may not be."""
         rows = {task.name: (task.block, task.zero_test.ask(), 0.0) for task in tasks if task.zero_test is not None}
         seen = self.meter.measure(rows)
         return {task.name: max(random_bound(seen[task.name][0], task.block.numel), SMALLEST_NORM) for task in tasks}
@@ -195,7 +195,7 @@ class Schedule:
 
     @staticmethod
     def _remaining(worst: float, passes: int, seconds_per_pass: float) -> float:
-        """Residuals fall roughly by a constant factor a pass; where that is not seen yet, nothing is said."""
+        """Seconds left: residuals fall roughly by a constant factor a pass. NaN where that cannot be seen yet."""
         if not math.isfinite(worst) or passes < 4:
             return math.nan
         start = 300.0  # a typical first residual over its tolerance

@@ -1,4 +1,4 @@
-"""A single operator, whatever it is: a network's matrix, a block of it, a NumPy array, anything with a matvec."""
+"""One interface for any single operator: a network's matrix, a block of it, a NumPy array, anything with a matvec."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from layerhess.objective.blocks import Block
 
 
 def check_operator(op: Any) -> int:
-    """The dimension n of something with a square ``shape`` that multiplies: a matrix, or an object with ``matvec``.
+    """The dimension n of an operator: a square matrix, or an object with a square ``shape`` and ``matvec``.
 
     Raises:
         InputError: it is neither.
@@ -44,19 +44,20 @@ def check_operator(op: Any) -> int:
 
 
 class SingleOperator:
-    """One operator seen as rows in, rows out, with its rounding error; a network's is surveyed and self-checked first.
+    """One operator that multiplies rows, with its rounding error; a network's data and loss are checked first.
 
     Args:
-        op: see :func:`check_operator`. n: its dimension. seed: of the random vectors. stack: what is to be closed.
+        op: see :func:`check_operator`. n: its dimension. seed: of the random vectors. stack: takes what must be closed
+            at the end.
 
     Attributes:
         directions, signs: draw number -> random unit vector, Rademacher vector, (n,) float64; independent.
         length: the most terms that a product sums up.
-        spec: the block, where the operator is one of a network. eps: unit roundoff of the products, times two.
+        spec: the block, for a network's operator. eps: unit roundoff of the products, times two.
         device: of the vectors. memory: what was free when this began, for a network's operator.
 
     Raises:
-        InputError, CheckError: whatever the survey and the self-check refuse.
+        InputError, CheckError: as raised by the survey and the self-check.
     """
 
     def __init__(self, op: Any, n: int, seed: int, stack: ExitStack) -> None:
@@ -81,7 +82,7 @@ class SingleOperator:
             )
             if checked.failed:
                 raise refuse_failed(objective, blocks, checked.failed)
-            for sentence in checked.concerns:  # there is no result with notes that could say it
+            for sentence in checked.concerns:  # there is no result whose notes could say it
                 warnings.warn(sentence, LayerhessWarning, stacklevel=3)
             coarsest = checked.trace.coarsest
             self.length = surveyed.longest
@@ -97,7 +98,7 @@ class SingleOperator:
         self.signs: Source = lambda number: random_signs(n, seed, name, number, self.device)
 
     def relative_rounding(self) -> float:
-        """Of the products so far: measured for a network, at the first of them and at what it was made from."""
+        """Relative rounding error of the products; for a network measured at the first vector and at its product."""
         floor = unit_rounding(self.eps, self.length)
         if self._meter is None or self.spec is None or self._first is None:
             return floor

@@ -1,4 +1,4 @@
-"""From a finished (or interrupted) task to the Spectrum the user reads: numbers, bounds and a sentence."""
+"""Turns a finished (or interrupted) task into the Spectrum that users read: numbers, bounds and a status."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ def spectrum_of(task: Task, objective: Objective, operator: str, wanted: Wanted,
 
 
 def refused(block: Block, objective: Objective, operator: str, check: Check) -> Spectrum:
-    """A block whose self-check failed: no number."""
+    """The spectrum of a block whose self-check failed: no numbers."""
     return _empty(block, objective, operator, f"refused: {check.detail}", "")
 
 
 def unasked(block: Block, objective: Objective, operator: str) -> Spectrum:
-    """A block of which only estimates were asked for."""
+    """The spectrum of a block for which only estimates were asked for."""
     return _empty(block, objective, operator, "no eigenvalues were asked for", "")
 
 
@@ -93,7 +93,7 @@ def mass(full: Spectrum, divided: Partition) -> list[dict[str, float]]:
 
 
 def cost_of(counters: Counters, blocks: Mapping[str, Spectrum], full: Spectrum | None) -> Cost | None:
-    """What the analysis cost in gradients; see :meth:`layerhess.curvature.counters.Counters.cost`."""
+    """The cost of the analysis in gradients; see :meth:`layerhess.curvature.counters.Counters.cost`."""
     return counters.cost(sum(s.steps for s in blocks.values()), full.steps if full is not None else 0)
 
 

@@ -1,4 +1,4 @@
-"""Trace, diagonal and density of a single operator, and coupling of its blocks: few-line drivers of one estimator."""
+"""Trace, diagonal and density of a single operator, and coupling of its blocks, as functions."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from layerhess.linalg.estimates import CouplingEstimate, DensityEstimate, Diagon
 from layerhess.linalg.stochastic.coupling import Coupling
 from layerhess.linalg.stochastic.density import Density, StochasticLanczos
 from layerhess.linalg.stochastic.diagonal import Diagonal
-from layerhess.linalg.stochastic.hutchinson import Process
+from layerhess.linalg.stochastic.hutchinson import EstimatorProcess
 from layerhess.linalg.stochastic.methods import diagonal_process, trace_process
 from layerhess.linalg.stochastic.rounding import coarser
 from layerhess.linalg.stochastic.trace import Trace, rounded
 from layerhess.objective.blocks import make_block
 
 E = TypeVar("E")
-ARRAY = "diagonal"  # the one name under which an operator without parameters has its diagonal
+ARRAY = "diagonal"  # the name of the diagonal of an operator without parameters
 
 
 def trace(
@@ -48,12 +48,12 @@ def trace(
             plain probes, whose products are deflated where more than 64 would be needed.
 
     Returns:
-        :class:`layerhess.linalg.estimates.TraceEstimate`; exact where no more products than that are needed to read the
-        diagonal. ``converged`` is False where the products ran out. The interval holds the rounding of the products,
-        which is all there is of it where the trace is exact.
+        :class:`layerhess.linalg.estimates.TraceEstimate`; exact where reading the whole diagonal needs no more
+        products. ``converged`` is False where the products ran out. The interval includes the rounding of the products,
+        which is the only error of an exact trace.
 
     Raises:
-        InputError: bad options or operator; whatever the survey of a network's data refuses.
+        InputError: bad options or operator; network's data that cannot be used.
         CheckError: the self-check of a network's operator failed.
 
     >>> import numpy as np, layerhess as lh
@@ -86,7 +86,7 @@ def diagonal(
             sixteen plain probes, whose products are deflated where more than 64 would be needed.
 
     Returns:
-        :class:`layerhess.linalg.estimates.DiagonalEstimate`, parameter-shaped for a network's operator; for any other
+        :class:`layerhess.linalg.estimates.DiagonalEstimate`, parameter-shaped for a network's operator; for any other,
         under the single name "diagonal". Its status says whether ``rel`` was reached.
 
     Raises:
@@ -120,8 +120,8 @@ def density(
             mass is, see :class:`layerhess.Density`.
 
     Returns:
-        :class:`layerhess.linalg.estimates.DensityEstimate`. Its nodes are no eigenvalues: take those from
-        :func:`layerhess.analysis.eigsh`.
+        :class:`layerhess.linalg.estimates.DensityEstimate`. Its nodes are not eigenvalues: for those use
+        :func:`layerhess.eigsh`.
 
     Raises:
         InputError, CheckError: as for :func:`trace`.
@@ -143,11 +143,12 @@ def density(
 
 
 def coupling(op: Operator, probes: int = 8, seed: int = 0) -> CouplingEstimate:
-    """The Frobenius norms of all blocks H_bc of a network's matrix, and how much of it lies off the block diagonal.
+    """The Frobenius norms of all blocks H_bc of a network's matrix, and its share off the block diagonal.
 
     Args:
         op: :class:`layerhess.Hessian` or another operator of a network; its ``blocks`` scheme says which blocks.
-        probes: random vectors for each block, one product each; blocks of no more parameters are read exactly.
+        probes: random vectors for each block, one product each; blocks with no more parameters than that are read
+            exactly.
         seed: of the probes.
 
     Raises:
@@ -192,7 +193,7 @@ def coupling(op: Operator, probes: int = 8, seed: int = 0) -> CouplingEstimate:
     return found
 
 
-def _driven(process: Process[E], single: SingleOperator) -> E:
+def _driven(process: EstimatorProcess[E], single: SingleOperator) -> E:
     while not process.done:
         process.tell(single.apply(process.ask()))
     return process.estimate()

@@ -1,4 +1,4 @@
-"""One operator's way through the solver: which solver, from which start, on which products."""
+"""The task of solving one operator: its solver, its random start, its products, and its certificate."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from layerhess.objective.blocks import Block
 
 @dataclass
 class Task:
-    """One operator's way through the solver, from the first product to the certificate.
+    """The solution of one operator's eigenproblem, from the first product to the certificate.
 
     Attributes:
-        factors: its products come from factors. licence: why they may, or why not.
+        factors: its products come from factors. licence: why they may or may not.
     """
 
     name: str
@@ -44,13 +44,13 @@ class Task:
         return self.zero_test.ask() if self.zero_test is not None else self.process.ask()
 
     def judge(self, tol: float, eps: float, length: float) -> None:
-        """Make the certificate of what there is now; without a measurement rounding has its floor."""
+        """Make the certificate of the present candidates; rounding that was not measured has its least value."""
         self.candidates = self.process.candidates()
         rounding = total_rounding(self.rounding or 0.0, eps, self.candidates.norm, length)
         self.certificate = certify(self.candidates, tol=tol, rounding=rounding)
 
     def distance(self, tol: float) -> float:
-        """How far the worst pair is from its tolerance (1 = there)."""
+        """The worst pair's error over the tolerated one (1 = converged)."""
         relative = getattr(self.process, "relative_residual", math.nan)
         return relative / tol if self.told else math.inf
 
@@ -68,15 +68,15 @@ def make_tasks(
     ready: Mapping[str, Process] | None = None,
     kept: bool = True,
 ) -> list[Task]:
-    """A task for every operator that passed the self-check.
+    """Make a task for every operator that passed the self-check.
 
     Args:
         operators: name -> block, the full model included if it is asked for. wanted: which eigenpairs; with none, small
-            blocks are read whole all the same, since nothing is cheaper. ready: solvers that some of them have already.
-        kept: what products are made from is held between passes; where it is not, a pass should do as much as it can.
+            blocks are read whole nevertheless, since nothing is cheaper. ready: solvers that exist already.
+        kept: graphs or factors are kept between passes; if not, each pass should do as much as possible.
 
     Raises:
-        InputError: the solvers' vectors do not fit the memory.
+        InputError: the solvers' vectors do not fit in memory.
     """
     ready = ready or {}
     operators = {name: block for name, block in operators.items() if name not in checked.failed}

@@ -1,4 +1,4 @@
-"""Which blocks may take their products from factors: by the structure of the graph, and by numbers on the sample."""
+"""Decides which blocks may use fast products by factors: by the graph's structure, and by comparison on a sample."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
 from layerhess.results.record import Check
 
-# Relative difference of two products up to which they are the same one; a larger one costs time, never a right answer.
+# Relative difference up to which two products count as equal; a larger one costs time, never a right answer.
 SAME = {torch.float64: 1e-10, torch.float32: 5e-5}
-DOUBTFUL = 1e-2  # in float32, up to here it may be rounding of a loss that is almost zero: looked at in float64
+DOUBTFUL = 1e-2  # in float32, up to here it may be rounding of a loss that is almost zero: compared again in float64
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Licence:
     Attributes:
         blocks: key -> parameter names of the blocks that may use factors. agreement: their largest relative
             difference from exact products. examples: of the sample, 0 where unknown.
-        reasons: key -> why not, for the others that were looked at.
+        reasons: key -> why not, for the others that were checked.
         exact: key -> the exact product with the vector it was compared at, (P_b,) float64.
         seconds: that one product by factors of each took on the sample.
         works: key -> what products of the blocks that may use factors are made of, on the whole sample.
@@ -48,14 +48,14 @@ class Licence:
     works: dict[str, Work] = field(default_factory=dict)
 
     def checks(self, sample: str) -> list[Check]:
-        """A line for the result, where there is anything to say; ``sample`` says what was looked at."""
+        """A line for the result, if there is anything to say; ``sample`` describes the sample."""
         if not self.blocks:
             return []
         detail = f"products by factors agree with exact ones to {self.agreement:.1e} in {len(self.blocks)} blocks"
         return [Check("factors", True, f"{detail}, on {sample}")]
 
     def sentence(self, key: str) -> str:
-        """Why a block's products are what they are."""
+        """Why a block's products are made as they are."""
         if key in self.blocks:
             seen = f"{self.examples} examples" if self.examples else "a sample"
             return f"checked on {seen}"
@@ -77,14 +77,13 @@ def licence(
 
     Two conditions: for the Hessian every operation behind the block is one of a list that is piecewise linear (an
     unknown one forbids it; see :func:`layerhess.curvature.factors.linearity.not_linear`), so that its block is
-    Gauss-Newton's; and on the sample a product by factors is the exact one. That is a check on some examples, no proof:
-    each further batch is looked at for its structure, not for its numbers. Cost: one exact product a block on the
-    sample.
+    Gauss-Newton's; and on the sample a product by factors is the exact one. That is a check on some examples, not a
+    proof: for each further batch only the structure is checked. Cost: one exact product a block on the sample.
 
     Args:
-        surveyed: with the sample. blocks: to look at (the full model only for Gauss-Newton).
+        surveyed: with the sample. blocks: to check (the full model only for Gauss-Newton).
         coarsest: dtype in the objective's graph. data_pass: exact products on the samples.
-        make_copy: the same loss on the samples in float64, which has the last word where float32 leaves a doubt.
+        make_copy: the same loss on the samples in float64, which decides where float32 leaves a doubt.
     """
     found = Licence(examples=surveyed.sample_size)
     if curvature.name not in (HESSIAN.name, GAUSS_NEWTON.name):
@@ -103,7 +102,7 @@ def licence(
     if norms := objective.tied_norms:
         found.reasons = dict.fromkeys(blocks, f"{norms.what}, which ties the examples of a batch together")
         return found
-    # The full Hessian is no J' S J: what layers do to each other bends the output.
+    # The full Hessian is no J' S J: the output is not linear in all layers together.
     alike = curvature.name == GAUSS_NEWTON.name
     names = {key: block.parameters for key, block in blocks.items() if alike or key != FULL}
     graphs: list[FactorGraph] = []
@@ -127,7 +126,7 @@ def licence(
     start = counters.clock()
     try:
         ours = _by_factors(objective, graphs, blocks, vectors, data_pass.denominator) if candidates else {}
-    except RuntimeError as error:  # what one sample's factors need was overwritten by the next
+    except RuntimeError as error:  # the next sample overwrote what the factors need
         if is_out_of_memory(error):
             raise
         found.reasons |= dict.fromkeys(candidates, f"no product by factors can be made: {str(error).splitlines()[0]}")
@@ -154,7 +153,7 @@ def _in_float64(
     copied: Objective, blocks: Mapping[str, Block], names: Mapping[str, tuple[str, ...]],
     vectors: Mapping[str, torch.Tensor], curvature: CurvatureMatrix, counters: Counters,
 ) -> dict[str, float]:  # fmt: skip
-    """Which of the blocks have products by factors that are the exact ones on a float64 copy, and how nearly."""
+    """The blocks whose products by factors equal the exact ones on a float64 copy -> relative difference."""
     graphs = [try_factors(copied, sample, names, counters)[0] for sample in copied.data]
     known = [graph for graph in graphs if graph is not None]
     usable = [

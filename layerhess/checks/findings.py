@@ -1,4 +1,4 @@
-"""What the self-check found: what passed, what failed and where, and what it learnt on the way."""
+"""What the self-check found: which checks passed, which failed and where, and what else was measured."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class SelfCheck:
 
     Attributes:
         checks: one line each, for the result. failed: block name -> its failed check ("(full)" included).
-        zero_suspects: blocks whose products vanish on the sample. trace: the watched forward pass.
+        zero_suspects: blocks whose products vanish on the sample. trace: of one forward pass.
         culprits: tensor -> figure, where products with the Jacobian are wrong.
-        notes: sentences for the reader. concerns: those that cast doubt on the numbers, or on what they are.
+        notes: sentences for the reader. concerns: those that cast doubt on the numbers or their meaning.
         uncut: why batches must not be cut, "" if they may be.
-        place: " in batch 3", where products are NaN or infinite and one batch shows it alone.
+        place: such as " in batch 3", where products are NaN or infinite in one batch alone.
         licence: which blocks may use factors.
         graph_seconds, block_seconds: on the sample, the time to make a graph, and to make one product of every block
             and the full model with it.

@@ -1,4 +1,4 @@
-"""On a smooth net, products must agree with finite differences of gradients."""
+"""Checks that products of a smooth network agree with finite differences of its gradients."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def finite_differences(
     """Compare the rows (H u)_b with central differences (g(theta + r u) - g(theta - r u))_b / 2r.
 
     Run on a float64 copy of the model, whose weights it moves. |F(2r) - F(r)| tracks the error of F(r), so a block is
-    judged only at a step where that is small, and only condemned if no step agrees. Each tensor moves in proportion to
-    its own size, since parameters may differ by many orders of magnitude.
+    judged only at a step where that is small, and fails only if no step agrees. Each tensor moves in proportion to its
+    own size, since parameters may differ by many orders of magnitude.
 
     Args:
         objective: a float64 copy, in session. batch: a float64 sample. blocks, full: of the model.
@@ -65,7 +65,7 @@ def scaled_direction(objective: Objective, full: Block, seed: int) -> dict[str, 
     for module in objective.model.modules():
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             for name, parameter in objective.parameters.items():
-                if parameter is module.weight:  # autograd takes the padding row for a constant: do not move it
+                if parameter is module.weight:  # autograd treats the padding row as a constant: do not move it
                     parts[name] = parts[name].index_fill(0, torch.tensor(module.padding_idx), 0.0)
     smallest = min((size for size in sizes.values() if size > 0.0), default=1.0)
     return {

@@ -1,4 +1,4 @@
-"""Which module does what: one watched forward pass, so that refusals can name the module to look at."""
+"""Traces one forward pass: which module calls what, so that error messages can name the module to look at."""
 
 from __future__ import annotations
 
@@ -68,15 +68,15 @@ class Trace:
 
     @property
     def smooth(self) -> bool:
-        """No autograd node with a kink (ReLU, max pooling, ...) stands behind the loss."""
+        """No operation with a kink (ReLU, max pooling, ...) is behind the loss."""
         return not any(node.startswith(KINKS) for node in self.nodes)
 
 
 def trace(objective: Objective, batch: Any) -> Trace:
-    """Watch one forward pass on a prepared batch (in session, gradients on).
+    """Trace one forward pass on a prepared batch (in session, gradients on).
 
-    The watching hooks are global ones of torch, not the model's own, and are gone afterwards. An exception of the
-    model or the loss is raised as it is.
+    The hooks are torch's global ones, not the model's own, and are removed afterwards. An exception of the model or the
+    loss is raised unchanged.
     """
     found = Trace()
     before = state_versions(objective.model)
@@ -102,7 +102,7 @@ def trace(objective: Objective, batch: Any) -> Trace:
 
 
 def state_versions(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Identity and version count of every parameter and buffer: they tell whether a pass changed it."""
+    """Identity and version count of every parameter and buffer, to find out whether a pass changed it."""
     tensors = (*model.named_parameters(), *model.named_buffers())
     return {name: (id(tensor), version_of(tensor)) for name, tensor in tensors}
 
@@ -169,6 +169,6 @@ def _within(name: str, outer: str) -> bool:
 
 
 def _bad(tensor: Tensor) -> bool:
-    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # of many examples at once, which have no one answer
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # under vmap: many examples, no single answer
         return False
     return tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())

@@ -1,4 +1,4 @@
-"""Products with the Jacobian J of an output: against those with its transpose, and against finite differences."""
+"""Checks products with the Jacobian J of an output: against its transpose, and against finite differences."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def disagreements(
 ) -> dict[str, float]:
     """For each tensor, how far <J v, J v> and <J' J v, v> are apart, relative, beyond what rounding explains.
 
-    J' S J is symmetric with any J, right or wrong, as long as the same one stands on both sides. J' is a plain backward
+    J' S J is symmetric with any J, right or wrong, as long as the same one is on both sides. J' is a plain backward
     pass and J is made by differentiating it; where a second derivative is wrong, they are not transposes.
 
     Returns:
-        parameter -> figure; those the output does not depend on are absent.
+        parameter -> relative difference; those the output does not depend on are absent.
     """
     graph = _made(make_graph, objective, batch, names, counters)
     pairs: dict[str, tuple[float, float]] = {}
@@ -70,7 +70,7 @@ class Moves:
     def disagreement(self, names: Sequence[str]) -> float | None:
         """Relative, when the named tensors move together; None if no step can tell."""
         part = {name: self._direction[name] for name in names}
-        # Made afresh: moving a weight, even there and back, invalidates the graphs that hold it.
+        # Made again each time: moving a weight, even there and back, invalidates the graphs that hold it.
         graph = _made(self._make_graph, self._objective, self._batch, names, self._counters)
         product = graph.push_forward(part)
         size = 0.0 if product is None else float(torch.linalg.vector_norm(product))

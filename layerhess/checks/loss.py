@@ -1,4 +1,4 @@
-"""Is the loss one function of the parameters, and the sum over its examples?"""
+"""Checks that the loss is deterministic, and that it is a sum over the examples."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from layerhess.results.record import Check
 def check_determinism(objective: Objective, sample: Any, seen: Trace) -> Check:
     """Evaluate the sample twice, from two random states.
 
-    A difference is rounding only if no random number was drawn, or if it is there from one and the same state as well
-    (kernels whose order of summation varies); and then only up to a size.
+    A difference counts as rounding only if no random number was drawn, or if it also occurs from the same random state
+    (kernels whose order of summation varies), and only up to a size.
 
     Raises:
         InputError: the loss differs, or the forward pass changes a parameter; the modules are named.
@@ -63,7 +63,7 @@ class Additivity:
 
 
 def check_additivity(objective: Objective, sample: Any) -> Additivity:
-    """Hold the loss of a batch against the sum over its two parts.
+    """Compare the loss of a batch with the sum over its two parts.
 
     Raises:
         InputError: they differ although ``batch_size`` splits batches, or although the loader shuffles.

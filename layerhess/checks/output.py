@@ -1,4 +1,4 @@
-"""What Gauss-Newton and the empirical Fisher take for granted of the loss, looked at on the sample."""
+"""Checks on a sample what the Gauss-Newton matrix and the empirical Fisher assume about the loss."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from layerhess.objective import batches
 from layerhess.objective.objective import Objective
 from layerhess.results.record import Check
 
-ROUTE = 1e-4  # relative difference of two gradients that rounding never makes: both take the same way back
+ROUTE = 1e-4  # relative difference of two gradients that rounding never makes: both go back through the same operations
 PROBES = 8
-ALONE = 1e-4  # relative change of an item's loss that other sizes of a batch make by rounding
+ALONE = 1e-4  # relative change of an item's loss that another batch size can make by rounding
 LINEAR = (
     "the loss is linear in the model's output on the sample (as NLLLoss is in log-probabilities, and L1Loss), so that "
     "Gauss-Newton is 0 there: let the model end at the logits and put log_softmax into the criterion "
@@ -36,10 +36,10 @@ INDEFINITE = (
 def check_cut(
     objective: Objective, samples: Sequence[Any], places: Sequence[int], names: Sequence[str], counters: Counters
 ) -> Check:
-    """The gradient must reach the parameters through the output alone: J' (d loss / d output) is all of it.
+    """Check that the whole gradient goes through the output: it must be J' (d loss / d output).
 
     Args:
-        places: which batches the samples are pieces of.
+        places: which batches the samples are parts of.
 
     Raises:
         InputError: the gradient is NaN or infinite; the batch and the parameters are named.
@@ -82,7 +82,7 @@ def check_cut(
 def notes_on_convexity(objective: Objective, samples: Sequence[Any], seed: int, counters: Counters) -> list[str]:
     """Sentences for a loss that is linear in the output (G = 0), or not convex in it; by random probes <x, S x>.
 
-    Each probe looks at all items of a sample together, and at some of them alone, where no other can hide them.
+    Each probe tests all items of a sample together, and some of them alone, where no other can hide them.
     """
     tolerance = max(100.0 * torch.finfo(objective.dtype).eps, 1e-9)
     linear, indefinite, looked = True, False, False
@@ -109,10 +109,10 @@ def notes_on_convexity(objective: Objective, samples: Sequence[Any], seed: int, 
 def check_items(
     objective: Objective, samples: Sequence[Any], make_graph: GraphMaker, coarsest: torch.dtype, counters: Counters
 ) -> Check:
-    """The losses of the single items must add up to that of their batch, and none may depend on the other items.
+    """Check that the items' losses add up to that of their batch, and that none depends on the other items.
 
-    The second is no consequence of the first: under a normalisation over the batch the items of one forward pass add
-    up, and each of them changes with its company.
+    The second does not follow from the first: with a normalisation over the batch, the items of one forward pass add
+    up, but each depends on the others.
 
     Raises:
         InputError: one of them fails; then a gradient of one item has no meaning.
@@ -171,7 +171,7 @@ def _change_in_other_company(
 
 
 def _alone(x: Tensor, probe: int) -> Tensor:
-    """The probe at one item of dimension 0, another one each time."""
+    """x with all items of dimension 0 but one set to zero, another one for each probe."""
     if x.ndim == 0:
         return x
     kept = torch.zeros_like(x)

@@ -1,4 +1,4 @@
-"""A loss that differs from call to call: which module draws random numbers, or keeps a state?"""
+"""For a loss that differs from call to call: finds the modules that draw random numbers or keep a state."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def repeats(first: float, second: float, dtype: torch.dtype) -> bool:
 
 
 def randomness_refused(objective: Objective, batch: Any, first: float, second: float) -> InputError:
-    """The refusal of a loss that gave two values for one batch; watches another call to name the modules (in session).
+    """The error for a loss that gave two values for one batch; traces another call to name the modules (in session).
 
     Args:
         batch: the prepared batch. first, second: the two values.
@@ -46,8 +46,8 @@ def randomness_refused(objective: Objective, batch: Any, first: float, second: f
 def refuse_state_that_follows(objective: Objective, batch: Any, modules: list[str]) -> None:
     """Refuse a loss whose modules adapt a state to the weights in every call, as spectral_norm does in train mode.
 
-    Such a loss repeats once the state has settled, but its derivatives take the state for a constant. So the weights
-    are moved a little, and the loss must repeat there as well.
+    Such a loss repeats once the state has settled, but its derivatives treat the state as a constant. So the weights
+    are moved a little; the loss must repeat there as well.
 
     Args:
         objective: a float64 copy of the one to analyse, in session. modules: those whose buffers change in a call.

@@ -1,4 +1,4 @@
-"""How large is the rounding error of a product? One in two precisions, at the vectors and examples that matter."""
+"""Measures the rounding error of products: the same product in two precisions, on a sample of the data."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ VECTORS = 5  # of a block's candidates, spread from the first to the last
 class RoundingMeter:
     """Measures ||(A~ - A) v|| on a sample of the data, A~ being the product in the model's precision, A in another.
 
-    A float32 (or half precision) model is held against a float64 copy. A float64 model is held against a float32 copy
-    and the figure scaled by 2^-29, the ratio of the unit roundoffs, unless its graph itself passes through a coarser
-    dtype. The larger of the absolute error on the sample (less by as much as its examples are more curved than the
-    data's) and of the relative error there times the eigenvalue, times 3, is the rounding part of a bound; it is never
-    less than what :func:`output_error` says. Where no copy of the model can be made, 1e-5 |theta| is assumed (in
-    float32).
+    A float32 (or half precision) model is compared with a float64 copy. A float64 model is compared with a float32 copy
+    and the difference scaled by 2^-29, the ratio of the unit roundoffs, unless its graph itself passes through a
+    coarser dtype. Two figures are taken: the absolute error on the sample, divided by how much more curved its examples
+    are than the data's; and the relative error there times the eigenvalue. Three times the larger one is the rounding
+    part of a bound, never less than what :func:`output_error` says. Where no copy of the model can be made, 1e-5
+    |theta| is assumed (in float32).
 
     Args:
         objective: in session. sample: to measure on, see :meth:`layerhess.checks.sample.Sampler.measured`.
@@ -89,7 +89,7 @@ class RoundingMeter:
             if data_passes is not None:
                 try:
                     errors = self._compare(data_passes, requests, {key: norm for key, (_, _, norm) in blocks.items()})
-                except Exception as error:  # user code meets another dtype here; whatever it raises, we fall back
+                except Exception as error:  # user code runs in another dtype here and may raise anything: fall back
                     self._give_up(error)
         scale = self._scale()
         answer = {}
@@ -108,7 +108,7 @@ class RoundingMeter:
         errors = {}
         for key, rows in ours.items():
             difference = torch.linalg.vector_norm(rows - other[key], dim=1)
-            # The relative error there, for the whole data: a sample may have less curvature than all of it.
+            # The relative error on the sample, used for all data: the sample may have less curvature than all of it.
             size = max(float(torch.linalg.vector_norm(other[key], dim=1).max()), 0.01 * norms[key])
             worst = float(difference.max())
             errors[key] = worst * max(1.0 / self._sample.excess, norms[key] / size) if size > 0.0 else worst
@@ -122,7 +122,7 @@ class RoundingMeter:
                 self._stack.enter_context(copied.session())
                 if self._sample.curvature > 0.0:
                     self._of_output = output_error(self._sample, copied)
-            except Exception as error:  # deepcopy of user modules can raise anything, and so can their forward passes
+            except Exception as error:  # deepcopy of user modules and their forward passes can raise anything
                 self._give_up(error)
                 return None
             own = self._objective.narrowed(self._samples)
@@ -138,7 +138,7 @@ class RoundingMeter:
         self._data_passes = None
 
     def _least(self, key: str) -> float:
-        """Relative error of a block's products that the output's has in any case."""
+        """Relative error that rounding of the output causes in a block's products in any case."""
         factored = isinstance(self._make_graph, MixedGraphs) and key in self._make_graph.blocks  # with S in float64
         return max(self._of_output.moved, 0.0 if factored else self._of_output.evaluated)
 
@@ -155,7 +155,8 @@ class OutputError:
     """Relative errors of the loss's second derivative S with respect to the output.
 
     Attributes:
-        moved: for the output was rounded. evaluated: for S itself is worked out in float32. lost: even in float64.
+        moved: because the output was rounded. evaluated: because S itself is computed in float32. lost: even in
+            float64.
     """
 
     moved: float = 0.0
@@ -164,12 +165,12 @@ class OutputError:
 
 
 def output_error(sample: Sample, copied: Objective) -> OutputError:
-    """What rounding does to S on a sample, beside what a product shows; zero where it is not known.
+    """Errors of S by rounding on a sample that a product does not show; zero where unknown.
 
-    Where few examples carry the curvature, one of them may by luck be rounded less in the sample than in its batch: so
-    the root mean square over all items, however curved they are. Where S is below the roundings of float64 (1 - p of a
-    class that is sure), no copy has its digits: held against S at an output of zeros. In float32 the many items that
-    are sure add errors of 1e-8 each to the few that count.
+    Where few examples carry the curvature, one of them may by luck be rounded less in the sample than in its batch. So
+    the root mean square over all items is taken, however curved they are. Where S is below the rounding of float64 (1 -
+    p of a class that is nearly certain), no copy has its digits: the error is then taken relative to S at an output of
+    zeros. In float32 the many items that are nearly certain add errors of 1e-8 each to the few that count.
 
     Args:
         sample: with the outputs in the model's own precision. copied: the model in another, on the sample.

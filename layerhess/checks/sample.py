@@ -1,4 +1,4 @@
-"""A few examples that stand for the data: what the self-checks and the rounding measurement look at."""
+"""Picks a few examples that stand for the data, for the self-check and the measurement of rounding."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from layerhess.objective.objective import Objective
 
 SMALLEST, LARGEST, SHARE = 8, 32, 16  # a sixteenth of the examples, but 8 to 32: checks should cost little
 MOST_PIECES = 3
-MANY_TERMS = 32  # of the loss in an example (the tokens of a text): half as many examples are then still many items
-UNEVEN = 2.0  # times their mean: where no item of the output is more curved, a spread stands for all of them
+MANY_TERMS = 32  # of the loss in an example (the tokens of a text): then half as many examples are still many items
+UNEVEN = 2.0  # times their mean: if no item of the output is more curved, evenly spread examples stand for all
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Sample:
     """Examples that rounding is measured on.
 
     Attributes:
-        pieces: of batches, prepared. excess: by how much more curved they are than the data, per example, at least 1.
-        curvature: mean over the items of all the data's outputs, where some are far more curved than others; else 0.
-        seen: of the pieces, with that curvature.
+        pieces: parts of batches, prepared. excess: their curvature per example over that of the data, at least 1.
+        curvature: mean over the output items of all data, if some are far more curved than others; else 0.
+        seen: the outputs of the pieces, if there is that curvature.
     """
 
     pieces: list[Any]
@@ -36,7 +36,7 @@ class Sample:
 
 
 def by_example(batch: Any, curvature: Tensor | None) -> Tensor | None:
-    """(examples,) of a batch: the curvature of the items of its output, summed in each; None where it is not known."""
+    """(examples,) the curvature of each example of a batch, summed over its output items; None where unknown."""
     size = batches.leading_size(batch)
     if curvature is None or not size or len(curvature) % size:
         return None
@@ -44,7 +44,7 @@ def by_example(batch: Any, curvature: Tensor | None) -> Tensor | None:
 
 
 class Sampler:
-    """Sees every batch once and keeps small slices of three: the first, that of the largest loss, and the middle one.
+    """Keeps small slices of three batches: the first, that of the largest loss, and the middle one.
 
     Examples within a slice are spread evenly over its batch. A batch that cannot be cut is kept whole.
 
@@ -59,11 +59,11 @@ class Sampler:
         self._others: list[tuple[int, Any]] = []
         self._stride = 1
         self._seen = 0
-        self._terms = 0.0  # of the loss in an example, in the batch that has most
+        self._terms = 0.0  # of the loss per example, in the batch that has most
         self._curved: list[tuple[Tensor, Any]] = []
 
     def offer(self, index: int, batch: Any, value: float, count: float, curvature: Tensor | None = None) -> None:
-        """Note batch number ``index`` with its loss sum and count; one that counts nothing is passed over.
+        """Take batch number ``index`` with its loss sum and count; a batch of count 0 is ignored.
 
         Args:
             curvature: (examples,) of its output, see :func:`by_example`.
@@ -81,11 +81,11 @@ class Sampler:
             self._largest = (abs(value) / count, index, self._cut(batch, LARGEST))
         if (self._seen - 1) % self._stride == 0:
             self._others.append((index, self._cut(batch, LARGEST)))
-            if len(self._others) > 8:  # keeps memory small, and the middle findable
+            if len(self._others) > 8:  # saves memory; the middle can still be found
                 self._others, self._stride = self._others[1::2], 2 * self._stride
 
     def chosen(self, examples: int) -> list[tuple[int, Any]]:
-        """(batch, piece of it), cut to the share that ``examples`` in all deserve; empty if no batch counted."""
+        """(batch number, part of it); the parts together are a share of all ``examples``. Empty if no batch counted."""
         if self._first is None:
             return []
         wanted, fewest = self._wanted(examples)
@@ -98,13 +98,13 @@ class Sampler:
         return [(index, self._cut(piece, max(fewest, wanted // len(pieces)))) for index, piece in pieces]
 
     def measured(self, pieces: list[Any], examples: int, mean: float, mean_item: float) -> Sample:
-        """Half of the chosen pieces, and the most curved examples of all; the pieces where none stands out.
+        """Half of the chosen parts, and the most curved examples of all; the chosen parts if no example stands out.
 
-        A spread of a confident network's examples may lack the few undecided ones that carry its curvature, and with
-        them the rounding that matters.
+        Evenly spread examples of a confident network may miss the few uncertain ones that carry its curvature, and so
+        the rounding that matters.
 
         Args:
-            pieces: the chosen ones. examples: of all the data. mean, mean_item: curvature of the output in an example,
+            pieces: the chosen parts. examples: of all the data. mean, mean_item: curvature of the output in an example,
                 and in one item of it, over all the data.
         """
         if not self._curved or float(self._curved[0][0][0]) <= UNEVEN * mean:
@@ -136,20 +136,20 @@ class Sampler:
         self._curved = sorted(self._curved, key=lambda pair: -float(pair[0][0]))[:MOST_PIECES]
 
     def _wanted(self, examples: int) -> tuple[int, int]:
-        """How many examples there are to be in all, and in a piece."""
+        """How many examples to take in all, and from each batch."""
         wanted = min(LARGEST, max(SMALLEST, examples // SHARE))
         return (wanted // 2, 2) if self._terms >= MANY_TERMS else (wanted, 4)
 
     def _cut(self, batch: Any, size: int) -> Any:
-        """A spread of a few examples; the whole batch where such a slice cannot be evaluated or counts nothing."""
+        """A few evenly spread examples; the whole batch if such a slice cannot be evaluated or has count 0."""
         small = batches.spread_slice(batch, size)
         return small if small is batch or self._evaluated(small) is not None else batch
 
     def _evaluated(self, piece: Any) -> Seen | None:
-        """None where it cannot be evaluated, or counts nothing; a model may be tied to its batch size."""
+        """None where it cannot be evaluated or has count 0; a model may need a fixed batch size."""
         try:
             with torch.no_grad():
                 seen = self._objective.evaluation.surveyed(self._objective.model, piece, "a sample")
-        except Exception:  # the model's or the user's, or dimension 0 is not the examples after all
+        except Exception:  # of the model or user code, or dimension 0 is not the examples
             return None
         return seen if seen.count > 0.0 and math.isfinite(float(seen.loss.detach())) else None

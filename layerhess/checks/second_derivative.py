@@ -1,4 +1,4 @@
-"""Can the loss be differentiated twice, through every trainable parameter?"""
+"""Checks that the loss can be differentiated twice through every trainable parameter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.errors import InputError
 from layerhess.objective.objective import Objective
 
-ONCE = "Error"  # the autograd node that torch puts behind what may be differentiated once
+ONCE = "Error"  # torch's autograd node for what may be differentiated only once
 ADVICE = (
     "replace that operation by one that torch can differentiate twice (for example embedding and a sum for "
     "EmbeddingBag, plain tensor operations for cdist)"
@@ -38,8 +38,8 @@ def check_second_derivative(
         Seconds it took to make the graph.
 
     Raises:
-        InputError: the loss depends on no parameter, or only while gradients are off; no second derivative, or one
-            that autograd would leave out without a word. The modules are named.
+        InputError: the loss depends on no parameter, or only while gradients are off; no second derivative, or one that
+            autograd would silently leave out. The modules are named.
     """
     start = counters.clock()
     try:

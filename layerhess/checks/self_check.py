@@ -34,7 +34,7 @@ from layerhess.objective.blocks import Block, make_block
 from layerhess.objective.objective import HALF, Objective
 from layerhess.results.record import Check
 
-# Asymmetry above the first is looked at again in float64; above the second it is refused where that is impossible.
+# Asymmetry above the first is measured again in float64; above the second it is refused where that is impossible.
 SUSPICIOUS = {torch.float64: 1e-7, torch.float32: 1e-5}
 WRONG = {torch.float64: 1e-7, torch.float32: 2e-3}
 WRONG_IN_FLOAT64 = 1e-7
@@ -144,19 +144,19 @@ def _symmetry(
     places: Sequence[int],
 ) -> None:
     coarsest = found.trace.coarsest
-    compared = found.licence.exact  # with a product that is symmetric by construction, see checks/licence.py
+    compared = found.licence.exact  # with a product that is symmetric by construction, see checks/factors.py
     rest = {key: block for key, block in blocks.items() if key not in compared}
     measured = symmetry(data_pass, {**rest, FULL: full}, seed) if rest else {}
     norms = {key: m.norm for key, m in measured.items()} or {FULL: size_of_product(data_pass, full, seed)}
     everything = {**blocks, FULL: full}
     found.place = _not_finite_in(data_pass, {key: everything[key] for key in measured}, measured, seed, places)
-    # The last pass makes one product of each, and is warm.
+    # The last pass makes one product of each, on graphs that exist already.
     found.block_seconds = data_pass.seconds + found.licence.seconds
     norms.update({key: float(torch.linalg.vector_norm(product)) for key, product in compared.items()})
     floor = zero_level(torch.finfo(coarsest).eps, norms[FULL])
     found.zero_suspects = {key for key in blocks if key != FULL and norms[key] <= floor}
     live = {key: m for key, m in measured.items() if key not in found.zero_suspects}
-    suspicious = SUSPICIOUS.get(coarsest, 0.0)  # half precision shows nothing: always look at the float64 copy
+    suspicious = SUSPICIOUS.get(coarsest, 0.0)  # half precision shows nothing: always use the float64 copy
     doubtful = {key for key, m in live.items() if not m.asymmetry <= suspicious}
     limit = WRONG.get(coarsest, 0.3)
     judge, worst = data_pass, {key: live[key] for key in doubtful}
@@ -182,7 +182,7 @@ def _symmetry(
     found.checks.extend(check for check in found.failed.values())
 
 
-def check_awake(
+def check_unsampled(
     objective: Objective,
     data_pass: DataPass,
     blocks: Mapping[str, Block],
@@ -190,14 +190,14 @@ def check_awake(
     seed: int,
     found: SelfCheck,
 ) -> dict[str, Check]:
-    """Symmetry of blocks that were quiet on the sample and are not on all the data: judged there, in their own dtype.
+    """Check blocks whose products vanished on the sample but not on all data for symmetry, on all data, in their dtype.
 
     Args:
-        data_pass: over all data. full_norm: of a random unit product with the full operator, for the noise of weak
-            blocks.
+        data_pass: over all data. full_norm: norm of the full operator's product with a random unit vector, for the
+            noise of weak blocks.
 
     Returns:
-        The failed ones; they are added to ``found`` too.
+        The failed checks; they are added to ``found`` too.
     """
     coarsest = found.trace.coarsest
     measured = symmetry(data_pass, blocks, seed)
@@ -222,12 +222,12 @@ def _locate(
     seed: int,
     found: SelfCheck,
 ) -> None:
-    """Fail the blocks that hold an asymmetric tensor; all of them, where that does not explain what was seen."""
+    """Fail the blocks that hold an asymmetric tensor; all blocks, if that does not explain the asymmetry."""
     names = list(dict.fromkeys(name for key in wrong for name in blocks[key].parameters))
     tensors = asymmetric_tensors(judge, names, seed, limit)
     known = tensors.keys() | found.culprits.keys()
     rest = make_block("(rest)", {name: p for name, p in objective.parameters.items() if name not in known})
-    # A block may be wrong and symmetric, its couplings not: what is left without those tensors must pass.
+    # A wrong block may be symmetric while its couplings are not: the rest without those tensors must pass.
     left = symmetry(judge, {"rest": rest}, seed)["rest"].asymmetry if rest.numel else 0.0
     for key, block in blocks.items():
         if key in found.failed:
@@ -357,7 +357,7 @@ def _not_finite_in(
     seed: int,
     places: Sequence[int] | None = None,
 ) -> str:
-    """Such as " in batch 3", where products are NaN or infinite; numbered by the pass, or by ``places``."""
+    """Such as " in batch 3", for products that are NaN or infinite; numbered by the pass, or by ``places``."""
     for key, block in blocks.items():
         if not math.isfinite(measured[key].norm):
             vector = random_unit(block.numel, seed, f"symmetry {key}", 0, data_pass.objective.device)[None]

@@ -1,4 +1,4 @@
-"""The first pass: how much data there is, and whether every batch of it can be used."""
+"""The first pass over the data: how much there is, and whether every batch can be used."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Survey:
 
     Attributes:
         loss_sum, count: their ratio is the loss (the sum itself for reduction="sum").
-        examples: sum of the first dimensions, 0 where unknown. batches: pieces evaluated.
-        samples: prepared pieces of up to three batches, see :class:`layerhess.checks.sample.Sampler`. sample_size:
-            their examples together, 0 if unknown. longest: the most terms that are summed up in one batch.
-        places: which batches the samples are pieces of. largest: the examples of the largest batch, 0 if unknown.
+        examples: sum of the first dimensions, 0 where unknown. batches: how many were evaluated.
+        samples: prepared parts of up to three batches, see :class:`layerhess.checks.sample.Sampler`. sample_size: their
+            examples together, 0 if unknown. longest: the most terms summed up in one batch.
+        places: which batches the samples are parts of. largest: the examples of the largest batch, 0 if unknown.
         measured: what rounding is measured on.
     """
 
@@ -53,7 +53,7 @@ class Survey:
 
     @property
     def sample(self) -> Any:
-        """The first piece, for checks that need one batch only."""
+        """The first sample, for checks that need one batch only."""
         return self.samples[0]
 
 
@@ -61,12 +61,12 @@ def survey(objective: Objective, counters: Counters, checkpoint: Callable[[], No
     """One forward pass over the data (in session).
 
     Args:
-        checkpoint: called between batches; raises to stop (an interrupt that waited).
+        checkpoint: called between batches; raises to stop (on an interrupt).
 
     Raises:
         InputError: empty data; a batch that cannot be used; a loss that is NaN or infinite (naming the batch and the
-            first module with a non-finite output or weight); every target ignored; a callable that is no mean; out of
-            memory (naming a ``batch_size`` that fits).
+            first module with a non-finite output or weight); every target ignored; a callable that does not return a
+            mean; out of memory (naming a ``batch_size`` that fits).
     """
     try:
         return _survey(objective, counters, checkpoint)
@@ -77,7 +77,7 @@ def survey(objective: Objective, counters: Counters, checkpoint: Callable[[], No
 
 
 def too_large(objective: Objective) -> InputError:
-    """What to say when a forward pass ran out of memory: as for products, whose batches need to be smaller still."""
+    """The error for a forward pass that ran out of memory; the batch size it names is one that fits products."""
     full = make_block(FULL, objective.parameters)
     probe = Request(full, torch.ones((1, full.numel), dtype=torch.float64, device=solver_device(objective.device)))
     try:
@@ -130,7 +130,7 @@ def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], N
         if examples == 0 and None not in sizes:
             what, advice = "the batches hold no examples", "give at least one example"
         raise InputError(f"{what}: the total count of the loss is 0", where="data", what_to_do=advice)
-    # No batch counts anything only with reduction="sum".
+    # Only with reduction="sum" can every count be 0.
     chosen = sampler.chosen(examples) or [(0, next(iter(objective.batches())))]
     places, samples = [index for index, _ in chosen], [piece for _, piece in chosen]
     lengths = [batches.leading_size(piece) or 0 for piece in samples]
@@ -173,7 +173,7 @@ def _surveyed(objective: Objective, batch: Any, where: str) -> tuple[float, floa
 
 
 def _refuse_unless_mean(objective: Objective, batch: Any, where: str) -> None:
-    """A batch against its two parts: a mean over the counted items satisfies sum = sum + sum."""
+    """Compare a batch with its two parts: for a mean over the counted items, their sums add up."""
     with torch.no_grad():
         tied = bool(objective.tied_norms)
         pairs = objective.evaluation.whole_and_parts(objective.model, batch, tied=tied)
@@ -194,9 +194,9 @@ def _refuse_unless_mean(objective: Objective, batch: Any, where: str) -> None:
 
 
 def adds_up(whole: float, parts: Sequence[float], count: float, counts: Sequence[float], dtype: torch.dtype) -> bool:
-    """True if sums and counts of the parts give those of the whole, to what the order of summation may change.
+    """True if sums and counts of the parts add up to those of the whole, but for the order of summation.
 
-    Wide, since the model's own casts are unknown; and relative to the parts, which may cancel in the whole.
+    The tolerance is wide, since the model's own casts are unknown, and relative to the parts, which may cancel.
     """
     tolerance = max(1e-4, 30.0 * torch.finfo(dtype).eps)
     size = max(abs(whole), sum(abs(part) for part in parts))

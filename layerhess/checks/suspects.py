@@ -1,4 +1,4 @@
-"""From a failed check to the module to look at, and what to do about it."""
+"""Turns a failed check into an error that names the modules to look at, and what to do."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ SKIP = ", or go on without these blocks with skip_failed=True"
 def refuse_failed(
     objective: Objective, blocks: Mapping[str, Block], failed: Mapping[str, Check], *, skippable: bool = False
 ) -> CheckError:
-    """The refusal of a whole analysis, naming blocks and modules.
+    """The error that refuses a whole analysis, naming blocks and modules.
 
     Args:
-        skippable: the caller takes ``skip_failed=True``, which is then part of the advice.
+        skippable: the caller accepts ``skip_failed=True``, which is then part of the advice.
     """
     names = [name for name in failed if name != FULL] or list(failed)
     checks = [failed[name] for name in names]
@@ -44,7 +44,7 @@ def refuse_failed(
 
 
 def failure(name: str, objective: Objective, key: str, tensors: Sequence[str], seen: Trace, figure: str) -> Check:
-    """The failed check of a block: its product is ``figure``, by the fault of one of these tensors."""
+    """The failed check of a block: its product is ``figure``, because of one of these tensors."""
     module = suspects_of(objective, tensors)
     if seen.custom:
         module += f", or the custom autograd function in {' or '.join(seen.custom[:3])}"

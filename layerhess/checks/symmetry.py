@@ -1,4 +1,4 @@
-"""A Hessian is symmetric: a product that is not was not made with one."""
+"""Checks that products are symmetric, <u, A v> = <v, A u>, as those of a Hessian must be."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from layerhess.linalg.bounds import zero_level
 from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective.blocks import Block, make_block
 
-LARGEST_SCALE = 30.0  # its square is what the smallest tensors are lifted by; rounding is lifted with them
+LARGEST_SCALE = 30.0  # the smallest tensors are scaled up by its square, and their rounding with them
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ def symmetry(data_pass: DataPass, blocks: Mapping[str, Block], seed: int) -> dic
     """Compare <u, A v> with <v, A u> for each block, on the pass's (small) data.
 
     Two pairs a block: two random unit vectors, whose inner products are of size ||A u|| / sqrt(n) and are scaled so;
-    and a random vector with its own product, v = A u / ||A u||, which looks where A is large. A block of several
+    and a random vector with its own product, v = A u / ||A u||, which tests where A is large. A block of several
     tensors has a third: random vectors whose parts are larger where the product was small, so that a fault in one
-    tensor shows beside others of more curvature. Three to five products a block; the last pass has one of each.
+    tensor shows next to others of more curvature. Three to five products a block; the last pass has one of each.
     """
     device = data_pass.objective.device
     first = {
@@ -64,13 +64,13 @@ def symmetry(data_pass: DataPass, blocks: Mapping[str, Block], seed: int) -> dic
 
 
 def size_of_product(data_pass: DataPass, block: Block, seed: int) -> float:
-    """||A u|| for a random unit u: what :attr:`Symmetry.norm` is where symmetry itself is not in question."""
+    """||A u|| for a random unit u: :attr:`Symmetry.norm` without the check of symmetry."""
     u = random_unit(block.numel, seed, f"symmetry {block.name}", 0, data_pass.objective.device)
     return float(torch.linalg.vector_norm(data_pass.run({block.name: Request(block, u[None])})[block.name]))
 
 
 def asymmetric_tensors(data_pass: DataPass, names: list[str], seed: int, limit: float) -> dict[str, float]:
-    """Which single tensors have an asymmetric diagonal block, and by how much; those that count as zero do not."""
+    """Tensors with an asymmetric diagonal block -> asymmetry; tensors that count as zero are left out."""
     parameters = data_pass.objective.parameters
     blocks = {name: make_block(name, {name: parameters[name]}) for name in names}
     measured = symmetry(data_pass, blocks, seed)
@@ -79,7 +79,7 @@ def asymmetric_tensors(data_pass: DataPass, names: list[str], seed: int, limit: 
 
 
 def _scale(block: Block, applied: Tensor) -> Tensor:
-    """(P_b,) factors: about 1/sqrt of the size of each tensor's rows in a random product, 1 where that is rounding."""
+    """(P_b,) factors: about 1/sqrt of the size of each tensor's part of a random product, 1 where that is rounding."""
     sizes = [shape.numel() for shape in block.shapes]
     rms = torch.stack([part.square().mean().sqrt() for part in torch.split(applied, sizes, dim=1)])
     largest = rms.max()
@@ -95,6 +95,6 @@ def _random(u: Tensor, au: Tensor) -> float:
 
 
 def _steered(u: Tensor, au: Tensor, w: Tensor, aw: Tensor) -> float:
-    # In few dimensions a product u'Au may happen to be small, but never this and the length both.
+    # In few dimensions u'Au may happen to be small, but never this and the length both.
     size = max(float(torch.linalg.vector_norm(au)), float((u @ aw).abs()))
     return float((w @ au - u @ aw).abs()) / size if size > 0.0 else 0.0

@@ -1,4 +1,4 @@
-"""The commands and their options."""
+"""The commands of the command line, with their options."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def analyze(
                 batch_size=batch_size,
             )
 
-        # A subset has a sampling error, where anything is asked for that can have one.
+        # For a subset sampling errors are measured, if anything asked for can have one.
         sampled = examples is not None and (
             top + bottom > 0 or trace or trace_tol is not None or trace_method is not None
         )
@@ -266,7 +266,7 @@ def _run(
 
 
 def _print_table(analysis: Any) -> None:
-    """On stdout: as wide as the terminal and in colour, or plain and 100 columns wide where it is none."""
+    """On stdout: as wide as the terminal and in colour; plain and 100 columns wide where it is not a terminal."""
     if sys.stdout.isatty():
         Console(highlight=False).print(renderable(analysis))
     else:
@@ -295,7 +295,7 @@ def _print_rate(analysis: Any, learning_rate: float) -> None:
 
 
 def _rescued(error: Any) -> Exception:
-    """The numbers were computed and could not be saved where they should: show them, and save them elsewhere."""
+    """Show numbers that could not be saved where they should, and save them elsewhere."""
     print(as_text(error.analysis), file=sys.stderr)
     try:
         place = error.analysis.save(Path(tempfile.mkdtemp(prefix="layerhess-")) / "analysis")

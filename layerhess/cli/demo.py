@@ -1,9 +1,9 @@
 """The demo's model and data: a small residual ReLU network, trained on the spot on real handwritten digits.
 
-Everything here is ordinary PyTorch; the analysis sees nothing but the finished model and the training batches. The
-network is small on purpose (about 6,000 parameters), so that training it and analysing every one of its parameters on
-the whole training set fits into two minutes on two slow cores, and real in kind: convolutions, BatchNorm, residual
-connections, a strided stage with a projected shortcut, a linear head.
+Everything here is ordinary PyTorch; the analysis gets only the trained model and the training batches. The network is
+small (about 6,000 parameters), so that training it and analysing all its parameters on the whole training set takes
+less than two minutes on two slow cores. It has what real networks have: convolutions, BatchNorm, residual connections,
+a strided stage with a projected shortcut, a linear head.
 
 The data are the 1,797 digits of 8 x 8 pixels that come with scikit-learn (Alpaydin and Kaynak, 1998, UCI Machine
 Learning Repository: Optical Recognition of Handwritten Digits); nothing is downloaded.
@@ -111,19 +111,19 @@ class DigitNet(nn.Module):
 def build(seed: int = 0, report: Callable[[str], None] | None = None) -> DemoProblem:
     """Load the digits, train the network, and return both.
 
-    The split into training and test examples is stratified and always the same; `seed` decides the initial weights
-    and the order of the examples. Training runs in one thread: small batches gain nothing from more, and so the result
+    The split into training and test examples is stratified and always the same; `seed` decides the initial weights and
+    the order of the examples. Training runs in one thread: small batches gain nothing from more, and the result then
     hardly depends on the machine. The caller's random state and number of threads are left as they were.
 
     Args:
         seed: seed of the initial weights and of the order of the training examples.
-        report: called with a line of plain text now and then (the data, every fifth epoch, the result); None is quiet.
+        report: called with lines of plain text (the data, every fifth epoch, the result); None prints nothing.
 
     Returns:
         The trained problem; see `DemoProblem` for shapes and units.
 
     Raises:
-        InputError: scikit-learn, which carries the data, is not installed.
+        InputError: scikit-learn, which contains the data, is not installed.
     """
     tell = report if report is not None else _quiet
     started = time.perf_counter()
@@ -144,7 +144,7 @@ def build(seed: int = 0, report: Callable[[str], None] | None = None) -> DemoPro
 def objective(seed: int = 0) -> Objective:
     """Return the demo as an `Objective`, for `layerhess analyze layerhess.cli.demo:objective` and for experiments.
 
-    Trains the network anew at each call (see `build` for the time it takes and the errors it raises); the loss is the
+    Trains the network again at each call (see `build` for the time it takes and the errors it raises); the loss is the
     mean cross entropy over the whole training set.
     """
     problem = build(seed)
@@ -152,12 +152,12 @@ def objective(seed: int = 0) -> Objective:
 
 
 def _quiet(line: str) -> None:
-    """Take a line of progress and say nothing."""
+    """Ignore a line of progress."""
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Let torch compute in one thread; the number it had comes back at the end."""
+    """Let torch compute in one thread; restores the number of threads at the end."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -218,7 +218,7 @@ def _accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 def _names(model: nn.Module) -> dict[str, str]:
-    """Say in plain words what each parameter is."""
+    """Describe each parameter in plain words."""
     names = {}
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix=module_name, recurse=False):

@@ -1,4 +1,4 @@
-"""What a running analysis looks like in a terminal: a forecast, notes, and one live line, all on stderr."""
+"""Shows a running analysis in a terminal: a forecast, notes and a line of progress, all on stderr."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from layerhess.analysis.progress import Forecast, Snapshot
 from layerhess.errors import LayerhessWarning
 from layerhess.show.numbers import count, duration, span, times
 
-_SMALLER = 512  # examples offered as a shorter way
-_LONG = 60.0  # seconds from which that is worth saying
+_SMALLER = 512  # number of examples suggested for a shorter run
+_LONG = 60.0  # seconds from which on that is suggested
 
 
 class Display:
-    """Receiver of an analysis's events (:class:`layerhess.analysis.progress.Progress`) that shows them on stderr.
+    """A receiver of events (:class:`layerhess.analysis.progress.Progress`) that shows them on stderr.
 
     In a terminal a live line counts passes, products and converged spectra; elsewhere only the forecast and the notes
     are written. Use it as a context manager around the analysis.
 
     Args:
         quiet: show nothing.
-        console: where to; a console on stderr when None.
+        console: where to write; a console on stderr when None.
         offer_examples: mention ``--examples`` in the forecast of a long run.
     """
 

@@ -1,4 +1,4 @@
-"""How a command ends: exit codes, sentences on stderr, the log of a bug, and a standard output that stays clean."""
+"""Ends a command: exit codes, error messages on stderr, a log file for bugs; keeps other output off stdout."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DONE, UNFINISHED, UNUSABLE, BUG, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def ended(command: Callable[[], int], *, show_traceback: bool = False) -> int:
-    """Run ``command`` and turn whatever it raises into an exit code and a sentence on stderr.
+    """Run ``command`` and turn any exception into an exit code and a sentence on stderr.
 
     Args:
         command: returns an exit code.
@@ -38,7 +38,7 @@ def ended(command: Callable[[], int], *, show_traceback: bool = False) -> int:
     except LayerhessError as error:
         _say(str(error), error if show_traceback else None)
         return UNUSABLE
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
+    except BrokenPipeError:  # the reader of our output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
@@ -66,7 +66,7 @@ def _say(sentence: str, error: BaseException | None = None) -> None:
 
 
 def _write_log(error: BaseException) -> Path | str:
-    """A file with the traceback, the command and the versions; its path, or a note if none can be written."""
+    """Write a file with the traceback, the command and the versions; its path, or a note if that fails."""
     lines = [
         f"layerhess {layerhess.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
         f"{platform.platform()}",
@@ -85,7 +85,7 @@ def _write_log(error: BaseException) -> Path | str:
 
 @contextlib.contextmanager
 def stdout_on_stderr() -> Iterator[None]:
-    """While the body runs, whatever anybody prints, in Python or below it, goes to stderr instead of stdout."""
+    """While the body runs, everything printed to stdout, by Python or by C code, goes to stderr."""
     sys.stdout.flush()
     try:
         descriptor: int | None = sys.stdout.fileno()

@@ -1,4 +1,4 @@
-"""From ``package.module:factory`` or ``path/to/file.py:factory`` to the Objective that the function returns."""
+"""Loads the user's Objective from ``package.module:factory`` or ``path/to/file.py:factory``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMS = "package.module:factory or path/to/file.py:factory"
 
 
 class UserCodeError(InputError):
-    """The module or the factory that was named raised an exception; ``__cause__`` has it."""
+    """The user's module or factory raised an exception, which is in ``__cause__``."""
 
 
 def load_objective(target: str) -> Objective:
@@ -137,7 +137,7 @@ def _attribute(module: ModuleType, name: str, place: str) -> Callable[[], Any]:
             where=_definition(found) or place,
             what_to_do="give its parameters defaults, or write a function without parameters that calls it",
         ) from None
-    except ValueError:  # no signature to be had: calling it will tell
+    except ValueError:  # no signature: calling it will tell
         pass
     return found  # type: ignore[no-any-return]
 
@@ -152,7 +152,7 @@ def _call(factory: Callable[[], Any], target: str) -> Any:
 
 
 def _blamed(error: BaseException, doing: str) -> BaseException:
-    """What to raise instead of an exception of the user's code; Ctrl-C stays what it is."""
+    """The exception to raise instead of one of the user's code; Ctrl-C is not replaced."""
     if isinstance(error, KeyboardInterrupt):
         return error
     if isinstance(error, LayerhessError):

@@ -1,4 +1,4 @@
-"""What the options do to an Objective before it is analysed."""
+"""Applies command-line options to an Objective before it is analysed: checkpoint, device, subset, batch size."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def prepared(
 
 
 def block_scheme(given: Sequence[str]) -> str | dict[str, list[str]]:
-    """The ``blocks`` argument from what ``--blocks`` was given: one scheme name, or NAME=GLOB any number of times.
+    """The ``blocks`` argument from the values of ``--blocks``: one scheme name, or any number of NAME=GLOB.
 
     Raises:
         InputError: both kinds mixed, several schemes, or an empty name or pattern.
@@ -82,9 +82,9 @@ _FLAGS = {
 
 
 def estimate(kind: str, asked: bool, **given: Any) -> Any:
-    """The option of an estimate as :func:`layerhess.analysis.estimate_options.estimate_option` has it.
+    """The option of an estimate, see :func:`layerhess.analysis.estimate_options.estimate_option`.
 
-    A refusal names the flag that was typed.
+    An error names the flag that was typed.
 
     >>> estimate("trace", False, rel=0.0)
     Traceback (most recent call last):

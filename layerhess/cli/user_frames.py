@@ -1,4 +1,4 @@
-"""Whose exception is it? Places in a traceback, in the words of a sentence."""
+"""Finds out whether an exception comes from the user's code, and names the place in its traceback."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def describe(error: BaseException) -> str:
 
 
 def innermost(error: BaseException) -> str:
-    """``file:line, in function`` of the user's own code nearest to the fault, else of the fault itself."""
+    """``file:line, in function`` of the user's own code nearest to the error, else of the error itself."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)

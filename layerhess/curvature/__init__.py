@@ -1,1 +1,1 @@
-"""What is multiplied by: one batch's share of a matrix, passes over the data that add the shares up, the operators."""
+"""Products with curvature matrices (Hessian, Gauss-Newton, Fisher): for one batch, and summed over all the data."""

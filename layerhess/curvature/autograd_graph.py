@@ -1,4 +1,4 @@
-"""The autograd graph behind a tensor: its nodes, each once."""
+"""Walks over the autograd graph behind a tensor, each node once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def walk(roots: Iterable[Any], before: Any = None) -> Iterator[Any]:
     """Every autograd node behind the given ones, themselves included (None is skipped).
 
     Args:
-        before: a node that is not passed through, nor given.
+        before: a node at which the walk stops; it is not returned.
     """
     seen, todo = set(), list(roots)
     while todo:

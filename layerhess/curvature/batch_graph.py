@@ -1,4 +1,4 @@
-"""What the pass asks of one batch's graph, whatever matrix it multiplies by."""
+"""The interface of one batch's graph: what every kind of curvature matrix offers to a pass over the data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class BatchGraph(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes held besides what autograd saved."""
+        """Bytes held in addition to what autograd saved."""
 
     @property
     def gradient(self) -> dict[str, Tensor | None]:
@@ -56,7 +56,7 @@ class BatchGraph(Protocol):
 def one_by_one(
     graph: BatchGraph, names: Sequence[str], vectors: dict[str, Tensor], rows: Sequence[str] | None = None
 ) -> list[Tensor | None]:
-    """:meth:`Graph.products` from single products."""
+    """:meth:`BatchGraph.products` from single products."""
     count = len(vectors[names[0]])
     made = [graph.product(names, {name: vectors[name][i] for name in names}, rows) for i in range(count)]
     stacked: list[Tensor | None] = []
@@ -70,7 +70,7 @@ def one_by_one(
 
 
 def add_part(total: dict[str, Tensor], name: str, part: Tensor) -> None:
-    """Add a parameter's part to what there is of it already; ``part`` itself becomes the first (it is not copied)."""
+    """Add a parameter's part to its total; the first one is stored itself, not copied."""
     total[name] = total[name] + part if name in total else part
 
 

@@ -1,4 +1,4 @@
-"""Counts of the work done, by phase, and what it cost in gradients."""
+"""Counts the work done in each phase (forward passes, products, seconds), and states its cost in gradients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Counters:
     """Counts forwards, first backwards and Hessian-vector products of one batch each, by phase.
 
     Args:
-        clock: seconds, from some beginning; whoever measures time beside this reads it here.
+        clock: returns seconds; all code that measures time uses this clock.
 
     Attributes:
         seconds: by phase. gradient_seconds: what one plain gradient over the data takes, timed on one batch.
@@ -32,12 +32,12 @@ class Counters:
         self.full_products = 0
         self.seconds: dict[str, float] = defaultdict(float)
         self.gradient_seconds = math.nan
-        self._inner: list[float] = []  # for each phase under way, what phases inside it took
+        self._inner: list[float] = []  # for each open phase, the time of the phases inside it
         self._by_phase: dict[str, dict[str, int]] = {}
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
-        """Count and time the body under ``phase``; what a phase inside it takes is not part of its time."""
+        """Count and time the body under ``phase``; the time of phases inside it is not included."""
         before, start = self.phase, self.clock()
         self.phase = phase
         self._inner.append(0.0)

@@ -1,4 +1,4 @@
-"""One pass over the data: any set of requests in, sums out. Graphs are kept between passes while they fit."""
+"""Runs passes over the data: sums all requested products, and keeps batches' graphs between passes while they fit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class Request:
     Attributes:
         block: which parameters the vectors belong to (the full model is the block of all parameters).
         vectors: (s, P_b) float64, one vector a row.
-        rows: the block whose components of the products are wanted, for A[rows, block] v; ``block`` itself by default.
+        rows: the block whose components of the products are wanted, as in A[rows, block] v; by default ``block``
+            itself.
         quadratic: blocks for which every batch's own v_c' (A v)_c is recorded, see :attr:`DataPass.quadratics`.
     """
 
@@ -60,7 +61,7 @@ class DataPass:
         names: the parameters any request may need.
         counters: counts the work.
         keep: bytes that kept graphs may take; 0 keeps none.
-        checkpoint: called between batches; raises to stop (an interrupt that waited).
+        checkpoint: called between batches; raises to stop (on an interrupt).
         make_graph: makes one batch's share of the matrix to multiply by; the Hessian's by default.
         time_unit: time one plain gradient of the first batch, for
             :attr:`layerhess.curvature.counters.Counters.gradient_seconds`.
@@ -125,7 +126,7 @@ class DataPass:
         return sums
 
     def diagonals(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
-        """diag(A_bb), (P_b,) float64, of the blocks whose factors give it without a probe; the others are absent."""
+        """diag(A_bb), (P_b,) float64, of the blocks whose factors give it directly; the others are absent."""
         if not isinstance(self._make_graph, MixedGraphs):
             return {}
 
@@ -144,11 +145,11 @@ class DataPass:
     def collect(
         self, share: Callable[[BatchGraph, Totals], int], requests: Mapping[str, Request] = MappingProxyType({})
     ) -> Totals:
-        """One pass over the data in which every batch's graph adds what ``share`` takes from it.
+        """Run one pass over the data and add up what ``share`` takes from every batch's graph.
 
         Args:
-            share: adds to the totals; returns the bytes that it holds on to beside the graph. requests: what the graphs
-                are made for, where that is known.
+            share: adds to the totals; returns the bytes that it keeps in addition to the graph. requests: what the
+                graphs are made for, where that is known.
 
         Raises:
             InputError, CheckError: see :meth:`run`.
@@ -157,7 +158,7 @@ class DataPass:
         try:
             return self._collect(share, requests)
         except (RuntimeError, MemoryError) as error:
-            # A model that writes into buffers of its own spoils what earlier batches keep: then nothing is kept.
+            # A model that writes into its own buffers spoils the kept graphs of earlier batches: then none is kept.
             spoilt = OVERWRITTEN in str(error) and bool(self._budget or self._kept)
             again = AGAIN in str(error) and not self.objective.thrice
             self.objective.thrice = self.objective.thrice or again
@@ -185,10 +186,10 @@ class DataPass:
         return None
 
     def refuse_not_finite(self, requests: Mapping[str, Request], products: Mapping[str, Tensor]) -> None:
-        """Products of a pass that are NaN or infinite, though the losses are finite, are nobody's numbers.
+        """Refuse products of a pass that are NaN or infinite although the losses are finite.
 
         Raises:
-            InputError: naming the first batch that shows it alone, and the parameters.
+            InputError: naming the parameters, and the first batch whose own products are not finite.
         """
         for key, rows in products.items():
             if bool(torch.isfinite(rows).all()):
@@ -250,7 +251,7 @@ class DataPass:
         return 1.0 if self.objective.evaluation.is_sum else self.count
 
     def _multiply(self, graph: BatchGraph, key: str, request: Request, totals: Totals) -> None:
-        """Add a batch's products, and keep its quadratic forms (s, len(request.quadratic)) apart."""
+        """Add a batch's products; list its quadratic forms (s, len(request.quadratic)) separately."""
         block, image = request.block, request.image
         parameters = self.objective.parameters
         totals.open((PRODUCT, key), len(request.vectors), image.numel)
@@ -282,9 +283,9 @@ class DataPass:
             totals.append((FORM, key), forms)
 
     def _graphs(self, requests: Mapping[str, Request] = MappingProxyType({})) -> Iterator[BatchGraph]:
-        """Kept graphs first, then fresh ones, keeping those that fit; the others are made for the requests alone.
+        """Kept graphs first, then new ones. Those that fit are kept; the others are made for the requests only.
 
-        Batches that may come in another order at the next pass are kept all or not at all.
+        If batches may come in another order in the next pass, either all are kept or none.
         """
         make = self._make_graph
         if requests and not self._budget and isinstance(make, MixedGraphs):
@@ -303,8 +304,8 @@ class DataPass:
             before = used_bytes(self.objective.device)
             graph = make(self.objective, batch, self._names, self.counters)
             yield graph
-            # After the products, since what double backward holds on to belongs to the graph. A process that uses again
-            # what it gave back does not grow, so what a graph says of itself counts as well.
+            # Measured after the products, since what double backward saves belongs to the graph. A process that reuses
+            # freed memory does not grow, so the graph's own figure counts as well.
             self._used += max(0.0, used_bytes(self.objective.device) - before, float(graph.nbytes))
             if self._budget and all_kept and self._used < self._budget:
                 self._kept.append(graph)
@@ -365,7 +366,7 @@ class DataPass:
         )
 
     def _too_large(self, requests: Mapping[str, Request]) -> InputError:
-        """Find, by trying, a batch size that fits; say it."""
+        """Find a batch size that fits by trial, and name it in the error."""
         key = max(requests, key=lambda k: requests[k].block.numel)
         request = Request(requests[key].block, requests[key].vectors[:1])
         batch: Any = max(self.objective.batches(), key=lambda b: leading_size(b) or 0)
@@ -389,5 +390,5 @@ class DataPass:
 
 
 def loss_tolerance(dtype: torch.dtype) -> float:
-    """Relative change of a loss total that summation order alone may cause."""
+    """Relative change of a total loss that the order of summation alone may cause."""
     return max(1e-6, 100.0 * torch.finfo(dtype).eps) if dtype != torch.float64 else 1e-6

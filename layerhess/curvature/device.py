@@ -21,7 +21,7 @@ else:
     HAS_RESOURCE = True
 
 _STATM = Path("/proc/self/statm")
-_CGROUPS = (  # a container's limit, its use, and how much of that is file cache, which gives way
+_CGROUPS = (  # a container's limit, its use, and how much of that is file cache, which can be freed
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current", ("inactive_file", "active_file")),
     (
         Path("/sys/fs/cgroup/memory"),
@@ -43,8 +43,8 @@ class Budget:
     """What an analysis may take beyond the memory that was in use when it began.
 
     Attributes:
-        free: bytes that were free then; nobody asks a second time. limit: bytes that it may take of them; None for all.
-        asked: the limit is the user's, who then gets less rather than more.
+        free: bytes that were free then; it is not measured again. limit: bytes that it may take of them; None for all.
+        asked: the limit was given by the user; plans then stay further below it.
     """
 
     free: int
@@ -53,12 +53,12 @@ class Budget:
 
     @property
     def room(self) -> int:
-        """Bytes that may be planned with."""
+        """Bytes that plans may use."""
         return self.free if self.limit is None else min(self.free, self.limit)
 
 
 def budget(device: torch.device, limit: int | None = None) -> Budget:
-    """The budget of what begins now on ``device``."""
+    """The budget of an analysis that begins now on ``device``."""
     return Budget(free_bytes(device), limit)
 
 
@@ -89,7 +89,7 @@ def memory_limit(memory: Any) -> int | None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can still be had on ``device``; a cautious 2 GiB where the system does not say."""
+    """Memory that is still available on ``device``; a cautious 2 GiB where the system does not say."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -125,7 +125,7 @@ def used_bytes(device: torch.device) -> int:
 
 
 def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
-    """Address and bytes of what holds the tensors' numbers, each once; of a sparse one its values'."""
+    """Address -> bytes of the storages of the tensors, each once; of a sparse tensor, that of its values."""
     found = {}
     for tensor in tensors:
         try:
@@ -137,7 +137,7 @@ def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for what a device has been given to do, so that a clock can be read."""
+    """Wait until the device has finished its work, so that time can be measured."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -46,7 +46,7 @@ class HessianGraph:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held besides what autograd saved: the gradient."""
+        """Bytes held in addition to what autograd saved: the gradient."""
         return sum(part.numel() * part.element_size() for part in self.gradient.values() if part is not None)
 
     def product(

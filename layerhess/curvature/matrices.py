@@ -1,4 +1,4 @@
-"""Which matrix: its name, what makes its products, and which objectives have it."""
+"""The kinds of curvature matrix (Hessian, Gauss-Newton, Fisher): their names, and how their products are made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One matrix of one objective as an operator: vectors in, their products over all the data out, nothing checked."""
+"""A curvature matrix as a linear operator: multiplies vectors, over all the data, without any checks of the loss."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from layerhess.objective.objective import Objective
 class UncheckedOperator:
     """A curvature matrix A of the mean loss over the whole data set, and its diagonal blocks A_bb.
 
-    Whether the products are those of this loss is not looked at here: :class:`layerhess.analysis.operators.Operator` is
-    the door that people go through.
+    It does not check that the products are right. Users get it as :class:`layerhess.analysis.operators.Operator`.
 
     Args:
         objective: the loss over the data. matrix: which one. blocks: a block scheme, see :func:`layerhess.analyze`.
@@ -60,10 +59,10 @@ class UncheckedOperator:
 
     @contextmanager
     def session(self, memory: Budget | None = None) -> Iterator[DataPass]:
-        """Keep the batches' graphs between products inside this context (the model must not change meanwhile).
+        """Keep the batches' graphs between products inside this context (the model must not change in it).
 
         Args:
-            memory: the budget of whoever asks; what is free now by default.
+            memory: the caller's budget; by default, what is free now.
         """
         if self._data_pass is not None:
             yield self._data_pass

@@ -1,4 +1,4 @@
-"""Products of one batch with J' S J: through the network to an output, a matrix there, and back again."""
+"""Products of one batch with J' S J (Gauss-Newton, Fisher): J is the output's Jacobian, S a matrix on the output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from layerhess.objective.objective import Objective
 
 
 class OutputGraph:
-    """One batch's output z, held so that J = dz/dtheta can be multiplied from both sides, and a symmetric S on z.
+    """One batch's output z, kept for products with J = dz/dtheta and J', and a symmetric S on z.
 
     J' u is a backward pass. J v is the derivative of J' u, which is linear in u, weighted with v: reverse mode twice,
     and no forward-mode kernels are needed. That linear graph is made once a batch. Cost: about 2.5 gradients to make,
@@ -62,7 +62,7 @@ class OutputGraph:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held besides what autograd saved: the gradient and the parts of J' u."""
+        """Bytes held in addition to what autograd saved: the gradient and the parts of J' u."""
         parts = [*self.gradient.values(), *self._linear.values()]
         return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
@@ -169,6 +169,6 @@ class FisherGraph(OutputGraph):
 
 
 class TokenFisherGraph(FisherGraph):
-    """The same with every counted term of a class criterion as an item."""
+    """The same, with every counted term of a class criterion as an item."""
 
     level = "token"

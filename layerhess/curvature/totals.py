@@ -1,4 +1,4 @@
-"""What is added up over batches: the one loop whose sums all results are made of."""
+"""Adds up over batches: every sum over the data, of losses, products or matrices, is made by the loop here."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ WHOLE = slice(None)
 
 
 class Totals:
-    """What batches add up to, each sum under a key of its own.
+    """Sums over batches, each under its own key.
 
-    Three kinds of sums: numbers and tensors (:meth:`add`), lists of what is kept apart by batch or by group, in the
-    order of the data (:meth:`append`), and matrices R' D R from their rows (:meth:`add_rows`).
+    Three kinds: sums of numbers and tensors (:meth:`add`), lists with one entry per batch or group, in the order of the
+    data (:meth:`append`), and matrices R' D R from their rows (:meth:`add_rows`).
 
     Attributes:
-        dropped: keys that some batch could not serve -> why; there is no sum of those.
+        dropped: keys that have no sum because some batch could not contribute -> why.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -32,14 +32,14 @@ class Totals:
         self.dropped: dict[Hashable, str] = {}
 
     def open(self, key: Hashable, *shape: int) -> None:
-        """A float64 sum of this shape that begins with zeros, unless there is one."""
+        """Begin a float64 sum of this shape with zeros, unless there is one already."""
         if key not in self._sums:
             self._sums[key] = torch.zeros(shape, dtype=torch.float64, device=self._device)
 
     def add(self, key: Hashable, value: Tensor | float, rows: slice = WHOLE, columns: slice | None = None) -> None:
-        """Add a number or a tensor; with ``columns``, to that part of an (s, n) sum that was opened.
+        """Add a number or a tensor; with ``columns``, to that part of an opened (s, n) sum.
 
-        What is dropped takes nothing more.
+        Does nothing for a key that was dropped.
         """
         if key in self.dropped:
             return
@@ -51,12 +51,12 @@ class Totals:
             self._sums[key] = value
 
     def append(self, key: Hashable, *values: Any) -> None:
-        """Keep these apart, after those of earlier batches."""
+        """Append these to the key's list."""
         if key not in self.dropped:
             self._lists.setdefault(key, []).extend(values)
 
     def add_rows(self, key: Hashable, n: int, rows: Iterable[tuple[Tensor, Tensor]], room: int) -> bool:
-        """Add R' D R, (n, n), for pieces (R, signs of D); False once all rows take more than ``room`` bytes."""
+        """Add R' D R, (n, n), for pairs (R, signs of D); False once all rows take more than ``room`` bytes."""
         own = self._rows.setdefault(key, RowSum(n, self._device or torch.device("cpu")))
         for piece, signs in rows:
             own.add(piece, signs)
@@ -65,14 +65,14 @@ class Totals:
         return True
 
     def drop(self, key: Hashable, why: str) -> None:
-        """There will be no sum under this key; what there was of it is gone."""
+        """Delete what this key has, and ignore what is added to it later."""
         self._sums.pop(key, None)
         self._lists.pop(key, None)
         self._rows.pop(key, None)
         self.dropped[key] = why
 
     def total(self, key: Hashable) -> Any:
-        """What was added; 0.0 where nothing was."""
+        """The sum; 0.0 if nothing was added."""
         return self._sums.get(key, 0.0)
 
     def totals(self, kind: str) -> dict[Any, Any]:
@@ -80,7 +80,7 @@ class Totals:
         return {key[1]: value for key, value in self._sums.items() if isinstance(key, tuple) and key[0] == kind}
 
     def listed(self, key: Hashable) -> list[Any]:
-        """What was kept apart, in order."""
+        """The key's list, in order."""
         return self._lists.get(key, [])
 
     def rows(self) -> dict[Any, RowSum]:
@@ -89,7 +89,7 @@ class Totals:
 
     @property
     def row_bytes(self) -> int:
-        """What the rows take."""
+        """Bytes that the rows take."""
         return sum(rows.nbytes for rows in self._rows.values())
 
 
@@ -100,14 +100,14 @@ def add_up(
     checkpoint: Callable[[], None] = lambda: None,
     device: torch.device | None = None,
 ) -> Totals:
-    """Let every part of the data add its share, in order.
+    """Call ``share`` for every part of the data, in order.
 
-    Nothing that is made of all the data is added up anywhere else: many processes would exchange their sums here, and a
-    pass could be saved and gone on with here.
+    No other code adds up over the data. Several processes would exchange their sums here, and a pass could be saved and
+    resumed here.
 
     Args:
         parts: batches, or what was made of them. share: adds what one part contributes. checkpoint: called before each
-            part; raises to stop (an interrupt that waited). device: of the sums.
+            part; raises to stop (on an interrupt). device: of the sums.
     """
     totals = Totals(device)
     for part in parts:

@@ -1,1 +1,1 @@
-"""Vectors and matrices, and nothing about networks: eigensolvers, estimators, bounds."""
+"""Linear algebra that knows nothing about networks: eigensolvers, estimators, error bounds."""

@@ -1,4 +1,4 @@
-"""What a residual, a rounding measurement and a random start prove: one function certifies for every path."""
+"""Error bounds of eigenpairs, from residuals, measured rounding and random starts; used for every solver."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ZERO_LEVEL = 100.0  # eps: below this share of the full product a block's produc
 
 @dataclass(frozen=True)
 class Certificate:
-    """The judgement on a block's candidates; see :class:`layerhess.results.record.Spectrum` for the fields' meaning."""
+    """What is proved of a block's candidates; :class:`layerhess.results.record.SpectrumRecord` explains the fields."""
 
     error_bounds: Floats
     conditional_bounds: Floats
@@ -56,7 +56,7 @@ def certify(candidates: Candidates, *, tol: float, rounding: float, p: float = M
         p = 0.0
         above, below = float(candidates.spectrum[0]), float(candidates.spectrum[-1])
     else:
-        # Each search makes a statement of its own; the stronger one counts, and p is shared among them.
+        # Each search makes its own statement; the stronger one counts, and p is shared among them.
         for search in (tops := candidates.searches.get("top", ())):
             above = min(above, missed(search, p / len(tops))[0] + rounding)
         for search in (bottoms := candidates.searches.get("bottom", ())):
@@ -79,7 +79,7 @@ def missed_factor(above: float, top: float) -> float:
 
 
 def zero_level(eps: float, full_norm: float) -> float:
-    """Below this norm of a random unit product a block may count as zero.
+    """The norm of a product with a random unit vector below which a block may count as zero.
 
     In half precision 100 eps would be most of the full product, so the level is never more than a hundredth of it.
     """
@@ -89,7 +89,7 @@ def zero_level(eps: float, full_norm: float) -> float:
 def zero_bound(level: float, norm: float, n: int, p: float = MISSED_PROBABILITY) -> float | None:
     """Error bound of the eigenvalue 0.0 of a block that counts as zero, or None for a block that does not.
 
-    A block is zero when the products are below the level and this bound is of its order; else it is to be solved.
+    A block is zero if the products are below the level and this bound is of its order; else it must be solved.
 
     Args:
         level: of :func:`zero_level`. norm: the larger of the two products' norms. n: dimension. p: probability.
@@ -108,19 +108,19 @@ def random_bound(norm: float, n: int, p: float = MISSED_PROBABILITY) -> float:
 
 
 def unit_rounding(eps: float, length: float) -> float:
-    """Relative error of a product that arithmetic itself costs: two roundings, more where a batch sums up many terms.
+    """Least relative error of a product: two roundings, more where a batch sums up many terms.
 
-    A small sample cannot show the latter: errors of a sum grow like the root of its length, less what blocked summation
-    saves. Arguments as for :func:`total_rounding`.
+    A small sample cannot show the latter. Errors of a sum grow like the square root of its length, less with blocked
+    summation. Arguments as for :func:`total_rounding`.
     """
     return max(2.0, math.sqrt(length) / 16.0) * eps
 
 
 def total_rounding(measured: float, eps: float, norm: float, length: float) -> float:
-    """The rounding part of a bound: what was measured, and never less than arithmetic itself costs.
+    """The rounding part of a bound: what was measured, but never less than :func:`unit_rounding`.
 
-    One measurement can be lucky, so :func:`unit_rounding` is the least that is believed. To that come 16 roundings of
-    float64 for the small eigenproblem.
+    One measurement can be too small by luck, so there is a least value. Added are 16 roundings of float64 for the small
+    eigenproblem.
 
     Args:
         measured: absolute, see :class:`layerhess.checks.rounding.RoundingMeter`. eps: of the coarsest dtype in the

@@ -1,4 +1,4 @@
-"""Typed estimates: trace, diagonal, spectral density and coupling, each with how far it can be trusted."""
+"""Records of estimates (trace, diagonal, spectral density, coupling), each with its error."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class TraceEstimate:
         method: "exact", "hutchinson", "deflated", "hutch++" or "xtrace".
         converged: the standard error is within what was asked for.
         status: a sentence.
-        sampling_error: standard error of ``value`` with respect to the data (another sample of examples); NaN if it
-            was not measured. It is no part of the interval.
-        rounding: how far ``value`` may be off, absolutely, because products are rounded; all there is of it when exact.
+        sampling_error: standard error of ``value`` with respect to the data (another sample of examples); NaN if it was
+            not measured. Not part of the interval.
+        rounding: absolute error of ``value`` because products are rounded; the only error when exact.
     """
 
     value: float
@@ -51,9 +51,9 @@ class DiagonalEstimate:
         probes: random vectors that went into it; 0 when exact. method: "exact", "hutchinson", "deflated", "xdiag", or
             "assembled" from those of the blocks. status: a sentence.
         converged: the standard errors are within what was asked for, in the Euclidean norm.
-        required: they had to be. False for ``diagonal=True`` and for a fixed number of probes, which ask for what those
-            probes give, whatever the error.
-        rounding: how far any entry may be off, absolutely, because products are rounded; no part of the errors.
+        required: a diagonal that is not converged counts as unfinished. False for ``diagonal=True`` and for a fixed
+            number of probes, where any error is accepted.
+        rounding: largest absolute error of an entry because products are rounded; not part of the standard errors.
     """
 
     value: dict[str, Tensor]
@@ -83,8 +83,8 @@ class DensityEstimate:
         mean, mean_error: first moment (trace / n) and its standard error.
         second, second_error: second moment (||A||_F^2 / n) and its standard error; NaN before the second step.
         status: a sentence.
-        finished: every random vector took all its steps. One that was stopped early knows its two moments, and no other
-            function of the spectrum: what is worked out from it would be off by more than its probes can show.
+        finished: every random vector took all its steps. A density that was stopped early has right moments, but no
+            other function of the spectrum: its error would be larger than the probes can show.
     """
 
     grid: Floats
@@ -110,12 +110,12 @@ class CouplingEstimate:
 
     Attributes:
         blocks: names, in model order. value, standard_error: (B, B) float64, ||H_bc||_F, symmetric.
-        off_diagonal_share: of ||H||_F^2, what lies off the block diagonal (blocks covered only);
-            share_error: its standard error.
+        off_diagonal_share: share of ||H||_F^2 off the block diagonal (covered blocks only); share_error: its standard
+            error.
         divergence: (B, B) Jensen-Shannon distances of the blocks' spectral densities; None where densities were not
             asked for, or one is missing or was stopped early. divergence_error: their root mean square errors over the
-            random vectors, bias included (:func:`layerhess.linalg.stochastic.divergence.divergences`); NaN where there
-            is a single vector.
+            random vectors, including bias (:func:`layerhess.linalg.stochastic.divergence.divergences`); NaN for a
+            single vector.
         probes: random vectors per block; 0 when exact. status: a sentence.
     """
 

@@ -1,4 +1,4 @@
-"""Random vectors that depend on a seed, a name and a number only; and which way a vector points."""
+"""Reproducible random vectors, which depend on a seed, a name and a number only; and the sign of a vector."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIGNS = 1  # a word of the seed that only random_signs adds
 def random_unit(n: int, seed: int, name: str, draw: int, device: torch.device | None = None) -> Tensor:
     """A unit vector (n,) float64, uniform on the sphere; depends on (seed, name, draw) only.
 
-    The block's name, not its place or a rank, seeds the draw, so that adding blocks or processes changes nothing.
+    The block's name seeds the draw, not its position or a rank, so that adding blocks or processes changes nothing.
     """
     generator = np.random.default_rng([seed & 0xFFFFFFFF, zlib.crc32(name.encode()), draw])
     vector = torch.from_numpy(generator.standard_normal(n))
@@ -25,8 +25,7 @@ def random_unit(n: int, seed: int, name: str, draw: int, device: torch.device | 
 def random_signs(n: int, seed: int, name: str, draw: int, device: torch.device | None = None) -> Tensor:
     """A Rademacher vector (n,) float64 of +1 and -1; depends on (seed, name, draw) only.
 
-    Independent of :func:`random_unit` with the same arguments: what a solver found from its random start may stand
-    beside these draws as a given.
+    Independent of :func:`random_unit` with the same arguments, and so of what a solver found from its random start.
     """
     generator = np.random.default_rng([seed & 0xFFFFFFFF, zlib.crc32(name.encode()), draw, SIGNS])
     signs = torch.from_numpy(generator.integers(0, 2, n, dtype=np.int8)).double().mul_(2.0).sub_(1.0)

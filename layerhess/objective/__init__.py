@@ -1,1 +1,1 @@
-"""Model, data and loss as one function, whose value is a sum and a count."""
+"""Combines model, data and loss into one function of the parameters, with a sum of losses and a count as its value."""

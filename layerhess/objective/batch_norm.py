@@ -1,4 +1,4 @@
-"""BatchNorm that normalises by the batch at hand: it ties the examples of a batch together."""
+"""Finds BatchNorm modules that normalise by the current batch, so that an example's loss depends on the others."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import nn
 
 @dataclass(frozen=True)
 class TiedNorms:
-    """The BatchNorm modules of a model that use the statistics of the batch; true where there is one.
+    """The BatchNorm modules of a model that use the statistics of the batch; true if there are any.
 
     Attributes:
         training: names of those that do so because they run in train mode.
-        untracked: names of those that keep no running statistics, and so have no others in eval mode either.
+        untracked: names of those that keep no running statistics, and so use the batch's in eval mode too.
     """
 
     training: tuple[str, ...] = ()
@@ -24,7 +24,7 @@ class TiedNorms:
 
     @property
     def what(self) -> str:
-        """What ties the batch, for the beginning of a sentence; eval mode is no way out of the untracked ones."""
+        """What makes examples depend on each other, for the beginning of a sentence."""
         if self.untracked:
             return "BatchNorm without running statistics uses those of the batch in every mode"
         return "BatchNorm runs in train mode"
@@ -37,12 +37,12 @@ class TiedNorms:
 
     @property
     def cure(self) -> str:
-        """What to do about it, for the beginning of an advice."""
+        """What to do about it, for the beginning of a sentence."""
         return "use a BatchNorm with track_running_stats=True" if self.untracked else "use mode='eval'"
 
 
 def tied_norms(model: nn.Module, mode: str) -> TiedNorms:
-    """What there will be in ``mode``: "as-is", or "eval"."""
+    """The modules that will use the batch's statistics in ``mode``, "as-is" or "eval"."""
     norms = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     untracked = tuple(name for name, module in norms if module.running_mean is None)
     training = [name for name, module in norms if module.training and module.running_mean is not None]

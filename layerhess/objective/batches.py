@@ -1,4 +1,4 @@
-"""What counts as data, and the few things done to a batch: move, cast, slice, measure."""
+"""Checks what is given as data, and moves, casts, slices and measures batches."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ BOTH_SPELLINGS = (
 
 
 def check_data(data: Any, *, any_batch: bool) -> None:
-    """Refuse what cannot be read twice, or could be read in two ways; costs nothing and reads nothing.
+    """Refuse data that cannot be read twice or whose meaning is ambiguous; reads nothing.
 
     Args:
         data: one batch (tuple, mapping) or a re-iterable of batches.
-        any_batch: True when the loss is a ``batch_loss``, which understands batches of any form.
+        any_batch: True when the loss is a ``batch_loss``, which accepts batches of any form.
 
     Raises:
         InputError: with both spellings where the meaning is ambiguous.
@@ -52,7 +52,7 @@ def check_data(data: Any, *, any_batch: bool) -> None:
         raise InputError(
             f"the data is {type(data).__name__}, which cannot be iterated", where="data", what_to_do=BOTH_SPELLINGS
         )
-    # Only an iterator can be its own; of anything else no pass is started here (a loader would draw random numbers).
+    # Only an iterator can be its own iterator; nothing else is iterated here (a loader would draw random numbers).
     if isinstance(data, Iterator) and iter(data) is data:
         raise InputError(
             "the data is a one-shot iterator (a generator): it would be empty at the second pass",
@@ -81,7 +81,7 @@ def is_single(data: Any) -> bool:
 
 
 def iterate(data: Any) -> Iterator[Any]:
-    """The batches of ``data``, in its order, as they come."""
+    """The batches of ``data``, in its order, unchanged."""
     if is_single(data):
         yield data
     else:
@@ -97,19 +97,19 @@ def is_shuffling(data: Any) -> bool:
 
 
 def is_stable(data: Any) -> bool:
-    """True when batch i is the same batch at every pass, so that part of the graphs may be kept."""
+    """True when batch i is the same in every pass, so that some of the graphs may be kept."""
     if isinstance(data, DataLoader):
         return isinstance(data.sampler, SequentialSampler) and isinstance(data.dataset, TensorDataset)
     return not may_refill(data)
 
 
 def may_refill(data: Any) -> bool:
-    """Whether an iterable could give the same memory again with other numbers in it: all but what holds its batches."""
+    """Whether an iterable might reuse a batch's memory for the next batch; not if it holds all its batches."""
     return not (is_single(data) or isinstance(data, list))
 
 
 def tree_map(function: Callable[[Tensor], Any], value: Any, other: Callable[[Any], Any] = lambda leaf: leaf) -> Any:
-    """Apply ``function`` to every tensor in nested tuples, lists and mappings, and ``other`` to all that is neither."""
+    """Apply ``function`` to every tensor in nested tuples, lists and mappings, and ``other`` to every other leaf."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):
@@ -137,7 +137,7 @@ def prepare(batch: Any, device: torch.device, refilled: bool = False) -> Any:
     """The batch on ``device``; tensors made inside ``inference_mode`` are cloned so that autograd may use them.
 
     Args:
-        refilled: clone them in any case, since their memory may be filled again; see :func:`may_refill`.
+        refilled: clone all tensors, since their memory may be reused; see :func:`may_refill`.
     """
 
     def one(tensor: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ def halves(batch: Any) -> tuple[Any, Any] | None:
 
 
 def pieces(batch: Any, size: int | None) -> Iterator[Any]:
-    """The batch in pieces of at most ``size`` examples along dimension 0 (the batch itself when None).
+    """The batch in parts of at most ``size`` examples along dimension 0 (the batch itself when None).
 
     Raises:
         InputError: if the tensors of the batch disagree on dimension 0.
@@ -214,7 +214,7 @@ def spread_slice(batch: Any, size: int) -> Any:
 
 
 def joined(pieces: Sequence[Any]) -> Any | None:
-    """Pieces of batches as one, along dimension 0; None where their tensors or anything beside them differ."""
+    """Parts of batches as one batch, along dimension 0; None where their tensors' shapes or other content differ."""
     first, rows = pieces[0], [tensors(piece) for piece in pieces]
     if len({_outline(piece) for piece in pieces}) > 1 or any(leading_size(piece) is None for piece in pieces):
         return None
@@ -223,5 +223,5 @@ def joined(pieces: Sequence[Any]) -> Any | None:
 
 
 def _outline(batch: Any) -> str:
-    """Everything about a batch but the numbers in its tensors and their first dimension."""
+    """Everything about a batch except the numbers in its tensors and their first dimension."""
     return repr(tree_map(lambda tensor: (tensor.shape[1:], tensor.dtype, tensor.device), batch))

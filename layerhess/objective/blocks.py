@@ -1,4 +1,4 @@
-"""Which parameters form which block."""
+"""Divides a model's parameters into blocks (by tensor, by module, by name pattern); a block's vectors are flat."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from layerhess.errors import InputError
 
 Scheme = str | Mapping[str, str | Sequence[str]] | Callable[[str, nn.Parameter], str | None]
 ROOT = "(root)"
-RESERVED = ("", "(full)", "(probe)", "(not in any block)")  # these have a meaning of their own in results
+RESERVED = ("", "(full)", "(probe)", "(not in any block)")  # these have a special meaning in results
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def make_block(name: str, members: Mapping[str, Tensor]) -> Block:
 def partition(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], frozen: Sequence[str], scheme: Scheme
 ) -> Partition:
-    """Split the trainable parameters into blocks.
+    """Divide the trainable parameters into blocks.
 
     Args:
         model: for module paths and the other names of tied parameters.

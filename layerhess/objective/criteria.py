@@ -1,4 +1,4 @@
-"""Criteria on (output, target) as exact pairs (sum, count), so that batches of any size add up."""
+"""Turns criteria on (output, target), such as cross entropy, into pairs (sum, count) that add up over batches."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ class Criterion:
     The known criteria of ``torch.nn`` are summed and counted exactly: the denominator of the mean that torch itself
     would take (the sum of the class weights of unignored targets for a weighted cross entropy, the number of elements
     for MSE, the batch size for ``batchmean``). ``reduction="sum"`` has the denominator 1. Any other callable is taken
-    as a mean over the first dimension; :mod:`layerhess.checks` tests that claim.
+    as a mean over the first dimension; :mod:`layerhess.checks` tests that.
 
     Attributes:
         known: the count is exact by construction.
         is_sum: the denominator of the whole loss is 1.
 
     Raises:
-        InputError: for ``reduction="none"``, and for something that cannot be called.
+        InputError: for ``reduction="none"``, and for something not callable.
     """
 
     def __init__(self, loss: Callable[..., Any]) -> None:
@@ -94,7 +94,7 @@ class Criterion:
         return str(getattr(self.loss, "__name__", type(self.loss).__name__))
 
     def __call__(self, output: Tensor, target: Any) -> Pair:
-        """Sum of losses (0-d tensor with graph) and its count."""
+        """Sum of losses (0-d tensor with graph) and count."""
         if not self.known:
             value = self.loss(output, target)
             check_scalar(value)
@@ -108,7 +108,7 @@ class Criterion:
         if self._classes:
             return self._summed(output, target), self._class_count(output, target)
         with warnings.catch_warnings():
-            # torch warns of any broadcast; those that enlarge were refused above, the others change nothing.
+            # torch warns of any broadcast; those that enlarge were refused above, the others are harmless.
             warnings.filterwarnings("ignore", message="Using a target size")
             losses = self._summed(output, target)
         count = output.shape[0] if self._batch_mean else losses.numel()
@@ -137,7 +137,7 @@ class Criterion:
             return unreduced(output, target)  # type: ignore[no-any-return]
 
     def validate(self, output: Any, target: Any, where: str) -> None:
-        """Look at one batch's shapes and class indices before any work; reads values, so called once per batch.
+        """Check one batch's shapes and class indices before any work; reads values, so called once per batch.
 
         Raises:
             InputError: class index out of range, or a broadcast hidden in an unknown callable.
@@ -179,7 +179,7 @@ class Criterion:
         """The same criterion with its own tensors (class weights) in ``dtype`` (as it is when None) on ``device``."""
         if not isinstance(self.loss, nn.Module):
             return self
-        with torch.inference_mode(False):  # copies of tensors made in inference mode are tensors that autograd can use
+        with torch.inference_mode(False):  # autograd can use copies of tensors made in inference mode
             return Criterion(copy.deepcopy(self.loss).to(device=device, dtype=dtype))
 
     def usable(self, device: torch.device) -> Criterion:
@@ -199,9 +199,9 @@ class Criterion:
         return float(weight.detach().double()[target[kept]].sum())
 
     def _refuse_hidden_broadcast(self, output: Tensor, target: Tensor, where: str) -> None:
-        # An experiment instead of reading the callable. One that broadcasts the two against each other pairs each
-        # output with all targets along a dimension: neither its value nor its gradient can see an order there, and the
-        # value would be another one if the target had the output's shape.
+        # Found out by an experiment. A callable that broadcasts the two against each other pairs each output with all
+        # targets along a dimension: then neither its value nor its gradient depends on an order there, and the value
+        # would change if the target had the output's shape.
         if target.shape == output.shape or target.numel() != output.numel() or not _broadcast_enlarges(output, target):
             return
         reordered = target.roll(1, _paired_with_all(output, target))
@@ -209,7 +209,7 @@ class Criterion:
             value, gradient = self._value_and_gradient(output, target)
             other, turned = self._value_and_gradient(output, reordered)
             reshaped, _ = self._value_and_gradient(output, target.reshape(output.shape))
-        except Exception:  # it does not take such shapes, so it does not broadcast them either
+        except Exception:  # it does not accept such shapes, so it does not broadcast them either
             return
         blind = abs(value - other) <= 1e-5 * abs(value) and torch.allclose(gradient, turned, rtol=1e-4, atol=1e-8)
         if blind and abs(value - reshaped) > 1e-4 * (abs(value) + abs(reshaped)):
@@ -227,7 +227,7 @@ def check_scalar(value: Any) -> None:
     """Refuse a loss that is not a one-element tensor.
 
     Raises:
-        InputError: naming what came instead.
+        InputError: naming what was returned instead.
     """
     if not isinstance(value, Tensor) or value.numel() != 1:
         what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -268,7 +268,7 @@ def _refuse_other_signature(loss: Callable[..., Any]) -> None:
     called = loss.forward if isinstance(loss, nn.Module) else loss
     try:
         signature = inspect.signature(called)
-    except (TypeError, ValueError):  # none to be had: calling it will tell
+    except (TypeError, ValueError):  # no signature: calling it will tell
         return
     try:
         signature.bind(None, None)
@@ -319,5 +319,5 @@ def _as_module(loss: Any) -> nn.Module | None:
         return None
     try:
         return made(**options)
-    except TypeError:  # an option the module form does not know: treat it as an unknown callable
+    except TypeError:  # an option that the module does not have: treat it as an unknown callable
         return None

@@ -1,4 +1,4 @@
-"""Ctrl-C waits for a safe point between two batches; a second one does not wait, except while a model is put back."""
+"""Delays Ctrl-C to a safe point between two batches; a second Ctrl-C acts at once, except while a model is restored."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def deferred_interrupts() -> Iterator[Callable[[], None]]:
     signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield checkpoint
-        checkpoint()  # pressed after the last safe point: not to be forgotten
+        checkpoint()  # pressed after the last safe point: raise it now
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Runs the body to its end; a Ctrl-C meanwhile takes effect afterwards. In other threads there is nothing to do."""
+    """Runs the body to its end; a Ctrl-C during it takes effect afterwards. In other threads it does nothing."""
     before = signal.getsignal(signal.SIGINT)
     if not _in_main_thread() or before is None:  # None: installed by something other than Python
         yield

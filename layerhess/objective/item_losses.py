@@ -1,4 +1,4 @@
-"""One loss for every item of a batch: what the empirical Fisher takes the gradients of."""
+"""Computes one loss for every item of a batch; the empirical Fisher is made of their gradients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def item_losses(evaluation: Evaluation, model: nn.Module, batch: Any, level: str
 
     A criterion of ``torch.nn`` gives them all from one forward pass; another callable on (output, target), and a
     ``batch_loss`` with ``output=``, is called once an item on slices of one output. A model's own ``.loss`` and a plain
-    ``batch_loss`` run the model once an item, which is slower by as much.
+    ``batch_loss`` run the whole model once an item, which is slower.
 
     Args:
         evaluation: of the objective. batch: prepared. level: "item" (dimension 0 of the batch), or "token": every
@@ -30,7 +30,7 @@ def item_losses(evaluation: Evaluation, model: nn.Module, batch: Any, level: str
         ((m,) losses with graph, count of the whole batch).
 
     Raises:
-        InputError: a batch whose items cannot be told apart; the token level of another loss.
+        InputError: a batch that cannot be cut into items; the token level of another loss.
     """
     if level == "token":
         refuse_without_tokens(evaluation)

@@ -1,4 +1,4 @@
-"""Which of torch's code paths run while a model is analysed: those whose second derivative is right."""
+"""Selects the torch kernels to use while a model is analysed: those whose second derivative is right."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def plain_kernels(device: torch.device, model: nn.Module) -> Iterator[list[str]]
     """MATH attention kernels, compiled code run eagerly, no inference-only fast paths, no TF32, no outer autocast.
 
     Yields:
-        Sentences on what the caller had otherwise and the reader of a result should know.
+        Sentences on settings that were changed, for the reader of a result.
     """
     autocast = torch.is_autocast_enabled(device.type)
     with ExitStack() as stack:
@@ -47,7 +47,7 @@ def _eager() -> Iterator[None]:
 
 @contextmanager
 def _same_kernels() -> Iterator[None]:
-    """No inference-only fast path of torch's transformer layers: with and without gradients, one function."""
+    """No inference-only fast path of torch's transformer layers: the same function with and without gradients."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -58,10 +58,10 @@ def _same_kernels() -> Iterator[None]:
 
 @contextmanager
 def _full_precision(device: torch.device, model: nn.Module) -> Iterator[bool]:
-    """float32 products with all of their 24 bits: no TF32, no bfloat16 inside; True if that changes any of the model's.
+    """float32 products with all 24 bits: no TF32, no bfloat16 inside; True if that changes the model's products.
 
-    Torch has two sets of switches for that, and refuses to read one where it disagrees with the other. So the caller's
-    is used: on a GPU the older one wherever it can be read, and always what a switch says is written back to it.
+    Torch has two sets of switches for that, and refuses to read one where it disagrees with the other. So the set that
+    the caller used is used: on a GPU the older one wherever it can be read. Each switch gets its own value back.
     """
     cuda = device.type == "cuda"
     single = any(parameter.dtype == torch.float32 for parameter in model.parameters())
@@ -91,7 +91,7 @@ def _full_precision(device: torch.device, model: nn.Module) -> Iterator[bool]:
             else:
                 matmul = precision == "medium"
                 torch.set_float32_matmul_precision("highest")
-        if newer:  # what the older ones took away may be inherited all the same
+        if newer:  # what the older ones switched off may still be inherited
             here, own = (backends.cuda, backends.cudnn) if cuda else (backends.mkldnn, backends.mkldnn)
             matmul |= switched(here.matmul, "fp32_precision", "ieee")
             others |= switched(own.conv, "fp32_precision", "ieee")
@@ -100,7 +100,7 @@ def _full_precision(device: torch.device, model: nn.Module) -> Iterator[bool]:
 
 
 def _allow(precision: str) -> None:
-    """Put back what a caller allowed by its one word for all devices, unless the other switches say so already."""
+    """Restore the caller's setting for all devices, unless the other switches say the same already."""
     try:
         there = torch.get_float32_matmul_precision() == precision
     except RuntimeError:

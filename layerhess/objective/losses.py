@@ -1,4 +1,4 @@
-"""How a model and a batch become a pair (sum of losses, count): three kinds of loss, one interface."""
+"""Computes a batch's loss as a pair (sum, count): one interface for criteria, callables and a model's own loss."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Judged:
     """A batch's loss and the output it was computed from, in one graph.
 
     Attributes:
-        loss: 0-d loss sum. count: what it is to be divided by. output: the model's output, an inner node of the graph.
+        loss: 0-d loss sum. count: the number to divide it by. output: the model's output, an inner node of the graph.
         convex: the loss is known to be convex in it. again: the loss sum of another output, where that is known.
     """
 
@@ -35,7 +35,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Seen:
-    """The pair of a batch; its output, and the loss sum of another (a guess at least), where there is one."""
+    """The pair of a batch; its output and a (perhaps approximate) loss sum as a function of it, where known."""
 
     loss: Tensor
     count: float
@@ -54,15 +54,15 @@ class Evaluation(Protocol):
         """(0-d loss sum with graph, count)."""
 
     def with_output(self, model: nn.Module, batch: Any) -> Judged:
-        """The pair beside the model's output that the loss was computed from; InputError where there is none."""
+        """The pair, and the model's output that the loss was computed from; InputError where there is none."""
 
     def surveyed(self, model: nn.Module, batch: Any, where: str) -> Seen:
-        """The pair, after a look at what could be wrong with the batch; raises InputError naming ``where``."""
+        """The pair, after checks of the batch; raises InputError naming ``where``."""
 
     def whole_and_parts(self, model: nn.Module, batch: Any, *, tied: bool) -> list[Pair] | None:
-        """The pairs of a batch and of its two parts, to see whether they add up.
+        """The pairs of a batch and of its two parts, to test whether they add up.
 
-        None if it cannot be split, or only into parts that give other outputs since the model ties a batch together.
+        None if it cannot be split, or if parts give other outputs because examples depend on each other in the model.
         """
 
     def to(self, dtype: torch.dtype, device: torch.device) -> Evaluation:
@@ -78,8 +78,8 @@ class batch_loss:
     Args:
         fn: returns the *sum* of the losses in the batch (one-element tensor with graph) and their count, a number
             >= 0. The loss of the data set is the sum of the sums over the sum of the counts.
-        output: where to cut between network and loss, which Gauss-Newton needs: ``output(model, batch)`` returns the
-            model's output, one tensor, and ``fn`` is then called as ``fn(output, batch)``.
+        output: separates network and loss, which Gauss-Newton needs: ``output(model, batch)`` returns the model's
+            output, one tensor, and ``fn`` is then called as ``fn(output, batch)``.
 
     >>> import torch, layerhess as lh
     >>> model = torch.nn.Linear(2, 1, bias=False).double()
@@ -117,7 +117,7 @@ class batch_loss:
         return self.judge(model if self.output is None else self.output(model, batch), batch)
 
     def judge(self, subject: Any, batch: Any) -> Pair:
-        """(loss_sum, count) that the function gives for the model, or for its output where ``output`` was given."""
+        """(loss_sum, count) of the function for the model, or for its output where ``output`` was given."""
         result = self.fn(subject, batch)
         if not isinstance(result, (tuple, list)) or len(result) != 2:
             raise InputError(
@@ -137,10 +137,10 @@ class batch_loss:
         return total.reshape(()), count
 
     def with_output(self, model: nn.Module, batch: Any) -> Judged:
-        """The pair and the output, where ``output=`` says what that is.
+        """The pair and the output that ``output=`` gives.
 
         Raises:
-            InputError: without ``output=``; an output that is no tensor.
+            InputError: without ``output=``; an output that is not a tensor.
         """
         if self.output is None:
             raise InputError(
@@ -154,18 +154,18 @@ class batch_loss:
         return Judged(*self.judge(output, batch), output)
 
     def surveyed(self, model: nn.Module, batch: Any, where: str) -> Seen:
-        """The pair: there is nothing to look at beforehand, the function alone knows its batches."""
+        """The pair; nothing can be checked beforehand, since only the function knows its batches."""
         if self.output is None:
             return Seen(*self(model, batch))
         output = self.output(model, batch)
         return Seen(*self.judge(output, batch), output, lambda z: self.judge(z, batch)[0])
 
     def whole_and_parts(self, model: nn.Module, batch: Any, *, tied: bool) -> list[Pair] | None:
-        """None: the function says itself how batches add up."""
+        """None: the function itself defines how batches add up."""
         return None
 
     def to(self, dtype: torch.dtype, device: torch.device) -> batch_loss:
-        """Itself: tensors the function closes over are its own."""
+        """Itself: tensors that the function closes over are not touched."""
         return self
 
     def usable(self, device: torch.device) -> batch_loss:
@@ -187,13 +187,13 @@ class CriterionLoss:
         return self.criterion(*self.output_and_target(model, batch))
 
     def with_output(self, model: nn.Module, batch: Any) -> Judged:
-        """The pair and the output that the criterion is given."""
+        """The pair and the output that the criterion gets."""
         output, target = self.output_and_target(model, batch)
         convex = self.criterion.is_convex(target)
         return Judged(*self.criterion(output, target), output, convex, lambda z: self.criterion(z, target)[0])
 
     def output_and_target(self, model: nn.Module, batch: Any) -> tuple[Tensor, Any]:
-        """The model's output and the target it is held against.
+        """The model's output and the target it is compared with.
 
         Raises:
             InputError: if the batch is neither a pair (inputs, target) nor a mapping with "labels".
@@ -219,7 +219,7 @@ class CriterionLoss:
         return getattr(output, "logits", output), target
 
     def surveyed(self, model: nn.Module, batch: Any, where: str) -> Seen:
-        """The pair, after shapes and class indices were looked at, before torch meets them."""
+        """The pair, after checks of shapes and class indices."""
         output, target = self.output_and_target(model, batch)
         self.criterion.validate(output, target, where)
         again = lambda z: self.criterion(z, target)[0]  # noqa: E731
@@ -240,7 +240,7 @@ class CriterionLoss:
             ) from error
 
     def whole_and_parts(self, model: nn.Module, batch: Any, *, tied: bool) -> list[Pair] | None:
-        """The pairs of one output and of its two parts, or else of the batch: is the criterion a mean?"""
+        """The pairs of one output (or else of the batch) and of its two parts: is the criterion a mean?"""
         whole = self.output_and_target(model, batch)
         if (parts := batches.halves(whole)) is not None:
             return [self.criterion(*whole), *(self.criterion(*part) for part in parts)]
@@ -257,7 +257,7 @@ class CriterionLoss:
 
 
 class ModelLoss:
-    """The ``.loss`` of a Hugging Face model: a mean over the labels that took part, so their number is its count."""
+    """The ``.loss`` of a Hugging Face model: a mean over the labels that are not ignored, whose number is the count."""
 
     is_sum = False
     count_is_exact = False
@@ -337,13 +337,13 @@ class ModelLoss:
         return float(taking_part.sum())
 
     def _shifts(self, model: nn.Module, batch: Any, labels: Tensor, loss: Tensor) -> bool:
-        # A causal language model never looks at the first label of a sequence: ignoring it changes nothing. An
-        # experiment is safer than a list of class names; it is made once, on the first batch that can decide it.
+        # A causal language model never uses the first label of a sequence: ignoring it changes nothing. An experiment
+        # is safer than a list of class names; it is made once, on the first batch that can decide it.
         if self._shifted is not None:
             return self._shifted
         ignored = labels.clone()
         ignored[..., 0] = HF_IGNORE_INDEX
-        if bool((ignored == HF_IGNORE_INDEX).all()):  # nothing is left: a mean over nothing would be NaN
+        if bool((ignored == HF_IGNORE_INDEX).all()):  # nothing is left: the mean would be NaN
             return not bool(torch.isfinite(loss))
         with torch.no_grad():
             again = self._loss(model(**batch), model)
@@ -354,7 +354,7 @@ class ModelLoss:
 
 
 def evaluation_of(loss: Any) -> Evaluation:
-    """The evaluation for whatever the user gave as ``loss``."""
+    """The evaluation for what the user gave as ``loss``."""
     if loss is None:
         return ModelLoss()
     if isinstance(loss, batch_loss):
@@ -388,7 +388,7 @@ def _kind(value: Any) -> str:
 
 
 def _flatten_classes(logits: Any, labels: Any) -> tuple[Any, Any]:
-    """Hugging Face logits (..., C) against labels (...): flattened to (N, C) and (N,) where torch would want that."""
+    """Hugging Face logits (..., C) and labels (...), flattened to (N, C) and (N,) where torch needs that."""
     if (
         isinstance(logits, Tensor)
         and isinstance(labels, Tensor)

@@ -1,4 +1,4 @@
-"""The function whose curvature is asked for: model + data + loss -> L(theta) = (sum of losses) / (sum of counts)."""
+"""The function to analyse, made of model, data and loss: L(theta) = (sum of losses) / (sum of counts)."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Objective:
 
     Args:
         model: any ``torch.nn.Module``; ``torch.compile``d, DataParallel and DistributedDataParallel wrappers are
-            taken off. It is never changed: whatever an analysis touches is put back bit by bit.
+            removed. It is never changed: all that an analysis touches is restored bit by bit.
         data: one batch (a tuple or a mapping), or a re-iterable of batches (a list, a DataLoader, ...). A batch is
             (inputs, target), with a tuple of inputs for several; a mapping; or whatever ``batch_loss`` understands.
         loss: a criterion on (output, target); ``lh.batch_loss(fn)``; or None for a Hugging Face model's own ``.loss``.
-        batch_size: split larger batches along dimension 0; the result is the same, the memory is not.
+        batch_size: split larger batches along dimension 0, which needs less memory; the result is the same.
         mode: "as-is", or "eval" to put the model into eval mode during the analysis.
 
     Attributes:
@@ -76,7 +76,7 @@ class Objective:
         self._note_compiled_parts()
         self._refuse_split_batch_norm()
         self._warn_half_precision()
-        self.thrice = False  # the loss itself differentiates the network, found out when that becomes the third time
+        self.thrice = False  # the loss itself differentiates the network; found out when a third derivative is needed
         self._depth = 0
 
     # -- reading the data ---------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ class Objective:
         """The prepared batches (on the model's device, split by ``batch_size``), in the data's own order.
 
         Raises:
-            InputError: a batch that ``batch_size`` cannot split. What the data itself raises comes through unchanged.
+            InputError: a batch that ``batch_size`` cannot split. Exceptions of the data come through unchanged.
         """
         refilled = batches.may_refill(self.data)
         for raw in batches.iterate(self.data):
@@ -97,7 +97,7 @@ class Objective:
 
     @property
     def tied_norms(self) -> TiedNorms:
-        """BatchNorm modules that will use the batch's own statistics: the split into batches is part of the loss."""
+        """BatchNorm modules that will use the batch's own statistics: the split into batches then matters."""
         return tied_norms(self.model, self.mode)
 
     @property
@@ -119,7 +119,7 @@ class Objective:
         return Objective(self.model, self.data, self.loss, batch_size=self.batch_size, mode=mode)
 
     def with_batch_size(self, batch_size: int | None) -> Objective:
-        """The same objective, split into other pieces."""
+        """The same objective, split into batches of another size."""
         return Objective(self.model, self.data, self.loss, batch_size=batch_size, mode=self.mode)
 
     def to(self, device: str | torch.device) -> Objective:
@@ -160,13 +160,13 @@ class Objective:
         return made
 
     def narrowed(self, data: list[Any]) -> Objective:
-        """The same model and loss on other, already prepared batches; shares the model."""
+        """The same model and loss on other, already prepared batches; the model is shared."""
         made = copy.copy(self)
         made.data, made.batch_size = data, None
         return made
 
     def resized(self, batch_size: int) -> Objective:
-        """The same on the same data, in pieces of at most ``batch_size`` examples; shares the model."""
+        """The same on the same data, in batches of at most ``batch_size`` examples; the model is shared."""
         made = copy.copy(self)
         made.batch_size = batch_size
         return made
@@ -211,11 +211,11 @@ class Objective:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Everything an evaluation needs, and the promise that it is put back: see :mod:`layerhess.objective.snapshot`.
+        """Put model and torch into the state for an evaluation, and restore both: :mod:`layerhess.objective.snapshot`.
 
         Gradients on, inference mode off, the caller's autocast off, MATH attention kernels (the fused ones have no
         second derivative), compiled code run eagerly, dense gradients of embeddings, no TF32, the requested mode.
-        Re-entrant: inner sessions cost nothing.
+        Re-entrant; inner sessions cost nothing.
 
         Raises:
             InputError: parameters were replaced, frozen, moved or cast since the objective was made.
@@ -350,7 +350,7 @@ def _trainable(model: nn.Module) -> tuple[dict[str, nn.Parameter], tuple[str, ..
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """A deep copy; what modules keep of earlier passes (activations, with their graphs) is copied without the graph."""
+    """A deep copy; what modules keep from earlier passes (activations with graphs) is copied without the graph."""
     kept = [tensor for module in model.modules() for tensor in _tensors_in(module.__dict__)]
     return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf})
 

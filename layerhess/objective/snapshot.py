@@ -1,4 +1,4 @@
-"""The user's model is sacred: a snapshot of all that an analysis could touch, put back bit by bit."""
+"""Takes a snapshot of the user's model and restores it bit by bit after an analysis."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def restored(model: nn.Module) -> Iterator[None]:
     """Run the body, then put back parameters, ``.grad``, buffers, mode, ``requires_grad``, hooks and RNG states.
 
-    The modules' other attributes come back too: plain tensors (such as the weight that torch's old weight_norm leaves
-    behind), counters, caches made in a forward pass; lists and dicts with their own content, not that of what is in
-    them. Gradient hooks (of parameters and full-backward hooks of modules) are set aside meanwhile: they change
-    gradients without changing the loss, so products through them would not be products with its Hessian. Tensors made
-    in ``inference_mode`` are replaced by clones meanwhile, since autograd cannot use them.
+    The modules' other attributes are restored too: plain tensors (such as the weight that torch's old weight_norm
+    leaves behind), counters, caches made in a forward pass. Of lists and dicts the items are restored, but not the
+    content of the items. During the body, gradient hooks (of parameters, and full-backward hooks of modules) are
+    removed: they change gradients without changing the loss, so products through them would not be products with its
+    Hessian. Tensors made in ``inference_mode`` are replaced by clones, since autograd cannot use them.
     """
     saved = Snapshot.take(model)
     try:
@@ -39,7 +39,7 @@ def restored(model: nn.Module) -> Iterator[None]:
         try:
             with uninterrupted():
                 saved.put_back()
-        except KeyboardInterrupt:  # pressed in the instant before the shield was up, or while it was
+        except KeyboardInterrupt:  # pressed just before or while interrupts were deferred
             with uninterrupted():
                 saved.put_back()
             raise
@@ -107,7 +107,7 @@ class _SavedTensor:
 
 @dataclass
 class _SavedModule:
-    """A module's attributes, and the content of those that are containers (its parameters, buffers and hooks too)."""
+    """A module's attributes, and the items of those that are containers (also its parameters, buffers and hooks)."""
 
     module: nn.Module
     attributes: dict[str, Any]
@@ -132,7 +132,7 @@ class _SavedModule:
 
 @dataclass
 class Snapshot:
-    """All that is put back; made by :meth:`take`, used by :func:`restored`."""
+    """All that is restored; made by :meth:`take`, used by :func:`restored`."""
 
     tensors: list[_SavedTensor]
     modules: list[_SavedModule]
@@ -141,7 +141,7 @@ class Snapshot:
 
     @classmethod
     def take(cls, model: nn.Module) -> Snapshot:
-        """Clone every parameter and buffer (one copy of the model in memory) and note the rest."""
+        """Clone every parameter and buffer (one copy of the model in memory) and record the rest."""
         seen: dict[int, Tensor] = {}
         modules = list(model.modules())
         for module in modules:
@@ -155,7 +155,7 @@ class Snapshot:
         )
 
     def set_gradient_hooks_aside(self) -> None:
-        """Take gradient hooks off; :meth:`put_back` brings them back."""
+        """Remove gradient hooks; :meth:`put_back` restores them."""
         for saved in self.tensors:
             if saved.hooks:
                 saved.tensor._backward_hooks = None
@@ -166,7 +166,7 @@ class Snapshot:
             saved_module.module._backward_pre_hooks.clear()
 
     def replace_inference_tensors(self) -> None:
-        """Put clones in place of tensors made in ``inference_mode``; :meth:`put_back` brings the tensors back."""
+        """Replace tensors made in ``inference_mode`` by clones; :meth:`put_back` restores the tensors."""
         clones: dict[int, Tensor] = {}
         for saved in self.modules:
             for holder in _holders(saved.module):
@@ -183,7 +183,7 @@ class Snapshot:
         for module in self.modules:
             module.put_back()
         for owner, training in self.training:
-            if owner.training != training:  # of scripted modules, which keep it elsewhere
+            if owner.training != training:  # scripted modules keep it elsewhere
                 owner.training = training
         for saved in self.tensors:
             saved.put_back()
@@ -219,7 +219,7 @@ def random_states() -> Hashable:
 
 
 def version_of(tensor: Tensor) -> int:
-    """How often the tensor was changed in place; -1 where torch does not count (tensors of ``inference_mode``)."""
+    """How often the tensor was changed in place; -1 where torch does not count (``inference_mode``)."""
     return -1 if tensor.is_inference() else tensor._version
 
 

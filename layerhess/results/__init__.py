@@ -1,1 +1,1 @@
-"""Plain records of what was found, and their form on disk."""
+"""The results of an analysis as plain records, and their form on disk."""

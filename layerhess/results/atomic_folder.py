@@ -1,9 +1,9 @@
-"""Folders that are replaced as a whole or not at all; knows nothing of what is in them.
+"""Replaces a folder on disk as a whole or not at all, even if the program crashes; its content does not matter.
 
-How: the successor is written into a hidden sibling folder and fsynced; then the old folder is renamed to a fixed hidden
-name (``.NAME.old``), the new one is renamed to the real name, and the old one is deleted. Whatever happens in between,
-one complete folder stays under one of the two names. Files that are not ours and were put into the old folder move into
-the new one; they are never deleted.
+How: the new folder is written as a hidden sibling and fsynced; then the old folder is renamed to a fixed hidden name
+(``.NAME.old``), the new one is renamed to the real name, and the old one is deleted. Whatever happens in between, one
+complete folder stays under one of the two names. Other files that were put into the old folder are moved into the new
+one; they are never deleted.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-_STALE_SECONDS = 3600.0  # an unfinished folder of this age was left by a process that died
+_STALE_SECONDS = 3600.0  # an unfinished folder older than this was left by a process that died
 
 
 @contextlib.contextmanager
 def replacing(folder: Path, ours: tuple[str, ...]) -> Iterator[Path]:
-    """Give an empty staging folder; when the body ends well, it becomes ``folder``. Otherwise nothing has changed.
+    """Yield an empty staging folder, which becomes ``folder`` if the body succeeds. Otherwise nothing changes.
 
     Args:
         folder: absolute path; missing parents are made.
@@ -44,7 +44,7 @@ def replacing(folder: Path, ours: tuple[str, ...]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def probing(folder: Path) -> Iterator[Path]:
-    """Give a folder beside where ``folder`` would be made, to try writing in; it is removed afterwards.
+    """Yield a folder next to where ``folder`` would be made, to test writing; it is removed afterwards.
 
     Raises:
         OSError: none can be made there.
@@ -61,12 +61,12 @@ def probing(folder: Path) -> Iterator[Path]:
 
 
 def old_name(folder: Path) -> Path:
-    """The other name under which a folder may be found after a crash in mid-replacement."""
+    """The other name under which a folder may be found after a crash while it was being replaced."""
     return folder.parent / f".{folder.name}.old"
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file and have it on the disk on return."""
+    """Write a file and sync it to disk."""
     with path.open("wb") as stream:
         stream.write(content)
         stream.flush()
@@ -85,7 +85,7 @@ def rewrite(path: Path, content: bytes) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Have the folder's entries on the disk on return (where the system can open folders)."""
+    """Sync the folder's entries to disk (where the system can open folders)."""
     if os.name == "nt":  # pragma: no cover
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -99,7 +99,7 @@ def _swap(staging: Path, folder: Path, ours: tuple[str, ...]) -> None:
     """Put ``staging`` where ``folder`` is; on any failure the old folder is back under its name."""
     old = old_name(folder)
     if folder.exists():
-        if old.exists():  # left by a crash after the second rename: folder is the newer of the two
+        if old.exists():  # left by a crash after the second rename: ``folder`` is the newer of the two
             _discard(old, folder, ours)
         if any(folder.iterdir()):
             os.rename(folder, old)
@@ -118,7 +118,7 @@ def _swap(staging: Path, folder: Path, ours: tuple[str, ...]) -> None:
 
 
 def _discard(old: Path, into: Path, ours: tuple[str, ...]) -> None:
-    """Delete our files of an old folder; move everything that is not ours into the new one."""
+    """Delete our files in an old folder; move all others into the new one."""
     for entry in list(old.iterdir()):
         if entry.name in ours:
             entry.unlink()
@@ -131,7 +131,7 @@ def _discard(old: Path, into: Path, ours: tuple[str, ...]) -> None:
 
 
 def _sweep_stale(folder: Path, ours: tuple[str, ...]) -> None:
-    """Remove what a process that died while writing left beside ``folder``, if it has only our files in it."""
+    """Remove what a process that died while writing left next to ``folder``, if it has only our files in it."""
     escaped = "".join(f"[{c}]" if c in "*?[" else c for c in folder.name)
     for entry in folder.parent.glob(f".{escaped}.writing-*"):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Numbers people act on, worked out from a block's eigenvalues, trace and density, each with how far it can be off."""
+"""Numbers derived from a block's eigenvalues, trace and density (stable rank, damping, ...), each with its error."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SEMIDEFINITE = ("empirical_fisher", "empirical_fisher:token")
 
 @dataclass(frozen=True)
 class Figure:
-    """A number and its error: a bound where it comes from bounds, a standard error where it comes from probes.
+    """A number and its error: a bound if it comes from bounds, a standard error if it comes from random probes.
 
     Attributes:
-        value: NaN where what it needs was not asked for. error: absolute, half the width; NaN with the value.
+        value: NaN where the inputs are missing. error: absolute, half the width; NaN if the value is.
         kind: "bound", "standard error" or "exact".
     """
 
@@ -37,7 +37,7 @@ UNKNOWN = Figure(math.nan, math.nan, "")
 
 @dataclass(frozen=True)
 class Derived:
-    """What follows from one operator's eigenvalues, trace and density (A the operator, n its dimension).
+    """Numbers derived from one operator's eigenvalues, trace and density (A the operator, n its dimension).
 
     Attributes:
         trace: sum of all eigenvalues.
@@ -47,7 +47,7 @@ class Derived:
         frobenius_squared: ||A||_F^2; from the density, and never less than the squares of the eigenvalues found.
         stable_rank: ||A||_F^2 / ||A||_2^2, between 1 and the rank.
         effective_rank: exp of the entropy of |lambda| / sum |lambda| (Roy & Vetterli 2007).
-        damping: what makes A + damping I positive semidefinite: the most negative eigenvalue's size, bound included; 0
+        damping: makes A + damping I positive semidefinite: the size of the most negative eigenvalue, bound included; 0
             if there is none.
         critical_learning_rate: 2 / lambda_max, above which gradient descent on the quadratic model diverges.
     """
@@ -65,12 +65,12 @@ class Derived:
 
 
 def derive(spectrum: SpectrumRecord) -> Derived:
-    """All figures that the parts of ``spectrum`` allow; the others are unknown (NaN).
+    """All figures that can be computed from ``spectrum``; the others are unknown (NaN).
 
     Args:
         spectrum: of a block or the full model. Only converged eigenvalues are used.
     """
-    with np.errstate(all="ignore"):  # of numbers near the ends of float64: inf and NaN say it
+    with np.errstate(all="ignore"):  # near the limits of float64 the result is inf or NaN
         return _derived(spectrum)
 
 
@@ -93,7 +93,7 @@ def _derived(spectrum: SpectrumRecord) -> Derived:
 
 
 def compare_learning_rate(spectrum: SpectrumRecord, learning_rate: float) -> str:
-    """How a learning rate stands to 2 / lambda_max, in a sentence (Cohen et al. 2021 call lambda_max = 2/lr the edge).
+    """A sentence comparing a learning rate with 2 / lambda_max (Cohen et al. 2021 call lambda_max = 2/lr the edge).
 
     Args:
         learning_rate: of plain gradient descent, > 0.
@@ -134,7 +134,7 @@ def _frobenius_squared(spectrum: SpectrumRecord) -> Figure:
     if spectrum.density is None or math.isnan(spectrum.density.second):
         return UNKNOWN
     n = spectrum.numel
-    # Few probes can fall short of what the eigenvalues found already add up to.
+    # An estimate from few probes can be less than the sum of the squares of the eigenvalues found.
     least = float(np.square(spectrum.eigenvalues[spectrum.converged]).sum())
     return Figure(max(n * spectrum.density.second, least), n * spectrum.density.second_error, "standard error")
 
@@ -166,7 +166,7 @@ def _stable_rank(spectrum: SpectrumRecord, frobenius: Figure) -> Figure:
 
 
 def _norm(spectrum: SpectrumRecord) -> float:
-    """||A||_2 where both ends are known, or one of them and that the other cannot be larger; else 0."""
+    """||A||_2 if both ends are known, or one end and that the other cannot be larger; else 0."""
     if spectrum.spectrum is not None and len(spectrum.spectrum):
         return float(np.abs(spectrum.spectrum).max())
     top, bottom = spectrum.top, spectrum.bottom
@@ -185,7 +185,7 @@ def _effective_rank(spectrum: SpectrumRecord) -> Figure:
     if density is None or density.probes < 2 or not density.finished:
         return UNKNOWN
     n = spectrum.numel
-    # Both sums are linear in the density, so their means over probes are unbiased; the rank of a single probe is not.
+    # Both sums are linear in the density, so their means over probes are unbiased; a mean of single ranks would not be.
     sizes = np.array([float((n * w * np.abs(x)).sum()) for x, w in zip(density.nodes, density.weights, strict=True)])
     logs = np.array([float((n * w * _x_log_x(x)).sum()) for x, w in zip(density.nodes, density.weights, strict=True)])
     if not sizes.any():

@@ -1,14 +1,14 @@
-"""An analysis as strict JSON and named tensors, and back, exactly.
+"""Converts an analysis to strict JSON and named tensors, and back without loss.
 
 The document's keys are the attribute names of :mod:`layerhess.results.record`, nested in the same way. Three rules:
 
-1. A float that JSON cannot write is ``null`` for NaN and the strings ``"inf"`` and ``"-inf"`` for the infinities. All
-   others are written with the shortest digits that give the same float64 back.
+1. NaN is written as ``null``, the infinities as the strings ``"inf"`` and ``"-inf"``. All other floats have the
+   shortest digits that give the same float64 back.
 2. ``eigenvectors`` is a list with one object per pair, parameter name -> name of a tensor in vectors.safetensors:
    ``full.eigenvectors[0].fc.weight``, or ``blocks[3].eigenvectors[0].fc.weight`` for the fourth block in order. A
    diagonal's ``value`` and ``standard_error`` are kept in the same way.
-3. Extra keys that are derived from the others (``converged`` of the whole, ``ok`` and ``derived`` of a spectrum) are
-   for readers in other languages; they are not read back. ``schema`` is the version of this layout.
+3. Keys that follow from the others (``converged`` of the whole, ``ok`` and ``derived`` of a spectrum) are for programs
+   in other languages; they are not read back. ``schema`` is the version of this layout.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def dumps(document: dict[str, Any]) -> str:
 
 
 def loads(content: bytes) -> dict[str, Any]:
-    """The document, as it was written.
+    """The document of a file's content.
 
     Raises:
         ValueError: not strict JSON, or not an object.
@@ -72,7 +72,7 @@ def loads(content: bytes) -> dict[str, Any]:
 
 
 def is_ours(document: dict[str, Any]) -> bool:
-    """True for a document of this format, of whatever version."""
+    """True for a document of this format, of any version."""
     return document.get("format") == FORMAT
 
 
@@ -81,7 +81,7 @@ def check_schema(document: dict[str, Any]) -> None:
 
     Raises:
         NewerSchemaError: written by a later version.
-        ValueError: no document of ours.
+        ValueError: another format.
     """
     if not is_ours(document):
         raise ValueError(f"it is not marked as a {FORMAT}")
@@ -128,7 +128,7 @@ def decode(document: dict[str, Any], tensors: Mapping[str, Tensor]) -> AnalysisR
 def _keep(tensor: Tensor, name: str, tensors: dict[str, Tensor]) -> str:
     tensor = tensor.detach().cpu().contiguous()
     if tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size():
-        tensor = tensor.clone()  # a view of something larger, or of what another name has too
+        tensor = tensor.clone()  # a view of something larger, or shared with another name
     tensors[name] = tensor
     return name
 
@@ -195,7 +195,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _decode(kind: Any, value: Any, where: str, tensors: Mapping[str, Tensor]) -> Any:
-    """``value`` as the type ``kind`` of a field of the results; ``where`` is its path, for the refusals."""
+    """``value`` as the type ``kind`` of a field of the results; ``where`` is its path, for error messages."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value

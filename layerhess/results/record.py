@@ -1,4 +1,4 @@
-"""Plain records: what an analysis found, how far each number can be trusted, and what it cost."""
+"""Plain records of an analysis: the eigenpairs of each block with error bounds, the checks, and the cost."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ class SpectrumRecord:
         eigenvectors: one dict per pair, parameter name -> tensor of the parameter's shape and dtype, on the CPU;
             unit norm over the block, largest component positive.
         rounding: the rounding part of ``error_bounds``, absolute.
-        rounding_source: how that was obtained: "measured", "assumed" or "not measured".
-        missed_factor: with probability at least ``1 - missed_probability`` no eigenvalue beyond
-            ``missed_factor * eigenvalues[0]`` was missed at the top (below 1 where two or more were asked for, and any
-            further one is excluded to be that large); 1.0 when complete, inf when nothing is excluded, NaN when no top
-            eigenvalue was asked for or it is not positive.
-        missed_above: the same as an absolute eigenvalue (a top eigenvalue above it is excluded).
+        rounding_source: where that comes from: "measured", "assumed" or "not measured".
+        missed_factor: with probability at least ``1 - missed_probability`` no eigenvalue beyond ``missed_factor *
+            eigenvalues[0]`` was missed at the top (below 1 where two or more were asked for, and a further one of that
+            size is excluded); 1.0 when complete, inf when nothing is excluded, NaN when no top eigenvalue was asked for
+            or it is not positive.
+        missed_above: the same as an absolute value (a top eigenvalue above it is excluded).
         missed_below: the same at the bottom end (an eigenvalue below it is excluded).
         missed_probability: the probability p of that statement; 0.0 when complete.
         steps: operator products spent on this block by the solver.
-        path: how the candidates were made: "dense", "lanczos", "power", "zero test"; " on factors" behind it where the
-            products came from factors. licence: on how many examples these were held against exact products; where
-            they were not used, why not; empty where the question did not arise.
+        path: how the eigenpairs were computed: "dense", "lanczos", "power", "zero test"; followed by " on factors"
+            where the products came from factors. licence: on how many examples these were compared with exact products,
+            or why they were not used; empty where that was not considered.
         weight_norm_squared: ||theta_b||^2 of the block's parameters (float64), for lambda_max ||W||^2.
         trace, diagonal, density: estimates where they were asked for, else None.
         sampling_errors: (k,) float64, standard error of each eigenvalue with respect to the data (another sample of as
@@ -118,7 +118,7 @@ class SpectrumRecord:
         return self._of_spectrum(-1)
 
     def _of_spectrum(self, index: int) -> tuple[float, float] | None:
-        # The bound of one pair of a dense block holds for all of them: residuals there are rounding.
+        # For a dense block the bound of one pair holds for all, since its residuals are rounding.
         if self.spectrum is None or not len(self.spectrum):
             return None
         return float(self.spectrum[index]), float(np.max(self.error_bounds, initial=self.rounding))
@@ -137,13 +137,13 @@ class Check:
 
 @dataclass(frozen=True)
 class Counts:
-    """What the analysis cost.
+    """How much work the analysis took.
 
     Attributes:
         passes: passes over the data (kept graphs count as a pass too).
         forwards: forward evaluations of one batch.
         backwards: first backward passes of one batch (gradients).
-        products: Hessian-vector products of one batch, per block or full.
+        products: Hessian-vector products of one batch, of a block or full.
         full_products: of these, products with the full Hessian.
         by_phase: "survey", "checks", "rounding", "solve" or "sampling" -> its forwards, backwards and products.
     """
@@ -163,8 +163,8 @@ class Cost:
     Attributes:
         gradient_seconds: one plain gradient of the loss over the data, timed on one batch.
         gradients: phase -> its seconds over that.
-        one_by_one: what the solvers' products would have cost as exact products, each block and each step on its own;
-            an estimate from their number, good to about 30 %.
+        one_by_one: the cost of the solvers' products if they had been exact products, each block and step separately;
+            an estimate from their number, right to about 30 %.
     """
 
     gradient_seconds: float
@@ -173,5 +173,5 @@ class Cost:
 
     @property
     def total(self) -> float:
-        """Of all phases."""
+        """The sum over all phases."""
         return sum(self.gradients.values())

@@ -1,4 +1,4 @@
-"""The spectrum of one operator as people hold it, and the record of a whole analysis."""
+"""The results that users read: the spectrum of one operator, and the record of a whole analysis."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ FULL_NAME = "(full)"
 
 @dataclass(frozen=True)
 class Spectrum(SpectrumRecord):
-    """Eigenpairs of one operator and the estimates beside them; :class:`SpectrumRecord` says what each field holds."""
+    """Eigenpairs and estimates of one operator; :class:`SpectrumRecord` lists the fields."""
 
     @property
     def derived(self) -> Derived:
-        """Numbers people act on that follow from these: effective rank, damping, 2/lambda_max and so on, with errors.
+        """Numbers derived from these: effective rank, damping, 2/lambda_max and so on, with errors.
 
-        See :class:`layerhess.results.derived.Derived`; what they need and was not asked for makes them NaN.
+        See :class:`layerhess.results.derived.Derived`; a number whose inputs were not asked for is NaN.
         """
         return derive(self)
 
@@ -42,10 +42,10 @@ class AnalysisRecord:
             examples where it is known (first dimension summed over batches), else 0; ``batches`` their number.
         gradient_norm: ||grad L||, NaN if not measured.
         settings: the arguments of the call (JSON types only). checks: the self-checks. notes: plain sentences.
-        counts: the cost. seconds: phase -> wall-clock seconds. versions: package -> version.
+        counts: the work done. seconds: phase -> wall-clock seconds. versions: package -> version.
         partial: empty when the analysis ran to its end, otherwise why it stopped early.
         coupling: the :class:`layerhess.linalg.estimates.CouplingEstimate` of all pairs of blocks, where asked for.
-        cost: the same in gradients; None if it stopped before the first pass.
+        cost: the time in units of one gradient; None if it stopped before the first pass.
     """
 
     blocks: Mapping[str, Spectrum]
@@ -77,7 +77,7 @@ class AnalysisRecord:
         return not self.partial and all(s.ok for s in self.spectra())
 
     def spectra(self) -> list[Spectrum]:
-        """All blocks in model order, then the full model where there is one."""
+        """All blocks in model order, then the full model if there is one."""
         return [*self.blocks.values(), *([self.full] if self.full is not None else [])]
 
     def __getitem__(self, name: str) -> Spectrum:

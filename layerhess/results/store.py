@@ -1,8 +1,8 @@
-"""Analyses on disk: a folder with analysis.json, vectors.safetensors and report.html.
+"""Saves an analysis to a folder, as analysis.json, vectors.safetensors and report.html, and loads it.
 
-The folder is replaced as a whole or not at all (:mod:`layerhess.results.atomic_folder`); after a crash in
-mid-replacement the complete analysis is found under the other of its two names. What the files contain is described in
-:mod:`layerhess.results.json_format`; nothing in them can execute code.
+The folder is replaced as a whole or not at all (:mod:`layerhess.results.atomic_folder`); after a crash during
+replacement the complete analysis is found under its other name. :mod:`layerhess.results.json_format` describes the
+files; nothing in them can execute code.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from layerhess.results.spectrum import AnalysisRecord
 
 NUMBERS, VECTORS, REPORT = "analysis.json", "vectors.safetensors", "report.html"
 OURS = (NUMBERS, VECTORS, REPORT)
-_TRIES = 3  # readings, when a writer replaces the folder meanwhile
+_TRIES = 3  # attempts at reading while a writer replaces the folder
 
 
 class SaveError(InputError):
-    """An analysis could not be written; it is still here, as ``analysis``."""
+    """An analysis could not be written; it is still available as the attribute ``analysis``."""
 
     analysis: AnalysisRecord
 
@@ -64,7 +64,7 @@ def save(analysis: AnalysisRecord, path: str | Path, report: Callable[[AnalysisR
 
 
 def load(path: str | Path) -> AnalysisRecord:
-    """Read an analysis that :func:`save` wrote; after a crash in mid-replacement, the complete one there is.
+    """Read an analysis that :func:`save` wrote; after a crash while it was being replaced, the complete one.
 
     Args:
         path: the folder.
@@ -85,7 +85,7 @@ def load(path: str | Path) -> AnalysisRecord:
 
 
 def check_writable(path: str | Path, expected_bytes: int = 0) -> Path:
-    """Make sure, before any work, that an analysis can be saved as ``path``; leaves nothing behind.
+    """Check, before any work, that an analysis can be saved as ``path``; leaves nothing behind.
 
     Args:
         path: the folder that :func:`save` will be given.
@@ -173,7 +173,7 @@ def _digest(path: Path) -> str:
 
 
 def _as_os_error(error: safetensors.SafetensorError) -> Exception:
-    """The library reports a full disk as text ("... (os error 28)"); give it back its type."""
+    """An OSError where the library reports one, such as a full disk, only as text ("... (os error 28)")."""
     _, found, after = str(error).partition("(os error ")
     code = after.split(")")[0]
     return OSError(int(code), os.strerror(int(code))) if found and code.isdigit() else error
@@ -183,7 +183,7 @@ def _as_os_error(error: safetensors.SafetensorError) -> Exception:
 
 
 def _contents(folder: Path) -> tuple[bytes, bytes]:
-    """The bytes of both files, of one and the same analysis even while a writer replaces it."""
+    """The bytes of both files, of the same analysis even while a writer replaces it."""
     for attempt in range(_TRIES):
         found = _present(folder)
         try:
@@ -227,7 +227,7 @@ def _damage(folder: Path, name: str) -> Iterator[None]:
 
 
 def _present(folder: Path) -> Path:
-    """The folder that holds the analysis now: under its own name or, after a crash, under the other."""
+    """The folder that holds the analysis: under its own name or, after a crash, under the other."""
     for candidate in (folder, atomic_folder.old_name(folder)):
         if (candidate / NUMBERS).is_file():
             return candidate

@@ -1,8 +1,7 @@
-"""What people see of a result: tables, frames, figures, notebooks and the report.
+"""Displays results: tables, data frames, figures, notebook cells and the HTML report.
 
-They read a record and change nothing.
-``show.figures`` and ``show.report`` are loaded when the first picture or page is asked for: matplotlib and Jinja2 take
-their time, and most programs that import layerhess draw nothing.
+These modules read a record and change nothing. ``show.figures`` and ``show.report`` are loaded when first used:
+matplotlib and Jinja2 are slow to import, and most programs that import layerhess draw nothing.
 """
 
 from __future__ import annotations

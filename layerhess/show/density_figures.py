@@ -1,4 +1,4 @@
-"""Pictures of the estimates: spectral densities with their bands, and tables of pairs of blocks as heat maps."""
+"""Figures of estimates: spectral densities with confidence bands, and heat maps of pairs of blocks."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from layerhess.show.style import BOTTOM, INK, MUTED, PAPER, RULE, TOP, Picture
 WIDTH = 9.0  # inches
 MOST_PANELS = 24
 COLUMNS = 4
-DECADES = 5.0  # of each density that are drawn, from its peak
+DECADES = 5.0  # drawn of each density, down from its peak
 MOST_DECADES = 10.0  # of all panels together
-FINE = 300.0  # bandwidths on the eigenvalue axis from which on it is symmetric logarithmic
+FINE = 300.0  # bandwidths: an eigenvalue axis longer than this is symmetric logarithmic
 MOST_NAMES = 60  # blocks named along a heat map
 MOST_NUMBERS = 12  # blocks up to which each cell has its number
 WIDE = 30.0  # largest over smallest value from which on colours are logarithmic
@@ -31,8 +31,8 @@ COLOUR_DECADES = 5.0  # of a logarithmic colour scale; smaller values have its l
 def densities(estimates: Mapping[str, DensityEstimate]) -> Picture:
     """One small panel for each block, all with the same axes: the density on a logarithmic scale, with its 95 % band.
 
-    Eigenvalues are on a linear axis, or a symmetric logarithmic one where the finest density would not be seen. With
-    more than 24 blocks, those with the largest mean square eigenvalue, in their order.
+    The eigenvalue axis is linear, or symmetric logarithmic if the narrowest density would be invisible. With more than
+    24 blocks, those with the largest mean square eigenvalue, in their order.
     """
     shown = dict(estimates)
     if len(shown) > MOST_PANELS:
@@ -75,8 +75,8 @@ def full_density(
     """The density of one operator, with single eigenvalues marked above it.
 
     Args:
-        eigenvalues, error_bounds: (k,) certified ones, as a solver that reorthogonalises found them; never nodes of the
-            density, which have ghost copies.
+        eigenvalues, error_bounds: (k,) certified ones, from a solver that reorthogonalises; never the density's nodes,
+            which contain ghost copies.
         ends: "top" or "bottom" for each, for its colour; by default by their sign.
         title: above the figure.
     """
@@ -181,7 +181,7 @@ def heat_map(
 
 def _draw(axes: Axes, density: DensityEstimate, floor: float) -> None:
     """The curve and its band."""
-    below = 0.1 * floor  # out of sight, so that nothing lies along the axis between outliers
+    below = 0.1 * floor  # below the axis, so that no line lies along it between outliers
     if density.probes > 1:
         low, high = np.maximum(density.low, below), np.maximum(density.high, below)
         axes.fill_between(density.grid, low, high, color=TOP, alpha=0.28, linewidth=0, zorder=2)
@@ -193,7 +193,7 @@ def _is_zero(density: DensityEstimate) -> bool:
 
 
 def _density_limits(drawn: Sequence[DensityEstimate]) -> tuple[float, float]:
-    """Five decades of the flattest density, and up to ten of all."""
+    """Five decades of the flattest density, and at most ten in all."""
     peaks = [float(density.value.max()) for density in drawn] or [1.0]
     top = max(peaks)
     bottom = max(min(peaks) * 10.0**-DECADES, top * 10.0**-MOST_DECADES)
@@ -224,7 +224,7 @@ def _eigenvalue_axis(axes: Axes, left: float, right: float, threshold: float, mo
         powers = range(round(math.log10(threshold)), math.floor(math.log10(max(-left, right))) + 1)
         sizes = [10.0**k for k in powers][::-1]
         for step in range(1, len(sizes) + 1):
-            chosen = [m for m in sizes[::step] if m > threshold or len(sizes) == 1]  # next to 0 there is no room
+            chosen = [m for m in sizes[::step] if m > threshold or len(sizes) == 1]  # no room next to 0
             ticks = sorted({0.0, *(-m for m in chosen if -m >= left), *(m for m in chosen if m <= right)})
             if len(ticks) <= most:
                 break
@@ -269,7 +269,7 @@ def _margins(figure: Picture, height: float, *, left: float, top: float, bottom:
 def _legend(
     figure: Picture, banded: Sequence[DensityEstimate], height: float, down: float, marks: Sequence[Line2D] = ()
 ) -> None:
-    """Its middle ``down`` inches from the top of a figure of that height."""
+    """A legend whose middle is ``down`` inches below the top of the figure."""
     handles: list[Line2D | Patch] = [*marks]
     if banded:
         probes = sorted({density.probes for density in banded})

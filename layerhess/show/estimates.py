@@ -1,4 +1,4 @@
-"""What was estimated beyond eigenvalues, as texts: one line for each block and for the full model."""
+"""The estimates (trace, diagonal, ...) as text: one line for each block and for the full model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Column:
     meaning: str
 
 
-# The report has them all; elsewhere those that fit, the first ones first.
+# The report shows all; other displays show as many as fit, from the first on.
 BRIEFLY = ("trace", "effective_rank", "sampling_top", "sampling_trace", "diagonal")
 COLUMNS = (
     Column(
@@ -48,11 +48,11 @@ class Line:
 
     name: str
     cells: dict[str, str]
-    ok: bool  # False when an estimate is not what was asked for; eigenvalues have a table of their own
+    ok: bool  # False when an estimate misses its goal; eigenvalues are in another table
 
 
 def lines(analysis: AnalysisRecord) -> tuple[list[Column], list[Line]]:
-    """The columns that hold anything, and a line for each spectrum; none where only eigenvalues were asked for."""
+    """The columns that are not empty, and a line for each spectrum; none where only eigenvalues were asked for."""
     if not any(_asked(s) for s in analysis.spectra()):
         return [], []
     made = [_line(spectrum) for spectrum in analysis.spectra()]
@@ -61,7 +61,7 @@ def lines(analysis: AnalysisRecord) -> tuple[list[Column], list[Line]]:
 
 
 def sentences(analysis: AnalysisRecord) -> list[str]:
-    """What the estimates say about the whole, in words."""
+    """Sentences on the estimates as a whole."""
     said = []
     said += _coupled(analysis)
     said += _drawn(analysis)
@@ -77,7 +77,7 @@ def sentences(analysis: AnalysisRecord) -> list[str]:
 
 
 def _kinds_of_error(analysis: AnalysisRecord) -> list[str]:
-    """What the figures after the sign are: standard errors of what came from probes, bounds of what did not."""
+    """What the numbers after ± are: standard errors where random probes were used, bounds elsewhere."""
     spectra = analysis.spectra()
     probes = {
         "traces": [s.trace.probes for s in spectra if s.trace is not None],
@@ -99,12 +99,12 @@ def _kinds_of_error(analysis: AnalysisRecord) -> list[str]:
 
 
 def brief(columns: list[Column]) -> list[Column]:
-    """The columns for a place where not all of them fit, the most telling first."""
+    """The columns for a display where not all fit, the most important first."""
     return sorted((c for c in columns if c.key in BRIEFLY), key=lambda column: BRIEFLY.index(column.key))
 
 
 def _coupled(analysis: AnalysisRecord) -> list[str]:
-    """What the couplings say; nothing where there is a single block, or not all columns were made."""
+    """Sentences on the couplings; none for a single block, or if not all columns were made."""
     found = analysis.coupling
     if found is None or len(found.blocks) < 2 or math.isnan(found.off_diagonal_share):
         return []
@@ -124,7 +124,7 @@ def _coupled(analysis: AnalysisRecord) -> list[str]:
 
 
 def _drawn(analysis: AnalysisRecord) -> list[str]:
-    """How the densities were made; they are pictures, and have no place in a table."""
+    """How the densities were made; they are shown as figures, not in the table."""
     found = [s for s in analysis.spectra() if s.density is not None]
     if not found:
         return []
@@ -179,7 +179,7 @@ def _diagonal(spectrum: Spectrum) -> str:
 
 
 def _damping(figure: Figure) -> str:
-    """The bound is part of the value already: with it, no eigenvalue can be negative."""
+    """The bound is part of the value already: with this damping no eigenvalue can be negative."""
     return f"≥ {rounded_up(figure.value)}" if figure.value > 0.0 else number(figure.value)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of an analysis: eigenvalues per layer with their bounds, and where the full model's eigenvectors sit.
+"""Figures of an analysis: eigenvalues of each block with bounds, and how eigenvectors spread over the blocks.
 
 Figures are plain ``Figure`` objects; nothing touches pyplot's global state.
 """
@@ -21,7 +21,7 @@ from layerhess.show.summary import operator_names, operator_of
 WIDTH = 9.0  # inches
 MOST_ROWS = 300
 DECADES = 5.0  # of a symmetric logarithmic axis; smaller values are drawn near zero
-FEW_VECTORS = 5  # up to here the mass of each eigenvector is a panel of bars, beyond a heat map
+FEW_VECTORS = 5  # up to here each eigenvector's mass is a bar chart; with more, a heat map
 
 
 def overview(analysis: AnalysisRecord) -> Picture:
@@ -57,7 +57,7 @@ def overview(analysis: AnalysisRecord) -> Picture:
 
 
 def mass(analysis: AnalysisRecord) -> Picture:
-    """Where each eigenvector of the full model has its squared norm, block by block: bars, or a heat map for many.
+    """Each full-model eigenvector's squared norm by block: bar charts, or a heat map for many eigenvectors.
 
     Blocks that hold less than 0.5 % of every eigenvector are left out when there are more than 40.
     """
@@ -118,7 +118,7 @@ def _name_rows(axes: Axes, labels: Sequence[str], *, bold: bool = False) -> None
 
 
 def shortened(label: str, most: int = 44) -> str:
-    """A long name without its middle, and nothing that matplotlib takes for mathematics."""
+    """A long name without its middle, with the characters escaped that matplotlib takes for mathematics."""
     short = label if len(label) <= most else f"{label[: most // 3]}…{label[-(2 * most // 3) :]}"
     return short.replace("$", r"\$")
 
@@ -155,7 +155,7 @@ def _draw_spectrum(axes: Axes, row: int, spectrum: Spectrum) -> None:
 
 
 def _scale(axes: Axes, rows: Iterable[Spectrum]) -> None:
-    """Logarithmic where everything is positive, bounds included; otherwise symmetric logarithmic, with few ticks."""
+    """Logarithmic if everything is positive, bounds included; otherwise symmetric logarithmic, with few ticks."""
     values = np.concatenate([s.eigenvalues for s in rows] or [np.empty(0)])
     bounds = np.concatenate([s.error_bounds for s in rows] or [np.empty(0)])
     known = np.isfinite(values)

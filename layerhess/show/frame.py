@@ -61,13 +61,13 @@ TABLES = {
 def to_frame(analysis: AnalysisRecord, table: str = "eigenvalues") -> pd.DataFrame:
     """One row per eigenvalue, block, ..., blocks in model order and then the full model ("(full)").
 
-    A spectrum without eigenvalues (refused) has one row with NaN in it, so that it cannot be overlooked.
+    A spectrum without eigenvalues (refused) has one row with NaN, so that it is not overlooked.
 
     Args:
         analysis: the result to tabulate.
         table: "eigenvalues"; "blocks" for traces and all that is derived from eigenvalues, trace and density;
             "density", a row per point of each density's grid; "diagonal", a row per entry (``index`` in the flattened
-            parameter); "coupling", a row per pair of blocks. Empty where what it shows was not asked for.
+            parameter); "coupling", a row per pair of blocks. Empty if that was not asked for.
 
     Returns:
         A frame with the columns of :data:`TABLES`; all numbers are float64 and absolute.
@@ -139,7 +139,7 @@ def _densities(analysis: AnalysisRecord) -> list[dict[str, Any]]:
 
 
 def _diagonals(analysis: AnalysisRecord) -> dict[str, Any]:
-    """Column by column: models have many entries."""
+    """Made column by column, since there are many entries."""
     parts = [
         (spectrum, name, value.reshape(-1).numpy(), spectrum.diagonal.standard_error[name].reshape(-1).numpy())
         for spectrum in analysis.spectra()

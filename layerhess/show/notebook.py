@@ -1,4 +1,4 @@
-"""An analysis in a notebook cell: a small table that brings its own style and follows the notebook's colours."""
+"""An analysis in a notebook cell: a small HTML table with its own style, in the notebook's colours."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def as_html(analysis: AnalysisRecord) -> str:
 
 
 def _estimates(analysis: AnalysisRecord) -> str:
-    """What was estimated beyond eigenvalues, in the columns of the terminal, and in sentences."""
+    """The estimates, in the same columns as in the terminal, and sentences on them."""
     columns, lines = estimates.lines(analysis)
     said = "".join(f"<div>{escape(sentence)}</div>" for sentence in estimates.sentences(analysis))
     shown = [column for column in columns if column.key in estimates.BRIEFLY]

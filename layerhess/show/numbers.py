@@ -1,4 +1,4 @@
-"""Numbers as people read them: a value with its bound, a count, a share, a duration."""
+"""Formats numbers for people: a value with its bound, a count, a share, a duration."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def number(value: float, digits: int = 4) -> str:
 def with_bound(value: float, bound: float) -> str:
     """A value and its absolute bound, "11.540 ± 0.012".
 
-    The bound has two digits and is rounded up so that the interval shown contains ``[value - bound, value + bound]``.
-    A bound below the ninth digit of the value is written out by itself, beside the nine digits.
+    The bound has two digits and is rounded up so that the interval shown contains ``[value - bound, value + bound]``. A
+    bound below the ninth digit of the value is written separately, after the nine digits.
 
     >>> with_bound(11.5399, 0.0113), with_bound(-2.5e-7, 1.3e-9), with_bound(3.0, float("inf"))
     ('11.540 ± 0.012', '(-2.500 ± 0.013)e-07', '3 ± unknown')
@@ -58,7 +58,7 @@ def with_bound(value: float, bound: float) -> str:
 
 
 def rounded_up(bound: float) -> str:
-    """A bound in scientific notation with two digits, never smaller than it is.
+    """A bound in scientific notation with two digits, rounded up.
 
     >>> rounded_up(1.01e-13), rounded_up(0.0)
     ('1.1e-13', '0')
@@ -133,7 +133,7 @@ def share_with_error(part: float, error: float) -> str:
     if not math.isfinite(error):
         return f"{share(part)} ± unknown"
     value, spread = 100 * part, 100 * error
-    if abs(value - round(value, 1)) + spread <= 0.1:  # tenths hold all of it
+    if abs(value - round(value, 1)) + spread <= 0.1:  # a tenth is enough
         return f"{value:.1f} ± 0.1 %"
     return f"{with_bound(value, max(spread, 0.1))} %"
 

@@ -1,4 +1,4 @@
-"""The report: one HTML page that needs nothing else, no network, no other file."""
+"""The report of an analysis: one self-contained HTML page that needs no network and no other file."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from layerhess.show import density_figures, estimates, figures, numbers, summary
 from layerhess.show.style import inline_svg
 from layerhess.show.table import short_status
 
-_MOST_PAIRS = 400  # eigenvalues listed one by one; beyond, analysis.json has them
+_MOST_PAIRS = 400  # eigenvalues listed one by one; if there are more, analysis.json has them
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table that sorts: texts to show and numbers to sort by (None sorts last).
+    """One line of the sortable table: texts to show and numbers to sort by (None sorts last).
 
     Attributes:
         name, numel, share, top, bottom, norm, sensitivity, missed, status: texts.
@@ -108,7 +108,7 @@ _SYMBOLS = {
 
 
 def _mathematics(sentence: str) -> Markup:
-    """One of our sentences, escaped, with its formulas set as formulas."""
+    """One of our sentences, escaped, with its formulas typeset."""
     text = str(escape(sentence))
     for plain, typeset in _SYMBOLS.items():
         text = text.replace(plain, typeset)
@@ -162,7 +162,7 @@ def _chance(spectrum: Spectrum) -> str:
 
 
 def _pairs(analysis: AnalysisRecord) -> list[dict[str, str]]:
-    """Every eigenvalue with all its digits, up to a limit."""
+    """Every eigenvalue with all digits, up to a limit."""
     pairs: list[dict[str, str]] = []
     for spectrum in [*([analysis.full] if analysis.full is not None else []), *analysis.blocks.values()]:
         for index, value in enumerate(spectrum.eigenvalues):
@@ -234,7 +234,7 @@ def _mass(analysis: AnalysisRecord) -> Markup:
 
 @dataclass(frozen=True)
 class Beyond:
-    """What was asked for beyond eigenvalues: a table, sentences, and figures with their captions."""
+    """The estimates for the report: a table, sentences, and figures with captions."""
 
     columns: list[estimates.Column]
     lines: list[estimates.Line]
@@ -278,7 +278,7 @@ def _curvature_figures(analysis: AnalysisRecord) -> list[tuple[str, Markup]]:
 
 
 def _cut_short(spectra: list[Spectrum]) -> str:
-    """Which of the densities drawn lack steps; their bands do not know it."""
+    """Which of the drawn densities lack steps; their bands do not show it."""
     names = [s.name for s in spectra if s.density is not None and not s.density.finished]
     if not names:
         return ""

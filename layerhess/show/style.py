@@ -1,4 +1,4 @@
-"""The colours of all figures, and how a figure becomes part of a page that is read in light and in dark."""
+"""The colours of all figures, and the conversion of figures to SVG for pages with a light and a dark theme."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The facts every display tells first: the verdict, the largest stable step, the most negative eigenvalue.
+"""The headline facts of every display: did all converge, the largest stable step, the most negative eigenvalue.
 
-One place for the sentences, so that the terminal, the notebook and the report say the same thing.
+The sentences are made here only, so that the terminal, the notebook and the report agree.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from layerhess.show.numbers import count, counted, duration, number, share, with
 
 @dataclass(frozen=True)
 class Names:
-    """What an operator is called, and what must not be read into its eigenvalues.
+    """How an operator is named, and what its eigenvalues do not mean.
 
     Attributes:
         full, block: symbols. words: a noun. product: what a product with it is called.
@@ -48,12 +48,12 @@ _NAMES = {
 
 
 def operator_names(operator: str) -> Names:
-    """Symbols and words of an operator; an unknown one is called by its own name."""
+    """Symbols and words for an operator; an unknown one keeps its own name."""
     return _NAMES.get(operator, Names(operator, f"{operator}_bb", operator))
 
 
 def names_of(analysis: AnalysisRecord) -> Names:
-    """What the operator of an analysis is called."""
+    """How the operator of an analysis is named."""
     return operator_names(operator_of(analysis))
 
 
@@ -77,12 +77,12 @@ class Fact:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Did everything converge?
+    """Whether everything converged.
 
     Attributes:
         good: True when it did and nothing was refused or cut short.
         headline: a few words.
-        details: one sentence for each spectrum that is not done, for each reason why estimates are not, and for an
+        details: one sentence for each unfinished spectrum, for each reason why estimates are unfinished, and for an
             early stop.
     """
 
@@ -92,7 +92,7 @@ class Verdict:
 
 
 def verdict(analysis: AnalysisRecord) -> Verdict:
-    """Whether every number asked for has converged, and if not, which ones have not, and what was not begun."""
+    """Whether every number asked for has converged; if not, which have not, and what was not begun."""
     spectra = analysis.spectra()
     details = [f"The analysis stopped early: {analysis.partial.rstrip('.')}."] if analysis.partial else []
     if missing := not_begun(analysis):
@@ -122,7 +122,7 @@ _UNFINISHED = {
 
 
 def _unfinished(spectrum: Spectrum) -> dict[str, str]:
-    """The estimates that are not what was asked for: a key of ``_UNFINISHED`` -> why, in the estimate's own words."""
+    """The estimates that missed their goals: a key of ``_UNFINISHED`` -> why, from the estimate's status."""
     made = {}
     if spectrum.trace is not None and not spectrum.trace.converged:
         made["trace"] = f"trace not converged: {spectrum.trace.status}"
@@ -134,7 +134,7 @@ def _unfinished(spectrum: Spectrum) -> dict[str, str]:
 
 
 def not_begun(analysis: AnalysisRecord) -> list[str]:
-    """What an analysis that stopped early was asked for and has nothing of."""
+    """What an analysis that stopped early had not begun."""
     if not analysis.partial:
         return []
     spectra = analysis.spectra()
@@ -170,7 +170,7 @@ def some(names: Sequence[str], most: int = 5) -> str:
 
 
 def largest(analysis: AnalysisRecord) -> Spectrum | None:
-    """The spectrum with the largest eigenvalue to speak of: the full model's, else the largest block's."""
+    """The spectrum whose largest eigenvalue is reported: the full model's, else the largest block's."""
     if analysis.full is not None and analysis.full.top is not None:
         return analysis.full
     candidates = [s for s in analysis.blocks.values() if s.top is not None]
@@ -227,7 +227,7 @@ def most_negative(analysis: AnalysisRecord) -> Fact:
 
 
 def cost(analysis: AnalysisRecord) -> str:
-    """The time in gradients, by phase, and what the solvers' products would have cost one by one; "" if unknown."""
+    """The time in gradients, by phase, and what the solvers' products would have cost separately; "" if unknown."""
     spent = analysis.cost
     if spent is None:
         return ""
@@ -236,7 +236,7 @@ def cost(analysis: AnalysisRecord) -> str:
         f"In gradients over the same data (about {duration(spent.gradient_seconds)} each): {number(spent.total, 3)} "
         f"({', '.join(parts)})"
     )
-    # Solvers and estimators share their passes: beside both, a figure for the solvers alone would mislead.
+    # Solvers and estimators share their passes: with both, a figure for the solvers alone would mislead.
     estimated = analysis.coupling is not None or any(s.trace or s.diagonal or s.density for s in analysis.spectra())
     if not spent.one_by_one or estimated:
         return f"{text}."
@@ -273,7 +273,7 @@ def missed_overall(analysis: AnalysisRecord) -> str:
 
 
 def interlacing(analysis: AnalysisRecord) -> str:
-    """The full model beside the blocks: Cauchy interlacing in words, with this model's numbers."""
+    """The full model compared with the blocks: Cauchy interlacing in words, with this model's numbers."""
     if analysis.full is None:
         return ""
     names = operator_names(analysis.full.operator)

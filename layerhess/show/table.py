@@ -16,7 +16,7 @@ from layerhess.show.numbers import count, counted, number, with_bound
 
 WIDTH = 100
 SHORT = 24  # characters of a block's name that are never folded
-_STATUS = 12  # characters of the status that are to stay on one line
+_STATUS = 12  # characters of the status kept on one line
 
 
 def as_text(analysis: AnalysisRecord, width: int = WIDTH) -> str:
@@ -35,7 +35,7 @@ def as_text(analysis: AnalysisRecord, width: int = WIDTH) -> str:
 
 
 def renderable(analysis: AnalysisRecord) -> RenderableType:
-    """The same for a rich console of any width, with colours."""
+    """The analysis for a rich console of any width, with colours."""
     parts: list[RenderableType] = [_heading(analysis), ""]
     if analysis.spectra():
         parts += [Eigenvalues(analysis), ""]
@@ -65,7 +65,7 @@ def _heading(analysis: AnalysisRecord) -> Text:
 
 @dataclass(frozen=True)
 class Eigenvalues:
-    """The table of both ends of each spectrum; in a narrow console without sizes, its numbers folded and never cut."""
+    """The table of both ends of each spectrum; in a narrow console without sizes, and with numbers folded, not cut."""
 
     analysis: AnalysisRecord
 
@@ -101,13 +101,13 @@ class Eigenvalues:
 
 @dataclass(frozen=True)
 class Estimates:
-    """The table of estimates with as many of its columns, the first ones first, as the console is wide enough for."""
+    """The table of estimates with as many columns, from the first on, as fit the console's width."""
 
     columns: list[estimates.Column]
     lines: list[estimates.Line]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """One table; at least its first column is there."""
+        """One table, with at least the first column."""
         longest = max(cell_len(line.name) for line in self.lines)
         room = options.max_width - min(longest, SHORT)
         shown: list[str] = []
@@ -133,7 +133,7 @@ def _end(pair: tuple[float, float] | None) -> str:
 
 
 def short_status(spectrum: Spectrum) -> str:
-    """The status of the eigenvalues in a word or two; whatever is not done is in capitals."""
+    """The status of the eigenvalues in a word or two; in capitals if not done."""
     word = spectrum.status.split(":")[0]
     return word if spectrum.solved else word.upper()
 

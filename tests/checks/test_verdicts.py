@@ -278,6 +278,6 @@ def test_a_quiet_block_that_wakes_up_is_judged_with_the_noise_of_a_weak_one(monk
         monkeypatch.setattr(self_check, "symmetry", lambda data_pass, asked, seed, figures=figures: figures)
         found = smooth(torch.float64)
         two = {key: blocks[key] for key in ("first", "last")}
-        failed = self_check.check_awake(made, SimpleNamespace(objective=made), two, 2.0, 0, found)
+        failed = self_check.check_unsampled(made, SimpleNamespace(objective=made), two, 2.0, 0, found)
         assert set(failed) == set(found.failed) == ({"first"} if fails else set()), off
         assert found.checks == list(failed.values())

@@ -1,7 +1,7 @@
-"""What each way to a block's eigenvalues would cost, from counts alone; in multiplications of float32 numbers.
+"""Predicts the cost of each way to a block's eigenvalues from counts, in float32 multiplications.
 
-A model of one processor: every operation takes the longer of its arithmetic and its memory traffic, and a while to
-start. It need not be right about seconds; it has to tell a factor of two between ways to the same numbers.
+A model of one processor: every operation takes the longer of its arithmetic and its memory traffic, plus a fixed time
+to start. It need not be right in seconds; it must tell a factor of two between ways to the same numbers.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ START = 4e5  # multiplications in the time an operation takes to begin
 DOUBLE = 2.0  # a float64 multiplication
 EIGH = 4.0  # times n^3 float64 multiplications: LAPACK's decomposition, with vectors
 EXACT_SHARE = 3.5  # an exact block product over the evaluation of all layers
-SLOW_ROWS = 2.0  # a gradient of every item by itself runs at half the speed of their sum
-TOL = 1e-3  # that the expected number of Lanczos steps is for
-MARGIN = 1.5  # by which the Gram matrix has to be cheaper than Lanczos: a forecast of Lanczos steps is no better
+SLOW_ROWS = 2.0  # separate gradients of all items run at half the speed of their sum
+TOL = 1e-3  # for which the number of Lanczos steps is predicted
+MARGIN = 1.5  # by which the Gram matrix must be cheaper than Lanczos: forecasts of Lanczos steps are no better
 
 
 def predicted(numel: int, work: Work, wanted: Wanted, itemsize: int, tol: float = TOL) -> dict[str, float]:
     """The cost of each way for one block: "gram", "lanczos on factors" and "exact" (Lanczos on exact products).
 
-    Small blocks are read whole in both latter ways, see :func:`layerhess.analysis.paths.exact.goes_dense`.
+    In the latter two ways small blocks are read whole, see :func:`layerhess.analysis.paths.exact.goes_dense`.
 
     Args:
         numel: P_b. work: over all the data. wanted: eigenpairs. itemsize: bytes of a number of the model.
@@ -67,7 +67,7 @@ def product(work: Work, itemsize: int, together: int = 1) -> float:
 
 
 def lanczos(numel: int, steps: int) -> float:
-    """Full orthogonalisation twice, and the basis with its products moved about."""
+    """Full orthogonalisation, twice, and moving the basis and its products in memory."""
     return steps * (TRAFFIC * 8.0 * 2.0 * steps * numel + 20.0 * START)
 
 
@@ -87,7 +87,7 @@ def gram(numel: int, work: Work, wanted: Wanted, itemsize: int) -> float:
 
 
 def gram_bytes(numel: int, rows: int, wanted: Wanted, itemsize: int) -> int:
-    """The most that is held at a time: rows with an orthonormal basis of their span, or a matrix with its vectors."""
+    """The most bytes held at a time: rows with an orthonormal basis of their span, or a matrix with its vectors."""
     vectors = 8 * numel * 3 * (wanted.total + 1)
     if rows < numel:
         return vectors + rows * numel * (itemsize + 3 * 8) + 4 * 8 * rows**2

@@ -1,4 +1,4 @@
-"""The exact path: Lanczos, or the whole matrix of a small block, on exact products over all data."""
+"""Chooses the solver of a block: Lanczos, or the whole matrix of a small block. Works with any kind of products."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from layerhess.objective.blocks import Block
 
 DENSE_LIMIT = 32  # parameters up to which the whole spectrum costs about as much as a few eigenvalues
 BASIS_SHARE = 0.25  # of the free memory, for the bases of all solvers together
-STREAMED_WIDTH = 8  # random vectors that a search begins with where a pass is dearer than a few products
+STREAMED_WIDTH = 8  # random vectors that a search begins with where a pass costs more than a few products
 METHODS = ("lanczos", "power")
 
 
@@ -46,7 +46,7 @@ def make_process(
 def search_width(wanted: Wanted, streamed: bool = False) -> int:
     """Random vectors that Lanczos begins with.
 
-    Two see both copies of a double eigenvalue, so that no search for copies of its own is needed; eight need a third of
+    Two see both copies of a double eigenvalue, so that no separate search for copies is needed; eight need a third of
     the passes that one needs.
     """
     if streamed:
@@ -64,7 +64,7 @@ def expected_products(numel: int, wanted: Wanted) -> int:
     if goes_dense(numel, wanted):
         return numel
     copies = max(wanted.top, wanted.bottom) >= 2
-    # The lower end lies in the bulk near zero as a rule, where Lanczos takes its time.
+    # The lower end usually lies in the bulk near zero, where Lanczos is slow.
     return 6 + 5 * wanted.total + (12 if copies else 0) + (25 if wanted.bottom else 0)
 
 

@@ -1,4 +1,4 @@
-"""The fast path: products by factors for the blocks that have a licence, exact ones for everything else."""
+"""The fast path: products by factors for the blocks where a check allows them, exact ones for all others."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from layerhess.errors import InputError
 
 
 def graph_maker(curvature: CurvatureMatrix, licence: Licence) -> GraphMaker:
-    """What makes each batch's products with the matrix."""
+    """The maker of each batch's graph."""
     if not licence.blocks:
         return curvature.make_graph
     return MixedGraphs(licence.blocks, curvature.make_graph, linear=curvature.name == HESSIAN.name)
 
 
 def refuse_without_licence(licence: Licence, names: Sequence[str]) -> None:
-    """For who asks for factors alone.
+    """Refuse path="factors" for blocks that cannot use it.
 
     Raises:
         InputError: a block has no licence; with the reason.
@@ -34,7 +34,7 @@ def refuse_without_licence(licence: Licence, names: Sequence[str]) -> None:
 
 
 def note_on_licence(licence: Licence, names: Sequence[str], operator: str) -> str:
-    """A sentence on how the products of which blocks are made; empty where all are exact."""
+    """A sentence on which blocks' products are made by factors; empty where all are exact."""
     held = [name for name in names if name in licence.blocks]
     if not held:
         return ""

@@ -1,4 +1,4 @@
-"""The Gram path: complete spectra of the blocks whose rows are few, or whose matrix is small."""
+"""The Gram path: complete spectra of blocks from few rows R (A = R' D R), or from a small matrix."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from layerhess.linalg.eigen.row_sum import RowSum
 from layerhess.objective.blocks import Block
 
 GRAM_SHARE = 0.25  # of the free memory, or of the budget, for the rows and matrices of one pass
-SLACK = 1.25  # by which the rows may be more than the sample lets expect
+SLACK = 1.25  # by which the rows may exceed the number expected from the sample
 TOO_MANY = "its rows do not fit into memory"
 
 
 @dataclass
 class _Room:
-    """How much the blocks of one pass may hold, and what each is expected to."""
+    """How many bytes the blocks of one pass may hold, and how many each is expected to need."""
 
     room: int
     bytes: dict[str, int]
 
     def groups(self) -> Iterator[list[str]]:
-        """Blocks that fit together, in their order."""
+        """Groups of blocks that fit together, in their order."""
         group: list[str] = []
         for name, size in self.bytes.items():
             if group and sum(self.bytes[other] for other in group) + size > self.room:
@@ -61,16 +61,16 @@ def gram_processes(
     examples: int,
     kept: bool = True,
 ) -> dict[str, Gram]:
-    """Solvers for the blocks that take this way, their spectra already made; one pass over the data, or a few.
+    """Solvers for the blocks that use this path, with spectra computed already; takes one pass over the data or a few.
 
     Args:
         data_pass: over all data. operators: name -> block, the full model among them. checked: with the licence.
-        wanted: eigenpairs. path: "auto" chooses by cost and memory, "gram" takes every block, and the full model where
-            it has a licence and fits; otherwise nothing is done. examples: of all the data, 0 where unknown.
-        kept: what rows are made from is held for later passes; where it is not, "auto" has no pass to spare for them.
+        wanted: eigenpairs. path: "auto" chooses by cost and memory; "gram" takes every block, and the full model if it
+            has a licence and fits; with any other, nothing is done. examples: of all the data, 0 where unknown.
+        kept: factors are kept for later passes; if not, "auto" does not spend a pass on rows.
 
     Raises:
-        InputError: under path="gram", a block has no rows, or they do not fit the memory.
+        InputError: with path="gram", a block has no rows, or they do not fit in memory.
     """
     forced = path == "gram"
     if path not in ("auto", "gram") or method != "lanczos" or not (forced or kept):
@@ -122,7 +122,7 @@ def _rows(data_pass: DataPass, blocks: Mapping[str, Block], room: int) -> tuple[
 
 
 def refuse_unlicensed(checked: SelfCheck, names: list[str], path: str) -> None:
-    """Before any work: blocks that path="factors" or path="gram" cannot take.
+    """Refuse, before any work, blocks that path="factors" or path="gram" cannot handle.
 
     Raises:
         InputError: naming them, with the reason.
@@ -153,7 +153,7 @@ def _chosen(
         if name not in licence.works or name in checked.failed:
             continue
         work = whole(licence.works[name], licence.examples, examples)
-        # Where the number of examples is not known, the matrix itself is the most there can be.
+        # Where the number of examples is unknown, the matrix itself is the upper limit.
         size = gram_bytes(block.numel, work.rows if examples else block.numel, wanted, itemsize)
         if forced and name != FULL and size > room:
             raise _refusal(
@@ -168,12 +168,12 @@ def _chosen(
 
 
 def whole(work: Work, sample: int, examples: int) -> Work:
-    """The work of a sample as that of all the data."""
+    """The work for all data, from that for a sample."""
     return work.times(examples / sample) if sample and examples else work
 
 
 def _decomposed(rows: RowSum, block: Block, wanted: Wanted, data_pass: DataPass, seed: int) -> Gram | None:
-    """The solver that has a block's spectrum; None where a row is NaN or infinite."""
+    """The solver for a block whose spectrum is known; None where a row is NaN or infinite."""
     own = Wanted(top=block.numel) if wanted.total >= block.numel else wanted
     draw = source(block, seed, solver_device(data_pass.objective.device))
     found = rows.decompose(own, data_pass.denominator, draw)

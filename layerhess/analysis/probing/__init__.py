@@ -1,1 +1,1 @@
-"""Random probes shared by all blocks and by every estimator that can use them."""
+"""Estimates by random probing for many blocks at once: the same products serve traces, diagonals and couplings."""

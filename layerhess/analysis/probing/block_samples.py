@@ -1,4 +1,4 @@
-"""One block among those that share random probes: what is known of it, and its samples."""
+"""The samples that random probes have given for one block, and what its eigenvalue solver knows of it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ ROOM_SHARE = 0.1  # of the free memory, for rows of the model's length
 
 @dataclass(frozen=True)
 class Known:
-    """What the eigenvalue solver leaves behind for a block.
+    """What the eigenvalue solver knows of a block.
 
     Attributes:
-        deflation: from its basis; None for nothing. diagonal: (n,) all entries, where the whole block was read.
-        lengths: (n,) of the columns, with it. zero: the block counts as zero.
+        deflation: from its basis, or None. diagonal: (n,) all entries, where the whole block was read.
+        lengths: (n,) of the columns, given with the diagonal. zero: the block counts as zero.
     """
 
     deflation: Deflation | None = None
@@ -40,10 +40,10 @@ class Known:
 
 @dataclass
 class Samples:
-    """Trace and diagonal accumulators that take the same products.
+    """Trace and diagonal accumulators that use the same products.
 
     Attributes:
-        free: how many of the probes were made for something else.
+        free: how many of the probes were made for other estimates.
     """
 
     trace: TraceSamples
@@ -51,13 +51,13 @@ class Samples:
     free: int = 0
 
     def add(self, v: Tensor, x: Tensor, ax: Tensor) -> None:
-        """Rows v, x = P v and A x."""
+        """Add samples from rows v, x = P v and A x."""
         self.trace.add(v, x, ax)
         if self.diagonal is not None:
             self.diagonal.add(v, x, ax)
 
     def add_free(self, v: Tensor, av: Tensor) -> Tensor:
-        """Rows v and A v, from elsewhere. Returns A P v, since P v = v - Q'Q v and A Q' = W' is known."""
+        """Add samples from existing rows v and A v. Returns A P v, since P v = v - Q'Q v and A Q' = W' is known."""
         known = self.trace.deflation
         ax = av - (v @ known.q.T) @ known.w
         self.add(v, known.project(v), ax)
@@ -72,10 +72,10 @@ class Samples:
 
 @dataclass
 class Member:
-    """One block on its way: what is known of it, and samples of two kinds.
+    """One block with what is known of it, and samples of two kinds.
 
     Attributes:
-        own: from products of the block alone. joint: from full products, with what other blocks add as noise.
+        own: from products of the block alone. joint: from full products, in which other blocks add noise.
     """
 
     name: str
@@ -96,16 +96,16 @@ class Member:
 
     @property
     def best(self) -> Samples:
-        """The block's own samples where there are enough of them: they hold no noise from other blocks.
+        """The block's own samples if there are enough: they have no noise from other blocks. Else the joint ones.
 
-        Not whichever has the smaller standard error: with skewed samples that one is low by luck, and so is its mean.
+        The choice is not by standard error: with skewed samples the smaller one is small by luck, and so is its mean.
         """
         if self.own.count >= self.enough:
             return self.own
         return max((self.joint, self.own), key=lambda kind: kind.count)
 
     def beside(self, samples: Samples) -> int:
-        """Products spent on something else than these samples."""
+        """Products of this block that are not in these samples."""
         return self.spent - (samples.count - samples.free)
 
     def draw(self, count: int, seed: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Whole columns H[:, b] v for the couplings; their own blocks serve traces and diagonals as well."""
+"""Products with whole columns, H[:, b] v, for the couplings; their part in block b also serves trace and diagonal."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class Columns:
         self._samples = CouplingSamples([block.numel for block in self.blocks.values()])
 
     def take(self, name: str, squares: Sequence[Sequence[float]]) -> None:
-        """Columns of random vectors that were made elsewhere: (probes, B) of ||H_cb v||^2."""
+        """Add columns that were made elsewhere: (probes, B) of ||H_cb v||^2."""
         for row in squares:
             self._samples.add(self._place(name), row)
         self._made[name] = self._made.get(name, 0) + len(squares)
 
     def script(self, members: Mapping[str, Member]) -> Script:
-        """Make those that are missing."""
+        """Ask for the columns that are missing."""
         jobs = [
             (name, i)
             for i in range(self.options.probes)

@@ -1,4 +1,4 @@
-"""Densities in the passes of an analysis, and what their first products give to traces, diagonals and couplings."""
+"""Runs a density estimate within an analysis; its first products are reused for traces, diagonals and couplings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from layerhess.linalg.stochastic.deflation import Deflation
 from layerhess.linalg.stochastic.density import StochasticLanczos
 from layerhess.objective.blocks import Block
 
-INDEPENDENT = 0.1  # singular value of unit rows below which what is left of a Krylov basis is mostly rounding
+INDEPENDENT = 0.1  # singular value of unit rows below which a Krylov direction is mostly rounding
 
 
 @dataclass
@@ -23,10 +23,10 @@ class Start:
     """The first products of an operator's density.
 
     Attributes:
-        vectors, products: (s, n) Rademacher v and A v, float64, to be used as any other probes.
+        vectors, products: (s, n) Rademacher v and A v, float64, usable like any other probes.
         nuclear: norm of A, by the density.
-        squares: for the first of them, ||H_cb v||^2 over all blocks c, where whole columns were made.
-        basis: (m, n) unit vectors and their products, of further probes that are none of ``vectors``; or None.
+        squares: for the first vectors, ||H_cb v||^2 over all blocks c, where whole columns were made.
+        basis: (m, n) unit vectors and their products, from probes that are not in ``vectors``; or None.
     """
 
     vectors: Tensor
@@ -38,15 +38,15 @@ class Start:
 
 @dataclass
 class DensityEstimator:
-    """An estimator around the density of one operator: it remembers its first products.
+    """An estimator that runs the density of one operator and remembers its first products.
 
-    A Lanczos process begins with A v / sqrt(n). With signs for v this is a probe like those of Hutchinson's trace, of
-    Bekas' diagonal and, as a whole column H[:, b] v, of the couplings, so that none of them has to make it again. The
-    Krylov spaces of some of the probes, if kept, deflate the others, which are independent of them.
+    A Lanczos process begins with A v / sqrt(n). With random signs for v this is a probe as for Hutchinson's trace,
+    Bekas' diagonal and, as a whole column H[:, b] v, the couplings, so none of them has to make it again. The Krylov
+    spaces of some probes, if kept, deflate the others, which are independent of them.
 
     Args:
-        key, block, process: the density; its random vectors are signs over sqrt(n). full: where whole columns live.
-        others: the blocks whose norms a whole column is made for. columns: how many starts are made as whole columns.
+        key, block, process: the density; its random vectors are signs over sqrt(n). full: the block of whole columns.
+        others: the blocks c of the norms ||H_cb v||. columns: how many first products are made as whole columns.
         remembers: keep the first products (probes x n float64). keeps_basis: also the Krylov space of the last probe
             (2 x steps x n float64), where there are two probes or more.
     """
@@ -65,11 +65,11 @@ class DensityEstimator:
 
     @property
     def done(self) -> bool:
-        """True when the process is."""
+        """True when the process is done."""
         return self.process.done
 
     def requests(self) -> dict[str, Request]:
-        """The next Lanczos vectors; the first time, some of them with whole columns for answers."""
+        """The next Lanczos vectors; the first time, whole columns are requested for some of them."""
         rows = self.process.ask()
         columns = 0 if self.process.started else self.columns
         asked = {
@@ -79,7 +79,7 @@ class DensityEstimator:
         return {key: request for key, request in asked.items() if len(request.vectors)}
 
     def tell(self, products: Mapping[str, Tensor]) -> None:
-        """Hand the products on, and remember what will be of use."""
+        """Pass the products on to the process, and remember what will be reused."""
         rows, own = self.process.ask(), []
         if self._whole in products:
             whole = products[self._whole]
@@ -98,7 +98,7 @@ class DensityEstimator:
         self.process.tell(told)
 
     def start(self) -> Start | None:
-        """What was remembered, once, since it is large; None before the first product."""
+        """What was remembered, returned only once, since it is large; None before the first product."""
         if self._first is None:
             return None
         vectors, products = (math.sqrt(self.block.numel) * rows for rows in self._first)
@@ -116,21 +116,21 @@ class DensityEstimator:
 
     @property
     def _sampled(self) -> int:
-        """Number of the first probe that gives a basis instead of a sample."""
+        """Number of the first probe that is used for the basis and not as a sample."""
         return self.process.options.probes - self.bases
 
 
 def widened(known: Deflation, basis: tuple[Tensor, Tensor] | None) -> Deflation:
-    """A deflation of the span of both; ``basis`` (q, A q) need not be orthogonal to anything.
+    """A deflation of the span of both; the rows of ``basis`` (q, A q) need not be orthogonal.
 
-    Neighbours of different probes, and those of one probe once the short recurrence has lost orthogonality, are nearly
-    in each other's span. Such directions are dropped: the same combination makes q and A q, and a small divisor would
-    blow up the rounding of A q.
+    Krylov vectors of different probes, and those of one probe after the short recurrence has lost orthogonality, are
+    nearly linearly dependent. Such directions are dropped: q and A q are divided by the same number, and a small
+    divisor would amplify the rounding of A q.
     """
     if basis is None:
         return known
     q, w = basis
-    for _ in range(2):  # the second time takes away what rounding left of the first
+    for _ in range(2):  # the second time removes what rounding left in the first
         share = q @ known.q.T
         q, w = q - share @ known.q, w - share @ known.w
     sizes, directions = torch.linalg.eigh(q @ q.T)

@@ -1,4 +1,4 @@
-"""The full model's trace, from full products or put together from the blocks."""
+"""The trace of the full model, from full products or as the sum of the blocks' traces."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class FullTrace:
     """What is known of the trace of all blocks together.
 
     Args:
-        trace: how well it is wanted; None where it is not asked for. goals: of the blocks. members: all blocks.
+        trace: how accurate it should be; None where it is not asked for. goals: of the blocks. members: all blocks.
     """
 
     trace: Trace | None
@@ -31,21 +31,21 @@ class FullTrace:
     _shared: Running[float] = field(default_factory=lambda: Running(0.0))
 
     def add(self, value: float) -> None:
-        """One full product's sum of x_b'(A x)_b over the blocks that are not exact."""
+        """Add one full product's sum of x_b'(A x)_b over the blocks that are not exact."""
         self._shared.add(value)
 
     def reset(self) -> None:
-        """Forget the full products: their samples were of other projections."""
+        """Drop the samples of full products, which were made with other projections."""
         self._shared = Running(0.0)
 
     @property
     def count(self) -> int:
-        """Full products that were added."""
+        """Number of full products added."""
         return self._shared.count
 
     @property
     def excess(self) -> float:
-        """Above 1 where more products are called for."""
+        """Above 1 where more products are needed."""
         if self.trace is None or all(m.exact for m in self.members.values()):
             return 0.0
         value, error, count, nuclear = self._figures()
@@ -57,7 +57,7 @@ class FullTrace:
 
     @property
     def missing(self) -> int:
-        """Full products that are still to come, as the variance so far has it."""
+        """How many more full products are needed, by the variance so far."""
         excess = self.excess
         if self.trace is None or excess <= 1.0:
             return 0
@@ -67,7 +67,7 @@ class FullTrace:
 
     @property
     def target(self) -> int:
-        """The number of full products at which to look again."""
+        """The number of full products at which to check again."""
         excess = self.excess
         if self.trace is None or excess <= 1.0:
             return self.count
@@ -76,9 +76,9 @@ class FullTrace:
         return self.goals.enough if self.count < MINIMUM else next_target(self.count, excess, self.trace.max_probes)
 
     def own_products(self) -> dict[str, int]:
-        """Blocks' own products that this trace waits for, where they cost less than full products.
+        """Blocks' own products that this trace needs, where they cost less than full products.
 
-        First those without which it cannot be put together from the blocks at all, then those of the worst block.
+        First those without which there is no sum over the blocks, then those of the worst block.
         """
         active = self._active()
         left = {m.name: self.goals.enough - m.own.count for m in active if m.own.count < self.goals.enough}
@@ -108,12 +108,12 @@ class FullTrace:
         return sum(float(m.known.diagonal.sum()) for m in self.members.values() if m.known.diagonal is not None)
 
     def _exact_scale(self) -> float:
-        """Sum of the magnitudes that the exact traces were added up from."""
+        """Sum of the magnitudes of the summands in the exact traces."""
         known = [m.known for m in self.members.values()]
         return sum(float(entry_scales(k.diagonal, k.lengths).sum()) for k in known if k.diagonal is not None)
 
     def _figures(self) -> tuple[float, float, int, float]:
-        """Value, standard error, probes and nuclear norm: from the full products, or put together from the blocks.
+        """Value, standard error, probes and nuclear norm: from the full products, or from the blocks.
 
         Blocks' own probes are independent of each other, so their variances add; full products are one sample each.
         """

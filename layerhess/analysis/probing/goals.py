@@ -1,4 +1,4 @@
-"""When samples are enough: traces and diagonals that take the same products, each with an aim of its own."""
+"""Decides when there are enough probes for traces and diagonals that use the same products."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from layerhess.linalg.stochastic.trace import Trace
 
 @dataclass(frozen=True)
 class Goals:
-    """What is asked of the shared probes.
+    """How accurate the estimates from shared probes should be.
 
-    A fixed number of probes is made exactly, one beside other goals at least: products that something else needs are
-    free, and all of them are used.
+    A fixed number of probes is exact if it is the only goal. With other goals it is a minimum: products made for those
+    are free, and all of them are used.
 
     Attributes:
-        trace, diagonal: None for what is not asked for.
+        trace, diagonal: their options; None if not asked for.
     """
 
     trace: Trace | None
@@ -30,12 +30,12 @@ class Goals:
 
     @property
     def fixed(self) -> bool:
-        """Every goal names its number of probes, so that no variance has a say."""
+        """Every goal fixes its number of probes, so that no variance matters."""
         return bool(self) and all(options.probes for options in (self.trace, self.diagonal) if options)
 
     @property
     def any_fixed(self) -> bool:
-        """Some goal does."""
+        """At least one goal fixes it."""
         return any(options.probes for options in (self.trace, self.diagonal) if options)
 
     @property
@@ -50,36 +50,36 @@ class Goals:
         return min(MINIMUM, self.limit)
 
     def open(self, samples: Samples, beside: int = 0) -> bool:
-        """Whether these samples call for more.
+        """Whether more samples are needed.
 
         Args:
-            beside: products that were spent on something else than these samples; they count against the limit.
+            beside: products spent that are not in these samples; they count against the limit.
         """
         return bool(self._open(samples, beside))
 
     def excess(self, samples: Samples, beside: int = 0) -> float:
-        """The largest excess of what is still open, with its margin; 0 where nothing is."""
+        """The largest excess of the open goals, with its margin; 0 where none is open."""
         return max((cautious(samples.count, excess) for _, excess in self._open(samples, beside)), default=0.0)
 
     def needed(self, samples: Samples, beside: int = 0) -> int:
-        """The number of probes, in all, at which nothing is open any more, as the variance so far has it."""
+        """The total number of probes at which no goal is open any more, by the variance so far."""
         goals = self._open(samples, beside)
         return max((_needed(samples.count, *goal, beside) for goal in goals), default=samples.count)
 
     def hopeless(self, samples: Samples) -> bool:
-        """Whether the trace would take more of these samples than it may have, as the variance so far has it."""
+        """Whether the trace would need more of these samples than it may have, by the variance so far."""
         if self.trace is None or self.trace.probes is not None or samples.count < 2:
             return False
         excess = cautious(samples.count, samples.trace.excess)
         return probes_needed(samples.count, excess) > self.trace.max_probes
 
     def target(self, samples: Samples, beside: int = 0) -> int:
-        """The number of probes, in all, at which to look again."""
+        """The total number of probes at which to check again."""
         goals = self._open(samples, beside)
         return max((_target(samples.count, *goal, beside) for goal in goals), default=samples.count)
 
     def _open(self, samples: Samples, beside: int) -> list[tuple[Trace | Diagonal, float]]:
-        """The goals that call for more, each with its excess."""
+        """The goals that need more samples, each with its excess."""
         return [goal for goal in self._excesses(samples) if _is_open(samples.count, *goal, beside)]
 
     def _excesses(self, samples: Samples) -> list[tuple[Trace | Diagonal, float]]:
@@ -92,10 +92,10 @@ class Goals:
 
 
 def cautious(count: int, excess: float) -> float:
-    """The excess, with a margin for how uncertain a standard error from ``count`` skewed samples is itself.
+    """The excess with a margin, because a standard error from ``count`` skewed samples is itself uncertain.
 
-    Who stops as soon as the standard error looks small enough stops on those that are too small by luck: without the
-    margin 95 % intervals covered 78 to 95 % on a trained network (16 probes and more).
+    A rule that stops once the standard error looks small enough stops on those that are too small by luck. Without the
+    margin, 95 % intervals covered 78 to 95 % on a trained network (16 probes and more).
     """
     return excess * (1.0 + 4.0 / math.sqrt(max(count, 1)))
 

@@ -1,4 +1,4 @@
-"""Random probes for everybody: traces, diagonals and couplings of all blocks, from the same products."""
+"""Estimates traces, diagonals and couplings of all blocks from the same random probes."""
 
 from __future__ import annotations
 
@@ -25,28 +25,29 @@ from layerhess.linalg.stochastic.unit_vectors import UnitVectors
 from layerhess.objective.blocks import Block
 
 PILOT = 4  # block products from which their variance is guessed
-SKETCH_ABOVE = 64  # probes still to come that make more deflation worth its products
+SKETCH_ABOVE = 64  # if more probes than this are still needed, more deflation is worth its products
 SKETCH = 24  # vectors, each two products
-UNREACHABLE = 1 << 40  # full products that cannot reach what blocks' own can
-JOINT = "(probes)"  # the name that full probes are drawn under, and their key
+UNREACHABLE = 1 << 40  # number of full products that stands for "cannot reach it, only blocks' own products can"
+JOINT = "(probes)"  # the name for drawing full probes, and their key
 
 
 @dataclass
 class SharedProbes:
-    """An estimator of the schedule: asks for random products once the eigenvalue solvers are done.
+    """The estimator that asks for products with random probes once the eigenvalue solvers are done.
 
-    Their bases deflate the probes (see :class:`Deflation`), so that only the rest of each spectrum makes noise. One
-    full product H x with x = (x_b) serves every block, since x_b'(H x)_b is unbiased; a block's own product costs less
-    and has less variance, since no other block is in it. Which of them goes on is decided by the variances measured.
-    Where couplings are asked for, whole columns H[:, b] v_b are made, and serve traces and diagonals as well.
+    Their bases deflate the probes (see :class:`layerhess.linalg.stochastic.deflation.Deflation`), so that only the rest
+    of each spectrum makes noise. One full product H x with x = (x_b) serves every block, since x_b'(H x)_b is unbiased;
+    a block's own product costs less and has less variance, since no other block is in it. The measured variances decide
+    which of the two is continued. Where couplings are asked for, whole columns H[:, b] v_b are made, and serve traces
+    and diagonals as well.
 
     Args:
         blocks: those to estimate, and "(rest)" for parameters in none of them if the full model is wanted.
-        full: the block of all these parameters. known: what there is to begin with, or None while solvers are at work.
-        trace, diagonal, coupling: what is asked for. whole: also for the full model.
+        full: the block of all these parameters. known: returns what the solvers know, or None while they are running.
+        trace, diagonal, coupling: options, or None. whole: also for the full model.
         coupled: names of the blocks whose couplings are wanted. seed: of the probes.
-        room: how many full-length rows may be held at a time. device: where vectors live.
-        starts: densities by block name, and the full one, that made products already; "known" waits for them.
+        room: how many full-length rows may be held at a time. device: of the vectors.
+        starts: densities by block name (and the full one) whose first products are reused; "known" waits for them.
     """
 
     blocks: Mapping[str, Block]
@@ -71,10 +72,10 @@ class SharedProbes:
     def __post_init__(self) -> None:
         self._total = FullTrace(self.trace if self.whole else None, self.goals, self.members)
 
-    # -- the estimator's verbs --------------------------------------------------------------------------------------
+    # -- the estimator's interface ------------------------------------------------------------------------------------
 
     def requests(self) -> dict[str, Request]:
-        """What is needed next; nothing until the solvers are done."""
+        """What is needed next; empty until the solvers are done."""
         if self._script is None:
             known = self.known()
             if known is None:
@@ -89,13 +90,13 @@ class SharedProbes:
         return self._pending
 
     def tell(self, products: Mapping[str, Tensor]) -> None:
-        """The products of what was asked for last."""
+        """Take the products that were asked for last."""
         if self._script is not None and not self.done:
             self._advance(products)
 
     @property
     def goals(self) -> Goals:
-        """When the samples are enough."""
+        """The goals, which say when there are enough samples."""
         return Goals(self.trace, self.diagonal)
 
     @property
@@ -114,7 +115,7 @@ class SharedProbes:
         """True once the solvers were done and there is something to estimate from."""
         return self._script is not None
 
-    # -- the script -------------------------------------------------------------------------------------------------
+    # -- the sequence of products -------------------------------------------------------------------------------------
 
     def _run(self) -> Script:
         if self._columns is not None:
@@ -126,7 +127,7 @@ class SharedProbes:
         while (waiting := self._waiting()) or self._total.excess > 1.0:
             before = self._spent
             yield from self._next(waiting)
-            if self._spent == before:  # nobody may take more
+            if self._spent == before:  # all are at their limits
                 break
 
     def _next(self, waiting: list[Member]) -> Script:
@@ -134,7 +135,7 @@ class SharedProbes:
             yield from self._own_products(wanted)
             return
         joint = max([self._total.missing, *(self._missing(m, m.joint) for m in waiting)])
-        many = self.goals.limit > SKETCH_ABOVE and not self.goals.fixed  # else there is nothing to find out
+        many = self.goals.limit > SKETCH_ABOVE and not self.goals.fixed  # else there is nothing to decide
         unseen = [m for m in waiting if m.own.count < PILOT and m.block.numel > PILOT] if many else []
         if unseen and FULL_COST * joint > PILOT * len(unseen):
             yield from self._own_products({m.name: PILOT for m in unseen})
@@ -157,7 +158,7 @@ class SharedProbes:
             yield from self._full_products(max([self._total.target - self._total.count, *aims]))
 
     def _read(self, members: list[Member]) -> Script:
-        """Read whole diagonals, where probes would cost no less."""
+        """Read whole diagonals where probes would cost no less."""
         readers = {m.name: UnitVectors(m.block.numel, self.device) for m in members}
         while left := {name: reader for name, reader in readers.items() if not reader.done}:
             asked = {_own_key(name): Request(self.blocks[name], reader.ask()) for name, reader in left.items()}
@@ -196,7 +197,7 @@ class SharedProbes:
                 left[name] -= size[name]
 
     def _sketch(self, members: list[Member]) -> Script:
-        """More deflation, from the range of the rest (Halko, Martinsson & Tropp 2011): what was sampled is dropped."""
+        """More deflation, from the range of the rest (Halko, Martinsson & Tropp 2011); earlier samples are dropped."""
         size = {m.name: min(SKETCH, self.room, m.block.numel // 3) for m in members}
         rows = {m.name: m.deflation.project(m.draw(size[m.name], self.seed)) for m in members}
         products = yield {_own_key(m.name): Request(m.block, rows[m.name]) for m in members}
@@ -209,10 +210,10 @@ class SharedProbes:
             m.deflation = Deflation(q, torch.cat([m.deflation.w, products[_own_key(m.name)]]))
             m.own, m.joint, m.sketched = self._samples(m.deflation), self._samples(m.deflation), True
         self._total.reset()
-        for m in self.members.values():  # joint samples before and after do not mix
+        for m in self.members.values():  # joint samples from before and after must not be mixed
             m.joint = self._samples(m.deflation)
 
-    # -- what there is ----------------------------------------------------------------------------------------------
+    # -- results ------------------------------------------------------------------------------------------------------
 
     def trace_of(self, name: str) -> TraceEstimate:
         """The trace of a block, or of all of them for "(full)"."""
@@ -281,7 +282,7 @@ class SharedProbes:
         return Samples(options.samples(deflation), self.diagonal.samples(deflation) if self.diagonal else None)
 
     def _take_full_start(self) -> None:
-        """The full density's first products are full probes like any others."""
+        """Use the full density's first products as full probes."""
         start = self.starts[FULL].start() if self.whole and FULL in self.starts else None
         active = [m for m in self.members.values() if not m.exact]
         if start is None or not active:
@@ -294,15 +295,15 @@ class SharedProbes:
             self._total.add(value)
 
     def _waiting(self) -> list[Member]:
-        """Those that are neither good enough nor at their limit."""
+        """The blocks that are neither accurate enough nor at their limit."""
         return [m for m in self.members.values() if not m.exact and self.goals.open(m.best, m.beside(m.best))]
 
     def _missing(self, member: Member, samples: Samples) -> int:
-        """Probes of this kind that are still to come, as the variance so far has it."""
+        """How many more probes of this kind are needed, by the variance so far."""
         return self.goals.needed(samples, member.beside(samples)) - samples.count
 
     def _may_sketch(self, member: Member) -> bool:
-        """A sketch costs products, so it is nothing for a fixed number of them."""
+        """Whether a sketch is allowed: it costs products, so not where their number is fixed."""
         room = self.goals.limit - member.spent - 2 * SKETCH
         return (
             not member.sketched

@@ -1,1 +1,1 @@
-"""Functions in a form that is cheap, or right, to differentiate twice."""
+"""Functions of torch written in another form, in which their second derivative is cheaper, or right at all."""

@@ -1,4 +1,4 @@
-"""GELU and SiLU with their second derivative beside the first: products then cost three multiplications each.
+"""GELU and SiLU with stored first and second derivatives: each product then costs three multiplications.
 
 torch differentiates these activations twice through a dozen elementwise operations, again at every product. Here both
 derivatives of f are computed once, when the gradient's graph is made: f' in backward, and f'' as the derivative of f'.
@@ -34,7 +34,7 @@ class _Pointwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (x,) = ctx.saved_tensors
-        slope = ctx.first  # known from the first time, and good for all times that are not differentiated again
+        slope = ctx.first  # computed in forward; enough where it is not differentiated again
         if slope is None or torch.is_grad_enabled():
             slope = _Slope.apply(x, ctx.derivatives)  # type: ignore[no-untyped-call]
             ctx.first = slope.detach()

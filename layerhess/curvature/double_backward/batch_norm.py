@@ -1,4 +1,4 @@
-"""BatchNorm in eval mode is an affine map; written as one, its second derivative costs a third.
+"""BatchNorm in eval mode as an affine map, whose second derivative costs a third of that of torch's kernel.
 
 torch differentiates its BatchNorm kernel twice through a dozen elementwise operations over the activations even when
 the statistics are constants; of the affine map only a product and a sum are left.

@@ -1,8 +1,8 @@
-"""Convolutions as three bilinear maps that are each other's derivatives, of which only what is asked for is computed.
+"""Convolutions whose second derivative computes only what is asked for: three bilinear maps, each other's derivatives.
 
-torch's second derivative of a convolution makes the derivative in the kernel whether or not anybody wants it, by a
-convolution whose images are the channels and whose kernels are the images: two to three times the price of the one that
-was wanted. A product with the block of one layer wants it nowhere.
+torch's second derivative of a convolution always computes the derivative in the kernel too, by a convolution whose
+images are the channels and whose kernels are the images. That costs two to three times as much as the derivative that
+is needed. A product with the block of one layer never needs it.
 """
 
 from __future__ import annotations
@@ -77,12 +77,12 @@ def _transpose(g: Tensor, other: Tensor, shape: torch.Size, in_x: bool, geometry
 
 
 def _needs_no_function(*tensors: Tensor) -> bool:
-    """Where nothing is differentiated again, or only torch's own operations would keep a graph."""
+    """True where nothing is differentiated again, or where only torch's own operations would keep a graph."""
     return not torch.is_grad_enabled() or any(is_batched(tensor) for tensor in tensors)
 
 
 def _wanted(ctx: Any) -> list[bool]:
-    """Which derivatives lead to what this backward pass is for; all that may, where torch does not say."""
+    """Which derivatives this backward pass needs; where torch does not say, all that it may need."""
     wanted = list(ctx.needs_input_grad)
     ask = getattr(torch._C, "_will_engine_execute_node", None)
     if ask is None:
@@ -119,7 +119,7 @@ conv1d, conv2d, conv3d = (partial(_convolution, function) for function in CONVOL
 
 
 def _known(x: Tensor, w: Tensor, n: int) -> bool:
-    """Whether there is something to differentiate, of the usual shapes and kinds; all else is torch's to judge."""
+    """Whether there is something to differentiate, of the usual shapes and kinds; all else is left to torch."""
     usual = x.ndim == w.ndim == n + 2 and x.dtype == w.dtype and type(w) in (Tensor, torch.nn.Parameter)
     moves = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
     return usual and moves and not torch.is_autocast_enabled(x.device.type)

@@ -1,4 +1,4 @@
-"""The geometry of a convolution, and the three maps that are bilinear under it: the output and both its transposes."""
+"""The geometry of a convolution (stride, padding, ...), and its three bilinear maps: the output and both transposes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Geometry:
 
 
 def geometry(n: int, stride: Any, padding: Any, dilation: Any, groups: int) -> Geometry | None:
-    """Of n dimensions; None where the numbers are for another number of them, or are words."""
+    """The geometry in n dimensions; None where the arguments have another number of them, or are words."""
     if isinstance(padding, str):
         return None
     found = Geometry(_each(stride, n), _each(padding, n), _each(dilation, n), groups)
@@ -54,7 +54,7 @@ def geometry(n: int, stride: Any, padding: Any, dilation: Any, groups: int) -> G
 
 
 def _each(value: Any, n: int) -> tuple[int, ...]:
-    """Anything that is an integer stands for all dimensions."""
+    """One integer stands for all dimensions."""
     try:
         return (operator.index(value),) * n
     except TypeError:

@@ -1,6 +1,6 @@
-"""The end of what is known: a tensor that must not be differentiated again says so instead of counting as constant.
+"""Marks tensors that must not be differentiated again: doing so raises an error instead of giving a silent zero.
 
-torch's ``once_differentiable`` does not serve here: ``torch.autograd.grad`` walks towards its inputs and passes by.
+torch's ``once_differentiable`` does not help here: ``torch.autograd.grad`` walks towards its inputs and misses it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The same functions, written so that differentiating them twice costs less."""
+"""A context in which torch's functions run in forms that cost less to differentiate twice."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ EXACT = (torch.float32, torch.float64)  # in half precision torch's kernels comp
 class Rewritten(TorchFunctionMode):
     """Inside this context calls of :data:`FORMS` run in their other form.
 
-    Where someone packs saved tensors (activation checkpointing), the forward pass may be repeated outside this context
-    and has to save the same ones: there nothing is rewritten. Nor is anything inside transforms of torch.func and
-    forward-mode differentiation, which the other forms do not know.
+    With saved-tensor hooks (activation checkpointing), the forward pass may be repeated outside this context and must
+    save the same tensors: then nothing is rewritten. Nor is anything inside transforms of torch.func or forward-mode
+    differentiation, which the other forms do not support.
 
     Args:
-        thrice: what is made will be differentiated three times: only forms good at any order are then used.
+        thrice: the result will be differentiated three times; only forms that are right at any order are then used.
     """
 
     def __init__(self, thrice: bool = False) -> None:

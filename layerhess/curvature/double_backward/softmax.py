@@ -1,4 +1,4 @@
-"""Softmax with the derivative of its backward pass in closed form, for attention that is written out."""
+"""Softmax with the derivative of its backward pass in closed form, for attention written in plain operations."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _back(g: Tensor, y: Tensor, dim: int) -> Tensor:
 
 
 def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
-    """``torch.nn.functional.softmax``, and that of ``torch`` and of tensors, whose dtype is the third argument."""
+    """``torch.nn.functional.softmax``, ``torch.softmax`` and ``Tensor.softmax`` (their third argument is the dtype)."""
     if isinstance(_stacklevel, torch.dtype):
         dtype = _stacklevel
     if dim is None or dtype not in (None, input.dtype):

@@ -1,1 +1,1 @@
-"""Products from factors: the inputs and output sensitivities of every layer, without the network itself."""
+"""Fast products from factors, each layer's inputs and output sensitivities, without running the network again."""

@@ -1,4 +1,4 @@
-"""Products of one batch with J' S J by factors: each layer's inputs and output sensitivities, and no more network."""
+"""Products of one batch with J' S J from each layer's inputs and output sensitivities, without running the network."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from layerhess.objective.objective import Objective
 
 MOST_AT_ONCE = 1 << 24  # numbers in the outputs of a layer for all vectors that are multiplied together
 
-MOST_ROWS = 1 << 27  # numbers in the rows of one output direction of all items, while their squares are summed
+MOST_ROWS = 1 << 27  # numbers in the rows of one output direction, over all items, while their squares are summed
 
 
 @dataclass(frozen=True)
@@ -48,24 +48,24 @@ class Layer:
 class FactorGraph:
     """One batch's J' S J as J' M sign(S) M' J, with M M' = |S| per item and the rows M' J kept layer by layer.
 
-    The row of item n and direction q with respect to the weights of a layer y = f(a; w) is the derivative of
-    <delta_nq, f(a_n; w)> in w, delta_nq = d (M' z)_nq / d y_n. So a product costs one evaluation of the layer at the
-    vector, inner products with delta, their weighted sum, and one gradient of the layer's weights: all blocks together
-    about what one gradient costs, and nothing of the network is run. To make: a forward pass and Q backward passes, for
-    cross entropy of C classes Q = C - 1, through activations only. (Dangel, Kunstner & Hennig 2020, for the square
-    root of S; Martens 2020, section 8.)
+    The row of item n and direction q with respect to the weights of a layer y = f(a; w) is the derivative of <delta_nq,
+    f(a_n; w)> in w, delta_nq = d (M' z)_nq / d y_n. So a product costs one evaluation of the layer at the vector, inner
+    products with delta, their weighted sum, and one gradient of the layer's weights: all blocks together about what one
+    gradient costs, and nothing of the network is run. To make: a forward pass and Q backward passes through activations
+    only; for cross entropy of C classes Q = C - 1. (Dangel, Kunstner & Hennig 2020, for the square root of S; Martens
+    2020, section 8.)
 
-    Items are the entries of dimension 0 of the output. A loss or a network that ties them together, or a layer whose
-    outputs are laid out in another order, would make wrong products: so with a direction that is scaled item by item
-    the sensitivities of every layer must scale in the same way; a layer where they do not is not used. What the loss
-    reaches beside the output is not used either.
+    Items are the entries of dimension 0 of the output. A loss or a network that makes items depend on each other, or a
+    layer whose outputs are in another order, would give wrong products. So a direction is scaled item by item, and the
+    sensitivities of every layer must scale in the same way; a layer where they do not is not used. Nor is a layer that
+    the loss depends on other than through the output.
 
     Args:
         objective: in session. batch: prepared. blocks: key -> names of its parameters. counters: counts the passes.
 
     Attributes:
-        factored: keys of the blocks all of whose uses were recorded. linear: those of them in whose parameters the
-            output is piecewise linear, so that their block of the Hessian is this one.
+        factored: keys of the blocks all of whose uses were recorded. linear: those in whose parameters the output is
+            piecewise linear, so that this is their block of the Hessian.
         loss_sum, count: of the batch. items: N, the length of the output.
     """
 
@@ -104,12 +104,12 @@ class FactorGraph:
         return [None if part is None else part[0] for part in made]
 
     def products(self, names: Sequence[str], vectors: Mapping[str, Tensor]) -> list[Tensor | None]:
-        """The same for s vectors, (s, *shape) each: sensitivities are read once for as many as fit some memory."""
+        """The same for s vectors, (s, *shape) each: sensitivities are read once for as many as fit in memory."""
         chunks = [self._some_products(names, part) for part in self._chunks(names, vectors)]
         return [None if parts[0] is None else torch.cat(parts) for parts in zip(*chunks, strict=True)]
 
     def forms(self, names: Sequence[str], vectors: Mapping[str, Tensor]) -> Tensor:
-        """(N, s) float64: v' (J' S J)[names, names] v of every item by itself, for s vectors."""
+        """(N, s) float64: each item's own v' (J' S J)[names, names] v, for s vectors."""
         found = []
         for part in self._chunks(names, vectors):
             weights = self._weights(names, part)
@@ -119,11 +119,11 @@ class FactorGraph:
         return torch.cat(found, dim=1)
 
     def squares(self, names: Sequence[str]) -> tuple[list[Tensor], Tensor] | None:
-        """The rows M' J squared, with their signs: summed over rows, and over entries.
+        """The squared entries of the rows M' J, with the rows' signs: summed over rows, and over entries.
 
         Returns:
-            The diagonal of (J' S J)[names, names], parameter-shaped; and the trace of every item's own, (N,) float64.
-            None where a layer cannot tell its items apart, or they would take too much memory.
+            The diagonal of (J' S J)[names, names], parameter-shaped; and the trace of each item's own matrix, (N,)
+            float64. None where a layer cannot separate its items, or they would take too much memory.
         """
         entries = self._entries(names)
         if not entries or not self._apart(entries, names):
@@ -140,10 +140,10 @@ class FactorGraph:
         return [(made | nothing)[name].view(self._parameters[name].shape) for name in names], traces.cpu()
 
     def rows(self, names: Sequence[str]) -> Iterator[tuple[Tensor, Tensor]] | None:
-        """The rows M' J of a factored block themselves, one output direction of all items after the other.
+        """The rows M' J of a factored block, one output direction after the other, each for all items.
 
-        Rows without a sign are 0 and left out: ignored targets have them. So are negative ones of a loss that is known
-        to be convex in the output: those are rounding of S, and without them S is nearer to the true one.
+        Rows of sign 0 are zero and left out; they come from ignored targets. Negative rows are left out too if the loss
+        is known to be convex in the output: they are rounding errors of S.
 
         Returns:
             Pairs of (m, P_b) rows, m <= N, in the order of ``names``, and their signs (m,); None as for
@@ -169,7 +169,7 @@ class FactorGraph:
         ]
 
     def _apart(self, entries: Sequence[tuple[Layer, Entry]], names: Sequence[str]) -> bool:
-        """Whether every layer can tell its items apart, and their rows of one direction fit."""
+        """Whether every layer can separate its items, and the rows of one direction fit."""
         size = sum(self._parameters[name].numel() for name in names)
         return all(entry.each is not None for _, entry in entries) and self.items * size <= MOST_ROWS
 
@@ -186,14 +186,14 @@ class FactorGraph:
                 assert pull is not None
                 each = pull(layer.sensitivities[q].reshape(layer.call.shape))
                 shared = len(each) // self.items
-                # Otherwise a sum of one as well: what a pull returns may be a view of the sensitivities.
+                # A copy even if there is one term only: what a pull returns may be a view of the sensitivities.
                 fresh = shared == 1 and entry.laid_out is not None
                 part = each.flatten(1) if fresh else each.reshape(self.items, shared, -1).sum(dim=1)
                 add_part(rows, entry.name, part)
             yield self._signs[:, q], rows
 
     def work(self, names: Sequence[str]) -> Work:
-        """What products and rows of a factored block are made of."""
+        """How much work the products and rows of a factored block are."""
         entries, everything = self._entries(names), [(layer, e) for layer in self._layers for e in layer.call.entries]
         return Work(
             items=self.items,
@@ -269,7 +269,7 @@ class FactorGraph:
         return made
 
     def _open(self, judged: Judged, recorded: list[LayerCall]) -> set[str]:
-        """Sensitivities of every recorded layer by one backward pass; the parameters that have none of use."""
+        """Sensitivities of every recorded layer by one backward pass; returns the parameters without usable ones."""
         output = judged.output
         directions = output_directions(judged.loss, output, judged.again)
         if directions is None:
@@ -320,7 +320,7 @@ def sum_of(parts: Iterable[Tensor]) -> Tensor:
 
 
 def _by_item(moved: Tensor, layer: Layer) -> Tensor:
-    """(M, s, ...) changes of a call's outputs as (N, s, D), where each of N items has M / N of the calls' rows."""
+    """(M, s, ...) changes of a call's outputs as (N, s, D), where each of N items has M / N of the call's rows."""
     n = layer.sensitivities.shape[1]
     m, s = moved.shape[:2]
     return moved.reshape(n, m // n, s, -1).transpose(1, 2).reshape(n, s, -1)
@@ -334,7 +334,7 @@ def _by_call(back: Tensor, layer: Layer) -> Tensor:
 
 
 def _usable(recorder: Sequence[LayerCall], objective: Objective, judged: Judged) -> set[str]:
-    """Names of the parameters that enter through recorded calls as a whole, and only on the way to the output."""
+    """Names of the parameters that are used in recorded calls only, and only on the way to the output."""
     output, items = judged.output, len(judged.output)
     beside = set(walk([judged.loss.grad_fn], before=output.grad_fn))
     good: set[str] = set()

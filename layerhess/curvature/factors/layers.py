@@ -1,4 +1,4 @@
-"""Layers that are linear in their parameters: how a change of one moves the output, and the transpose of that."""
+"""Layers that are linear in their parameters: the map from a parameter's change to the output's, and its transpose."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ class Entry:
     Attributes:
         name: of the parameter. push: f(a; v) for v of the parameter's shape, of y's shape. pull: its transpose in v,
             of the parameter's shape.
-        inputs: what both hold on to, and must not be overwritten.
+        inputs: tensors that both use, and that must not be overwritten.
         push_rows, pull_rows: the same for s vectors at once, (s, *w.shape) to (M, s, *y.shape[1:]) and back, where that
             is faster than one by one; M = len(y).
-        each: (M, *y.shape[1:]) to (M, *w.shape), the pull of every row of y by itself; None where nobody wrote it.
-        laid_out: makes the same, faster for many calls, out of the inputs laid out once, which takes memory.
+        each: (M, *y.shape[1:]) to (M, *w.shape), the pull of each row of y separately; None where there is none.
+        laid_out: makes a version of the same that is faster over many calls: the inputs are laid out once, which takes
+            memory.
     """
 
     name: str
@@ -75,7 +76,7 @@ def bias(name: str, shape: torch.Size, axis: int) -> Entry:
 
 
 def scale(name: str, a: Tensor, dims: Sequence[int]) -> Entry:
-    """A factor of y = a * w, w of the sizes of a in ``dims`` (affine parameters of the norms), not the first."""
+    """A factor w in y = a * w, with the sizes of a in ``dims``, never the first (affine parameters of norm layers)."""
     added = shift(name, a.shape, dims)
     shape = [size if i in dims else 1 for i, size in enumerate(a.shape)]
     each = added.each
@@ -84,7 +85,7 @@ def scale(name: str, a: Tensor, dims: Sequence[int]) -> Entry:
 
 
 def shift(name: str, shape: torch.Size, dims: Sequence[int]) -> Entry:
-    """A term of y = ... + w, w of the sizes of y in ``dims``, not the first."""
+    """A term w in y = ... + w, with the sizes of y in ``dims``, never the first."""
     ones = [size if i in dims else 1 for i, size in enumerate(shape)]
     own = [shape[i] for i in dims]
     others = [i for i in range(1, len(shape)) if i not in dims]
@@ -107,7 +108,7 @@ def convolution(name: str, a: Tensor, shape: torch.Size, geometry: Geometry) -> 
         return y.reshape(len(y), len(rows), -1, *y.shape[2:])
 
     def each(d: Tensor) -> Tensor:
-        # Every example as a group of its own: their kernels' gradients do not mix.
+        # Every example is a group of its own, so that the kernel gradients of different examples do not mix.
         m = len(a)
         apart, many = replace(geometry, groups=m * geometry.groups), torch.Size((m * shape[0], *shape[1:]))
         d, inputs = (t.reshape(1, -1, *t.shape[2:]) for t in (d, a))

@@ -1,4 +1,4 @@
-"""In which parameters is an output piecewise linear? A walk over its autograd graph that knows only what it lists."""
+"""Finds the parameters in which an output is piecewise linear, by a walk over its autograd graph."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.autograd.function import BackwardCFunction
 
 from layerhess.curvature.autograd_graph import inputs_first
 
-# Linear in all inputs together, or piecewise so: what depends on a block linearly still does afterwards.
+# Linear in all inputs together, or piecewise so: what depends linearly on a block still does after them.
 PIECEWISE_LINEAR = frozenset({
     # sums and means
     "Add", "Sub", "Rsub", "Neg", "Sum", "Mean", "Cumsum",
@@ -20,7 +20,7 @@ PIECEWISE_LINEAR = frozenset({
     "Select", "Index", "IndexSelect", "Gather", "Cat", "Stack", "Unbind", "Split", "SplitWithSizes", "Chunk", "Unfold",
     "Im2Col", "Col2Im", "PixelShuffle", "ConstantPadNd", "ReflectionPad1D", "ReflectionPad2D", "ReplicationPad1D",
     "ReplicationPad2D", "UpsampleNearest1D", "UpsampleNearest2D", "UpsampleLinear1D", "UpsampleBilinear2D",
-    # pieces
+    # piecewise linear functions
     "Relu", "LeakyRelu", "Threshold", "Hardtanh", "Clamp", "ClampMin", "ClampMax", "Abs", "Maximum", "Minimum", "Max",
     "Min", "Amax", "Amin", "Where", "MaskedFill", "MaxPool1D", "MaxPool2DWithIndices", "MaxPool3DWithIndices",
     "AvgPool1D", "AvgPool2D", "AvgPool3D", "AdaptiveAvgPool2D", "AdaptiveAvgPool3D", "AdaptiveMaxPool2D",
@@ -45,7 +45,7 @@ OWN = re.compile(r"(?:.*::)?(\w+?)Backward\d+")  # how autograd names the nodes 
 def kind(node: Any) -> str:
     """An autograd node's operation: "Convolution" for ConvolutionBackward0; "" for what is none of torch's own.
 
-    A custom function may have any name, but no number behind it. Complex numbers have other pieces (abs is smooth).
+    A custom function may have any name, but no number after it. Complex numbers do not count: abs of them is smooth.
     """
     made = OWN.fullmatch(str(node.name()))
     if made is None or isinstance(node, BackwardCFunction):
@@ -56,11 +56,11 @@ def kind(node: Any) -> str:
 
 
 def not_linear(root: Any, sources: Mapping[Any, int], affine: Collection[Any] = ()) -> int:
-    """The blocks, as bits, in which the tensor of ``root`` may not be piecewise linear.
+    """The blocks, as bits, in which the tensor at ``root`` may not be piecewise linear.
 
     Blocks enter at ``sources``, at each of which the output is linear in the block. A block is struck off where an
-    operation that is not listed depends on it, where two factors of a product both do, and where it enters again what
-    depends on it already. In what is left, the second derivative of the output is zero wherever it exists (Botev,
+    unlisted operation depends on it, where two factors of a product both depend on it, and where it enters what depends
+    on it already. In the blocks that are left, the second derivative of the output is zero wherever it exists (Botev,
     Ritter & Barber 2017, section 4).
 
     Args:

@@ -1,4 +1,4 @@
-"""One batch's products by factors for the blocks that have a licence, and exact ones for everything else."""
+"""One batch's products: from factors for the blocks where a check allowed it, by double backward for all others."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class MixedGraphs:
     linear: bool
 
     def __call__(self, objective: Objective, batch: Any, names: Iterable[str], counters: Counters) -> BatchGraph:
-        """The graph of one batch; nothing is factored where no block has a licence."""
+        """The graph of one batch; an exact one where no block has a licence."""
         if not self.blocks:
             return self.exact(objective, batch, names, counters)
         return MixedGraph(self, objective, batch, list(names), counters)
 
     def asked(self, blocks: Iterable[tuple[str, ...]]) -> MixedGraphs:
-        """For a graph that is thrown away after products with these blocks' vectors: no other factors are made."""
+        """A maker of graphs for products with these blocks' vectors only: no other factors are made."""
         wanted = set(blocks)
         return replace(self, blocks={key: names for key, names in self.blocks.items() if names in wanted})
 
@@ -56,8 +56,8 @@ def try_factors(
 ) -> tuple[FactorGraph | None, str]:
     """The factors of one batch, or None and the reason where they cannot be made.
 
-    A model may do things that work outside a recorded pass only (recompute activations, differentiate inside its own
-    forward pass). An exact graph then has the last word, on errors as well.
+    Some models work only outside a recorded pass (they recompute activations, or differentiate inside their forward
+    pass). Then an exact graph is made, and its errors are the ones raised.
     """
     try:
         return FactorGraph(objective, batch, blocks, counters), ""
@@ -68,10 +68,10 @@ def try_factors(
 
 
 class MixedGraph:
-    """Factors of one batch, and its exact graph once it is asked for a product that needs one.
+    """Factors of one batch, and its exact graph, made when a product first needs it.
 
-    Whether the batch's own graph is piecewise linear in a block is looked at again here, batch by batch: where it is
-    not, the block's products are exact ones.
+    Whether the graph is piecewise linear in a block is checked again for each batch: where it is not, the block's
+    products are made by the exact graph.
     """
 
     def __init__(
@@ -111,12 +111,12 @@ class MixedGraph:
         return None if factors is None else factors.rows(names)
 
     def _serving(self, names: Sequence[str], rows: Sequence[str] | None = None) -> FactorGraph | None:
-        """The factors, if they have the products of these parameters with themselves."""
+        """The factors, if they can make A[names, names]; else None."""
         return self._factors if tuple(names) in self._served and (rows is None or tuple(rows) == tuple(names)) else None
 
     @property
     def nbytes(self) -> int:
-        """Of the factors, and of the exact graph once there is one."""
+        """Bytes of the factors, and of the exact graph if it was made."""
         return sum(graph.nbytes for graph in (self._factors, self._exact) if graph is not None)
 
     @property
@@ -125,7 +125,7 @@ class MixedGraph:
         if self._factors is not None and self._exact is None and self._covered.issuperset(self._names):
             known = self._factors.gradients
             return {name: known.get(name) for name in self._names}
-        return self._graph().gradient  # who asks for parameters outside will ask for their products as well
+        return self._graph().gradient  # parameters without factors will need products of the exact graph as well
 
     @property
     def differentiable(self) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What a loss does with an output, item by item: square roots of its second derivative, and whether items are apart."""
+"""Square roots of a loss's second derivative in the output, item by item, if the loss is a sum over items."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MOST_DIRECTIONS = 32  # per item of the output: beyond, as many backward passes cost more than exact products
+MOST_DIRECTIONS = 32  # per item of the output: with more, the backward passes cost more than exact products
 NEGLIGIBLE = 16.0  # eps: an eigenvalue of the scaled S of an item below this share of its largest is rounding
-MOST_CURVED = 1 << 20  # numbers in the output of a batch whose items are held against each other
+MOST_CURVED = 1 << 20  # numbers in the output of a batch whose items are compared
 GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, spread as evenly as any sequence does
 # Relative difference at which two sums of the same numbers in another order are still the same.
 LARGEST_POWER = 10  # of two, and smallest, that items are scaled with to tell them apart
@@ -33,16 +33,17 @@ class Directions:
 def output_directions(
     loss: Tensor, output: Tensor, again: Callable[[Tensor], Tensor] | None = None
 ) -> Directions | None:
-    """The directions of each item; None where there are too many, or the loss ties items together.
+    """The directions of each item; None where there are too many, or where the loss is not a sum over items.
 
     S is taken per item from K products with unit vectors, the same entry of all items at once. That is right only if
-    the loss is a sum over items: so a product must scale, item by item, with a vector that is scaled so. Before the
-    eigendecomposition S is scaled to a unit diagonal, so that no output is too small beside another to be kept.
+    the loss is a sum over items. So when a vector is scaled item by item, its product must scale in the same way.
+    Before the eigendecomposition S is scaled to a unit diagonal, so that no output is dropped because it is small
+    compared with another.
 
     Args:
         loss: 0-d. output: z, (N, ...) with K numbers an item, an inner node of the loss's graph.
-        again: the same loss of another z: a float32 output is then judged in float64, since 1 - p of a class that is
-            sure has no digits in float32, and S would seem to have one direction more than it has.
+        again: the same loss of another z. With it S of a float32 output is computed in float64: in float32, 1 - p has
+            no digits for a class that is nearly certain, and S would seem to have one direction too many.
     """
     n = len(output)
     size = output.numel() // n
@@ -52,7 +53,7 @@ def output_directions(
         z = output.detach().double().requires_grad_()
         try:
             return _of_items(again(z), z, output.dtype)
-        except Exception:  # class weights or targets in float32, where the criterion minds; user code raises anything
+        except Exception:  # class weights or targets in float32 may not fit; user code can raise anything
             pass
     return _of_items(loss, output, output.dtype)
 
@@ -91,9 +92,9 @@ def _of_items(loss: Tensor, z: Tensor, dtype: torch.dtype) -> Directions | None:
 
 
 def item_curvature(output: object, again: Callable[[Tensor], Tensor]) -> Tensor | None:
-    """(N,) float64: ||S_n r|| of every item of the output, r being the same for all; None where unknown.
+    """(N,) float64: ||S_n r|| of every item of the output, with the same r for all; None where unknown.
 
-    In float64 if the loss can, since an item whose class is sure has no digits of 1 - p in float32.
+    In float64 if the loss can: in float32, 1 - p has no digits for an item whose class is nearly certain.
 
     Args:
         output: z, (N, ...). again: the loss sum of another z.
@@ -106,7 +107,7 @@ def item_curvature(output: object, again: Callable[[Tensor], Tensor]) -> Tensor 
 
 
 def curved(z: Tensor, again: Callable[[Tensor], Tensor]) -> Tensor | None:
-    """S_n r for the same r, (N, K) float64, worked out in the dtype of z; None where that cannot be done.
+    """S_n r for the same r, (N, K) float64, computed in the dtype of z; None where that fails.
 
     Cost: about ten operations on the output, none on the network.
     """
@@ -125,26 +126,26 @@ def curved(z: Tensor, again: Callable[[Tensor], Tensor]) -> Tensor | None:
 
 
 def _apart(size: int, like: Tensor) -> Tensor:
-    """(K,) numbers in [-1, 1) no two of which are near each other: S of two undecided classes sees their difference."""
+    """(K,) numbers in [-1, 1), no two close: S r of two equally likely classes is proportional to their difference."""
     return (2.0 * torch.frac(torch.arange(size, dtype=torch.float64) * GOLDEN) - 1.0).to(like)
 
 
 def item_probe(n: int, size: int, like: Tensor) -> Tensor:
-    """(N, K) numbers of no particular kind, always the same."""
+    """(N, K) generic numbers, always the same."""
     return torch.randn((n, size), generator=torch.Generator().manual_seed(n), dtype=torch.float64).to(like)
 
 
 def item_weights(n: int, like: Tensor) -> Tensor:
-    """(N,) powers of two, different from item to item as far as there are enough, in a random order.
+    """(N,) powers of two in a random order, as different from item to item as their number allows.
 
-    What is linear in a seed and keeps items apart scales with them exactly: a power of two adds no rounding.
+    What is linear in a seed and does not mix items scales with them exactly: a power of two adds no rounding.
     """
     order = torch.randperm(n, generator=torch.Generator().manual_seed(n + 1))
     return torch.exp2((order % (2 * LARGEST_POWER + 1) - LARGEST_POWER).double()).to(like)
 
 
 def same_by_item(weighed: Tensor, alone: Tensor) -> bool:
-    """Whether (N, D) rows are those of single items, times their :func:`item_weights`."""
+    """Whether the (N, D) rows ``weighed`` are those of ``alone`` times :func:`item_weights`."""
     expected = alone * item_weights(len(alone), alone).unsqueeze(1)
     off, size = (torch.linalg.vector_norm(rows, dim=1) for rows in (weighed - expected, expected))
     return bool((off <= SAME_SUM[alone.dtype] * size + torch.finfo(alone.dtype).tiny).all())

@@ -1,4 +1,4 @@
-"""Records the calls of linear layers in one forward pass: inputs kept, parameters fixed, outputs open to gradients."""
+"""Records the calls of linear layers in one forward pass: inputs, and where to take gradients at the outputs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LayerCall:
 
     Attributes:
         edge: where a gradient with respect to the layer's output y is to be asked for. shape: of y.
-        entries: the parameters of that call. versions: of what the entries hold on to, when they were made.
+        entries: the parameters of that call. versions: of the tensors that the entries use, when they were made.
     """
 
     edge: Any
@@ -35,7 +35,7 @@ class LayerCall:
 
     @property
     def intact(self) -> bool:
-        """False when the network overwrote, in place, what the entries need."""
+        """False when the network overwrote in place what the entries need."""
         kept = [tensor for entry in self.entries for tensor in entry.inputs]
         return all(tensor._version == version for tensor, version in zip(kept, self.versions, strict=True))
 
@@ -99,7 +99,7 @@ class Recorder(TorchFunctionMode):
 class _FixedBatchNorm(torch.autograd.Function):
     """BatchNorm with everything but its input constant: torch's kernel forwards, one multiplication backwards.
 
-    torch's own backward of it takes half as long again, and is only needed where the parameters move.
+    torch's own backward takes half as long again, and is needed only where the parameters change.
     """
 
     @staticmethod

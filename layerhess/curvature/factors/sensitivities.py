@@ -1,4 +1,4 @@
-"""Gradients of many output directions at the outputs of layers: as many at once as memory turns over well."""
+"""Gradients of many output directions with respect to layers' outputs, several at a time."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from layerhess.curvature.device import is_out_of_memory
 
-# Numbers in the largest output of a layer for all directions that go back together. Small outputs gain by company, as
-# every operation has a fixed price. Large ones lose: allocators return blocks of this size to the system, which hands
-# out fresh pages at the next operation (32 MiB is where glibc begins to do so).
+# Numbers in the largest output of a layer for all directions that go back together. Small outputs are faster together,
+# since every operation has a fixed cost. Large ones are slower: allocators return blocks of this size to the system and
+# must get new pages for the next operation (glibc does so from 32 MiB on).
 TOGETHER = 1 << 22
 
 

@@ -1,4 +1,4 @@
-"""How much there is to do for one block's products by factors, counted, not timed."""
+"""Counts the work of one block's products by factors, in multiplications; nothing is timed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Work:
-    """What products and rows of one block are made of, over some items.
+    """How much work the products and rows of one block are, over some items.
 
     Attributes:
         items: N. directions: Q, of each item's output. entries: calls of layers with parameters of the block.
@@ -31,7 +31,7 @@ class Work:
         return self.items * self.directions
 
     def times(self, factor: float) -> Work:
-        """The same for so many times as many items."""
+        """The same for ``factor`` times as many items."""
         return replace(
             self,
             items=round(self.items * factor),

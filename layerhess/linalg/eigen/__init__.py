@@ -1,1 +1,1 @@
-"""Eigensolvers that know vectors and nothing about networks: each asks for products and is told them."""
+"""Eigensolvers that know nothing about networks: each asks for matrix-vector products and is told the results."""

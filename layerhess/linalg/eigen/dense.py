@@ -1,4 +1,4 @@
-"""The whole matrix of a small block, column by column, and LAPACK: complete, nothing can be missed."""
+"""All eigenvalues of a small matrix: read column by column from products, then LAPACK."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ CHUNK = 64  # columns a pass
 
 
 class Dense:
-    """Reads off all n columns with unit vectors, symmetrises, calls LAPACK, and multiplies once more to make sure.
+    """Reads all n columns with unit vectors, symmetrises, calls LAPACK, and multiplies the eigenvectors once more.
 
-    Cost: n products, and one for each wanted pair. The residual is that of a fresh product A v, not of the matrix as
-    read: in float32 the rounding of the columns adds up to more than that of one product, and asymmetry shows.
+    Cost: n products, and one for each wanted pair. The residual is that of this new product A v, not of the matrix as
+    read: in float32 the rounding of the columns adds up to more than that of one product, and an asymmetry would show.
 
     Args:
         n: dimension. wanted: which pairs to report (all if n is smaller). device: where the matrix lives.
@@ -59,16 +59,16 @@ class Dense:
 
     @property
     def proposes(self) -> bool:
-        """True once every column is known and the pairs were multiplied afresh."""
+        """True once every column is known and the eigenvectors were multiplied once more."""
         return self._residuals is not None
 
     @property
     def matrix(self) -> Tensor:
-        """(n, n) float64 as it was read, zero where it was not yet."""
+        """(n, n) float64 as read so far; zero elsewhere."""
         return self._matrix
 
     def candidates(self) -> Candidates:
-        """The wanted pairs; none while columns are missing, unbounded ones before the fresh product."""
+        """The wanted pairs; none while columns are missing, and without a bound before the last product."""
         theta = self._wanted_values()
         residuals = np.full(len(theta), np.inf) if self._residuals is None else self._residuals
         return Candidates(

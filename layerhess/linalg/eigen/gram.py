@@ -1,4 +1,4 @@
-"""Eigenpairs of a block whose matrix is known from its rows: complete, and one fresh product to make sure."""
+"""Solver for a matrix A = R' D R that was decomposed from its rows R; checks each eigenpair by a product with A."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 from layerhess.linalg.eigen.process import Candidates, Floats, Wanted, known_gaps, neighbours
 from layerhess.linalg.eigen.row_sum import Decomposition
 
-# Relative difference of two products with a random vector up to which the rows are those of the operator.
+# Relative difference of two products with a random vector up to which the rows count as the operator's.
 SAME = {True: 1e-8, False: 1e-3}
 
 
 class Gram:
     """Proposes the pairs of a :class:`layerhess.linalg.eigen.row_sum.Decomposition`, after a product with each of them.
 
-    Beside them a random vector is multiplied: where the decomposition's own product is another one, the rows are not
-    those of the operator in all directions. Then the pairs stand with their residuals, and nothing is called complete.
+    A random vector is multiplied as well. If the decomposition's own product differs, the rows are not the operator's
+    in all directions: the pairs are kept with their residuals, but the spectrum is not called complete.
 
     Cost: one product for each wanted pair, and one more.
 
@@ -66,7 +66,7 @@ class Gram:
         return self._found.diagonal
 
     def candidates(self) -> Candidates:
-        """The wanted pairs, unbounded ones before their product."""
+        """The wanted pairs; without a bound before their product."""
         theta, values = self._wanted_values(), self._found.values
         keep = self.wanted.indices(values)
         residuals = np.full(len(theta), np.inf) if self._residuals is None else self._residuals

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from layerhess.linalg.eigen.process import Floats, Source, dense_eigh
 
-MOST = 0.7  # of a vector that is left: its rounding did not grow
-LEAST = 1e-2  # of a random vector outside of the span: it is drawn anew where less is left
+MOST = 0.7  # of a vector that is left after a subtraction: its rounding did not grow
+LEAST = 1e-2  # of a random vector outside the span: where less is left, another one is drawn
 BREAKDOWN = 1e-13  # of ||A||: what is left of a vector below this is rounding of the orthogonalisation
 
 
@@ -28,8 +28,8 @@ def row_norms(rows: Tensor) -> Floats:
 class Basis:
     """Rows q_i (orthonormal) and w_i = A q_i, both (m, n) float64, and T = Q A Q'.
 
-    Keeping W beside Q costs twice the memory of the textbook recurrence and buys the true residual of any Ritz pair
-    without another product, after restarts, locking and in float32 alike.
+    Keeping W as well costs twice the memory of the textbook recurrence. It gives the true residual of any Ritz pair
+    without another product, also after restarts and locking and in float32.
     """
 
     def __init__(self, n: int, device: torch.device) -> None:
@@ -89,7 +89,7 @@ class Basis:
         return self.products(coefficients) - theta[:, None] * self.vectors(coefficients)
 
     def replace(self, coefficients: Tensor) -> None:
-        """Go over to the span of (m, k) orthonormal coefficient columns."""
+        """Replace the basis by its combinations with (m, k) orthonormal coefficient columns."""
         q, w = self.vectors(coefficients), self.products(coefficients)
         t = coefficients.T @ self.t @ coefficients
         self.size = len(q)
@@ -99,8 +99,8 @@ class Basis:
     def outside(self, rows: Tensor, scale: float, draw: Source, number: int) -> Tensor:
         """Up to len(rows) orthonormal rows orthogonal to the basis, from ``rows`` where they are not rounding.
 
-        A row that (nearly) lies in the span is replaced by random vector ``draw(number)``, which opens an invariant
-        subspace. Fewer rows come back when the whole space is exhausted.
+        A row that (nearly) lies in the span is replaced by the random vector ``draw(number)``, which leads out of an
+        invariant subspace. Fewer rows are returned when the whole space is exhausted.
         """
         made: list[Tensor] = []
         for row in rows:
@@ -109,7 +109,7 @@ class Basis:
             for attempt in range(4):
                 length = float(torch.linalg.vector_norm(row))
                 if length > BREAKDOWN * scale:
-                    # What is left of a product counts down to its rounding: a part that is dropped is never seen again.
+                    # The rest of a product is kept down to its rounding: a part that is dropped is never seen again.
                     least = BREAKDOWN * scale / length if scale else LEAST
                     row = self._orthogonal(row / length, made, least)
                     if row is not None:
@@ -119,10 +119,10 @@ class Basis:
         return torch.stack(made) if made else torch.empty((0, self.n), dtype=torch.float64, device=self._q.device)
 
     def _orthogonal(self, row: Tensor, made: list[Tensor], least: float) -> Tensor | None:
-        """The unit row less its part in the span, normalised; None where not more than ``least`` is left.
+        """The unit row without its part in the span, normalised; None where no more than ``least`` is left.
 
-        Again, as long as one subtraction takes away so much that what is left may not be orthogonal (twice is enough,
-        Kahan's rule in Parlett 1998, section 6.9).
+        Repeated while one subtraction removes so much that the rest may not be orthogonal (twice is enough, Kahan's
+        rule in Parlett 1998, section 6.9).
         """
         others = torch.cat([self.q, torch.stack(made)]) if made else self.q
         whole = 1.0

@@ -1,4 +1,4 @@
-"""Thick-restart Lanczos with full reorthogonalisation, both ends, and multiplicities that are right."""
+"""Thick-restart Lanczos with full reorthogonalisation: both ends of the spectrum, with right multiplicities."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from layerhess.linalg.eigen.process import Candidates, Floats, Search, Source, W
 
 ARITHMETIC = 16.0 * float(np.finfo(np.float64).eps)
 LARGEST_BLOCK = 4  # vectors at a time once copies of an eigenvalue were found
-LEAST_STEPS = 6  # that a basis must have room for before a restart: a wider start would learn nothing
+LEAST_STEPS = 6  # that a basis must have room for before a restart; a wider start would leave too few
 
 
 def comfortable_basis(wanted: Wanted) -> int:
-    """Rows before a restart where memory is no concern: restarts cost steps, and steps cost more than vectors."""
+    """Rows before a restart if memory is no concern: restarts cost steps, and steps cost more than vectors."""
     return max(2 * wanted.total + 24, 160)
 
 
@@ -25,24 +25,25 @@ class Lanczos:
 
     Departures from the textbook:
 
-    1. W = A Q is kept beside Q, so that residuals are computed, not read off the recurrence; see :class:`Basis`.
+    1. W = A Q is kept together with Q, so that residuals are computed, not read off the recurrence; see :class:`Basis`.
     2. A Krylov space from one vector sees one copy of each eigenvalue. Where two or more are wanted at one end, the
-       converged pairs are locked and a random vector orthogonal to them starts again, until it has ruled out a further
-       pair beyond the last one wanted, or the deflated operator's own extreme pair has converged and lies beyond it.
-       What is found on the way is locked too, and the block grows to 2, then 4 vectors. A search that began with w > 1
-       vectors sees w copies: unless as many wanted values agree, it goes on until it rules out further ones itself.
-    3. The allowed residual takes off the rounding of the products, once that is measured (:attr:`rounding`): below
-       it a residual says nothing.
+       converged pairs are locked and a new search starts from a random vector orthogonal to them. It ends when it has
+       ruled out a further pair beyond the last one wanted, or when the deflated operator's own extreme pair has
+       converged and is not among the wanted. Pairs found on the way are locked too, and the block grows to 2, then 4
+       vectors. A search that began with w > 1 vectors sees w copies: unless as many wanted values agree, it goes on
+       until it rules out further ones itself.
+    3. The rounding of the products, once measured (:attr:`rounding`), is subtracted from the allowed residual: below it
+       a residual says nothing.
 
     Cost: ``width`` products a step while searching; memory 2 * basis_limit * n float64 at most.
 
     Args:
         n: dimension. wanted: which pairs. tol: relative, see :func:`layerhess.linalg.bounds.certify`.
         draw: number -> random unit vector (n,). basis_limit: rows before a restart. device: of the vectors.
-        width: random vectors to begin with. More of them take fewer steps and more products.
-        starts: (k, n) vectors to begin with beside the random ones, such as eigenvectors of a similar matrix. They help
-            to find and prove nothing: what is excluded is worked out from the random ones alone, and see
-            :func:`layerhess.linalg.eigen.missed.far_excluded` for what such a search waits.
+        width: random vectors to begin with. More of them need fewer steps and more products.
+        starts: (k, n) vectors to begin with in addition, such as eigenvectors of a similar matrix. They help to find
+            pairs, but prove nothing: only the random vectors exclude further eigenvalues.
+            :func:`layerhess.linalg.eigen.missed.far_excluded` says when such a search may end.
     """
 
     path = "lanczos"
@@ -86,7 +87,7 @@ class Lanczos:
         self._estimate = np.inf
         self._norm = 0.0
 
-    # -- the three verbs ------------------------------------------------------------------------------------------
+    # -- ask, tell, result ----------------------------------------------------------------------------------------
 
     def ask(self) -> Tensor:
         """The next (s, n) orthonormal vectors."""
@@ -113,7 +114,7 @@ class Lanczos:
             residuals=residuals,
             gaps=known_gaps(np.abs(theta - values[near]), residuals, others),
             ends=self.wanted.ends(len(keep)),
-            norm=max(self._norm, float(np.abs(values).max())),  # restarts drop Ritz values, not what they taught
+            norm=max(self._norm, float(np.abs(values).max())),  # restarts drop Ritz values, but the norm stays known
             spectrum=values[::-1].copy() if self._basis.size == self.n else None,
             searches=dict(self._searches) if self._done else {},
             steps=self._steps,
@@ -121,12 +122,12 @@ class Lanczos:
 
     @property
     def proposes(self) -> bool:
-        """True when every wanted pair is within tolerance and no copy is left to be looked for."""
+        """True when every wanted pair is within tolerance and no further copy must be searched for."""
         return self._done
 
     @property
     def found(self) -> bool:
-        """True once the first search has all wanted pairs, whether or not copies are still being looked for."""
+        """True once the first search has all wanted pairs, even if copies are still being searched for."""
         return self._done or self._phase != "search"
 
     @property
@@ -149,7 +150,7 @@ class Lanczos:
 
     @property
     def basis(self) -> tuple[Tensor, Tensor]:
-        """(m, n) orthonormal rows and their products: what was learnt of the operator."""
+        """(m, n) orthonormal rows and their products: what is known of the operator."""
         return self._basis.q, self._basis.w
 
     @property
@@ -160,7 +161,7 @@ class Lanczos:
     # -- decisions ----------------------------------------------------------------------------------------------
 
     def _record(self, rest: Tensor, values: Floats, coefficients: Tensor) -> None:
-        """What this search has reached, as long as nothing of its space has been dropped."""
+        """Note what this search has reached, as long as nothing of its space was dropped."""
         self._extremes = (min(self._extremes[0], float(values[0])), max(self._extremes[1], float(values[-1])))
         if not self._restarted:
             rows = coefficients.numpy()
@@ -202,7 +203,7 @@ class Lanczos:
                 self._done = self._alone(values, every, keep)
             else:
                 self._done = True
-        # The next vector is made even when done: a rounding measured later may ask for more.
+        # The next vector is made even when done: a rounding measured later may make more steps necessary.
         self._frontier = self._next(rest)
         if self._basis.size + len(self._frontier) > self._limit:
             self._restart(values, coefficients, start=0)
@@ -215,7 +216,7 @@ class Lanczos:
         return bool(np.all(lengths <= self._allowed(values[keep])))
 
     def _trusted(self) -> bool:
-        """Given vectors may settle before the random ones grow: have these ruled out what lies well above?"""
+        """Given vectors may converge before the random ones: have these ruled out eigenvalues well above?"""
         return not self._given or self._restarted or far_excluded(self._searched(self.n), self._norm)
 
     def _copies_possible(self) -> bool:
@@ -235,7 +236,7 @@ class Lanczos:
         self._begun = len(self._frontier)
 
     def _verify(self, rest: Tensor) -> None:
-        """Has the deflated operator's extreme pair converged, and does it lie beyond the last one wanted?"""
+        """End the search for copies once the deflated operator's extreme pair has converged and is not wanted."""
         values, coefficients = self._basis.ritz(self._locked)
         self._record(rest, values, coefficients)
         lengths = row_norms(coefficients[-len(rest) :].T.to(rest.device) @ rest)
@@ -260,7 +261,7 @@ class Lanczos:
         self._polish()
 
     def _add_search(self, search: Search) -> None:
-        """What is known of further copies, beside the first search."""
+        """Add what a search for copies has found out to that of the first search."""
         if self.wanted.top >= 2 or self.wanted.magnitude:
             self._searches["top"] = (self._searches["top"][0], search)
         if self.wanted.bottom >= 2 or self.wanted.magnitude:
@@ -273,7 +274,7 @@ class Lanczos:
         return not self.wanted.magnitude and self._rules_out(search, locked[self.wanted.indices(locked)])
 
     def _crowded(self, found: Floats) -> bool:
-        """Do as many wanted values agree as there would be copies that a search of this width can see?"""
+        """Do as many wanted values agree as a search of this width can see copies?"""
         allowed = self._allowed(found)
         ends = [slice(0, self.wanted.top), slice(self.wanted.top, len(found))]
         return any(
@@ -283,7 +284,7 @@ class Lanczos:
         )
 
     def _alone(self, values: Floats, lengths: Floats, keep: list[int]) -> bool:
-        """Have all random vectors together ruled out a further pair, or does the next one lie below, converged?"""
+        """Have all random vectors together ruled out a further pair, or has the next pair converged below?"""
         if len(values) <= self.wanted.total:
             return False
         search = self._searched(self.n, without=keep)
@@ -306,7 +307,7 @@ class Lanczos:
         """The random search that ends here; its extremes are those of all its steps, restarts included.
 
         Args:
-            n: dimension searched. without: positions of Ritz pairs that are no longer looked for.
+            n: dimension searched. without: positions of Ritz pairs that are no longer searched for.
         """
         assert self._seen is not None
         values, first, outside = self._seen
@@ -336,7 +337,7 @@ class Lanczos:
         locked, coefficients = self._basis.ritz(stop=self._locked)
         keep = self.wanted.indices(locked)
         lengths = row_norms(self._basis.residuals(locked[keep], coefficients[:, keep]))
-        # Values this close are one eigenvalue for all the bounds can say; a null space would be found for ever.
+        # Values this close cannot be told apart by the bounds; otherwise the search in a null space would never end.
         slack = 0.5 * float(lengths.max()) + max(self._rounding, ARITHMETIC * self._norm)
         belongs = np.zeros(len(values), dtype=bool)
         if self.wanted.magnitude:

@@ -1,4 +1,4 @@
-"""What a random start proves: which eigenvalues beyond those found would have shown themselves."""
+"""Which larger eigenvalues a search from random vectors excludes, with a stated probability."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from layerhess.linalg.eigen.process import Floats, Search
 
-MISSED_PROBABILITY = 0.01  # of a missed eigenvalue beyond what is stated to be excluded
+MISSED_PROBABILITY = 0.01  # that an eigenvalue was missed although it is stated to be excluded
 BEYOND = 0.05  # of an eigenvalue, see far_excluded
-DISTANCES = 4.0 ** np.arange(-10, 21)  # times the spread, at which the search for an excluded value looks
+DISTANCES = 4.0 ** np.arange(-10, 21)  # times the spread: where an excluded value is searched for
 HALVINGS = 6  # of the distance between two of them
 
 
@@ -27,44 +27,43 @@ def missed(search: Search, p: float) -> tuple[float, float]:
 
 
 def excludes(search: Search, x: float, p: float) -> bool:
-    """Whether x, beyond all Ritz values, is no eigenvalue of A that was missed, but for starts of probability p.
+    """Whether x, beyond all Ritz values, is not a missed eigenvalue of A, except for starts of probability p.
 
     Let the start W be w orthonormal random vectors in n dimensions, uniformly distributed, and u a unit eigenvector of
-    A at x. :func:`largest_share` bounds ||W u||^2 from what the search has seen. For a u that is settled before W is
+    A at x. :func:`largest_share` bounds ||W u||^2 from what the search has seen. For a u that is fixed before W is
     drawn, ||W u||^2 has the distribution Beta(w/2, (n - w)/2), so a small bound has a small probability. The event does
-    not depend on when one looks: any number of looks shares one p, and no bound on the spectrum is needed. In finite
-    precision A is the operator whose products were told, at most their rounding away.
+    not depend on the time of the test: any number of tests share one p, and no bound on the spectrum is needed. In
+    finite precision A is the operator whose products were told, which differs from the true one by their rounding.
 
-    Where u may be any of k eigenvectors (``search.among``) and W has found the others, there is the union over them;
-    and if u shares its eigenvalue with some of them, so that W says which vector is meant, W has a smallest singular
-    value below the bound on the whole eigenspace. If that has m <= w dimensions, the distance of one of its m images
-    from the span of the others is then below sqrt(m) times the bound, and its square has the distribution
-    Beta((w - m + 1)/2, (n - w)/2); m = w is the worst case. Of a larger eigenspace W sees w copies, which whoever asks
-    has to look for.
+    Where u may be any of k eigenvectors (``search.among``) and W has found the others, the union over them is taken;
+    and if u shares its eigenvalue with some of them, so that u depends on W, W has a smallest singular value below the
+    bound on the whole eigenspace. If that has m <= w dimensions, the distance of one of its m images from the span of
+    the others is then below sqrt(m) times the bound, and its square has the distribution Beta((w - m + 1)/2, (n -
+    w)/2); m = w is the worst case. Of a larger eigenspace W sees w copies; the caller has to check for that.
     """
     return largest_share(search, x) <= _improbable(search, p)
 
 
 def far_excluded(search: Search, norm: float) -> bool:
-    """Have the random vectors alone ruled out, at half the probability, what lies well above the largest Ritz value?
+    """Have the random vectors alone ruled out, at half the probability, eigenvalues well above the largest Ritz value?
 
-    For a search with given starts: one that is nearly an eigenvector, but not the top one, has a small residual at
-    once. A search from a single random vector has ruled out 1.00 to 1.1 times its eigenvalue when it ends, one of four
-    usually 1.01. After a restart it is not asked for: the space of the random vectors is no longer at hand.
+    For a search with given starts: a start that is nearly an eigenvector, but not the top one, has a small residual at
+    once. A search from a single random vector has ruled out 1.00 to 1.1 times its eigenvalue when it ends, one from
+    four usually 1.01. After a restart this is not required: the space of the random vectors is gone.
     """
     reach = BEYOND * max(abs(search.largest), 0.1 * norm)
     return excludes(search, search.largest + reach, 0.5 * MISSED_PROBABILITY)
 
 
 def largest_share(search: Search, x: float) -> float:
-    """What ||W u||^2 is at most, for a unit eigenvector u at x and the random vectors W that the search began with.
+    """An upper bound on ||W u||^2, for a unit eigenvector u at x and the random vectors W that the search began with.
 
-    Let Q be the orthonormal basis reached, T = Q A Q', and R what of A Q' lies outside: nothing but in its last rows,
-    where R R' = C. With c = Q u and y = R u there, T c + y = x c; so c = (x - T)^-1 y, and |c|^2 + y' C^-1 y <= 1, as u
-    has unit length. In the basis of the Ritz vectors, with y = C^(1/2) z and the singular value decomposition
-    U S V' = C^(1/2) L' (x - theta)^-1, L being the last rows there, c = V S U' z where |S U' z|^2 + |z|^2 <= 1. So the
-    first rows F of c have |F c| <= ||F V S (1 + S^2)^(-1/2)||. For one vector that is one over the Christoffel function
-    of its spectral measure (Szego 1939, theorem 3.1.3).
+    Let Q be the orthonormal basis reached, T = Q A Q', and R the part of A Q' outside the basis: zero except in its
+    last rows, where R R' = C. With c = Q u and y = R u there, T c + y = x c; so c = (x - T)^-1 y, and |c|^2 + y' C^-1 y
+    <= 1, as u has unit length. In the basis of the Ritz vectors, with y = C^(1/2) z and the singular value
+    decomposition U S V' = C^(1/2) L' (x - theta)^-1, L being the last rows there, c = V S U' z where |S U' z|^2 + |z|^2
+    <= 1. So the first rows F of c have |F c| <= ||F V S (1 + S^2)^(-1/2)||. For one vector that is one over the
+    Christoffel function of its spectral measure (Szego 1939, theorem 3.1.3).
     """
     distances = x - search.values
     if not search.outside.any():
@@ -81,11 +80,11 @@ def largest_share(search: Search, x: float) -> float:
 
 
 def reach_outside(rest: Tensor, last: Floats, floor: float) -> Floats:
-    """(r, m) for :attr:`Search.outside`: the root of the inner products of ``rest``, times ``last``.
+    """(r, m) for :attr:`Search.outside`: the square root of the inner products of ``rest``, times ``last``.
 
     Args:
-        rest: (r, n) what of the last rows' products lies outside the space; no longer than floor is nothing. last:
-            (r, m) coefficients of these rows in the Ritz vectors.
+        rest: (r, n) the part of the last rows' products outside the space; no longer than ``floor`` counts as zero.
+            last: (r, m) coefficients of these rows in the Ritz vectors.
     """
     form = (rest @ rest.T).cpu().numpy()
     if not float(np.trace(form)) ** 0.5 > floor:

@@ -12,7 +12,7 @@ from layerhess.linalg.eigen.process import Candidates, Source, tolerated
 class Power:
     """Power iteration: v <- A v / ||A v||, theta = v' A v, stopped by the residual ||A v - theta v||.
 
-    It finds the eigenvalue of largest modulus. Should that be negative, the iteration goes on with A + shift I, whose
+    It finds the eigenvalue of largest modulus. If that is negative, the iteration goes on with A + shift I, whose
     dominant eigenvalue is A's largest. Converges like |lambda_2 / lambda_1|^steps, far slower than Lanczos, and says
     nothing about what it missed.
 
@@ -52,7 +52,7 @@ class Power:
         step = w + self._shift * self._v
         if self._theta < 0.0 and not self._shift and self._settled():
             self._shift = self._norm + self._residual
-            self._residual = float("inf")  # of the pair looked for from here on, nothing is known yet
+            self._residual = float("inf")  # of the new pair nothing is known yet
             step = self._draw(1).to(self._device)
         length = torch.linalg.vector_norm(step)
         self._v = step / length if length > 0 else self._draw(1 + self._steps).to(self._device)

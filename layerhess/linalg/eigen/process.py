@@ -1,4 +1,4 @@
-"""What every solver has in common: the three verbs ask, tell, result, and what it proposes."""
+"""The interface of all eigensolvers: ask for vectors to multiply, tell the products, propose eigenpairs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Wanted:
         return top + bottom
 
     def ends(self, count: int) -> tuple[str, ...]:
-        """Which end, "top" or "bottom", each of ``count`` wanted values is from, in that order."""
+        """The end, "top" or "bottom", of each of ``count`` wanted values, in that order."""
         if self.magnitude:
             return ("magnitude",) * count
         return tuple("top" if i < self.top else "bottom" for i in range(count))
@@ -53,10 +53,10 @@ class Search:
         n: dimension searched. largest, smallest: extreme Ritz values of all its steps.
         values: (m,) Ritz values of the space it had reached before the first restart.
         first: (w, m) coefficients of the w orthonormal random vectors it began with, in the Ritz vectors.
-        outside: (r, m) square root of the inner products of what of its products lies outside of that space, times the
-            coefficients of the r rows that these are products of; zeros where nothing lies outside.
-        among: eigenvectors that may be meant: 1 for the extreme one; k where it may be any of k, the others of which
-            these same random vectors have found.
+        outside: (r, m) square root of the inner products of its products' parts outside that space, times the
+            coefficients of the r rows that were multiplied; zeros where nothing is outside.
+        among: how many eigenvectors may be the missed one: 1 for the extreme one; k where it may be any of k whose
+            others the same random vectors have found.
     """
 
     n: int
@@ -110,7 +110,7 @@ class Process(Protocol):
         """True when the candidates meet the tolerance, given the rounding known so far."""
 
     def candidates(self) -> Candidates:
-        """What there is now; valid after the first ``tell``."""
+        """The present candidates; valid after the first ``tell``."""
 
 
 def tolerated(values: Floats, norm: float, tol: float) -> Floats:
@@ -144,7 +144,7 @@ def neighbours(ascending: Floats, keep: list[int]) -> list[int]:
 
 
 def known_gaps(distances: Floats, residuals: Floats, others: Floats) -> Floats:
-    """Distance to the nearest eigenvalue, as far as it is known: less the neighbour's own residual.
+    """Distance to the nearest eigenvalue, as far as it is known: the neighbour's own residual is subtracted.
 
     Where that is not more than the pair's residual, both are one cluster and no gap is known (NaN).
 

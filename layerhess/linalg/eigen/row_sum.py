@@ -1,4 +1,4 @@
-"""A = R' D R from its rows, as they come: the smaller of A itself and the Gram matrix R R', and LAPACK."""
+"""Eigenvalues of A = R' D R from its rows R, by LAPACK on A itself or on the Gram matrix R R', the smaller one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from layerhess.linalg.eigen.process import Floats, Source, Wanted, dense_eigh, graded_eigh
 
-PIECE = 1 << 22  # numbers that are held in float64 beside the rows
+PIECE = 1 << 22  # numbers held in float64 in addition to the rows
 SMALL = 1e-8  # of the largest: an eigenvector R' u of a smaller eigenvalue would have lost half of its digits
 ROUNDING = 16.0  # times m eps, of the largest: an eigenvalue of R R' below this may be zero
 
@@ -32,16 +32,16 @@ class Decomposition:
 
 
 class RowSum:
-    """R' D R, (n, n), for rows of R and signs D that come in pieces of any size.
+    """R' D R, (n, n), for rows of R and signs D that are added in any portions.
 
     Up to n rows are held, in their own precision, and decomposed by their Gram matrix: with m < n rows, n - m
-    eigenvalues are 0, exactly. From n rows on, R' D R is summed up in float64 instead and nothing is held.
+    eigenvalues are 0, exactly. From n rows on, R' D R is summed up in float64 instead and no row is held.
 
     1. All signs positive: R R' = U L U' has the eigenvalues, v = R' u / sqrt(l) the vectors. Both matrices are positive
        semidefinite, so what rounding puts below zero is zero.
     2. Other signs, or vectors of eigenvalues near zero, where R' u cancels: R' = Q T (Householder), T D T' = W L W' has
        the eigenvalues, and the columns of Q W are the vectors, orthonormal whatever the eigenvalues.
-    3. Vectors of the n - m zeros: random ones, less their parts in the rows' span.
+    3. Vectors of the n - m zeros: random ones without their parts in the rows' span.
 
     Eigenvalues have absolute errors of about eps ||R||^2, small ones too. Cost: m^2 n + m^3, or m n^2 + n^3.
 
@@ -73,12 +73,12 @@ class RowSum:
 
     @property
     def nbytes(self) -> int:
-        """What is held."""
+        """Bytes held."""
         matrix = 0 if self._matrix is None else 8 * self.n**2
         return matrix + sum(part.numel() * part.element_size() for part in self._held)
 
     def decompose(self, wanted: Wanted, denominator: float, draw: Source) -> Decomposition | None:
-        """Of R' D R / denominator; what was held is dropped. None where a row is NaN or infinite.
+        """Decompose R' D R / denominator and drop the rows. None where a row is NaN or infinite.
 
         Args:
             wanted: which eigenvectors. draw: for the probe (number 0), and for vectors of a null space.
@@ -147,9 +147,9 @@ class RowSum:
 
 
 def _placed(inside: Floats, n: int, wanted: Wanted) -> tuple[np.ndarray, list[int]]:
-    """Where in (zeros, inside) each of the ascending n eigenvalues is; for the wanted ones its place inside, or -1.
+    """Positions in (zeros, inside) of the n ascending eigenvalues; for the wanted ones the position in inside, or -1.
 
-    Zeros come first among equals, so that the bottom of a semidefinite matrix is taken from its null space.
+    Zeros come first among equal values, so that the bottom of a semidefinite matrix is taken from its null space.
     """
     zeros = n - len(inside)
     order = np.argsort(np.concatenate([np.zeros(zeros), inside]), kind="stable")

@@ -1,4 +1,4 @@
-"""Is a block zero? Two random unit products, held against the full product's norm."""
+"""Tests whether a matrix is zero, with two random unit vectors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TRIALS = 2
 
 
 class ZeroTest:
-    """Asks for the products of two random unit vectors and reports the larger norm."""
+    """Asks for the products of two random unit vectors and keeps the larger norm."""
 
     def __init__(self, draw: Source, device: torch.device) -> None:
         self._rows = torch.stack([draw(-1 - trial & 0x7FFFFFFF).to(device) for trial in range(TRIALS)])

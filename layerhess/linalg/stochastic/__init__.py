@@ -1,1 +1,1 @@
-"""Ask/tell estimators of trace, diagonal, density and coupling from random probes."""
+"""Estimators of trace, diagonal, spectral density and coupling of a matrix, from its products with random vectors."""

@@ -1,4 +1,4 @@
-"""How strongly blocks interact: Frobenius norms of all H_bc from whole columns."""
+"""How strongly parameter blocks interact: Frobenius norms of all H_bc, from products with whole columns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from layerhess.linalg.estimates import CouplingEstimate, Floats
 
 @dataclass(frozen=True)
 class Coupling:
-    """How well couplings are wanted.
+    """How accurate the couplings should be.
 
     Args:
         probes: random vectors for each block, each one product; 2 or more, since one has no error.
@@ -33,9 +33,9 @@ class CouplingSamples:
     """Accumulates ||H_cb v_b||^2 for Rademacher v_b; its mean is ||H_cb||_F^2, since E[v_b v_b'] = I.
 
     H_cb and H_bc = H_cb' have the same norm, so that v_b and v_c give samples of the same number, independent of each
-    other. Their plain mean is taken: weights from the measured variances would favour whichever side happened to come
-    out small, because the variance of a squared norm grows with its mean, and that biases the result down. A block of
-    no more dimensions than probes is read with its unit vectors instead: its columns are exact, and stand alone.
+    other. Their plain mean is taken: weights from the measured variances would favour the side that happens to be
+    small, because the variance of a squared norm grows with its mean, and that biases the result down. A block with no
+    more dimensions than probes is read with its unit vectors instead: its columns are exact, and only they are used.
 
     Cost: one whole column product a probe (about one full Hessian-vector product).
 
@@ -125,8 +125,8 @@ class CouplingSamples:
     def _share(self, mean: Floats) -> tuple[float, float]:
         """1 - sum_b ||H_bb||_F^2 / ||H||_F^2, and its standard error by the jackknife.
 
-        One probe gives its block's whole column, so that numerator and denominator come from the same vectors and move
-        together: leaving out one probe at a time takes that along. Blocks' probes are independent, so that the
+        One probe gives its block's whole column, so numerator and denominator come from the same vectors and are
+        correlated: leaving out one probe at a time accounts for that. Blocks' probes are independent, so that the
         jackknife's variances of the blocks add up (Efron & Tibshirani 1993, chapter 11).
         """
         columns, diagonal = mean.sum(axis=0), np.diag(mean)

@@ -1,4 +1,4 @@
-"""What is known of an operator from a few products, taken out of the random part."""
+"""Deflation: splits off the part of a matrix that a few products determine, to leave less to random probes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from layerhess.errors import InputError
 
 DEPENDENT = 1e-12  # of the longest row: what is left below this is rounding
-ORTHONORMAL = 1e-6  # a basis worse than this is no rounding
+ORTHONORMAL = 1e-6  # a basis worse than this is an error, not rounding
 
 
 class Deflation:
@@ -103,7 +103,7 @@ def orthonormal_rows(rows: Tensor, against: Tensor | None = None, scale: float |
     rest = _without(rows, against)
     _, sizes, directions = torch.linalg.svd(rest, full_matrices=False)
     kept = directions[sizes > cut] if longest > 0.0 else directions[:0]
-    # What survives a large cancellation is orthogonal only to the rounding that is left in it: once more.
+    # After a large cancellation a row is orthogonal only up to its rounding: once more.
     kept = _without(kept, against)
     return torch.linalg.qr(kept.T)[0].T.contiguous() if len(kept) else kept
 

@@ -19,9 +19,9 @@ from layerhess.linalg.stochastic.density_grid import FINEST, bandwidth_of, compr
 from layerhess.linalg.stochastic.options import is_number
 from layerhess.linalg.stochastic.probe_statistics import half_width
 
-BREAKDOWN = 1e-10  # of the largest coefficient so far: below this what is left of the recurrence is rounding
-DISAGREE = 5e-6  # chance, by Student's t, that two right estimates of one moment are called different
-ARITHMETIC = 1e-6  # relative: float32 products differ by that much between two ways to the same number
+BREAKDOWN = 1e-10  # of the largest coefficient so far: below this the rest in the recurrence is rounding
+DISAGREE = 5e-6  # probability, by Student's t, that two right estimates of one moment are called different
+ARITHMETIC = 1e-6  # relative: float32 products differ by that much between two ways to compute the same number
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Density:
     """How a spectral density is made.
 
     Args:
-        probes: random vectors; their spread is the band, so one gives none (its band is NaN, and the status says so).
+        probes: random vectors; the band is their spread, so one has none (its band is NaN, and the status says so).
         steps: Lanczos steps for each, one product a step. A block of fewer dimensions takes as many as it has.
         points: of the uniform part of the grid.
         bandwidth: standard deviation of the Gaussian, in units of eigenvalues; by default three quarters of the
@@ -116,7 +116,7 @@ class StochasticLanczos:
         for row, probe in enumerate(self._alive):
             self._alpha[probe].append(float(alpha[row]))
             scale = max(map(abs, [*self._alpha[probe], *self._beta[probe]]))
-            if float(beta[row]) <= BREAKDOWN * scale:  # n steps alone prove nothing: orthogonality may be lost by then
+            if float(beta[row]) <= BREAKDOWN * scale:  # n steps are no proof: orthogonality may be lost by then
                 self._resolved.add(probe)
             elif len(self._alpha[probe]) < self.steps:
                 self._beta[probe].append(float(beta[row]))
@@ -134,7 +134,7 @@ class StochasticLanczos:
         """The density of what was told so far, at least one product.
 
         Args:
-            spectrum: all eigenvalues (n,), where they became known meanwhile; the density is then exact.
+            spectrum: all eigenvalues (n,), if they have become known; the density is then exact.
 
         Raises:
             RuntimeError: nothing was told yet; see :attr:`started`.
@@ -155,12 +155,12 @@ class StochasticLanczos:
 
     @property
     def magnitude(self) -> float:
-        """Mean |eigenvalue|, by the quadratures so far: the nuclear norm over n."""
+        """Mean |eigenvalue| from the quadratures so far: the nuclear norm over n."""
         nodes, weights = self._quadratures(max(len(alpha) for alpha in self._alpha), less=0)
         return float((weights * np.abs(nodes)).sum(axis=1).mean())
 
     def _quadratures(self, longest: int, less: int) -> tuple[Floats, Floats]:
-        """Nodes and weights (probes, longest), without the last ``less`` steps where that makes a difference."""
+        """Nodes and weights (probes, longest), without the last ``less`` steps unless the quadrature is exact."""
         nodes, weights = np.zeros((2, len(self._alpha), longest))
         for probe, (alpha, beta) in enumerate(zip(self._alpha, self._beta, strict=True)):
             m = len(alpha) if probe in self._resolved else max(1, len(alpha) - less)
@@ -180,7 +180,7 @@ class StochasticLanczos:
 
 
 def exact_density(spectrum: Floats, options: Density) -> DensityEstimate:
-    """The density of a spectrum (n,) that is known, smoothed as its quadrature would be; no probes, no error."""
+    """The density of a known spectrum (n,), smoothed as its quadrature would be; no probes, no error."""
     values = np.sort(np.asarray(spectrum, dtype=np.float64))
     weights = np.full((1, len(values)), 1.0 / len(values))
     status = f"exact: all {len(values)} eigenvalues are known" if len(values) > 1 else "exact: the only eigenvalue"
@@ -190,15 +190,15 @@ def exact_density(spectrum: Floats, options: Density) -> DensityEstimate:
 def check_moments(
     density: DensityEstimate, *, trace: tuple[float, float] | None, frobenius2: tuple[float, float] | None, n: int
 ) -> tuple[bool, str]:
-    """Whether the density's moments agree with a trace and a squared Frobenius norm that were estimated apart.
+    """Compare the density's moments with a trace and a squared Frobenius norm that were estimated separately.
 
     Args:
         trace, frobenius2: (value, standard error) of tr A and ||A||_F^2, or None where there is none. n: dimension.
 
     Returns:
-        (agree, a sentence): whether they are as near as their combined standard errors let expect, with wide tails
-        where the probes are few, because those of a skewed sample are too small. What has no standard error (a single
-        probe) is not held against anything.
+        (agree, a sentence): whether they are as close as their combined standard errors let expect. The tails are wide
+        where the probes are few, because standard errors of a skewed sample are too small. What has no standard error
+        (a single probe) is not compared.
     """
     parts, agree = [], True
     tolerated = float(stdtrit(max(density.probes - 1, 1), 1.0 - DISAGREE))
@@ -234,14 +234,14 @@ def _smoothed(
     """Quadratures (rows of nodes and weights) as a density on a grid, with its band and its moments.
 
     Args:
-        cruder: the same quadratures with a step or two less, from which the band takes the quadrature's own error.
+        cruder: the same quadratures with a step or two less; the difference is the quadrature's own error in the band.
     """
     there = weights > 0.0
     if options.bandwidth is not None:
         sigma = max(options.bandwidth, FINEST * float(np.abs(nodes[there]).max()))
     elif probes:
         sigma = bandwidth_of(nodes, weights, options.steps)
-    else:  # as if it were known as well as others are, so that densities of small and large blocks can be compared
+    else:  # as if it were only as well known as others, so that densities of small and large blocks can be compared
         values, mass = compressed(nodes[0], options.steps)
         sigma = bandwidth_of(values[None], mass[None], options.steps)
     grid = grid_of(nodes[there], sigma, options.points)
@@ -276,11 +276,11 @@ def _rows(nodes: Floats, weights: Floats, grid: Floats, sigma: float) -> Floats:
 
 
 def _band(value: Floats, error: Floats, off: Floats, probes: int) -> tuple[Floats, Floats]:
-    """Student's interval for the logarithm of the mean (delta method), and what the last two steps changed.
+    """Student's interval for the logarithm of the mean (delta method), widened by the change in the last two steps.
 
     A random vector's weight on one eigenvalue is a chi-square variable over n: skewed, and never negative. An interval
     that is symmetric in the logarithm covers outliers seen by six vectors in 93 % of cases, the plain one in 87 %. The
-    change ``off`` with the last steps stands for the quadrature's own error, which probes share and cannot show.
+    change ``off`` in the last steps stands for the quadrature's own error, which all probes share and so cannot show.
     """
     if probes < 2:
         return value + error, value + error  # zero width of an exact density, NaN of a single probe

@@ -1,4 +1,4 @@
-"""From quadrature nodes to a smooth density: how wide the Gaussian is, on which grid, and its value there."""
+"""Turns quadrature nodes into a smooth density: the width of the Gaussian, the grid, and the values on it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 
 from layerhess.linalg.estimates import Floats
 
-REACH = 6.0  # bandwidths around a node beyond which its Gaussian is nothing (2e-9 of its mass)
+REACH = 6.0  # bandwidths around a node beyond which its Gaussian is negligible (2e-9 of its mass)
 FADED = 8.5  # where even a gap of 1e9 bandwidths, integrated from its two ends, adds less than 1e-6
 PER_BANDWIDTH = 2  # grid points: the trapezoidal rule is then exact to 1e-30, as for every analytic function
 WIDTH = 0.75  # of the distance between two nodes
 FLOOR = 1e-5  # of the largest |node|: products in float32 move nodes by up to 1e-6 of it
 FINEST = 1e-9  # the same where the caller chose the bandwidth: a narrower one has no grid in float64
 SAME = 1e-6  # of the range: nodes this close are one (ghost copies are)
-OF_NOTHING = 1e-12  # bandwidth where every node is zero: any width would be arbitrary, this one looks like what it is
+OF_NOTHING = 1e-12  # bandwidth where every node is zero: any width is arbitrary, this one is visibly a point
 
 
 def bandwidth_of(nodes: Floats, weights: Floats, steps: int) -> float:
@@ -23,11 +23,11 @@ def bandwidth_of(nodes: Floats, weights: Floats, steps: int) -> float:
 
     Three quarters of the distance between neighbouring nodes, where the mass is: the median over all mass of each
     node's distance to its farther neighbour. Gaussians of half that width already hide evenly spaced nodes (a ripple of
-    2 exp(-2 pi^2 / 4) = 1.4 %); three quarters also hide what the nodes cannot tell of a density that is steep between
-    two of them. The median, not range over steps, because an outlier a hundred times the bulk costs the
-    quadrature one node and leaves its resolution of the bulk alone. Never above range over steps, which is the accuracy
-    of a quadrature in general (Chen, Trogdon & Ubaru 2021), and what remains where there are few distinct eigenvalues;
-    never below 1e-5 of the largest |node|.
+    2 exp(-2 pi^2 / 4) = 1.4 %); three quarters also hide what the nodes cannot resolve of a density that is steep
+    between two of them. The median, not range over steps, because an outlier a hundred times the bulk costs the
+    quadrature one node and does not change its resolution of the bulk. Never above range over steps, which is the
+    accuracy of a quadrature in general (Chen, Trogdon & Ubaru 2021), and the value used where there are few distinct
+    eigenvalues; never below 1e-5 of the largest |node|.
 
     Args:
         nodes, weights: (rows, m) float64, rows ascending and zero-padded. steps: asked for.
@@ -53,9 +53,9 @@ def bandwidth_of(nodes: Floats, weights: Floats, steps: int) -> float:
 def grid_of(nodes: Floats, sigma: float, points: int) -> Floats:
     """An ascending grid (g,) on which Gaussians of width ``sigma`` around the nodes can be drawn and integrated.
 
-    Uniform, ``points`` or more, where half a bandwidth a step is affordable. Otherwise the points are places of one
-    lattice of that step: all of them around every node, so that no peak falls between two points and the trapezoidal
-    rule stays as exact as on a uniform grid, and about ``points`` of them in between.
+    Uniform, with ``points`` or more, where steps of half a bandwidth are affordable. Otherwise the points are taken
+    from one lattice of that step: all of them around every node, so that no peak falls between two points and the
+    trapezoidal rule stays as exact as on a uniform grid, and about ``points`` of them in between.
 
     Args:
         nodes: (m,) those with mass.
@@ -88,7 +88,7 @@ def quadrature(alpha: Floats, beta: Floats) -> tuple[Floats, Floats]:
 
 
 def compressed(values: Floats, steps: int) -> tuple[Floats, Floats]:
-    """The quadrature of at most ``steps`` nodes of a known spectrum (n,): what a run of Lanczos would have made of it.
+    """The quadrature of at most ``steps`` nodes of a known spectrum (n,), as a run of Lanczos would give it.
 
     Lanczos on diag(values) from the vector of ones, reorthogonalised twice; cost O(n steps^2).
     """
@@ -111,14 +111,14 @@ def compressed(values: Floats, steps: int) -> tuple[Floats, Floats]:
 
 
 def _merged(nodes: Floats, weights: Floats, near: float) -> tuple[Floats, Floats]:
-    """Ascending nodes with those closer than ``near`` to their neighbour taken together."""
+    """Ascending nodes, with those closer than ``near`` to their neighbour merged."""
     starts = np.flatnonzero(np.concatenate([[True], np.diff(nodes) > near]))
     mass = np.add.reduceat(weights, starts)
     return np.add.reduceat(weights * nodes, starts) / mass, mass
 
 
 def _median(values: Floats, weights: Floats) -> float:
-    """The weighted median; infinite of nothing."""
+    """The weighted median; infinite without values."""
     if not len(values):
         return math.inf
     order = np.argsort(values)

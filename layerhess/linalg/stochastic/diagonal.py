@@ -1,4 +1,4 @@
-"""The diagonal from random probes: what is asked for, and the samples that answer it."""
+"""The diagonal of a matrix from random probes: the options, and the accumulator of samples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from layerhess.linalg.stochastic.probe_statistics import Running
 from layerhess.linalg.stochastic.rounding import RELATIVE, entry_scales
 from layerhess.linalg.stochastic.stopping import excess_of
 
-LEAST = {"auto": 2, "hutchinson": 2, "xdiag": 4}  # products without which there is no error
+LEAST = {"auto": 2, "hutchinson": 2, "xdiag": 4}  # fewest products that give an error
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class FlatDiagonal:
     Attributes:
         value, standard_error: (n,) float64. probes, method, status: see
             :class:`layerhess.linalg.estimates.DiagonalEstimate`.
-        rounding: how far an entry may be off, absolutely, because products are rounded.
+        rounding: absolute error of an entry because products are rounded.
         converged: root of the sum of squared standard errors within ``rel`` of the value's Euclidean norm.
         required: see :class:`layerhess.linalg.estimates.DiagonalEstimate`.
     """
@@ -42,18 +42,18 @@ class FlatDiagonal:
 
 @dataclass(frozen=True)
 class Diagonal:
-    """How well a diagonal is wanted.
+    """How accurate a diagonal should be.
 
     Args:
         rel: root of the sum of squared standard errors over the diagonal's Euclidean norm.
         probes: spend exactly so many products instead, whatever the error (XDiag spends two a random vector); at least
-            so many where other estimates give more away, see :class:`layerhess.Trace`.
-        method: "auto" (deflated where a basis is at hand), "hutchinson" or "xdiag". max_probes: products at most.
+            so many where products of other estimates can be used too, see :class:`layerhess.Trace`.
+        method: "auto" (deflated where a basis is known), "hutchinson" or "xdiag". max_probes: products at most.
         required: a diagonal that ends at ``max_probes`` without having reached ``rel`` counts as not converged. With
             ``probes`` it never does.
 
     Raises:
-        InputError: a number that cannot be meant, or an unknown method.
+        InputError: a number that makes no sense, or an unknown method.
     """
 
     rel: float = 0.05
@@ -83,14 +83,14 @@ class Diagonal:
         return FlatDiagonal(diagonal, torch.zeros_like(diagonal), 0, "exact", status, True, rounding=rounding)
 
     def estimate(self, value: Tensor, error: Tensor, *, probes: int, method: str) -> FlatDiagonal:
-        """The estimate with its sentence, from a mean over ``probes`` samples."""
+        """The estimate with its status, from a mean over ``probes`` samples."""
         excess = self.excess(value, error)
         size = f"{100 * excess * self.rel:.2g} %" if _norm(value) > 0.0 or excess == 0.0 else "all"
         status = f"standard error {size} of the diagonal's norm from {probes} random vectors"
         required = self.required and self.probes is None
         if excess > 1.0 and required:
             status += f", above the {100 * self.rel:.2g} % asked for: allow more probes, or a larger error"
-        # The variance of an entry's sample is its row's squared length, less the entry's square.
+        # The variance of an entry's sample is its row's squared length minus the entry's square.
         lengths = (value.square() + max(probes, 1) * error.square()).sqrt()
         rounding = RELATIVE * float(lengths.max()) if probes > 1 else math.inf
         return FlatDiagonal(value, error, probes, method, status, excess <= 1.0, required, rounding)
@@ -99,8 +99,8 @@ class Diagonal:
 class DiagonalSamples:
     """Accumulates diag(A_hat) + v * P A x over probes; see :class:`Deflation` for why that is unbiased.
 
-    Bekas, Kokiopoulou & Saad (2007) where nothing is deflated; for Rademacher v an entry's sample has the variance
-    of its row of PAP, less the diagonal entry. The errors of different entries are correlated.
+    Bekas, Kokiopoulou & Saad (2007) where nothing is deflated; for Rademacher v the variance of an entry's sample is
+    the squared norm of its row of PAP without the diagonal entry. The errors of different entries are correlated.
 
     >>> import torch
     >>> a = torch.tensor([[2.0, 1.0], [1.0, 3.0]]).double()

@@ -15,17 +15,17 @@ from layerhess.linalg.stochastic.density_grid import FINEST, gaussians, grid_of
 from layerhess.linalg.stochastic.options import is_number
 
 POINTS = 2048
-NOTHING = 1e-100  # mass of a cell that adds nothing to an error, and whose reciprocal is still a number
+NOTHING = 1e-100  # mass of a cell that adds nothing to an error, and whose reciprocal is still finite
 
 
 @dataclass(frozen=True)
 class Mass:
-    """A density as the masses (g,) of a grid's cells, with what its random vectors scatter.
+    """A density as the masses (g,) of a grid's cells, with their scatter over the random vectors.
 
     Attributes:
         value: sums to 1. places: (k,) the cells that have any. deviations: (m, k) of the single vectors' masses from
             ``value`` there; no rows where there is no scatter.
-        known: False for a single vector, whose scatter nobody knows.
+        known: False for a single vector, whose scatter is unknown.
     """
 
     value: Floats
@@ -37,24 +37,24 @@ class Mass:
 def divergences(
     densities: Sequence[DensityEstimate], *, normalise: bool = False, bandwidth: float | None = None
 ) -> tuple[Floats, Floats]:
-    """Jensen-Shannon distances between spectral densities, 0 the same, 1 without any overlap, and their errors.
+    """Jensen-Shannon distances between spectral densities (0 equal, 1 without overlap), and their errors.
 
     The distance is the square root of the divergence in bits (Lin 1991; a metric: Endres & Schindelin 2003). Its use as
     a measure of how heterogeneous the blocks of a network are is from Zhang et al. 2024, "Why Transformers Need Adam: A
     Hessian Perspective". As there, raw eigenvalues of all blocks are put on one common grid and smoothed with one
-    common bandwidth, so that what differs is the spectra. Distances depend on the bandwidth and are to be compared
-    within one table.
+    common bandwidth, so that only the spectra differ. Distances depend on the bandwidth: compare them within one table
+    only.
 
     - Bandwidth: by default the largest of the densities' own. With a narrower one the quadrature nodes of that density
-      would stand apart, and be counted as a difference. With raw eigenvalues two blocks whose whole spectra lie within
-      it look the same, whatever they are beside each other.
+      would appear as separate peaks, and be counted as a difference. With raw eigenvalues two blocks whose whole
+      spectra lie within the bandwidth look the same, however different they are.
     - Grid: half a bandwidth a step around all nodes of all blocks.
     - ``normalise``: every spectrum (and bandwidth) is divided by its own largest |node| first, which compares shapes
-      whatever the scale; a spectrum that is all zero stays at zero.
+      regardless of scale; a spectrum that is all zero stays at zero.
 
-    Two estimates of one density from other probes are not at distance 0 but at 0.05 to 0.15: noise only ever pushes
-    densities apart. So the error is the root of the mean square one, of scatter and of this bias together, see
-    :func:`distance`. It is about as large as the distance where two spectra cannot be told apart.
+    Two estimates of one density from other probes are not at distance 0 but at 0.05 to 0.15: noise can only push
+    densities apart. So the error is the root mean square of scatter and this bias together, see :func:`distance`. It is
+    about as large as the distance where two spectra cannot be distinguished.
 
     Args:
         densities: of B blocks, estimated or exact. bandwidth: in units of (normalised) eigenvalues.
@@ -85,11 +85,11 @@ def divergences(
 def distance(p: Mass, q: Mass) -> tuple[float, float]:
     """The Jensen-Shannon distance and the root of its mean square error.
 
-    Second order in the noise. The squared distance D2 moves with p by sum (1/2) log2(p / m) dp, m the mean of both,
+    Second order in the noise. The squared distance D2 changes with p by sum (1/2) log2(p / m) dp, m the mean of both,
     and similarly with q: its variance is that of these sums over the random vectors. Its bias is half the second
     derivative, (1 / (2 ln 2)) (1/p - 1/(2m)), times the variance of p, summed, and the same for q; it is never
-    negative. D = sqrt(D2) is then off by what it loses when the bias is taken from D2, and scatters by
-    sd(D2) / (2 D), or by the root of sd(D2) where D is smaller than that.
+    negative. The bias of D = sqrt(D2) is what D loses when the bias is subtracted from D2. Its scatter is sd(D2) / (2
+    D), or the square root of sd(D2) where D is smaller than that.
     """
     value = jensen_shannon(p.value, q.value)
     if not (p.known and q.known):
@@ -124,7 +124,7 @@ def jensen_shannon(p: Floats, q: Floats) -> float:
 
 
 def _relative_entropy(p: Floats, q: Floats) -> float:
-    there = (p > 0.0) & (q > 0.0)  # half of the least float64 is zero
+    there = (p > 0.0) & (q > 0.0)  # half of the smallest float64 is zero
     return float((p[there] * np.log2(p[there] / q[there])).sum())
 
 

@@ -1,4 +1,4 @@
-"""Random probing by ask and tell: Hutchinson, Hutch++, and the choice between them after sixteen probes."""
+"""Hutchinson's estimator of trace and diagonal, Hutch++, and the choice between them after sixteen probes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ E = TypeVar("E")
 E_co = TypeVar("E_co", covariant=True)
 
 SKETCH = 16  # products whose span is deflated
-WORTH_A_SKETCH = 64  # probes from which on two rounds of sixteen products are cheap beside what they save
+WORTH_A_SKETCH = 64  # probes from which on two rounds of sixteen products cost less than they save
 
 
 class Samples(Protocol[E_co]):
-    """What a probe's product is added to: TraceSamples or DiagonalSamples."""
+    """The accumulator of probes: TraceSamples or DiagonalSamples."""
 
     @property
     def count(self) -> int:
@@ -38,7 +38,7 @@ class Samples(Protocol[E_co]):
 
 
 class Goal(Protocol[E_co]):
-    """What is wanted and when to stop: Trace or Diagonal."""
+    """How accurate the estimate should be: Trace or Diagonal."""
 
     @property
     def probes(self) -> int | None:
@@ -52,10 +52,10 @@ class Goal(Protocol[E_co]):
         """An empty accumulator."""
 
     def exact(self, diagonal: Tensor, lengths: Tensor | None = None) -> E_co:
-        """The result when all (n,) entries were read, of columns of these lengths."""
+        """The result when all (n,) entries were read; ``lengths`` are those of the columns."""
 
 
-class Process(Protocol[E_co]):
+class EstimatorProcess(Protocol[E_co]):
     """An estimator in ask/tell form: it never runs a pass itself."""
 
     def ask(self) -> Tensor:
@@ -66,7 +66,7 @@ class Process(Protocol[E_co]):
 
     @property
     def done(self) -> bool:
-        """True when nothing more is asked."""
+        """True when no more products are needed."""
 
     def estimate(self) -> E_co:
         """The result so far."""
@@ -75,15 +75,15 @@ class Process(Protocol[E_co]):
 class Hutchinson(Generic[E]):
     """Rademacher probes (Hutchinson 1990), in the complement of a deflated space where one is given.
 
-    Looks at the standard error after 16 probes, then at the number the variance calls for. An operator of no more
-    dimensions than probes are needed is read with unit vectors instead: exact, and no dearer.
+    Checks the standard error after 16 probes, then after the number that the variance requires. An operator with no
+    more dimensions than needed probes is read with unit vectors instead: exact, at no higher cost.
 
     Cost: one product a probe.
 
     Args:
-        n: dimension. goal: :class:`Trace` or :class:`Diagonal`. draw: number -> Rademacher (n,) float64, independent
-            of the deflation. deflation: what is known. first: number of the first draw. spent: products that the
-            caller used up already, they count against the goal's limit. method: name for the result.
+        n: dimension. goal: :class:`layerhess.Trace` or :class:`layerhess.Diagonal`. draw: number -> Rademacher (n,)
+            float64, independent of the deflation. deflation: what is known. first: number of the first draw. spent:
+            products that the caller has used already; they count against the goal's limit. method: name for the result.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Hutchinson(Generic[E]):
         return self._deflation.project(self._asked)
 
     def tell(self, products: Tensor) -> None:
-        """Add the products to the samples; look at the error when the number aimed at is reached."""
+        """Add the products to the samples; check the error when the target number is reached."""
         if self.unit is not None:
             self.unit.tell(products)
             return
@@ -155,16 +155,16 @@ class Hutchinson(Generic[E]):
 class HutchPP(Generic[E]):
     """Hutch++ (Meyer, Musco, Musco & Woodruff 2021, algorithm 1), with a goal instead of a fixed budget.
 
-    The products of a few random vectors are orthonormalised to Q, the products of Q give what A does there, and
-    fresh probes see only the rest: error 1/m instead of 1/sqrt(m) where the spectrum decays. The standard error is
-    that of the fresh probes.
+    The products of a few random vectors are orthonormalised to Q, the products of Q give A on that space, and new
+    probes see only the rest: error 1/m instead of 1/sqrt(m) where the spectrum decays. The standard error is that of
+    the new probes.
 
     Departures from the paper: 1. a sketch of 16 vectors and as many probes as the error calls for, or thirds where
-    ``goal.probes`` fixes the products; 2. the part of A between Q and its complement is taken as known too, because
-    W = A Q is there anyway (it changes the diagonal's variance, not the trace's).
+    ``goal.probes`` fixes the products; 2. the part of A between Q and its complement counts as known too, because W = A
+    Q is available (it changes the diagonal's variance, not the trace's).
 
     Args:
-        n, goal, draw: see :class:`Hutchinson`. products: (s, n) products of s draws that were made already, as sketch.
+        n, goal, draw: see :class:`Hutchinson`. products: (s, n) existing products of s draws, used as sketch.
         first: number of the first draw not used yet. spent: products spent before. method: name for the result.
     """
 
@@ -200,12 +200,12 @@ class HutchPP(Generic[E]):
 
     @property
     def done(self) -> bool:
-        """True when the fresh probes are."""
+        """True when the new probes are done."""
         return self._inner is not None and self._inner.done
 
     @property
     def count(self) -> int:
-        """Fresh probes so far."""
+        """New probes so far."""
         return 0 if self._inner is None else self._inner.samples.count
 
     def ask(self) -> Tensor:
@@ -239,7 +239,7 @@ class HutchPP(Generic[E]):
             self._span(told)
 
     def estimate(self) -> E:
-        """The result so far; without fresh probes yet, one with an infinite error."""
+        """The result so far; before the first new probe, one with an infinite error."""
         inner = self._inner or Hutchinson(self.n, self._goal, self._draw, device=self._device)
         return inner.estimate()
 
@@ -265,10 +265,10 @@ class HutchPP(Generic[E]):
 
 
 class Adaptive(Generic[E]):
-    """Sixteen plain probes; if these call for many more, their products become a sketch that is deflated.
+    """Sixteen plain probes; if many more are needed, their products become a sketch that is deflated.
 
-    The probes after that are fresh: the sixteen decided what Q is and cannot be averaged with it. An operator of up to
-    128 dimensions is rather read at once. With the goal's ``probes`` fixed, plain probes.
+    The probes after that are new ones: the sixteen determined Q and cannot be averaged with it. An operator of up to
+    128 dimensions is read whole instead. If the goal fixes ``probes``, only plain probes are used.
 
     Args:
         n, goal, draw: see :class:`Hutchinson`.
@@ -293,7 +293,7 @@ class Adaptive(Generic[E]):
         return (self._sketched or self._plain).ask()
 
     def tell(self, products: Tensor) -> None:
-        """Their products; after sixteen, the choice."""
+        """Take the products; after sixteen, choose."""
         (self._sketched or self._plain).tell(products)
         if self._told is None:
             return
@@ -317,7 +317,7 @@ class Adaptive(Generic[E]):
             )
 
     def estimate(self) -> E:
-        """The result so far: of the plain probes until there are fresh ones."""
+        """The result so far: of the plain probes until there are new ones."""
         if self._sketched is not None and (self._sketched.done or self._sketched.count >= 2):
             return self._sketched.estimate()
         return self._plain.estimate()

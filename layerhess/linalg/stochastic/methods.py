@@ -1,4 +1,4 @@
-"""Which process estimates what: the method's name to the ask/tell process."""
+"""From a method's name ("hutchinson", "xtrace", ...) to the estimator that implements it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from layerhess.linalg.eigen.process import Source
 from layerhess.linalg.estimates import TraceEstimate
 from layerhess.linalg.stochastic.deflation import Deflation
 from layerhess.linalg.stochastic.diagonal import Diagonal, FlatDiagonal
-from layerhess.linalg.stochastic.hutchinson import Adaptive, Hutchinson, HutchPP, Process
+from layerhess.linalg.stochastic.hutchinson import Adaptive, EstimatorProcess, Hutchinson, HutchPP
 from layerhess.linalg.stochastic.trace import Trace
 from layerhess.linalg.stochastic.xtrace import XDiag, XTrace
 
@@ -21,12 +21,12 @@ def trace_process(
     *,
     deflation: Deflation | None = None,
     device: torch.device | None = None,
-) -> Process[TraceEstimate]:
-    """The process for ``goal.method``; "auto" is deflated where a deflation is at hand, adaptive otherwise.
+) -> EstimatorProcess[TraceEstimate]:
+    """The estimator for ``goal.method``; "auto" uses the deflation if there is one, and is adaptive otherwise.
 
     Args:
         n: dimension. signs: number -> Rademacher (n,). directions: number -> random unit vector (n,).
-        deflation: independent of both; methods that are named explicitly leave it aside.
+        deflation: independent of both; methods named explicitly do not use it.
     """
     if goal.method == "xtrace":
         return XTrace(n, goal, directions, device=device)
@@ -41,8 +41,8 @@ def trace_process(
 
 def diagonal_process(
     n: int, goal: Diagonal, signs: Source, *, deflation: Deflation | None = None, device: torch.device | None = None
-) -> Process[FlatDiagonal]:
-    """The process for ``goal.method``; arguments as in :func:`trace_process`."""
+) -> EstimatorProcess[FlatDiagonal]:
+    """The estimator for ``goal.method``; arguments as in :func:`trace_process`."""
     if goal.method == "xdiag":
         return XDiag(n, goal, signs, device=device)
     if goal.method == "hutchinson":

@@ -1,4 +1,4 @@
-"""What the options of every estimator have in common."""
+"""Checks of the options that all estimators share."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from layerhess.errors import InputError, checked_integer
 
 
 def is_number(value: Any) -> bool:
-    """A real number, and not a truth value."""
+    """Whether the value is a real number; True and False are not."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_common(
     rel: Any, probes: Any, max_probes: Any, method: Any, least: dict[str, int], *, zero: bool = False
 ) -> None:
-    """The options that every estimator has.
+    """Check the options that every estimator has.
 
     Args:
-        least: method -> products it needs at least. zero: ``rel`` may be 0.
+        least: method -> the fewest products it needs. zero: ``rel`` may be 0.
 
     Raises:
         InputError: naming the argument and what to give instead.

@@ -1,4 +1,4 @@
-"""Running mean and variance of samples that are seen once, and the interval they give."""
+"""Running mean and variance of random samples, and their confidence interval."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many random probes: after the first sixteen, as many as the variance seen so far calls for."""
+"""How many random probes to use: after the first sixteen, as many as their variance requires."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ ROWS_BYTES = 1 << 28  # of the vectors asked for at a time
 
 
 def probes_needed(count: int, excess: float) -> int:
-    """The total number of probes that the variance calls for, not less than ``count``.
+    """The total number of probes that the variance requires, at least ``count``.
 
-    The standard error falls like 1 / sqrt(count). Five per cent more, because the variance is itself an estimate and
-    every further look at it is another chance to stop on a variance that is too small by luck.
+    The standard error falls like 1 / sqrt(count). Five per cent more, because the variance is itself an estimate, and
+    every further check is another chance to stop on a variance that is too small by luck.
 
     Args:
         count: probes so far. excess: standard error over the tolerated one (infinite where nothing is tolerated).
@@ -26,9 +26,9 @@ def probes_needed(count: int, excess: float) -> int:
 
 
 def next_target(count: int, excess: float, limit: int) -> int:
-    """The number of probes at which to look again: what is needed, at most four times what there is.
+    """The number of probes at which to check again: what is needed, at most four times ``count``.
 
-    A variance from few probes can be far too large; without the cap one such would cost the whole budget.
+    A variance from few probes can be far too large; without the cap it would cost the whole budget.
 
     >>> next_target(16, 2.0, 1000), next_target(16, 10.0, 1000), next_target(16, 10.0, 40)
     (64, 64, 40)
@@ -37,7 +37,7 @@ def next_target(count: int, excess: float, limit: int) -> int:
 
 
 def rows_at_a_time(n: int) -> int:
-    """How many (n,) float64 vectors are asked for in one pass: 64 at most, less where they would fill the memory."""
+    """How many (n,) float64 vectors to ask for in one pass: at most 64, fewer where they would fill the memory."""
     return max(1, min(64, ROWS_BYTES // (8 * n)))
 
 

@@ -1,4 +1,4 @@
-"""The trace from random probes: what is asked for, and the samples that answer it."""
+"""The trace of a matrix from random probes: the options, and the accumulator of samples."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from layerhess.linalg.stochastic.probe_statistics import Running, half_width
 from layerhess.linalg.stochastic.rounding import RELATIVE, coarser, entry_scales
 from layerhess.linalg.stochastic.stopping import excess_of
 
-LEAST = {"auto": 2, "hutchinson": 2, "hutch++": 6, "xtrace": 4}  # products without which there is no error
-NEAR_ZERO = 0.1  # of the nuclear norm: a trace below this counts as cancelled, and is known relative to this
+LEAST = {"auto": 2, "hutchinson": 2, "hutch++": 6, "xtrace": 4}  # fewest products that give an error
+NEAR_ZERO = 0.1  # of the nuclear norm: a trace below this counts as cancelled, and its error is relative to this
 
 
 @dataclass(frozen=True)
 class Trace:
-    """How well a trace is wanted.
+    """How accurate a trace should be.
 
     Args:
         rel: standard error over |trace|.
         absolute: standard error that is good enough in any case; by default ``rel`` times 10 % of the nuclear norm
             (estimated), because a trace in which the eigenvalues cancel is not known to a fraction of itself.
-        probes: spend exactly so many products instead, whatever the error. Hutchinson's estimator spends one a
-            random vector, XTrace two, Hutch++ three. Where one analysis is asked for more than traces, products that
-            something else needs are used as well, so that it is at least so many.
+        probes: spend exactly so many products instead, whatever the error. Hutchinson's estimator spends one a random
+            vector, XTrace two, Hutch++ three. In an analysis with other estimates, products made for those are used as
+            well; then it is at least so many.
         method: "auto", "hutchinson", "hutch++" or "xtrace". max_probes: products at most, a full product being one of
-            every block; those that something else needs do not count.
+            every block; products made for other estimates do not count.
 
     Raises:
-        InputError: a number that cannot be meant, or an unknown method.
+        InputError: a number that makes no sense, or an unknown method.
 
     >>> Trace(rel=0.01).tolerance(-50.0, nuclear=100.0)
     0.5
@@ -68,10 +68,10 @@ class Trace:
         return self.known(float(diagonal.sum()), f"exact: {entries} read", float(entry_scales(diagonal, lengths).sum()))
 
     def known(self, value: float, status: str, scale: float = 0.0) -> TraceEstimate:
-        """The estimate when no probe was needed, for the reason that ``status`` gives.
+        """The estimate when no probe was needed; ``status`` says why.
 
         Args:
-            scale: sum of the magnitudes of what was added up.
+            scale: sum of the magnitudes of the summands.
         """
         rounding = RELATIVE * scale
         return TraceEstimate(
@@ -81,10 +81,10 @@ class Trace:
     def estimate(
         self, value: float, error: float, *, probes: int, method: str, nuclear: float, scale: float = 0.0
     ) -> TraceEstimate:
-        """The estimate with its interval and its sentence, from a mean over ``probes`` samples.
+        """The estimate with its interval and status, from a mean over ``probes`` samples.
 
         Args:
-            nuclear: norm, which a cancelling trace is held against. scale: of what was added up, if that is more.
+            nuclear: norm, the reference for a cancelling trace. scale: magnitude of the summands, if that is more.
         """
         rounding = RELATIVE * max(nuclear, abs(value), scale)
         half = half_width(error, probes) + rounding
@@ -102,9 +102,9 @@ class Trace:
 
 
 def rounded(found: TraceEstimate, relative: float) -> TraceEstimate:
-    """The estimate of :class:`Trace`, which takes products to be right to float64, with their true relative error.
+    """An estimate of :class:`Trace`, which assumes products right to float64, with their true relative error.
 
-    The interval and ``rounding`` grow; the standard error is what it was, since that is over the random vectors.
+    The interval and ``rounding`` grow; the standard error does not change, since it is over the random vectors.
     """
     rounding = found.rounding * coarser(relative)
     more = rounding - found.rounding
@@ -166,11 +166,11 @@ class TraceSamples:
 
     @property
     def nuclear(self) -> float:
-        """A figure of the size of the nuclear norm ||A||_*, mostly from below.
+        """An estimate of the nuclear norm ||A||_*, mostly too small.
 
-        By Hoelder's inequality ||B||_* >= ||B||_F^3 / ||B||_4^2 in Schatten norms, equal where all non-zero singular
-        values are; both norms of B = A P are means over the probes. sqrt(n) ||A||_F would be far above for an operator
-        of low rank.
+        By Hoelder's inequality ||B||_* >= ||B||_F^3 / ||B||_4^2 in Schatten norms, with equality where all non-zero
+        singular values are equal; both norms of B = A P are means over the probes. sqrt(n) ||A||_F would be far above
+        for an operator of low rank.
         """
         rest = 0.0
         if self._fourths > 0.0:

@@ -1,4 +1,4 @@
-"""A small operator's diagonal, read off exactly."""
+"""The exact diagonal of a small matrix, read with all unit vectors."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from layerhess.linalg.stochastic.stopping import rows_at_a_time
 
 
 class UnitVectors:
-    """Asks for the products of all n unit vectors; what is told gives the diagonal (n,) float64 without an error.
+    """Asks for the products of all n unit vectors, which give the diagonal (n,) float64 without random error.
 
     Cost: n products; nothing of size n x n is kept.
 
     Attributes:
-        diagonal: (n,). lengths: (n,) of the columns, which an entry's rounding is measured by.
+        diagonal: (n,). lengths: (n,) of the columns, to judge an entry's rounding.
     """
 
     def __init__(self, n: int, device: torch.device | None = None) -> None:

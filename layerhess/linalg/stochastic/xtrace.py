@@ -1,4 +1,4 @@
-"""XTrace and XDiag: every random vector serves once as a probe of what all the others have found."""
+"""XTrace and XDiag: estimates of trace and diagonal that use every random vector both for deflation and as a probe."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Round(NamedTuple):
 class Exchangeable(Generic[E]):
     """What XTrace and XDiag share (Epperly, Tropp & Webber 2024): the growing sketch and its ask and tell.
 
-    Keeps k random vectors w_i, their products y_i, orthonormal rows Q that span all y_i, and Z = A Q. Q is only ever
-    extended, so that products stay good when vectors are added. Memory: 4 k n float64; cost: 2 products a vector,
-    and O(k^2 n) operations a look at the error.
+    Keeps k random vectors w_i, their products y_i, orthonormal rows Q that span all y_i, and Z = A Q. Q is only
+    extended, so that products stay valid when vectors are added. Memory: 4 k n float64; cost: 2 products a vector, and
+    O(k^2 n) operations for each check of the error.
 
     Standard error: the k terms are not independent, and their spread over sqrt(k), which the paper uses, is too small
     by up to sqrt(2): where a term is a mean of g(w_i, w_j) over j, uncorrelated for different pairs, each pair enters
@@ -79,7 +79,7 @@ class Exchangeable(Generic[E]):
         return self._asked
 
     def tell(self, products: Tensor) -> None:
-        """Their products; looks at the error when the number of vectors aimed at is reached."""
+        """Take the products; check the error when the target number of vectors is reached."""
         if self._unit is not None:
             self._unit.tell(products)
             return
@@ -123,7 +123,7 @@ class Exchangeable(Generic[E]):
         if self._goal.probes or count >= self._limit or self.excess <= 1.0:
             self._done = True
             return
-        # The error may fall off a cliff once the dominant part is caught: no projection, half as many again.
+        # The error may drop suddenly once the dominant part is found: do not extrapolate, take half as many more.
         self._target = min(self._limit, count + max(8, count // 2))
         if self.n <= 2 * (self._target - count):
             self._unit = UnitVectors(self.n, self._vectors.device)
@@ -136,7 +136,7 @@ class XTrace(Exchangeable[TraceEstimate]):
     the best symmetric one. x_i is scaled to the length a random direction of the complement should have (as in
     their improved variant), which needs w_i of a rotation-invariant distribution: ``draw`` gives unit vectors.
 
-    Departure: the rest's quadratic form is computed from x_i and A x_i = y_i - Z'(.) themselves, O(k^2 n), where
+    Departure from the paper: the rest's quadratic form is computed directly from x_i and A x_i = y_i - Z'(.), O(k^2 n);
     the paper has O(k^3 + k n) formulas with cancellation.
 
     Args:
