@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request, loss_tolerance
+from layerhess.curvature.factors import factor_graph
+from layerhess.curvature.factors.mixed_graph import MixedGraphs
+from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.curvature.totals import Totals, add_up
 from layerhess.errors import CheckError, InputError
 from layerhess.objective.blocks import make_block
@@ -141,6 +144,44 @@ def test_totals_of_the_loss_its_gradient_and_the_denominator_of_a_sum() -> None:
         assert data_pass.loss_sum == pytest.approx(float(value.detach())) and data_pass.denominator == by
         size = math.sqrt(sum(float(g.square().sum()) for g in gradient if g is not None))
         assert data_pass.gradient_norm == pytest.approx(size / by)
+
+
+def test_diagonals_are_those_of_factored_blocks_and_the_others_are_absent() -> None:
+    """Behind a tanh nothing but the last layer is piecewise linear."""
+    made = objective()
+    at, matrix = places(made), dense(made, data()) / sum(SIZES)
+    blocks = {name: block_of(made, name) for name in ("a.weight", "b.weight", "b.bias")}
+    plan = MixedGraphs({name: block.parameters for name, block in blocks.items()}, HessianGraph, linear=True)
+    with made.session():
+        data_pass = DataPass(made, list(made.parameters), Counters(), make_graph=plan)
+        found = data_pass.diagonals(blocks)
+        assert DataPass(made, list(made.parameters), Counters()).diagonals(blocks) == {}
+    assert list(found) == ["b.weight", "b.bias"]
+    for name, diagonal in found.items():
+        np.testing.assert_allclose(diagonal, np.diag(matrix)[at[name]], atol=1e-14)
+
+
+@pytest.mark.parametrize(("room", "calls"), [(1 << 24, 1), (2 * 5 * 3, 3), (1, 5)])
+def test_vectors_go_through_factors_as_many_at_once_as_there_is_room(
+    room: int, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = objective()
+    monkeypatch.setattr(factor_graph, "MOST_AT_ONCE", room)
+    at, matrix = places(made)["b.weight"], dense(made, data()[:1])
+    v = torch.randn(5, 3, 4, dtype=torch.float64)
+    with made.session():
+        counters = Counters()
+        graph = factor_graph.FactorGraph(made, data()[0], {"b": ["b.weight"]}, counters)
+        asked: list[int] = []
+        honest = graph._some_products
+        monkeypatch.setattr(
+            graph, "_some_products", lambda n, part: asked.append(len(part["b.weight"])) or honest(n, part)
+        )
+        (found,) = graph.products(["b.weight"], {"b.weight": v})
+    assert found is not None and len(asked) == calls and sum(asked) == 5
+    # Two probes of the items, two directions of three classes, and the slope.
+    assert (counters.total("forwards"), counters.total("backwards"), counters.total("products")) == (1, 5, 5)
+    np.testing.assert_allclose(found.reshape(5, -1), v.reshape(5, -1).numpy() @ matrix[np.ix_(at, at)], atol=1e-13)
 
 
 def changing(*passes: Any) -> Any:

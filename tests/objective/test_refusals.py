@@ -232,6 +232,17 @@ def test_a_broadcast_inside_an_unknown_callable_is_noticed() -> None:
         Criterion(loss).validate(column, row, "")
 
 
+def test_two_targets_that_change_places_are_another_order() -> None:
+    """A callable that pairs by order and minds the shape, on the fewest items there can be."""
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return (output.flatten() * target.flatten()).sum() * target.ndim
+
+    Criterion(loss).validate(torch.tensor([[1.0], [2.0]]), torch.tensor([3.0, 5.0]), "")
+    with pytest.raises(InputError, match=r"to \(2, 2\)"):
+        Criterion(lambda o, t: (o * t).sum()).validate(torch.tensor([[1.0], [2.0]]), torch.tensor([3.0, 5.0]), "")
+
+
 def test_shapes_that_cannot_hide_a_broadcast_cost_no_evaluation() -> None:
     called = []
 

@@ -265,3 +265,20 @@ def test_ignored_targets_have_no_rows() -> None:
         rows = graph.rows(["0.weight"])
         assert rows is not None
         assert [len(part) for part, _ in rows] == [3, 3, 3]
+
+
+def test_where_every_layer_is_tied_nothing_is_factored() -> None:
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.layer(x)
+            return z - z.mean(dim=0)
+
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).double()
+    objective = lh.Objective(Centred(), (x, torch.arange(6) % 3), nn.CrossEntropyLoss())
+    with objective.session():
+        graph = FactorGraph(objective, objective.data, {"w": ["layer.weight"], "b": ["layer.bias"]}, Counters())
+    assert graph.factored == graph.linear == frozenset() and graph.gradients == {} and graph.count == 6.0

@@ -180,8 +180,13 @@ class Refusing(torch.autograd.Function):
 
 
 class Full(Refusing):
+    """Out of memory, and how often it was asked."""
+
+    asked = 0
+
     @staticmethod
     def backward(ctx, g: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
+        Full.asked += 1
         raise RuntimeError("CUDA out of memory")
 
 
@@ -195,3 +200,4 @@ def test_one_by_one_where_torch_cannot_batch_and_a_lack_of_memory_is_passed_on()
     torch.testing.assert_close(found, 3.0 * rows)
     with pytest.raises(RuntimeError, match="out of memory"):
         sensitivities.sensitivities(Full.apply(first), [edge], [12], rows)
+    assert Full.asked == 1  # and not once more, one by one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,3 +93,7 @@ def test_kinds_are_those_of_torchs_own_operations() -> None:
     assert kind(X.relu().grad_fn) == "Relu" and kind((X * X).grad_fn) == "Mul"
     assert kind(Relu.apply(X).grad_fn) == "" and kind(torch.complex(X, X).abs().grad_fn) in ("", "Abs")
     assert struck(lambda: (Relu.apply(X), X)) == 5
+    assert kind((torch.complex(X, X) * 2).grad_fn) == ""
+    assert kind(SimpleNamespace(name=lambda: "ReluBackward0")) == "Relu"  # of a torch that tells no dtypes
+    for name in ("Relu", "ReluBackward", "MyRelu_Backward0x"):
+        assert kind(SimpleNamespace(name=lambda name=name: name)) == ""

@@ -147,6 +147,12 @@ def test_where_curvature_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert curved(torch.tensor(1.0), square) is None and curved(z[:0], square) is None
     assert curved(z, lambda z: z.sum()) is None and curved(z, lambda z: 1 / 0) is None
     assert curved(0 * z, lambda z: (z.abs() ** 1.5).sum()) is None
+    one = z.clone()
+    one[2, 1] = 0.0  # infinite there alone
+    assert (
+        curved(one, lambda z: (z.abs() ** 1.5).sum()) is None
+        and curved(z, lambda z: (z.abs() ** 1.5).sum()) is not None
+    )
     assert item_curvature([1.0], square) is None and item_curvature(z.bfloat16(), square) is None
 
     def single(z: Tensor) -> Tensor:

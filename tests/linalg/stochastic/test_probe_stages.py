@@ -416,6 +416,12 @@ def test_a_trace_says_how_far_it_is_from_what_was_asked() -> None:
     assert Trace(rel=0.1, absolute=7.0).tolerance(-50.0, 1e9) == 7.0 and Trace(rel=0.2).tolerance(-50.0, 1.0) == 10.0
 
 
+def test_rounding_widens_an_interval_where_nothing_else_does() -> None:
+    found = Trace().estimate(1.0, 0.0, probes=4, method="hutchinson", nuclear=1e15)
+    assert found.rounding == pytest.approx(RELATIVE * 1e15) and found.rounding > 1.0
+    assert (found.high, found.low) == (pytest.approx(1.0 + found.rounding), pytest.approx(1.0 - found.rounding))
+
+
 def test_coarser_products_widen_an_interval_by_their_rounding_alone() -> None:
     found = Trace().estimate(10.0, 1.0, probes=16, method="hutchinson", nuclear=20.0)
     wide = rounded(found, 1e-6)
