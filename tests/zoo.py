@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -331,5 +332,17 @@ CASES: tuple[Case, ...] = (
     _case("cnn-relu-wide", _wide_cnn, _images(4, (20, 12)), _CE, cross_entropy_totals, training=False,
           tags=frozenset({"large"}), **_kinked),
 )  # fmt: skip
+
+
+def dtypes_in_turn(cases: Iterable[Case]) -> list[Any]:
+    """Parameters (case, dtype): one dtype of each case in turn runs always, the other with the slow tests."""
+    return [
+        pytest.param(case, dtype, id=f"{case}-{str(dtype).removeprefix('torch.')}", marks=marks)
+        for place, case in enumerate(cases)
+        for dtype, marks in zip(
+            (torch.float64, torch.float32), ((), pytest.mark.slow) if place % 2 else (pytest.mark.slow, ()), strict=True
+        )
+    ]
+
 
 BY_NAME: dict[str, Case] = {case.name: case for case in CASES}
