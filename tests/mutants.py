@@ -147,7 +147,8 @@ def main() -> int:
         for number in range(given.jobs):
             copies.put(Path(folder) / str(number))
             shutil.copytree(ROOT, Path(folder) / str(number), ignore=shutil.ignore_patterns(".*", "__pycache__"))
-        if not all(pool.map(alive, [(f"layerhess/{r}/__init__.py", 0, "no fault", "") for r in given.rooms])):
+        rooms = [f"layerhess/{room}/__init__.py" for room in given.rooms]
+        if not all(pool.map(alive, [(room, 0, "no fault", (ROOT / room).read_text()) for room in rooms])):
             raise SystemExit("a room's tests fail without any fault in the code")
         mutants = drawn(given.rooms, given.number, given.seed)
         for (module, *_), survived in zip(mutants, pool.map(alive, mutants), strict=True):
