@@ -181,6 +181,8 @@ def _from_factors(
         if factors is not None and cut and factors.items != batches.leading_size(batch):
             factors, served = None, set()  # its items are not its examples
         for key, request in requests.items() if cut else ():
+            if (FORM, key) in totals.dropped:
+                continue
             if factors is None or request.block.parameters not in served:
                 totals.drop((FORM, key), NO_FACTORS)
             else:
@@ -190,6 +192,8 @@ def _from_factors(
                 each = factors.forms(request.block.parameters, parts)
                 totals.append((FORM, key), *(piece.sum(dim=0) for piece in torch.split(each, size or len(each))))
         for name, block in blocks.items():
+            if (TRACE, name) in totals.dropped:
+                continue
             squares = factors.squares(block.parameters) if factors is not None and block.parameters in served else None
             if squares is None:
                 totals.drop((TRACE, name), NO_FACTORS)

@@ -132,6 +132,8 @@ class DataPass:
 
         def share(graph: BatchGraph, totals: Totals) -> int:
             for key, block in blocks.items():
+                if key in totals.dropped:
+                    continue
                 parts = graph.diagonal(block.parameters) if isinstance(graph, MixedGraph) else None
                 if parts is None:
                     totals.drop(key, "a batch has no factors for it")

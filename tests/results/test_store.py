@@ -24,18 +24,6 @@ FILES = {"analysis.json", "vectors.safetensors", "report.html"}
 AWKWARD = [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, 2.0**-1074, 1e22, np.nextafter(1.0, 2.0)]
 
 
-@pytest.fixture(autouse=True)
-def quick_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes most of the time of a save; only the tests about the report draw it."""
-    if "report" not in request.node.name:
-        monkeypatch.setattr("layerhess.show.report.as_html", lambda analysis: "<p>a report</p>")
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    return fabricated.analysis().save(tmp_path / "run")
-
-
 # -- round trips -------------------------------------------------------------------------------------------------------
 
 

@@ -20,18 +20,6 @@ from layerhess.results import json_format, store
 from layerhess.results.spectrum import Spectrum
 from likeness import snapshot
 
-
-@pytest.fixture(autouse=True)
-def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes most of the time of a save."""
-    monkeypatch.setattr("layerhess.show.report.as_html", lambda analysis: "<p>a report</p>")
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    return fabricated.analysis().save(tmp_path / "run")
-
-
 # -- refusals before work ----------------------------------------------------------------------------------------------
 
 

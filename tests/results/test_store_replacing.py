@@ -18,18 +18,6 @@ from layerhess.results import atomic_folder, store
 from likeness import same, snapshot
 
 
-@pytest.fixture(autouse=True)
-def quick_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes most of the time of a save; only the tests about the report draw it."""
-    if "report" not in request.node.name:
-        monkeypatch.setattr("layerhess.show.report.as_html", lambda analysis: "<p>a report</p>")
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    return fabricated.analysis().save(tmp_path / "run")
-
-
 def test_saving_again_replaces_the_whole_folder(saved: Path) -> None:
     second = fabricated.analysis(bad=True)
     second.save(saved)
