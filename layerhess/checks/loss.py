@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from layerhess.checks.forward_trace import Trace
+from layerhess.checks.mean import adds_up, apart_if_any
 from layerhess.checks.randomness import randomness_refused, repeats
-from layerhess.checks.survey import adds_up
 from layerhess.errors import InputError
 from layerhess.objective import batches
 from layerhess.objective.objective import Objective
-from layerhess.objective.snapshot import preserved_random_state, random_states
+from layerhess.objective.snapshot import moved, preserved_random_state, random_states
 from layerhess.results.record import Check
+
+FEW = 4  # examples of a batch that batch_size cuts into single ones
 
 
 def check_determinism(objective: Objective, sample: Any, seen: Trace) -> Check:
@@ -62,14 +65,24 @@ class Additivity:
     note: str = ""
 
 
-def check_additivity(objective: Objective, sample: Any) -> Additivity:
-    """Compare the loss of a batch with the sum over its two parts.
+def check_additivity(objective: Objective, samples: Sequence[Any]) -> Additivity:
+    """Compare the loss of a batch with the sum over its two parts, at these weights and at moved ones.
+
+    Behind a head of zeros all examples have the same loss, and a penalty on a batch may be zero at these weights.
+
+    Args:
+        samples: the first one that can be split is taken; where ``batch_size`` leaves single examples, part of a batch
+            as the data has it.
 
     Raises:
         InputError: they differ although ``batch_size`` splits batches, or although the loader shuffles.
     """
     if norms := objective.tied_norms:
         return _not_applicable(f"{norms.what}, which ties a batch together")
+    sample = next(filter(batches.halves, samples), None)
+    if sample is None and objective.batch_size is not None:
+        whole_batch = next(filter(batches.halves, objective.resized(None).batches()), None)
+        sample = None if whole_batch is None else batches.spread_slice(whole_batch, FEW)
     parts = batches.halves(sample)
     if parts is None:
         return _not_applicable("the sample cannot be split")
@@ -80,9 +93,13 @@ def check_additivity(objective: Objective, sample: Any) -> Additivity:
         return _not_applicable("a part of a batch cannot be evaluated")
     summed = sum(value for value, _ in pairs)
     if adds_up(whole, [value for value, _ in pairs], count, [number for _, number in pairs], objective.dtype):
-        difference = abs(whole - summed) / max(abs(whole), abs(summed), 1e-300)
-        detail = f"a sample's loss equals the sum over its two parts to {difference:.1e}"
-        return Additivity(Check("additivity", True, detail))
+        with torch.no_grad(), moved(objective.parameters.values()):
+            apart = apart_if_any(objective.terms, sample, objective.dtype)
+        if apart is None:
+            difference = abs(whole - summed) / max(abs(whole), abs(summed), 1e-300)
+            detail = f"a sample's loss equals the sum over its two parts to {difference:.1e}"
+            return Additivity(Check("additivity", True, detail))
+        whole, summed = apart
     if objective.batch_size is not None:
         raise InputError(
             "batch_size was given, but the loss of a batch is not the sum over its parts "

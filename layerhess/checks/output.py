@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerhess.checks.survey import adds_up
+from layerhess.checks.mean import adds_up
 from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.output_graph import GaussNewtonGraph, OutputGraph

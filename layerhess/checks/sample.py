@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from layerhess.objective import batches
-from layerhess.objective.losses import Seen
+from layerhess.objective.evaluation import Seen
 from layerhess.objective.objective import Objective
 
 SMALLEST, LARGEST, SHARE = 8, 32, 16  # a sixteenth of the examples, but 8 to 32: checks should cost little

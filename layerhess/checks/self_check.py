@@ -77,7 +77,7 @@ def _self_check(
     if found.trace.coarsest in HALF and objective.dtype not in HALF:
         found.concerns.append(_half_precision_inside(found.trace.coarsest))
     found.checks.append(check_determinism(objective, sample, found.trace))
-    additivity = check_additivity(objective, sample)
+    additivity = check_additivity(objective, surveyed.samples)
     found.checks.append(additivity.check)
     found.uncut = additivity.uncut
     found.concerns.extend([additivity.note] if additivity.note else [])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from layerhess.checks.forward_trace import non_finite_weight, trace
-from layerhess.checks.randomness import randomness_refused, repeats
+from layerhess.checks.mean import MeanCheck
 from layerhess.checks.sample import Sample, Sampler, by_example
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
@@ -21,6 +21,7 @@ from layerhess.curvature.totals import Totals, add_up
 from layerhess.errors import InputError
 from layerhess.objective import batches
 from layerhess.objective.blocks import make_block
+from layerhess.objective.evaluation import Seen
 from layerhess.objective.objective import Objective
 
 LOSS, COUNT, SIZE = "loss", "count", "size"  # kinds of sums
@@ -93,17 +94,17 @@ def too_large(objective: Objective) -> InputError:
 
 def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], None]) -> Survey:
     sampler = Sampler(objective)
-    checked = not objective.evaluation.count_is_exact
-    first: Any = None
+    mean = MeanCheck(objective)
 
     def share(numbered: tuple[int, Any], totals: Totals) -> None:
-        nonlocal first
         number, batch = numbered
         where = f"batch {number}"
-        value, count, curvature = _surveyed(objective, batch, where)
+        seen = _surveyed(objective, batch, where)
+        value, count = float(seen.loss.double()), seen.count
         counters.count("forwards")
         if not math.isfinite(value):
             raise _not_finite(objective, batch, number, value)
+        curvature = None if seen.again is None else item_curvature(seen.output, seen.again)
         totals.add(LOSS, value)
         totals.add(COUNT, count)
         totals.append(COUNT, count)
@@ -114,13 +115,11 @@ def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], N
             totals.add(EXAMPLES, len(own))
             totals.add(ITEMS, len(curvature))
         sampler.offer(number, batch, value, count, own)
-        if checked and number:  # a single batch may be summed up in any way
-            if number == 1:
-                _refuse_unless_mean(objective, first, "batch 0")
-            _refuse_unless_mean(objective, batch, where)
-        first = batch if checked and not number else None
+        with torch.no_grad():
+            mean.offer(batch, seen)
 
     totals = add_up(enumerate(objective.batches()), share, checkpoint=checkpoint)
+    mean.close()
     total, sizes = totals.total(COUNT), totals.listed(SIZE)
     if not sizes:
         raise InputError("the data is empty", where="data", what_to_do="give at least one batch")
@@ -149,11 +148,11 @@ def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], N
     )
 
 
-def _surveyed(objective: Objective, batch: Any, where: str) -> tuple[float, float, torch.Tensor | None]:
-    """The loss sum, the count, and how curved the items of the output are."""
+def _surveyed(objective: Objective, batch: Any, where: str) -> Seen:
+    """The loss sum and count, with refusals that name the batch."""
     try:
         with torch.no_grad():
-            seen = objective.evaluation.surveyed(objective.model, batch, where)
+            return objective.evaluation.surveyed(objective.model, batch, where)
     except InputError as error:
         if error.where == where:
             raise
@@ -166,41 +165,6 @@ def _surveyed(objective: Objective, batch: Any, where: str) -> tuple[float, floa
             where=where,
             what_to_do="use targets from 0 to one less than the number of classes, or ignore_index (-100) to leave out",
         ) from error
-    value = float(seen.loss.double())
-    if seen.again is None or not math.isfinite(value):
-        return value, seen.count, None
-    return value, seen.count, item_curvature(seen.output, seen.again)
-
-
-def _refuse_unless_mean(objective: Objective, batch: Any, where: str) -> None:
-    """Compare a batch with its two parts: for a mean over the counted items, their sums add up."""
-    with torch.no_grad():
-        tied = bool(objective.tied_norms)
-        pairs = objective.evaluation.whole_and_parts(objective.model, batch, tied=tied)
-        if pairs is None:
-            return
-        (whole, count), *parts = ((float(value), number) for value, number in pairs)
-        if adds_up(whole, [value for value, _ in parts], count, [number for _, number in parts], objective.dtype):
-            return
-        again = float(objective.terms(batch)[0])
-    if not repeats(whole, again, objective.dtype):
-        raise randomness_refused(objective, batch, whole, again)
-    raise InputError(
-        f"{objective.evaluation.name} is not the mean over its first dimension: a batch's loss times its count is "
-        f"{whole:.6g}, its two parts give {sum(value for value, _ in parts):.6g}",
-        where=where,
-        what_to_do="use lh.batch_loss(fn) with fn(model, batch) -> (loss_sum, count), which says how batches add up",
-    )
-
-
-def adds_up(whole: float, parts: Sequence[float], count: float, counts: Sequence[float], dtype: torch.dtype) -> bool:
-    """True if sums and counts of the parts add up to those of the whole, but for the order of summation.
-
-    The tolerance is wide, since the model's own casts are unknown, and relative to the parts, which may cancel.
-    """
-    tolerance = max(1e-4, 30.0 * torch.finfo(dtype).eps)
-    size = max(abs(whole), sum(abs(part) for part in parts))
-    return abs(whole - sum(parts)) <= tolerance * size and abs(count - sum(counts)) <= 1e-6 * max(count, *counts)
 
 
 def _not_finite(objective: Objective, batch: Any, index: int, value: float) -> InputError:

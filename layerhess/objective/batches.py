@@ -184,6 +184,16 @@ def halves(batch: Any) -> tuple[Any, Any] | None:
     return take(batch, slice(0, cut)), take(batch, slice(cut, size))
 
 
+def mixed(batch: Any) -> tuple[Any, ...]:
+    """The batch in two parts of examples from all over it; empty if it cannot be split."""
+    size = leading_size(batch)
+    if size is None or size < 2:
+        return ()
+    order = torch.sin(4.1 * torch.arange(size)).argsort()
+    cut = max(1, 2 * size // 5)
+    return take(batch, order[:cut].sort().values), take(batch, order[cut:].sort().values)
+
+
 def pieces(batch: Any, size: int | None) -> Iterator[Any]:
     """The batch in parts of at most ``size`` examples along dimension 0 (the batch itself when None).
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from layerhess.errors import InputError
 from layerhess.objective import batches
-from layerhess.objective.losses import CriterionLoss, Evaluation, batch_loss
+from layerhess.objective.evaluation import Evaluation
+from layerhess.objective.losses import CriterionLoss, batch_loss
 
 LEVELS = ("item", "token")
 

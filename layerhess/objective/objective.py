@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from layerhess.errors import InputError, LayerhessWarning, checked_integer
 from layerhess.objective import batches
 from layerhess.objective.batch_norm import TiedNorms, tied_norms
+from layerhess.objective.evaluation import Evaluation
 from layerhess.objective.kernels import plain_kernels
-from layerhess.objective.losses import Evaluation, evaluation_of
+from layerhess.objective.losses import evaluation_of
 from layerhess.objective.snapshot import preserved_random_state, restored
 
 MODES = ("as-is", "eval")
@@ -165,8 +166,8 @@ class Objective:
         made.data, made.batch_size = data, None
         return made
 
-    def resized(self, batch_size: int) -> Objective:
-        """The same on the same data, in batches of at most ``batch_size`` examples; the model is shared."""
+    def resized(self, batch_size: int | None) -> Objective:
+        """The same data in batches of at most ``batch_size`` examples (as it has them: None); the model is shared."""
         made = copy.copy(self)
         made.batch_size = batch_size
         return made

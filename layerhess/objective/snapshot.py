@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Hashable, Iterator, MutableMapping
+from collections.abc import Hashable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from layerhess.objective.interrupts import uninterrupted
 
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
+NUDGE = 0.1  # relative to a tensor's root mean square
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -53,6 +54,28 @@ def preserved_random_state() -> Iterator[None]:
         yield
     finally:
         state.put_back()
+
+
+@contextmanager
+def moved(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Run the body with every parameter moved by a tenth of its size, zero ones too; then put the same bits back.
+
+    What holds at some weights only, such as equal losses of all examples behind a head of zeros, does not hold there.
+    """
+    kept = [(parameter, parameter.detach().clone()) for parameter in parameters]
+    try:
+        with torch.no_grad():
+            for place, (parameter, value) in enumerate(kept):
+                size = NUDGE * float(value.float().square().mean().sqrt())
+                if size == 0.0:  # such weights would give outputs of size 1/2
+                    size = 0.5 / (value.numel() / len(value)) ** 0.5 if value.ndim > 1 else NUDGE
+                ramp = torch.arange(value.numel(), dtype=torch.float32, device=value.device)
+                parameter.add_((1.7 * ramp + place).sin().view(value.shape).to(value.dtype), alpha=size)
+        yield
+    finally:
+        with uninterrupted(), torch.no_grad():
+            for parameter, value in kept:
+                parameter.copy_(value)
 
 
 @dataclass

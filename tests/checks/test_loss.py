@@ -96,7 +96,7 @@ def test_a_batch_is_held_against_its_parts() -> None:
         ),
     ):
         with made.session():
-            found = check_additivity(made, next(iter(made.batches())))
+            found = check_additivity(made, [next(iter(made.batches()))])
         assert (found.uncut == uncut or uncut in found.uncut) and words in found.check.detail
         assert bool(found.note) is (words == "split") and found.check.passed is (words != "split")
     bad = lh.batch_loss(lambda m, b: (m(b[0]).sum() ** 2, 1))
@@ -109,4 +109,4 @@ def test_a_batch_is_held_against_its_parts() -> None:
     ):
         made = objective(loss=bad, **options)
         with made.session(), pytest.raises(InputError, match=words):
-            check_additivity(made, (X, Y))
+            check_additivity(made, [(X, Y)])

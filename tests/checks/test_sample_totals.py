@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import layerhess as lh
+from layerhess.checks.mean import adds_up
 from layerhess.checks.sample import Sampler, by_example
-from layerhess.checks.survey import adds_up, survey
+from layerhess.checks.survey import survey
 from layerhess.curvature.counters import Counters
 from layerhess.errors import InputError
 from layerhess.objective.objective import Objective

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import layerhess as lh
 from layerhess.errors import InputError
 from layerhess.objective.item_losses import item_losses, refuse_without_tokens
-from layerhess.objective.losses import ModelLoss, evaluation_of
+from layerhess.objective.losses import evaluation_of
+from layerhess.objective.model_loss import ModelLoss
 
 X, Y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).double(), torch.arange(6) % 3
 TOKENS = torch.arange(18).view(6, 3) % 3

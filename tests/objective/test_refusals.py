@@ -19,7 +19,8 @@ import layerhess as lh
 from layerhess.errors import InputError, LayerhessWarning
 from layerhess.objective.batch_norm import TiedNorms, tied_norms
 from layerhess.objective.criteria import Criterion, check_scalar, refuse_enlarging_broadcast
-from layerhess.objective.losses import CriterionLoss, ModelLoss, evaluation_of
+from layerhess.objective.losses import CriterionLoss, evaluation_of
+from layerhess.objective.model_loss import ModelLoss
 from layerhess.objective.objective import Objective
 
 X, Y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
@@ -359,7 +360,7 @@ def test_a_batch_loss_is_made_of_functions_and_says_where_the_output_is() -> Non
     assert not judged.convex and cut(model, (X, Y))[0].equal(judged.loss)
     seen = cut.surveyed(model, (X, Y), "")
     assert seen.output is not None and seen.again is not None and float(seen.again(torch.ones(2, 3))) == 6.0
-    assert one_step.surveyed(model, (X, Y), "").again is None and cut.whole_and_parts(model, (X, Y), tied=False) is None
+    assert one_step.surveyed(model, (X, Y), "").again is None
 
 
 def test_batches_for_a_criterion_are_pairs_or_have_labels() -> None:
@@ -380,14 +381,6 @@ def test_torchs_own_refusals_are_put_into_words() -> None:
     evaluation = evaluation_of(nn.BCELoss())
     with pytest.raises(InputError, match=r"BCELoss does not take an output \(6, 3\) of float32 .*\(5,\) of float32"):
         evaluation.surveyed(mlp(), (X, torch.zeros(5)), "batch 1")
-
-
-def test_a_criterion_is_held_against_its_parts() -> None:
-    model, evaluation = mlp(), evaluation_of(lambda o, t: F.cross_entropy(o, t))
-    pairs = evaluation.whole_and_parts(model, (X, Y), tied=True)
-    assert pairs is not None and [count for _, count in pairs] == [6.0, 2.0, 4.0]
-    assert pairs[0][0].item() == pytest.approx((pairs[1][0] + pairs[2][0]).item(), rel=1e-5)
-    assert ModelLoss().whole_and_parts(model, {"x": X}, tied=True) is None
 
 
 class Talker(nn.Module):

@@ -25,7 +25,7 @@ from layerhess.curvature.factors.output_hessian import (
 from layerhess.curvature.factors.recorder import LayerCall, Recorder
 from layerhess.curvature.factors.sensitivities import sensitivities
 from layerhess.curvature.factors.work import Work
-from layerhess.objective.losses import Judged
+from layerhess.objective.evaluation import Judged
 from layerhess.objective.objective import Objective
 
 MOST_AT_ONCE = 1 << 24  # numbers in the outputs of a layer for all vectors that are multiplied together

@@ -1,0 +1,239 @@
+"""Checks, batch by batch, that a callable or a model's own loss is the mean that its count says."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layerhess.checks.randomness import randomness_refused, repeats
+from layerhess.curvature.device import is_out_of_memory
+from layerhess.errors import InputError
+from layerhess.objective import batches
+from layerhess.objective.criteria import Criterion, Pair
+from layerhess.objective.evaluation import Seen
+from layerhess.objective.objective import Objective
+from layerhess.objective.snapshot import moved
+
+MOST_NUMBERS = 1 << 24  # of an output that is moved; of a larger one, some examples stand for all
+IN_FLOAT64 = 1e-5  # relative difference of two sums; the callable may still cast to float32 inside
+BATCH_LOSS = "use lh.batch_loss(fn) with fn(model, batch) -> (loss_sum, count), which says how batches add up"
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """What is cut: the output and the target of a batch, or the batch itself.
+
+    Attributes:
+        content: (output, target), or the batch. judge: its loss as a pair. batch: prepared. where: its name.
+    """
+
+    content: Any
+    judge: Callable[[Any], Pair]
+    batch: Any
+    where: str
+
+    @property
+    def is_batch(self) -> bool:
+        """The whole model has to run for its parts."""
+        return self.content is self.batch
+
+
+class MeanCheck:
+    """Holds batches against their parts: for a mean over the counted items, their sums add up.
+
+    At one point that can hold by accident: behind a head of zeros all examples have the same loss, and a penalty on a
+    batch may be zero. So it must hold at moved outputs as well, or at moved weights where only the whole model gives
+    the loss. A batch of one example is joined with an example of another batch.
+
+    Args:
+        objective: in session, and gradients off.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+        self._criterion: Criterion | None = getattr(objective.evaluation, "criterion", None)
+        self._first: tuple[Any, Seen] | None = None
+        self._partner: Any = None  # one example of a batch
+        self._alone: list[_Unit] = []  # units of one example, before there was a partner
+        self._number = 0
+        self._held = 0
+
+    def offer(self, batch: Any, seen: Seen) -> None:
+        """Check the next batch. A single batch may be summed up in any way, so the first one waits for the second.
+
+        Raises:
+            InputError: it is no mean; or the loss is random, and the modules are named.
+        """
+        if self._objective.evaluation.count_is_exact:
+            return
+        if not self._number:
+            self._first = batch, seen
+        elif self._first is not None:
+            self._look(*self._first, 0)
+            self._first = None
+        if self._number:
+            self._look(batch, seen, self._number)
+        self._number += 1
+
+    def close(self) -> None:
+        """After the last batch.
+
+        Raises:
+            InputError: there was more than one batch, and none could be held against its parts.
+        """
+        if self._number > 1 and not self._held and not self._objective.tied_norms:
+            raise InputError(
+                f"more than one batch needs {self._objective.evaluation.name} to be the mean over the first dimension, "
+                "and no batch can be cut in two to see whether it is",
+                where="loss",
+                what_to_do=BATCH_LOSS,
+            )
+
+    def _look(self, batch: Any, seen: Seen, number: int) -> None:
+        unit = self._unit(batch, seen, f"batch {number}")
+        size = batches.leading_size(unit.content) if unit is not None and seen.count > 0.0 else None
+        if unit is None or not size:
+            return
+        if parts := batches.halves(unit.content):
+            self._compare(unit, unit.content, parts)
+        elif self._partner is None:
+            self._alone.append(unit)
+        else:
+            self._join(unit)
+        if self._partner is None and (size > 1 or len(self._alone) > 1):
+            waiting, self._alone = self._alone, []
+            self._partner = batches.take(waiting.pop().content if size == 1 else unit.content, slice(0, 1))
+            for other in waiting:
+                self._join(other)
+
+    def _unit(self, batch: Any, seen: Seen, where: str) -> _Unit | None:
+        criterion = self._criterion
+        if criterion is not None and batches.leading_size((seen.output, seen.target)) is not None:
+            return _Unit((seen.output, seen.target), functools.partial(_of_pair, criterion), batch, where)
+        if self._objective.tied_norms:  # a part of a batch has other outputs
+            return None
+        return _Unit(batch, functools.partial(self._objective.evaluation, self._objective.model), batch, where)
+
+    def _join(self, unit: _Unit) -> None:
+        together = batches.joined([self._partner, unit.content])
+        if together is not None:
+            self._compare(unit, together, (self._partner, unit.content))
+
+    def _compare(self, unit: _Unit, whole: Any, parts: Sequence[Any]) -> None:
+        dtype, point = self._objective.dtype, ""
+        try:
+            apart = _apart(unit.judge, whole, parts, dtype)
+        except Exception as error:  # user code that takes no parts can raise anything
+            if is_out_of_memory(error):
+                raise
+            return
+        self._held += 1
+        if apart is not None:
+            again = float(unit.judge(whole)[0])
+            if not repeats(apart[0], again, dtype):
+                raise randomness_refused(self._objective, unit.batch, apart[0], again)
+        elif unit.is_batch:
+            point = ", with the weights moved a little,"
+            with moved(self._objective.parameters.values()):
+                apart = apart_if_any(unit.judge, whole, dtype)
+        elif self._criterion is not None:
+            point = ", with the outputs moved a little,"
+            apart = _apart_at_moved_outputs(self._criterion, *whole)
+        if apart is not None:
+            raise InputError(
+                f"{self._objective.evaluation.name} is not the mean over its first dimension: a batch's loss times its "
+                f"count is{point} {apart[0]:.6g}, its two parts give {apart[1]:.6g}",
+                where=unit.where,
+                what_to_do=BATCH_LOSS,
+            )
+
+
+def adds_up(
+    whole: float, parts: Sequence[float], count: float, counts: Sequence[float], dtype: torch.dtype,
+    least: float = 1e-4,
+) -> bool:  # fmt: skip
+    """True if sums and counts of the parts add up to those of the whole, but for the order of summation.
+
+    The tolerance is wide, since the model's own casts are unknown, and relative to the parts, which may cancel.
+    """
+    tolerance = max(least, 30.0 * torch.finfo(dtype).eps)
+    size = max(abs(whole), sum(abs(part) for part in parts))
+    return abs(whole - sum(parts)) <= tolerance * size and abs(count - sum(counts)) <= 1e-6 * max(count, *counts)
+
+
+def apart_if_any(judge: Callable[[Any], Pair], whole: Any, dtype: torch.dtype) -> tuple[float, float] | None:
+    """(loss sum, that of two parts with examples from all over the batch) where they differ and can be evaluated."""
+    try:
+        return _apart(judge, whole, batches.mixed(whole), dtype)
+    except Exception:  # user code at other weights than its own can raise anything
+        return None
+
+
+def _apart(
+    judge: Callable[[Any], Pair], whole: Any, parts: Sequence[Any], dtype: torch.dtype, least: float = 1e-4
+) -> tuple[float, float] | None:
+    """(loss sum, that of the parts) where they differ; None where they add up, or the whole is not finite."""
+    (value, count), *pairs = ((float(v), n) for v, n in map(judge, (whole, *parts)))
+    if not math.isfinite(value) or adds_up(value, [v for v, _ in pairs], count, [n for _, n in pairs], dtype, least):
+        return None
+    return value, sum(v for v, _ in pairs)
+
+
+def _apart_at_moved_outputs(criterion: Criterion, output: Any, target: Any) -> tuple[float, float] | None:
+    """The same at outputs that differ from example to example; None also where the criterion takes none of them."""
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        return None
+    each = max(1, output.numel() // len(output))
+    pair = batches.spread_slice((output.detach(), target), max(2, MOST_NUMBERS // each))
+    for precise in (torch.float64, output.dtype):
+        output, target = batches.cast(pair, precise) if precise == torch.float64 else pair
+        for other in _moved(output):
+            try:
+                judged = criterion.to(precise, output.device) if precise != pair[0].dtype else criterion
+                value = judged(other, target)[0]
+                if not math.isfinite(float(value)):
+                    continue
+                least = IN_FLOAT64 if value.dtype == torch.float64 else 1e-4
+                return _apart_twice(functools.partial(_of_pair, judged), (other, target), value.dtype, least)
+            except Exception:  # user code: it takes no float64, or no such outputs
+                continue
+    return None
+
+
+def _apart_twice(
+    judge: Callable[[Any], Pair], whole: Any, dtype: torch.dtype, least: float
+) -> tuple[float, float] | None:
+    for parts in (batches.halves(whole) or (), batches.mixed(whole)):
+        if (apart := _apart(judge, whole, parts, dtype, least)) is not None:
+            return apart
+    return None
+
+
+def _of_pair(criterion: Criterion, pair: Any) -> Pair:
+    return criterion(*pair)
+
+
+def _moved(output: Tensor) -> Iterator[Tensor]:
+    """Other outputs of about the same size, within the range of the given ones where those are of one sign.
+
+    Outside its range a criterion may raise, and on a GPU that ends the process's use of it. Nothing is drawn, and the
+    changes have one sign: they do not cancel in a sum.
+    """
+    shape = (len(output), -1)
+    rows, columns = (
+        0.5 + 0.5 * torch.sin(step * torch.arange(size, dtype=output.dtype, device=output.device) + 1.0).view(view)
+        for step, size, view in ((2.4, len(output), (-1, 1)), (1.7, output.reshape(shape).shape[1], (1, -1)))
+    )
+    share = (rows * columns).view(output.shape)
+    smaller = output * (1.0 - 0.5 * share)
+    if bool((output >= 0.0).all() or (output <= 0.0).all()) and bool((output != 0.0).any()):
+        yield smaller
+        return
+    yield output + share * max(1.0, float(output.square().mean().sqrt()))
+    yield smaller

@@ -1,0 +1,80 @@
+"""What every loss offers: a batch's pair (sum, count), with the output it was computed from where one is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from layerhess.errors import InputError
+from layerhess.objective.criteria import Pair
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A batch's loss and the output it was computed from, in one graph.
+
+    Attributes:
+        loss: 0-d loss sum. count: the number to divide it by. output: the model's output, an inner node of the graph.
+        convex: the loss is known to be convex in it. again: the loss sum of another output, where that is known.
+    """
+
+    loss: Tensor
+    count: float
+    output: Tensor
+    convex: bool = False
+    again: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The pair of a batch; its output and a (perhaps approximate) loss sum as a function of it, where known.
+
+    Attributes:
+        target: what a criterion compared the output with.
+    """
+
+    loss: Tensor
+    count: float
+    output: Tensor | None = None
+    again: Callable[[Tensor], Tensor] | None = None
+    target: Any = None
+
+
+class Evaluation(Protocol):
+    """Loss of one batch as (sum, count)."""
+
+    is_sum: bool
+    count_is_exact: bool
+    name: str
+
+    def __call__(self, model: nn.Module, batch: Any) -> Pair:
+        """(0-d loss sum with graph, count)."""
+
+    def with_output(self, model: nn.Module, batch: Any) -> Judged:
+        """The pair, and the model's output that the loss was computed from; InputError where there is none."""
+
+    def surveyed(self, model: nn.Module, batch: Any, where: str) -> Seen:
+        """The pair, after checks of the batch; raises InputError naming ``where``."""
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> Evaluation:
+        """The same evaluation with its own tensors in ``dtype``."""
+
+    def usable(self, device: torch.device) -> Evaluation:
+        """The same evaluation with its own tensors where autograd can use them, on ``device``."""
+
+
+def checked_tensor(value: Any, what: str, where: str) -> Tensor:
+    """The value, if it is one tensor of real numbers; else an InputError that begins with ``what``."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        kind = kind_of(value) if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(f"{what} {kind}", where=where, what_to_do="give one tensor of real numbers as the output")
+    return value
+
+
+def kind_of(value: Any) -> str:
+    """Shape and dtype of a tensor, in words."""
+    return f"{tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}" if isinstance(value, Tensor) else "?"
