@@ -11,7 +11,7 @@ from torch import Tensor
 
 from layerhess.analysis.tasks import Task
 from layerhess.curvature.counters import Counters
-from layerhess.linalg.bounds import missed_factor
+from layerhess.linalg.bounds import Certificate, missed_factor
 from layerhess.linalg.eigen.missed import MISSED_PROBABILITY
 from layerhess.linalg.eigen.process import Wanted
 from layerhess.linalg.random_vectors import oriented
@@ -105,6 +105,11 @@ def weight_norm_squared(block: Block, objective: Objective) -> float:
 def _status(task: Task, tol: float, short: bool) -> str:
     candidates, certificate = task.candidates, task.certificate
     assert candidates is not None and certificate is not None
+    if task.done and not short and blind(certificate):
+        return (
+            f"not converged: arithmetic allows no number (rounding {certificate.rounding:.1e}); use a float64 model, or "
+            "a loss on logits"
+        )
     if not task.done or short or not bool(np.all(certificate.converged)):
         worst = float(certificate.error_bounds.max()) if len(certificate.error_bounds) else math.inf
         so_far = f"bound so far {worst:.2e}"
@@ -121,6 +126,12 @@ def _status(task: Task, tol: float, short: bool) -> str:
             "use a float64 model for more"
         )
     return "converged"
+
+
+def blind(certificate: Certificate) -> bool:
+    """Whether a pair that has not converged is as good as rounding allows."""
+    at_floor = certificate.error_bounds <= 2.0 * certificate.rounding
+    return bool(np.any(at_floor & ~certificate.converged))
 
 
 def _zero(task: Task, objective: Objective, operator: str, wanted: Wanted) -> Spectrum:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -22,7 +22,11 @@ from layerhess.linalg.bounds import ASSUMED_ROUNDING, FLOAT64_OF_FLOAT32, ROUNDI
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
 
+Again = Callable[[Tensor], Tensor]
 SHARE = 0.1  # of the budget, that the sample's graphs of either precision may keep between measurements
+DIGITS = 1e-3  # relative error of S from which on float32 counts as blind to it
+SMALLER = (16.0, 4.0, 1.0)  # the largest number in an output there
+LOST_SAFETY = 8.0  # one of the items may be rounded less by luck
 VECTORS = 5  # of a block's candidates, spread from the first to the last
 
 
@@ -94,9 +98,9 @@ class RoundingMeter:
         scale = self._scale()
         answer = {}
         for key, (_, _, norm) in blocks.items():
-            figure = max(errors.get(key, np.inf), self._least(key) * norm)
+            figure = max(errors.get(key, np.inf) * scale, self._least(key) * norm)
             if np.isfinite(figure):
-                answer[key] = (ROUNDING_SAFETY * max(figure * scale, self._of_output.lost * norm), "measured")
+                answer[key] = (ROUNDING_SAFETY * figure, "measured")
             else:
                 answer[key] = (ASSUMED_ROUNDING * norm * self._assumed_scale(), "assumed")
         return answer
@@ -121,7 +125,7 @@ class RoundingMeter:
                 copied = self._objective.cast(dtype, self._samples)
                 self._stack.enter_context(copied.session())
                 if self._sample.curvature > 0.0:
-                    self._of_output = output_error(self._sample, copied)
+                    self._of_output = output_error(self._sample, copied, self._scale())
             except Exception as error:  # deepcopy of user modules and their forward passes can raise anything
                 self._give_up(error)
                 return None
@@ -140,7 +144,8 @@ class RoundingMeter:
     def _least(self, key: str) -> float:
         """Relative error that rounding of the output causes in a block's products in any case."""
         factored = isinstance(self._make_graph, MixedGraphs) and key in self._make_graph.blocks  # with S in float64
-        return max(self._of_output.moved, 0.0 if factored else self._of_output.evaluated)
+        of_output = self._of_output
+        return max(of_output.moved, of_output.lost, 0.0 if factored else of_output.evaluated)
 
     def _scale(self) -> float:
         exact = self._objective.dtype == torch.float64 and self._coarsest == torch.float64
@@ -152,11 +157,11 @@ class RoundingMeter:
 
 @dataclass(frozen=True)
 class OutputError:
-    """Relative errors of the loss's second derivative S with respect to the output.
+    """Relative errors, in the model's precision, of the loss's second derivative S with respect to the output.
 
     Attributes:
-        moved: because the output was rounded. evaluated: because S itself is computed in float32. lost: even in
-            float64.
+        moved: because the output was rounded. evaluated: because S itself is computed from it. lost: even in float64,
+            because S is the difference of larger numbers.
     """
 
     moved: float = 0.0
@@ -164,16 +169,19 @@ class OutputError:
     lost: float = 0.0
 
 
-def output_error(sample: Sample, copied: Objective) -> OutputError:
+def output_error(sample: Sample, copied: Objective, scale: float = 1.0) -> OutputError:
     """Errors of S by rounding on a sample that a product does not show; zero where unknown.
 
     Where few examples carry the curvature, one of them may by luck be rounded less in the sample than in its batch. So
-    the root mean square over all items is taken, however curved they are. Where S is below the rounding of float64 (1 -
-    p of a class that is nearly certain), no copy has its digits: the error is then taken relative to S at an output of
-    zeros. In float32 the many items that are nearly certain add errors of 1e-8 each to the few that count.
+    the root mean square over all items is taken, however curved they are. In float32 the many items that are nearly
+    certain add errors of 1e-8 each to the few that count.
+
+    S is evaluated at outputs that the model gave, between such outputs, and between them and 0, nowhere else: a loss
+    may be defined on probabilities or rates only.
 
     Args:
-        sample: with the outputs in the model's own precision. copied: the model in another, on the sample.
+        sample: with the outputs in the model's own precision. copied: the model in another, on the sample. scale: of
+            the model's rounding errors over those of the coarser of the two.
     """
     changes, clutter, lost = [], [], 0.0
     for ours, batch in zip(sample.seen, copied.data, strict=True):
@@ -183,18 +191,18 @@ def output_error(sample: Sample, copied: Objective) -> OutputError:
         if coarse.output is None or fine.output is None or coarse.again is None or fine.again is None:
             return OutputError()
         z, again = coarse.output, fine.again
-        rows = [curved(one.double(), again) for one in (z, fine.output, torch.zeros_like(z))]
+        rounded = fine.output + scale * (z.double() - fine.output)
+        rows = [curved(one, again) for one in (rounded, fine.output, z.double())]
         here = curved(z, coarse.again)
-        moved, exact, undecided = rows
-        if moved is None or exact is None or undecided is None or here is None:
+        moved, exact, same = rows
+        if moved is None or exact is None or same is None or here is None:
             return OutputError()
         sizes = torch.linalg.vector_norm(exact, dim=1)
         off = torch.linalg.vector_norm(moved - exact, dim=1)
-        changes.append((off / sizes)[sizes > 0.0])
-        clutter.append(here - moved)
-        most = float(sizes.max())
-        if most:
-            lost = max(lost, 4.0 * torch.finfo(torch.float64).eps * float(undecided.norm(dim=1).max()) / most)
+        least = 0.0 if scale == 1.0 else FLOAT64_OF_FLOAT32 * float(sizes.max())  # noise of float64 below it
+        changes.append((off / sizes)[sizes > least])
+        clutter.append(scale * (here - same))
+        lost = max(lost, _lost(z, coarse.again, again, float((here - same).norm(dim=1).max()), float(sizes.max())))
     every, items = torch.cat(changes), sum(len(part) for part in clutter)
     sums: dict[int, Tensor] = {}  # by the number of outputs of an item, which may differ from batch to batch
     for part in clutter:
@@ -203,6 +211,28 @@ def output_error(sample: Sample, copied: Objective) -> OutputError:
     each = math.hypot(*(float(part.norm()) for part in clutter)) / items  # at random
     moving = float(every.square().mean().sqrt()) if len(every) else 0.0
     return OutputError(moving, math.hypot(alike, each) / sample.curvature, lost)
+
+
+def _lost(z: Tensor, coarse: Again, fine: Again, off: float, most: float) -> float:
+    """Relative error of S in float64 where float32 has no digits of it, so that it cannot show what float64 loses.
+
+    Such an S is the small difference of larger numbers (1 - p of a class that is nearly certain). Their size is seen
+    in the float32 errors of S at smaller outputs, where nothing is certain.
+
+    Args:
+        z: (N, ...) float32 outputs. coarse, fine: the loss of others, in float32 and in float64. off: the largest error
+            of S in float32. most: the largest S.
+    """
+    if most == 0.0 or off <= DIGITS * most:
+        return 0.0
+    flat = z.reshape(len(z), -1)
+    largest = flat.abs().amax(dim=1).clamp(min=1.0)
+    for size in SMALLER:
+        near = (flat * (size / largest).clamp(max=1.0).unsqueeze(1)).view_as(z)
+        one, other = curved(near, coarse), curved(near.double(), fine)
+        if one is not None and other is not None:
+            off = max(off, float((one - other).norm(dim=1).max()))
+    return LOST_SAFETY * FLOAT64_OF_FLOAT32 * off / most
 
 
 def _outermost(vectors: Tensor) -> Tensor:

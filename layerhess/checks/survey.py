@@ -13,6 +13,7 @@ import torch
 from layerhess.checks.forward_trace import non_finite_weight, trace
 from layerhess.checks.mean import MeanCheck
 from layerhess.checks.sample import Sample, Sampler, by_example
+from layerhess.checks.saturation import Saturation
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.device import is_out_of_memory, solver_device
@@ -65,6 +66,7 @@ def survey(objective: Objective, counters: Counters, checkpoint: Callable[[], No
         checkpoint: called between batches; raises to stop (on an interrupt).
 
     Raises:
+        CheckError: torch's BCELoss behind saturated outputs.
         InputError: empty data; a batch that cannot be used; a loss that is NaN or infinite (naming the batch and the
             first module with a non-finite output or weight); every target ignored; a callable that does not return a
             mean; out of memory (naming a ``batch_size`` that fits).
@@ -93,13 +95,14 @@ def too_large(objective: Objective) -> InputError:
 
 
 def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], None]) -> Survey:
-    sampler = Sampler(objective)
+    sampler, saturation = Sampler(objective), Saturation()
     mean = MeanCheck(objective)
 
     def share(numbered: tuple[int, Any], totals: Totals) -> None:
         number, batch = numbered
         where = f"batch {number}"
-        seen = _surveyed(objective, batch, where)
+        with saturation.watching():
+            seen = _surveyed(objective, batch, where)
         value, count = float(seen.loss.double()), seen.count
         counters.count("forwards")
         if not math.isfinite(value):
@@ -129,6 +132,7 @@ def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], N
         if examples == 0 and None not in sizes:
             what, advice = "the batches hold no examples", "give at least one example"
         raise InputError(f"{what}: the total count of the loss is 0", where="data", what_to_do=advice)
+    saturation.refuse()
     # Only with reduction="sum" can every count be 0.
     chosen = sampler.chosen(examples) or [(0, next(iter(objective.batches())))]
     places, samples = [index for index, _ in chosen], [piece for _, piece in chosen]

@@ -13,6 +13,7 @@ from layerhess.linalg.eigen.process import Candidates, Floats, tolerated
 ROUNDING_SAFETY = 3.0  # times the one measured difference between two precisions
 ASSUMED_ROUNDING = 1e-5  # of |theta|, in float32, where no float64 copy of the model can be made
 FLOAT64_OF_FLOAT32 = 2.0**-29  # ratio of the unit roundoffs
+MOST = 0.05  # of max(|theta|, 0.1 ||A||): a larger bound is no number, whatever the arithmetic allows
 ZERO_LEVEL = 100.0  # eps: below this share of the full product a block's product is rounding
 
 
@@ -36,7 +37,7 @@ def certify(candidates: Candidates, *, tol: float, rounding: float, p: float = M
     error_bounds = ||A v - theta v|| + rounding: an eigenvalue of the symmetric A lies that close (Parlett 1998, th.
     4.5.1). conditional_bounds = r^2/gap + rounding (th. 11.7.1), no larger than the former, true only if the rest of
     the spectrum lies beyond the gap. Converged: error bound <= tol * max(|theta|, 0.1 ||A||), or <= twice the
-    rounding term ("limited by dtype").
+    rounding term ("limited by dtype") and at most 5 % of that maximum.
 
     Args:
         candidates: what a solver proposes. tol: relative tolerance. rounding: absolute error of a product at the
@@ -50,7 +51,7 @@ def certify(candidates: Candidates, *, tol: float, rounding: float, p: float = M
     conditional = np.fmin(quadratic, residuals) + rounding
     conditional[np.isnan(quadratic)] = np.nan
     within = bounds <= tolerated(candidates.values, candidates.norm, tol)
-    at_floor = bounds <= 2.0 * rounding
+    at_floor = (bounds <= 2.0 * rounding) & (bounds <= tolerated(candidates.values, candidates.norm, MOST))
     above, below = math.inf, -math.inf
     if candidates.spectrum is not None:
         p = 0.0

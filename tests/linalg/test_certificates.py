@@ -56,12 +56,22 @@ def test_a_bound_within_tolerance_is_relative_to_its_value_or_to_a_tenth_of_the_
 
 
 def test_what_is_down_to_its_rounding_has_converged_and_says_why() -> None:
-    residuals = np.array([0.49, 0.51, 0.49])
-    found = certify(candidates(residuals, np.full(3, np.nan)), tol=1e-6, rounding=0.5)
+    residuals = np.array([0.019, 0.021, 0.019])
+    found = certify(candidates(residuals, np.full(3, np.nan)), tol=1e-6, rounding=0.02)
     assert found.converged.tolist() == [True, False, True] and found.limited_by_dtype
     assert not certify(
         candidates(np.array([0.01, 0.6, 0.6]), np.full(3, np.nan)), tol=1.0, rounding=0.5
     ).limited_by_dtype
+
+
+@pytest.mark.parametrize("spectrum", [None, np.array([10.0, 5.0, -0.5])])
+def test_a_bound_above_five_percent_is_no_number_whatever_rounding_allows(spectrum: np.ndarray | None) -> None:
+    for share, converged in ((0.0499, True), (0.0501, False)):
+        for i, scale in enumerate((10.0, 5.0, 1.0)):  # the last one: a tenth of the norm
+            found = certify(
+                candidates(np.zeros(3), np.full(3, np.nan), spectrum=spectrum), tol=1e-6, rounding=share * scale
+            )
+            assert bool(found.converged[i]) is converged
 
 
 def test_the_strongest_search_counts_the_probability_is_shared_and_rounding_widens() -> None:

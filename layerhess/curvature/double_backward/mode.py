@@ -12,11 +12,18 @@ from torch.overrides import TorchFunctionMode
 
 from layerhess.curvature.double_backward.activations import gelu, silu
 from layerhess.curvature.double_backward.batch_norm import batch_norm
+from layerhess.curvature.double_backward.binary_cross_entropy import binary_cross_entropy
 from layerhess.curvature.double_backward.convolution import conv1d, conv2d, conv3d
 from layerhess.curvature.double_backward.layer_norm import layer_norm
 from layerhess.curvature.double_backward.softmax import softmax
 
-AT_ANY_ORDER: dict[Any, Any] = {F.batch_norm: batch_norm, F.conv1d: conv1d, F.conv2d: conv2d, F.conv3d: conv3d}
+AT_ANY_ORDER: dict[Any, Any] = {
+    F.batch_norm: batch_norm,
+    F.binary_cross_entropy: binary_cross_entropy,
+    F.conv1d: conv1d,
+    F.conv2d: conv2d,
+    F.conv3d: conv3d,
+}
 FORMS: dict[Any, Any] = {
     **AT_ANY_ORDER,
     F.layer_norm: layer_norm,

@@ -1,0 +1,97 @@
+"""Finds outputs at which torch's binary cross entropy on probabilities is no longer differentiated rightly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from layerhess.errors import CheckError
+
+CLAMPED = 1e-12  # p (1 - p) below it is replaced by it in torch's gradient; log p is clamped at -100 further out
+HARMLESS = 1e-7  # share of the curvature that such outputs may falsify
+BLIND = 3e-8  # relative error of the curvature that rounding in float64 may cause; above it products are asymmetric
+
+
+@dataclass
+class Saturation:
+    """How far the gradient of binary cross entropy is from the loss's derivative, in the passes watched.
+
+    Torch's gradient is (p - y) / max(p (1 - p), 1e-12). Behind a sigmoid the derivative in the logit is p - y, so that
+    a clamped output falsifies it by up to |p - y|, and its curvature p (1 - p) as well. Where p is y that is nothing.
+
+    Attributes:
+        wrong: the sum of both over clamped outputs. right, slope: the sums of p (1 - p) and of |p - y| over the others.
+        outputs, clamped: how many there are.
+    """
+
+    wrong: float = 0.0
+    right: float = 0.0
+    slope: float = 0.0
+    outputs: int = 0
+    clamped: int = 0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Look at every call of ``F.binary_cross_entropy`` in the body, which ``nn.BCELoss`` makes too."""
+        with _Watch(self):
+            yield
+
+    def refuse(self) -> None:
+        """Refuse a loss whose gradient is not its derivative, or whose second derivative has no digits.
+
+        The curvature p (1 - p) in the logit is what is left of two terms of the size of |p - y|.
+
+        Raises:
+            CheckError: more than a share :data:`HARMLESS` of the curvature is falsified, or :data:`BLIND` is exceeded.
+        """
+        if self.wrong > HARMLESS * (self.wrong + self.right):
+            why = (
+                f"{self.clamped} of {self.outputs} outputs are saturated: torch's BCELoss clamps p (1 - p) there at "
+                "1e-12, so that its gradient is not the derivative of the loss"
+            )
+        elif torch.finfo(torch.float64).eps * self.slope > BLIND * self.right:
+            why = (
+                f"the outputs are saturated (p (1 - p) is {self.right / self.outputs:.0e} in the mean): behind a "
+                "Sigmoid or Softmax the terms of BCELoss's second derivative cancel there to fewer digits than float64 has"
+            )
+        else:
+            return
+        raise CheckError(
+            why,
+            where="BCELoss (F.binary_cross_entropy)",
+            what_to_do="let the model end at the logits, without Sigmoid or Softmax, and use BCEWithLogitsLoss "
+            "(CrossEntropyLoss after a Softmax)",
+        )
+
+    def look(self, p: Tensor, y: Tensor, weight: Tensor | None = None) -> None:
+        """Take the outputs of one call."""
+        p = p.detach().double()
+        curvature = p * (1.0 - p)
+        size = torch.ones_like(p) if weight is None else weight.detach().double().abs().expand_as(p)
+        clamped = (curvature < CLAMPED) & (size > 0.0)
+        self.outputs += p.numel()
+        self.clamped += int(clamped.sum())
+        slope = size * (p - y.detach().double()).abs()
+        self.wrong += float((slope + size * curvature)[clamped].sum())
+        self.slope += float(slope[~clamped].sum())
+        self.right += float((size * curvature)[~clamped].sum())
+
+
+class _Watch(TorchFunctionMode):
+    def __init__(self, found: Saturation) -> None:
+        super().__init__()
+        self._found = found
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") == "binary_cross_entropy":
+            named = dict(zip(("input", "target", "weight"), args, strict=False)) | (kwargs or {})
+            p, y, weight = (named.get(name) for name in ("input", "target", "weight"))
+            if isinstance(p, Tensor) and isinstance(y, Tensor) and p.shape == y.shape and p.is_floating_point():
+                self._found.look(p, y, weight if isinstance(weight, Tensor) else None)
+        return func(*args, **(kwargs or {}))
