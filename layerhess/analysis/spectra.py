@@ -107,8 +107,8 @@ def _status(task: Task, tol: float, short: bool) -> str:
     assert candidates is not None and certificate is not None
     if task.done and not short and blind(certificate):
         return (
-            f"not converged: arithmetic allows no number (rounding {certificate.rounding:.1e}); use a float64 model, or "
-            "a loss on logits"
+            f"not converged: arithmetic allows no number (rounding {certificate.rounding:.1e}); use a float64 model, "
+            "or a loss on logits"
         )
     if not task.done or short or not bool(np.all(certificate.converged)):
         worst = float(certificate.error_bounds.max()) if len(certificate.error_bounds) else math.inf

@@ -58,7 +58,7 @@ class Saturation:
         elif torch.finfo(torch.float64).eps * self.slope > BLIND * self.right:
             why = (
                 f"the outputs are saturated (p (1 - p) is {self.right / self.outputs:.0e} in the mean): behind a "
-                "Sigmoid or Softmax the terms of BCELoss's second derivative cancel there to fewer digits than float64 has"
+                "Sigmoid or Softmax the terms of BCELoss's second derivative cancel to fewer digits than float64 has"
             )
         else:
             return
