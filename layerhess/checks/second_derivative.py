@@ -12,7 +12,6 @@ from layerhess.curvature.autograd_graph import walk
 from layerhess.curvature.batch_graph import BatchGraph, GraphMaker
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.device import is_out_of_memory
-from layerhess.curvature.double_backward.guard import AGAIN
 from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.errors import InputError
 from layerhess.objective.objective import Objective
@@ -50,9 +49,6 @@ def check_second_derivative(
     except InputError:
         raise
     except RuntimeError as error:
-        if AGAIN in str(error) and not objective.thrice:
-            objective.thrice = True
-            return check_second_derivative(objective, sample, names, seen, counters, make_graph)
         refusal = None if is_out_of_memory(error) else _no_second_derivative(error, seen)
         if refusal is None:
             raise

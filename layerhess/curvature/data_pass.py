@@ -14,7 +14,6 @@ from torch import Tensor
 from layerhess.curvature.batch_graph import BatchGraph, GraphMaker
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.device import is_out_of_memory, solver_device, synchronise, used_bytes
-from layerhess.curvature.double_backward.guard import AGAIN
 from layerhess.curvature.factors.mixed_graph import MixedGraph, MixedGraphs
 from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.curvature.totals import Totals, add_up
@@ -156,21 +155,18 @@ class DataPass:
         Raises:
             InputError, CheckError: see :meth:`run`.
         """
-        start, again = self.counters.clock(), False
+        start = self.counters.clock()
         try:
             return self._collect(share, requests)
         except (RuntimeError, MemoryError) as error:
             # A model that writes into its own buffers spoils the kept graphs of earlier batches: then none is kept.
             spoilt = OVERWRITTEN in str(error) and bool(self._budget or self._kept)
-            again = AGAIN in str(error) and not self.objective.thrice
-            self.objective.thrice = self.objective.thrice or again
-            if not (spoilt or again or is_out_of_memory(error)):
+            if not (spoilt or is_out_of_memory(error)):
                 raise
         finally:
             self.seconds = self.counters.clock() - start
         self.release()
-        if not again:
-            self._budget = 0.0
+        self._budget = 0.0
         try:
             return self._collect(share, requests)
         except (RuntimeError, MemoryError) as error:

@@ -30,7 +30,7 @@ class HessianGraph:
     def __init__(self, objective: Objective, batch: Any, names: Iterable[str], counters: Counters) -> None:
         self._counters = counters
         self._parameters = {name: objective.parameters[name] for name in names}
-        with Rewritten(objective.thrice):
+        with Rewritten():
             loss, self.count = objective.terms(batch)
         counters.count("forwards")
         self.loss_sum = float(loss.detach().double())

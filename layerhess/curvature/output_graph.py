@@ -120,7 +120,7 @@ class GaussNewtonGraph(OutputGraph):
     """
 
     def __init__(self, objective: Objective, batch: Any, names: Iterable[str], counters: Counters) -> None:
-        with Rewritten(objective.thrice):
+        with Rewritten():
             judged = objective.evaluation.with_output(objective.model, batch)
         counters.count("forwards")
         loss, output = judged.loss, judged.output
@@ -161,7 +161,7 @@ class FisherGraph(OutputGraph):
     level = "item"
 
     def __init__(self, objective: Objective, batch: Any, names: Iterable[str], counters: Counters) -> None:
-        with Rewritten(objective.thrice):
+        with Rewritten():
             losses, count = item_losses(objective.evaluation, objective.model, batch, self.level)
         counters.count("forwards")
         total = float(losses.detach().double().sum())

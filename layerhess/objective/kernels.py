@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd
 
@@ -20,6 +21,8 @@ TF32_OFF = "TF32 and bfloat16 inside float32 products are off during the analysi
 def plain_kernels(device: torch.device, model: nn.Module) -> Iterator[list[str]]:
     """MATH attention kernels, compiled code run eagerly, no inference-only fast paths, no TF32, no outer autocast.
 
+    And functions of torch that cannot be differentiated twice run in another form, see :class:`_Repairs`.
+
     Yields:
         Sentences on settings that were changed, for the reader of a result.
     """
@@ -30,6 +33,7 @@ def plain_kernels(device: torch.device, model: nn.Module) -> Iterator[list[str]]
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_eager())
         stack.enter_context(_same_kernels())
+        stack.enter_context(_repairs.held())
         coarse = stack.enter_context(_full_precision(device, model))
         yield [AUTOCAST_OFF] * autocast + [TF32_OFF] * coarse
 
@@ -54,6 +58,90 @@ def _same_kernels() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _group_norm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same on the CPU, without two faults of torch 2.13 where a derivative in the bias alone is wanted.
+
+    It ends the process where the channels are last in memory, and fails where there is no weight.
+    """
+
+    def group_norm(
+        input: Tensor,
+        num_groups: int,
+        weight: Any = None,
+        bias: Any = None,
+        eps: float = 1e-5,
+        cudnn_enabled: Any = True,
+    ) -> Tensor:
+        if input.device.type != "cpu" or (input.is_contiguous() and (weight is not None or bias is None)):
+            return original(input, num_groups, weight, bias, eps, cudnn_enabled)
+        beside = bias if weight is None else None
+        made = original(input.contiguous(), num_groups, weight, None if weight is None else bias, eps, cudnn_enabled)
+        made = in_layout_of(input, made)
+        return made if beside is None else made + beside.view(-1, *[1] * (input.ndim - 2))
+
+    return group_norm
+
+
+def _hardsigmoid(original: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same from operations that can be differentiated twice."""
+    return lambda input: nn.functional.hardtanh(input + 3.0, 0.0, 6.0) / 6.0
+
+
+def _hardsigmoid_in_place(original: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda input: input.add_(3.0).clamp_(0.0, 6.0).div_(6.0)
+
+
+def in_layout_of(input: Tensor, made: Tensor) -> Tensor:
+    """``made`` with the channels last where torch's own normalisations would leave them there."""
+    if input.ndim not in (4, 5) or input.is_contiguous():
+        return made
+    batch, channels, *space = input.stride()
+    if 0 < channels <= space[-1] and sorted(space, reverse=True) == space and space[0] <= batch:
+        return made.contiguous(memory_format=torch.channels_last if input.ndim == 4 else torch.channels_last_3d)
+    return made
+
+
+# Where the functions that models call (torch.nn.functional, modules) look each other up.
+_REPAIRED: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = (
+    (torch, "group_norm", _group_norm),
+    (torch._C._nn, "hardsigmoid", _hardsigmoid),
+    (torch._C._nn, "hardsigmoid_", _hardsigmoid_in_place),
+)
+
+
+class _Repairs:
+    """Functions of torch that crash or have no second derivative run in another form while any session is open.
+
+    A replaced function holds wherever a model may run: in recomputed activations, in transforms of torch.func, in
+    checks. So it must be the same function, up to rounding.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # analyses may run in several threads
+        self._sessions = 0
+        self._originals: list[Any] = []
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        with self._lock:
+            self._sessions += 1
+            if self._sessions == 1:
+                self._originals = [getattr(owner, name) for owner, name, _ in _REPAIRED]
+                for (owner, name, form), original in zip(_REPAIRED, self._originals, strict=True):
+                    setattr(owner, name, form(original))
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._sessions -= 1
+                if not self._sessions:
+                    for (owner, name, _), original in zip(_REPAIRED, self._originals, strict=True):
+                        setattr(owner, name, original)
+
+
+_repairs = _Repairs()
 
 
 @contextmanager

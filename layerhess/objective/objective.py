@@ -77,7 +77,6 @@ class Objective:
         self._note_compiled_parts()
         self._refuse_split_batch_norm()
         self._warn_half_precision()
-        self.thrice = False  # the loss itself differentiates the network; found out when a third derivative is needed
         self._depth = 0
 
     # -- reading the data ---------------------------------------------------------------------------------------

@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from layerhess.curvature.double_backward.guard import last
-
 Derivatives = Callable[[Tensor], tuple[Tensor, Tensor]]  # x -> f'(x), f''(x)
 
 _TANH_SCALE, _TANH_CUBIC = math.sqrt(2.0 / math.pi), 0.044715  # Hendrycks & Gimpel 2016, GELU by tanh
@@ -42,18 +40,21 @@ class _Pointwise(torch.autograd.Function):
 
 
 class _Slope(torch.autograd.Function):
-    """f'(x), whose derivative is known: f''(x). There is no third one; asking for it is an error, not a zero."""
+    """f'(x), whose derivative is known: f''(x), made from x once more where that is to be differentiated again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, derivatives: Derivatives) -> Tensor:
         first, second = derivatives(x)
+        ctx.derivatives = derivatives
         ctx.save_for_backward(x, second)
         return first
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         x, second = ctx.saved_tensors
-        return gradients[0] * last(second, x), None
+        if torch.is_grad_enabled():
+            _, second = ctx.derivatives(x)
+        return gradients[0] * second, None
 
 
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
@@ -83,7 +84,7 @@ def _of_gelu(x: Tensor) -> tuple[Tensor, Tensor]:
 def _of_gelu_by_tanh(x: Tensor) -> tuple[Tensor, Tensor]:
     square = x * x
     u = _TANH_SCALE * x * (1.0 + _TANH_CUBIC * square)
-    t, bend = torch.tanh(u), torch.cosh(u).square().reciprocal()  # 1 - t^2, without cancellation
+    t, bend = torch.tanh(u), 4.0 * torch.sigmoid(2.0 * u) * torch.sigmoid(-2.0 * u)  # 1 - t^2, without cancellation
     inner = _TANH_SCALE * (1.0 + 3.0 * _TANH_CUBIC * square)
     first = 0.5 * (1.0 + t) + 0.5 * x * bend * inner
     second = bend * inner + x * bend * (3.0 * _TANH_SCALE * _TANH_CUBIC * x - t * inner * inner)

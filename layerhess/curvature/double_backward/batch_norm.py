@@ -1,7 +1,7 @@
-"""BatchNorm in eval mode as an affine map, whose second derivative costs a third of that of torch's kernel.
+"""BatchNorm, cheap and right to differentiate again: with fixed statistics an affine map, else :class:`AllButChannels`.
 
-torch differentiates its BatchNorm kernel twice through a dozen elementwise operations over the activations even when
-the statistics are constants; of the affine map only a product and a sum are left.
+torch differentiates its kernel for fixed statistics twice through a dozen elementwise operations over the activations;
+of the affine map only a product and a sum are left.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from layerhess.curvature.double_backward.normalisation import AllButChannels, normalised
 
 
 def batch_norm(
@@ -22,9 +24,14 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """``torch.nn.functional.batch_norm``."""
-    if training or running_mean is None or running_var is None or input.dtype != running_var.dtype:
+    fixed = not training and running_mean is not None and running_var is not None
+    usual = input.ndim > 1 and all(t is None or t.dtype == input.dtype for t in (running_mean, running_var))
+    if usual and training and input.numel() > input.shape[1]:
+        return affine(normalised(input, AllButChannels(input, eps, running_mean, running_var, momentum)), weight, bias)
+    if not usual or not fixed:
         with torch._C.DisableTorchFunctionSubclass():
             return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    assert running_mean is not None and running_var is not None
     scale = torch.rsqrt(running_var + eps)
     if weight is not None:
         scale = scale * weight
@@ -33,3 +40,13 @@ def batch_norm(
         shift = shift + bias
     shape = (1, -1) + (1,) * (input.ndim - 2)
     return torch.addcmul(shift.view(shape), input, scale.view(shape))
+
+
+def affine(normal: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """weight * normal + bias, both along dimension 1."""
+    shape = (1, -1) + (1,) * (normal.ndim - 2)
+    if weight is None:
+        return normal if bias is None else normal + bias.view(shape)
+    if bias is None:
+        return normal * weight.view(shape)
+    return torch.addcmul(bias.view(shape), normal, weight.view(shape))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from layerhess.curvature.double_backward.geometry import CONVOLUTIONS, Geometry, geometry
-from layerhess.curvature.double_backward.guard import is_batched
+from layerhess.curvature.double_backward.transforms import is_batched
 
 Numbers = int | tuple[int, ...]
 

@@ -1,4 +1,4 @@
-"""A context in which torch's functions run in forms that cost less to differentiate twice."""
+"""A context in which torch's functions run in forms that cost less to differentiate twice, or are right at all."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from layerhess.curvature.double_backward.activations import gelu, silu
 from layerhess.curvature.double_backward.batch_norm import batch_norm
 from layerhess.curvature.double_backward.binary_cross_entropy import binary_cross_entropy
 from layerhess.curvature.double_backward.convolution import conv1d, conv2d, conv3d
+from layerhess.curvature.double_backward.group_norm import group_norm, instance_norm
 from layerhess.curvature.double_backward.layer_norm import layer_norm
 from layerhess.curvature.double_backward.softmax import softmax
+from layerhess.curvature.double_backward.transforms import is_transformed
 
-AT_ANY_ORDER: dict[Any, Any] = {
+NORMS: dict[Any, Any] = {
     F.batch_norm: batch_norm,
+    F.layer_norm: layer_norm,
+    F.group_norm: group_norm,
+    F.instance_norm: instance_norm,
+}
+FORMS: dict[Any, Any] = {
+    **NORMS,
     F.binary_cross_entropy: binary_cross_entropy,
     F.conv1d: conv1d,
     F.conv2d: conv2d,
     F.conv3d: conv3d,
-}
-FORMS: dict[Any, Any] = {
-    **AT_ANY_ORDER,
-    F.layer_norm: layer_norm,
     F.gelu: gelu,
     F.silu: silu,
     F.softmax: softmax,
@@ -37,24 +40,20 @@ EXACT = (torch.float32, torch.float64)  # in half precision torch's kernels comp
 
 
 class Rewritten(TorchFunctionMode):
-    """Inside this context calls of :data:`FORMS` run in their other form.
+    """Inside this context calls of :data:`FORMS` run in their other form; all are right at any order.
 
     With saved-tensor hooks (activation checkpointing), the forward pass may be repeated outside this context and must
-    save the same tensors: then nothing is rewritten. Nor is anything inside transforms of torch.func or forward-mode
-    differentiation, which the other forms do not support.
-
-    Args:
-        thrice: the result will be differentiated three times; only forms that are right at any order are then used.
+    save the same tensors: then nothing is rewritten. Inside transforms of torch.func and forward-mode differentiation
+    only normalisations are, by plain operations: torch's own have wrong third derivatives, and a wrong second one by
+    reverse over forward.
     """
-
-    def __init__(self, thrice: bool = False) -> None:
-        super().__init__()
-        self._forms = AT_ANY_ORDER if thrice else FORMS
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        form = self._forms.get(func)
+        form = FORMS.get(func)
         if form is None or "out" in kwargs or not _may_be_rewritten(args[0] if args else kwargs.get("input")):
+            return func(*args, **kwargs)
+        if func not in NORMS and is_transformed():
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             return form(*args, **kwargs)
@@ -64,5 +63,4 @@ def _may_be_rewritten(x: Any) -> bool:
     if type(x) not in (Tensor, torch.nn.Parameter) or x.dtype not in EXACT:
         return False
     top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    transformed = torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-    return top is not None and top(True) is None and not transformed
+    return top is not None and top(True) is None

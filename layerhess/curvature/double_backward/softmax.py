@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerhess.curvature.double_backward.guard import is_batched, last
+from layerhess.curvature.double_backward.transforms import is_batched
 
 
 class _Softmax(torch.autograd.Function):
@@ -31,7 +31,8 @@ class _Softmax(torch.autograd.Function):
 class _Back(torch.autograd.Function):
     """Y g with Y = diag(y) - y y', the derivative of softmax and symmetric.
 
-    The derivative of <h, Y g> is Y h in g, and in x, since dy = Y dx, it is Y w with w = h (g - y'g) - (y'h) g.
+    The derivative of <h, Y g> is Y h in g, and in x, since dy = Y dx, it is Y w with w = h (g - y'g) - (y'h) g. Where
+    that is to be differentiated again, y is made from x once more, by operations that autograd follows.
     """
 
     @staticmethod
@@ -44,13 +45,18 @@ class _Back(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         g, x, y, centred = ctx.saved_tensors
         h = gradients[0]
+        if torch.is_grad_enabled():
+            y = torch.softmax(x, ctx.dim)
+            centred = g - (g * y).sum(ctx.dim, keepdim=True)
         own = _back(h, y, ctx.dim)
         mean = (h * y).sum(ctx.dim, keepdim=True)
-        bent = _back((h * centred).addcmul_(mean, g, value=-1.0), y, ctx.dim)
-        return last(own, h, x), last(bent, h, g, x), None, None
+        bent = _back(h * centred - mean * g, y, ctx.dim)
+        return own, bent, None, None
 
 
 def _back(g: Tensor, y: Tensor, dim: int) -> Tensor:
+    if torch.is_grad_enabled():
+        return y * (g - (g * y).sum(dim, keepdim=True))
     made: Tensor = torch.ops.aten._softmax_backward_data(g, y, dim, y.dtype)
     return made
 

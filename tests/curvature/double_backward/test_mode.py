@@ -1,4 +1,4 @@
-"""Functions rewritten for products: the same values and derivatives as torch's, to the second order and no further."""
+"""Functions rewritten for products: the same values and derivatives as torch's, and a right third derivative."""
 
 from __future__ import annotations
 
@@ -28,7 +28,23 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "layer norm": lambda x: F.layer_norm(x, (6,)),
     "layer norm, large eps": lambda x: F.layer_norm(x, (6,), eps=0.5),
     "layer norm over two dimensions": lambda x: F.layer_norm(x, (4, 6)),
+    "group norm": lambda x: F.group_norm(x, 2, WEIGHT[:4].to(x), BIAS[:4].to(x)),
+    "group norm of images": lambda x: F.group_norm(x.view(-1, 4, 2, 3), 2, None, BIAS[:4].to(x)).view_as(x),
+    "group norm, channels last": lambda x: F.group_norm(_channels_last(x), 2, WEIGHT[:4].to(x)).reshape(x.shape),
+    "group norm of vectors": lambda x: F.group_norm(x.flatten(0, 1), 3).view_as(x),
+    "instance norm": lambda x: F.instance_norm(x, weight=WEIGHT[:4].to(x)),
+    "instance norm, fixed": lambda x: F.instance_norm(
+        x, BIAS[:4].to(x), WEIGHT[:4].to(x), BIAS[:4].to(x), None, use_input_stats=False
+    ),
+    "batch norm in train mode": lambda x: F.batch_norm(x, None, None, WEIGHT[:4].to(x), BIAS[:4].to(x), True),
+    "batch norm in train mode, channels last": lambda x: F.batch_norm(
+        _channels_last(x), None, None, training=True
+    ).reshape(x.shape),
 }
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.view(-1, 4, 2, 3).contiguous(memory_format=torch.channels_last)
 
 
 def _in_dtype(name: str, x: Tensor) -> Tensor:
@@ -106,14 +122,61 @@ def test_every_function_is_intercepted_as_modules_call_it() -> None:
         assert "SoftmaxBackward0" in str(torch.softmax(x, -1, torch.float64).grad_fn)
 
 
-def test_a_third_derivative_is_an_error_and_never_a_zero() -> None:
-    x = torch.randn(6, dtype=torch.float64, requires_grad=True)
-    for function in (F.gelu, F.silu, FUNCTIONS["layer norm"]):
-        y = _rewritten(function)(x.view(1, 6))
-        (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-        (second,) = torch.autograd.grad(first.sin().sum(), x, create_graph=True)
-        with pytest.raises(RuntimeError, match="a third time"):
-            torch.autograd.grad(second.sum(), x)
+@every_function
+def test_third_derivatives_are_those_of_finite_differences(function: Callable[[Tensor], Tensor]) -> None:
+    """Of <second derivative, direction> along one direction; torch's own are wrong for three of the norms."""
+    generator = torch.Generator().manual_seed(3)
+    x, h, u, v = (torch.randn(2, 4, 6, dtype=torch.float64, generator=generator) for _ in range(4))
+
+    def second(x: Tensor) -> Tensor:
+        y = _rewritten(function)(x)
+        g = torch.cos(torch.arange(y.numel(), dtype=y.dtype)).view(y.shape)
+        (first,) = torch.autograd.grad((y.sin() * g).sum(), x, create_graph=True)
+        return torch.autograd.grad((first.sin() * h).sum(), x, create_graph=True)[0]
+
+    leaf = x.requires_grad_()
+    (third,) = torch.autograd.grad((second(leaf) * u).sum(), leaf)
+    step = 1e-5
+    ahead, behind = ((second((x.detach() + s * v).requires_grad_()) * u).sum().detach() for s in (step, -step))
+    assert torch.allclose((third * v).sum(), (ahead - behind) / (2.0 * step), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.LayerNorm(6), nn.GroupNorm(2, 4), nn.InstanceNorm1d(4), nn.BatchNorm1d(4)], ids=str
+)
+def test_forward_mode_and_transforms_are_right_through_norms(norm: nn.Module) -> None:
+    """Reverse over forward, which is wrong through torch's own, against central differences."""
+    norm = norm.double()
+    norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+    generator = torch.Generator().manual_seed(4)
+    x, v, u, g = (torch.randn(3, 4, 6, dtype=torch.float64, generator=generator) for _ in range(4))
+
+    def slope(x: Tensor) -> Tensor:
+        with Rewritten():
+            return torch.func.jvp(lambda x: (norm(x).sin() * g).sum(), (x,), (v,))[1]
+
+    leaf = x.clone().requires_grad_()
+    (found,) = torch.autograd.grad(slope(leaf), leaf)
+    step = 1e-5
+    assert torch.allclose((found * u).sum(), (slope(x + step * u) - slope(x - step * u)) / (2.0 * step), rtol=1e-6)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
+def test_norms_keep_layout_and_running_statistics(last: bool) -> None:
+    x = torch.randn(3, 4, 2, 5, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    calls: list[Callable[[list[Tensor]], Tensor]] = [
+        lambda s: F.group_norm(x, 2),
+        lambda s: F.instance_norm(x, *s, momentum=0.3),
+        lambda s: F.batch_norm(x, *s, training=True, momentum=0.3),
+    ]
+    for call in calls:
+        ours, theirs = ([torch.zeros(4).double(), torch.ones(4).double()] for _ in range(2))
+        with Rewritten():
+            made = call(ours)
+        expected = call(theirs)
+        assert made.stride() == expected.stride()
+        torch.testing.assert_close([made, *ours], [expected, *theirs])
 
 
 def test_in_place_half_precision_and_packed_tensors_stay_as_they_are() -> None:
@@ -159,7 +222,7 @@ class _Energy(nn.Module):
 @pytest.mark.parametrize("act", [nn.SiLU(), nn.GELU(), nn.Softmax(-1)], ids=str)
 @pytest.mark.parametrize("through", ["analyze", "Hessian"])
 def test_losses_that_differentiate_the_network_themselves_still_work(act: nn.Module, through: str) -> None:
-    """Matching forces takes a third derivative: torch's own forms run then (its LayerNorm's is wrong: refused)."""
+    """Matching forces takes a third derivative."""
     torch.manual_seed(0)
     model = _Energy(act).double()
     data = (torch.randn(12, 3, dtype=torch.float64), torch.randn(12, 3, dtype=torch.float64))
