@@ -1,0 +1,192 @@
+"""Dense float64 matrices of a small network's whole loss, and whether its derivatives are those of what it computes.
+
+Nothing here touches the library. The loss is ``totals(output, target) -> (sum, count)``, written out by hand. Rows of
+the Hessian are torch's double backward in float64, checked along random directions by central differences of the
+gradient, and the gradient by central differences of the loss.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Matrix = NDArray[np.float64]
+Batch = tuple[Tensor, Tensor]
+Totals = Callable[[Tensor, Tensor], tuple[Tensor, Any]]
+STEPS = (1e-5, 1e-6, 1e-7, 1e-4)
+AGREES = 1e-5
+
+
+class PlainHardsigmoid(nn.Module):
+    """torch's own has no second derivative."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.relu6(x + 3) / 6
+
+
+class Exact:
+    """A network in float64 on its data: loss, gradient, and the three matrices."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: list[Batch],
+        totals: Totals,
+        count: float | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        self.model = copy.deepcopy(model).to(dtype)
+        for module in list(self.model.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Hardsigmoid):
+                    setattr(module, name, PlainHardsigmoid())
+        self.batches = [tuple(t.to(dtype) if t.is_floating_point() else t for t in batch) for batch in batches]
+        self.totals = totals
+        self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.places: dict[str, NDArray[np.int64]] = {}
+        start = 0
+        for name, parameter in self.parameters.items():
+            self.places[name] = np.arange(start, start + parameter.numel())
+            start += parameter.numel()
+        self.size = start
+        self._hessian: Matrix | None = None
+        if count is None:
+            with torch.no_grad():
+                count = sum(float(totals(self.model(x), y)[1]) for x, y in self.batches)
+        self.count = count
+
+    def index(self, names: tuple[str, ...]) -> NDArray[np.int64]:
+        return np.concatenate([self.places[name] for name in names])
+
+    def loss(self) -> Tensor:
+        total = sum(self.totals(self.model(x), y)[0] for x, y in self.batches)
+        return total / self.count  # type: ignore[no-any-return]
+
+    def gradient(self, loss: Tensor, **options: Any) -> Tensor:
+        if not loss.requires_grad:
+            return torch.zeros(self.size, dtype=loss.dtype)
+        made = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True, **options)
+        parts = [torch.zeros_like(p) if g is None else g for g, p in zip(made, self.parameters.values(), strict=True)]
+        return torch.cat([part.reshape(-1) for part in parts])
+
+    def hessian(self) -> Matrix:
+        """As autograd gives it, not symmetrised; made once."""
+        if self._hessian is None:
+            with sdpa_kernel(SDPBackend.MATH):
+                slope = self.gradient(self.loss(), create_graph=True)
+                rows = [self.gradient(entry, retain_graph=True).detach().numpy() for entry in slope]
+            self._hessian = np.stack(rows)
+        return self._hessian
+
+    def gauss_newton(self) -> Matrix:
+        made = np.zeros((self.size, self.size))
+        for (x, _), S in zip(self.batches, self.output_curvatures(), strict=True):
+            z = self.model(x)
+            J = np.stack([self.gradient(entry, retain_graph=True).numpy() for entry in z.reshape(-1)])
+            made += J.T @ S @ J
+        return made / self.count
+
+    def output_curvatures(self) -> Iterator[Matrix]:
+        """d2 (loss sum) / d output2 of each batch, over all entries of the output."""
+        for x, y in self.batches:
+            free = self.model(x).detach().requires_grad_(True)
+            (slope,) = torch.autograd.grad(self.totals(free, y)[0], free, create_graph=True)
+            yield np.stack([
+                _or_zero(torch.autograd.grad(s, free, retain_graph=True, allow_unused=True)[0], free)
+                if s.requires_grad else np.zeros(free.numel())
+                for s in slope.reshape(-1)
+            ])  # fmt: skip
+
+    def empirical_fisher(self) -> Matrix:
+        made = np.zeros((self.size, self.size))
+        for x, y in self.batches:
+            for i in range(len(x)):
+                g = self.gradient(self.totals(self.model(x[i : i + 1]), y[i : i + 1])[0]).detach().numpy()
+                made += np.outer(g, g)
+        return made / self.count
+
+    def finite(self) -> bool:
+        """Loss, gradient, its derivative and the loss's own in the output are finite in this dtype."""
+        with sdpa_kernel(SDPBackend.MATH):
+            slope = self.gradient(self.loss(), create_graph=True)
+            parts = [self.loss(), slope, self.gradient(slope.sum(), retain_graph=True)]
+            parts += [torch.from_numpy(S) for S in self.output_curvatures()]
+        return all(bool(torch.isfinite(part).all()) for part in parts)
+
+    def matrix(self, operator: str) -> Matrix:
+        with sdpa_kernel(SDPBackend.MATH):
+            made = getattr(self, operator)()
+        return np.asarray((made + made.T) / 2)
+
+    # -- are autograd's derivatives those of what is computed? ---------------------------------------------------------
+
+    def first_derivative_error(self, directions: int = 2) -> float:
+        """The gradient against differences of the loss: the largest relative difference over blocks and directions."""
+        with sdpa_kernel(SDPBackend.MATH):
+            slope = self.gradient(self.loss()).detach()
+            return self._error(lambda: self.loss().detach(), lambda v: slope @ v, directions, 1e-3, slope)
+
+    def second_derivative_error(self, directions: int = 2) -> float:
+        """Rows of the Hessian against differences of the gradient along directions, and its asymmetry."""
+        H = torch.from_numpy(self.hessian())
+        norm = float(H.norm()) + 1e-300
+        asymmetry = float((H - H.T).norm()) / norm
+        with sdpa_kernel(SDPBackend.MATH):
+            slope = lambda: self.gradient(self.loss()).detach()  # noqa: E731
+            found = self._error(slope, lambda v: H @ v, directions, 1e-6 * norm, None)
+        return max(asymmetry, found)
+
+    def _error(
+        self,
+        value: Callable[[], Tensor],
+        exact: Callable[[Tensor], Tensor],
+        directions: int,
+        small: float,
+        slope: Tensor | None,
+    ) -> float:
+        generator = torch.Generator().manual_seed(5)
+        worst = 0.0
+        for name, parameter in self.parameters.items():
+            rows = self.places[name]
+            for _ in range(directions):
+                v = torch.zeros(self.size, dtype=torch.float64)
+                v[rows] = torch.randn(len(rows), generator=generator, dtype=torch.float64)
+                v *= max(float(parameter.detach().norm()), 1e-3) / v.norm()
+                wanted, size = exact(v), float(exact(v).norm())
+                size += small * float(v.norm()) * (1.0 if slope is None else float(slope[rows].norm()))
+                worst = max(worst, self._difference(value, v, wanted, size))
+        return worst
+
+    def _difference(self, value: Callable[[], Tensor], v: Tensor, wanted: Tensor, size: float) -> float:
+        """The smallest relative difference over the steps; those that are left are not tried once one agrees."""
+        before = {name: p.detach().clone() for name, p in self.parameters.items()}
+        best = float("inf")
+        for step in STEPS:
+            ends = []
+            for sign in (step, -step):
+                self._put({name: before[name] + sign * v[self.places[name]].view_as(p) for name, p in before.items()})
+                ends.append(value())
+            noise = 1e-12 * float(ends[0].norm() + ends[1].norm()) / step  # a wide margin: many operations
+            off = float(((ends[0] - ends[1]) / (2 * step) - wanted).norm())
+            best = min(best, off / (size + noise + 1e-300))
+            if best < AGREES:
+                break
+        self._put(before)
+        return best
+
+    @torch.no_grad()
+    def _put(self, values: dict[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(values[name])
+
+
+def _or_zero(gradient: Tensor | None, like: Tensor) -> Matrix:
+    made = torch.zeros_like(like) if gradient is None else gradient
+    return made.detach().reshape(-1).numpy(force=True)
