@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
+
+LONGEST = 400  # characters of an error's text
+MORE = " (...)"
 
 
 class LayerhessError(Exception):
@@ -13,18 +17,19 @@ class LayerhessError(Exception):
         message: one sentence saying what is wrong.
         where: the batch, block, module or argument concerned (may be empty).
         what_to_do: one sentence saying what to do (may be empty).
+        details: more lines, such as one for each block that failed; not part of the text.
+
+    The text is cut to 400 characters; ``details`` then begins with the whole of it.
     """
 
-    def __init__(self, message: str, *, where: str = "", what_to_do: str = "") -> None:
+    def __init__(self, message: str, *, where: str = "", what_to_do: str = "", details: Sequence[str] = ()) -> None:
         self.message = message
         self.where = where
         self.what_to_do = what_to_do
-        parts = [message.rstrip(".") + "."]
-        if where:
-            parts.append(f"Where: {where.rstrip('.')}.")
-        if what_to_do:
-            parts.append(f"What to do: {what_to_do.rstrip('.')}.")
-        super().__init__(" ".join(parts))
+        whole = _sentence(message, where, what_to_do)
+        cut = len(whole) > LONGEST
+        self.details: tuple[str, ...] = (*([whole] if cut else []), *details)
+        super().__init__(_sentence(*_shortened([message, where, what_to_do])) if cut else whole)
 
 
 class InputError(LayerhessError, ValueError):
@@ -40,6 +45,28 @@ class InputError(LayerhessError, ValueError):
 
 class CheckError(LayerhessError, RuntimeError):
     """A self-check failed: the number asked for would have been wrong, so none is given."""
+
+
+def _sentence(message: str, where: str, what_to_do: str) -> str:
+    parts = [message.rstrip(".") + "."]
+    if where:
+        parts.append(f"Where: {where.rstrip('.')}.")
+    if what_to_do:
+        parts.append(f"What to do: {what_to_do.rstrip('.')}.")
+    return " ".join(parts)
+
+
+def _shortened(parts: list[str]) -> list[str]:
+    """The parts with the ends of the longest ones left out, until the sentence fits."""
+    excess = len(_sentence(*parts)) - LONGEST
+    while excess > 0:
+        longest = max(range(len(parts)), key=lambda i: len(parts[i]))
+        others = max(len(part) for i, part in enumerate(parts) if i != longest)
+        room = max(len(parts[longest]) - excess, others - 1, 40) - len(MORE)
+        kept = parts[longest].removesuffix(MORE)[: min(room, len(parts[longest]) - len(MORE) - 2)]
+        parts = [*parts[:longest], kept.rsplit(" ", 1)[0] + MORE, *parts[longest + 1 :]]
+        excess = len(_sentence(*parts)) - LONGEST
+    return parts
 
 
 class LayerhessWarning(UserWarning):

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layerhess.checks import SelfCheck
+from layerhess.checks.forward_trace import Trace
 from layerhess.curvature.data_pass import FULL
 from layerhess.objective.blocks import make_block
 from layerhess.objective.objective import Objective
@@ -30,6 +32,18 @@ def objective(model: nn.Module | None = None, loss: Any = CE, data: Any = None, 
 
 def full_of(made: Objective) -> Any:
     return make_block(FULL, made.parameters)
+
+
+NAMES = ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+def smooth(coarsest: torch.dtype, kinks: bool = False) -> SelfCheck:
+    return SelfCheck(Trace(coarsest=coarsest, nodes={"ReluBackward0"} if kinks else set()))
+
+
+def blocks_of(made: Any) -> dict[str, Any]:
+    return {"first": make_block("first", {n: made.parameters[n] for n in NAMES[:2]}),
+            "last": make_block("last", {n: made.parameters[n] for n in NAMES[2:]}), FULL: full_of(made)}  # fmt: skip
 
 
 class BentTanh(torch.autograd.Function):

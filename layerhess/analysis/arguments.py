@@ -68,6 +68,7 @@ class Arguments:
             **self.estimates.settings(),
             "loss": objective.evaluation.name,
             "mode": objective.mode,
+            "stop_gradients": objective.stop_gradients,
             "batch_size": objective.batch_size,
             "dtype": str(objective.dtype).removeprefix("torch."),
             "device": str(objective.device),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +27,13 @@ KINKS = (
 )  # fmt: skip
 
 
+STOPS = {
+    "detach": "detach()", "detach_": "detach_()", "data": ".data", "item": "item()", "tolist": "tolist()",
+    "numpy": "numpy()", "register_hook": "a tensor hook",
+}  # fmt: skip
+MOST_STOPS = 12
+
+
 @dataclass
 class Trace:
     """What one forward pass did.
@@ -37,8 +44,9 @@ class Trace:
         custom: custom autograd functions behind the loss, each as "module (function)".
         stateful: modules whose buffers the pass changed (running statistics, which it does not use, left out).
         changed: parameters that the pass itself changed.
+        stops: what takes values or gradients away from autograd, each as "detach() in module (Type)".
         non_finite: first module whose output has a NaN or an infinity, or "".
-        nodes: names of the autograd nodes behind the loss. coarsest: the coarsest floating dtype among them.
+        nodes: names of torch's own autograd nodes behind the loss. coarsest: the coarsest floating dtype among them.
         spans: for each module call, the range of autograd sequence numbers made in it, inner calls first.
     """
 
@@ -47,6 +55,7 @@ class Trace:
     custom: list[str] = field(default_factory=list)
     stateful: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
+    stops: list[str] = field(default_factory=list)
     spans: list[tuple[int, int, str]] = field(default_factory=list)
     non_finite: str = ""
     nodes: set[str] = field(default_factory=set)
@@ -68,7 +77,7 @@ class Trace:
 
     @property
     def smooth(self) -> bool:
-        """No operation with a kink (ReLU, max pooling, ...) is behind the loss."""
+        """No operation of torch with a kink (ReLU, max pooling, ...) is behind the loss; custom functions may be."""
         return not any(node.startswith(KINKS) for node in self.nodes)
 
 
@@ -85,8 +94,9 @@ def trace(objective: Objective, batch: Any) -> Trace:
     after = state_versions(objective.model)
     found.coarsest = objective.dtype
     for node in walk([loss.grad_fn]):
-        found.nodes.add(node.name().rpartition("::")[2])
-        if isinstance(node, BackwardCFunction):
+        if not isinstance(node, BackwardCFunction):
+            found.nodes.add(node.name().rpartition("::")[2])
+        else:
             name = type(node).__name__.removesuffix("Backward")
             found.custom.append(f"{found.made_in(node) or '(root)'} ({name})")
         for meta in getattr(node, "_input_metadata", ()):
@@ -116,18 +126,36 @@ def non_finite_weight(objective: Objective) -> str:
 
 
 class _Calls(TorchFunctionMode):
-    def __init__(self, stack: list[str], found: Trace) -> None:
+    def __init__(self, stack: list[str], found: Trace, kinds: dict[str, str]) -> None:
         super().__init__()
-        self._stack, self._found = stack, found
+        self._stack, self._found, self._kinds = stack, found, kinds
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._found.calls.append((self._stack[-1] if self._stack else "", getattr(func, "__name__", str(func))))
+        module, name = self._stack[-1] if self._stack else None, getattr(func, "__name__", str(func))
+        self._found.calls.append((module or "", name))
+        if (stop := _stop(func, name, args)) and len(self._found.stops) < MOST_STOPS:
+            place = "the loss" if module is None else f"{module or '(root)'} ({self._kinds.get(module, 'module')})"
+            if (sentence := f"{stop} in {place}") not in self._found.stops:
+                self._found.stops.append(sentence)
         return func(*args, **(kwargs or {}))
+
+
+def _stop(func: Any, name: str, args: Sequence[Any]) -> str:
+    """How a call takes a value that depends on the parameters away from autograd, or alters its gradient; or ""."""
+    if name == "__get__":
+        name = "data" if getattr(func, "__self__", None) is Tensor.data else ""
+    known = STOPS.get(name, f"{name}()" if name.startswith("fake_quantize") else "")
+    if not known and (torch.is_grad_enabled() or name.startswith("__")):
+        return ""
+    if not any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
+        return ""
+    return known or "no_grad"
 
 
 @contextmanager
 def _watching(model: nn.Module, found: Trace) -> Iterator[None]:
     names = {id(module): name for name, module in model.named_modules()}
+    kinds = {name: type(module).__name__.removeprefix("Parametrized") for name, module in model.named_modules()}
     stack: list[str] = []
     starts: list[int] = []
     one = torch.ones((), requires_grad=True)
@@ -156,7 +184,7 @@ def _watching(model: nn.Module, found: Trace) -> Iterator[None]:
 
     handles = [register_module_forward_pre_hook(before), register_module_forward_hook(after, always_call=True)]
     try:
-        with _Calls(stack, found), warnings.catch_warnings():
+        with _Calls(stack, found, kinds), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Using `torch.compile")  # of global hooks on compiled modules
             yield
     finally:

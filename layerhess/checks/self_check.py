@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 
+from layerhess.checks.derivatives import SUSPICIOUS, WRONG, WRONG_IN_FLOAT64, Derivatives
 from layerhess.checks.factors import licence
 from layerhess.checks.findings import SelfCheck
-from layerhess.checks.finite_differences import AGREEMENT, finite_differences
 from layerhess.checks.forward_trace import trace
-from layerhess.checks.jacobian import Moves, disagreements
 from layerhess.checks.loss import check_additivity, check_determinism
 from layerhess.checks.output import check_cut, check_items, notes_on_convexity
 from layerhess.checks.randomness import refuse_state_that_follows
@@ -34,10 +33,6 @@ from layerhess.objective.blocks import Block, make_block
 from layerhess.objective.objective import HALF, Objective
 from layerhess.results.record import Check
 
-# Asymmetry above the first is measured again in float64; above the second it is refused where that is impossible.
-SUSPICIOUS = {torch.float64: 1e-7, torch.float32: 1e-5}
-WRONG = {torch.float64: 1e-7, torch.float32: 2e-3}
-WRONG_IN_FLOAT64 = 1e-7
 SHARE = 0.2  # of the free memory, for the sample's graphs
 
 
@@ -96,6 +91,8 @@ def _self_check(
         copied = functools.cache(lambda: _float64_copy(objective, surveyed.samples, stack))
         if found.trace.stateful and (copy := copied()) is not None:
             refuse_state_that_follows(copy, copy.data[0], found.trace.stateful)
+        derivatives = Derivatives(objective, surveyed, copied, blocks, full, seed, found, counters)
+        derivatives.check_gradient()
         if curvature.name == GAUSS_NEWTON.name:
             names = list(full.parameters)
             found.checks.append(check_cut(objective, surveyed.samples, surveyed.places, names, counters))
@@ -110,10 +107,10 @@ def _self_check(
             )
             found.checks.extend(found.licence.checks(_size(data_pass)))
         if curvature.name != HESSIAN.name:
-            _jacobian(objective, surveyed, copied, blocks, full, seed, found, counters, curvature)
+            derivatives.check_jacobian(curvature)
         _symmetry(objective, data_pass, copied, blocks, full, seed, found, counters, curvature, keep, surveyed.places)
         if curvature.name == HESSIAN.name:
-            _differences(objective, copied, blocks, full, seed, found, counters)
+            derivatives.check_products()
     data_pass.release()
     return found
 
@@ -144,7 +141,8 @@ def _symmetry(
     places: Sequence[int],
 ) -> None:
     coarsest = found.trace.coarsest
-    compared = found.licence.exact  # with a product that is symmetric by construction, see checks/factors.py
+    # With a product that is symmetric by construction, see checks/factors.py.
+    compared = {} if objective.stop_gradients == "constant" else found.licence.exact
     rest = {key: block for key, block in blocks.items() if key not in compared}
     measured = symmetry(data_pass, {**rest, FULL: full}, seed) if rest else {}
     norms = {key: m.norm for key, m in measured.items()} or {FULL: size_of_product(data_pass, full, seed)}
@@ -243,107 +241,6 @@ def _locate(
         else:
             continue
         found.failed[key] = failure("symmetry", objective, key, suspects, found.trace, figure)
-
-
-def _differences(
-    objective: Objective,
-    make_copy: Callable[[], Objective | None],
-    blocks: Mapping[str, Block],
-    full: Block,
-    seed: int,
-    found: SelfCheck,
-    counters: Counters,
-) -> None:
-    if not found.trace.smooth:
-        found.checks.append(Check("finite differences", True, "not applicable: the network has kinks (ReLU-like)"))
-        return
-    copied = make_copy()
-    if copied is None:
-        found.checks.append(Check("finite differences", True, "not applicable: no float64 copy of the model"))
-        return
-    tensors = {name: make_block(name, {name: p}) for name, p in objective.parameters.items()}
-    judged, step = finite_differences(copied, copied.data[0], tensors, full, seed, counters)
-    wrong = {name: off for name, off in judged.items() if off > AGREEMENT}
-    good = 0
-    for key, block in blocks.items():
-        members = {name: wrong[name] for name in block.parameters if name in wrong}
-        if members and key not in found.failed and key not in found.zero_suspects:
-            figure = f"off by {max(members.values()):.1e} from finite differences"
-            found.failed[key] = failure("finite differences", objective, key, list(members), found.trace, figure)
-            found.checks.append(found.failed[key])
-        good += key not in found.failed and any(name in judged for name in block.parameters)
-    if good:
-        agreement = max(step, *(off for name, off in judged.items() if name not in wrong), 0.0)
-        found.checks.append(
-            Check("finite differences", True, f"products agree with differences of gradients to {agreement:.1e} "
-                  f"in {good} operators (float64 copy)")
-        )  # fmt: skip
-
-
-def _jacobian(
-    objective: Objective,
-    surveyed: Survey,
-    make_copy: Callable[[], Objective | None],
-    blocks: Mapping[str, Block],
-    full: Block,
-    seed: int,
-    found: SelfCheck,
-    counters: Counters,
-    curvature: CurvatureMatrix,
-) -> None:
-    coarsest = found.trace.coarsest
-    names = list(full.parameters)
-    wrong = disagreements(objective, surveyed.sample, names, curvature.make_graph, seed, counters)
-    limit = WRONG.get(coarsest, 0.3)
-    doubtful = [name for name, off in wrong.items() if not off <= SUSPICIOUS.get(coarsest, 0.0)]
-    copied = make_copy() if doubtful or found.trace.smooth else None
-    if doubtful and copied is not None and objective.dtype != torch.float64:
-        wrong = disagreements(copied, copied.data[0], names, curvature.make_graph, seed, counters)
-        limit = WRONG_IN_FLOAT64 if trace(copied, copied.data[0]).coarsest == torch.float64 else limit
-    tensors = {
-        name: f"off by {off:.1e} from the transposed one"
-        if math.isfinite(off)
-        else f"NaN or infinite in batch {surveyed.places[0]}"
-        for name, off in wrong.items()
-        if not off <= limit
-    }
-    if wrong and not tensors:
-        detail = f"products with J and with its transpose agree to {max(wrong.values()):.1e} in {len(wrong)} tensors"
-        found.checks.append(Check("transpose", True, detail))
-    _fail_tensors("transpose", tensors, objective, blocks, found)
-    if not found.trace.smooth:
-        found.checks.append(Check("finite differences", True, "not applicable: the network has kinks (ReLU-like)"))
-    elif copied is None:
-        found.checks.append(Check("finite differences", True, "not applicable: no float64 copy of the model"))
-    else:
-        moves = Moves(copied, copied.data[0], full, curvature.make_graph, seed, counters)
-        off = moves.disagreement(names)
-        if off is not None and off <= AGREEMENT:
-            detail = (
-                f"products with J agree with differences of the output to {max(off, moves.error):.1e} (float64 copy)"
-            )
-            found.checks.append(Check("finite differences", True, detail))
-        elif off is not None:
-            each = {name: alone for name in names if (alone := moves.disagreement([name])) is not None}
-            tensors = {name: f"off by {alone:.1e} from finite differences" for name, alone in each.items()
-                       if alone > AGREEMENT}  # fmt: skip
-            culprits = tensors or dict.fromkeys(names, f"part of one that is off by {off:.1e} from finite differences")
-            _fail_tensors("finite differences", culprits, objective, blocks, found)
-
-
-def _fail_tensors(
-    name: str,
-    figures: Mapping[str, str],
-    objective: Objective,
-    blocks: Mapping[str, Block],
-    found: SelfCheck,
-) -> None:
-    """Fail every block that has one of these tensors and did not fail before; :func:`_symmetry` lists them."""
-    for key, block in blocks.items():
-        members = [tensor for tensor in block.parameters if tensor in figures]
-        if members and key not in found.failed:
-            found.failed[key] = failure(name, objective, key, members, found.trace, figures[members[0]])
-    found.culprits.update(figures)
 
 
 def _asymmetric(asymmetry: float, found: SelfCheck) -> str:

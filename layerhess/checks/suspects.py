@@ -13,33 +13,38 @@ from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
 from layerhess.results.record import Check
 
+FIRST_DERIVATIVE = "first derivative"  # the name of that check
 WEIGHT_NORM = (
-    "torch's weight_norm has a wrong second derivative: fold it (torch.nn.utils.remove_weight_norm, or "
-    "torch.nn.utils.parametrize.remove_parametrizations) before the analysis, or write w = g * v / v.norm() yourself"
+    "torch's weight_norm has a wrong second derivative: fold it (remove_weight_norm or remove_parametrizations), or "
+    "write w = g * v / v.norm() yourself"
 )
-UNKNOWN = (
-    "look at custom autograd functions and fused kernels in that module (for NaN: at sqrt, norm, log and division by "
-    "0, from there on), and replace them by plain torch operations"
+UNKNOWN = "use plain torch operations there instead of custom autograd functions or fused kernels"
+NOT_FINITE = "look at sqrt, norm, log and division by 0 there, and at custom autograd functions"
+STOPPED = (
+    "use values that autograd differentiates, or hold the others constant with Objective(..., "
+    "stop_gradients='constant') or --stop-gradients constant"
 )
-SKIP = ", or go on without these blocks with skip_failed=True"
+SKIP = "; skip_failed=True leaves such blocks out"
 
 
 def refuse_failed(
     objective: Objective, blocks: Mapping[str, Block], failed: Mapping[str, Check], *, skippable: bool = False
 ) -> CheckError:
-    """The error that refuses a whole analysis, naming blocks and modules.
+    """The error that refuses a whole analysis, naming blocks and modules; its ``details`` have a line for each block.
 
     Args:
         skippable: the caller accepts ``skip_failed=True``, which is then part of the advice.
     """
     names = [name for name in failed if name != FULL] or list(failed)
-    checks = [failed[name] for name in names]
-    modules = list(dict.fromkeys(check.module for check in checks))
+    # A wrong first derivative explains everything after it.
+    names.sort(key=lambda name: failed[name].name != FIRST_DERIVATIVE)
+    first = failed[names[0]]
+    figure, _, suspect = first.detail.partition("; ")
     return CheckError(
-        "a self-check failed, so numbers from these products would be wrong: "
-        + "; ".join(c.detail for c in checks[:3]),
-        where=f"block {', '.join(names[:4])}; module {'; '.join(modules[:4])}",
-        what_to_do=advice(modules, skippable),
+        figure if first.name == FIRST_DERIVATIVE else f"a self-check failed: {figure}",
+        where=f"{_listed('block', names)}; {suspect}",
+        what_to_do=advice(first, skippable),
+        details=[failed[name].detail for name in names],
     )
 
 
@@ -47,11 +52,29 @@ def failure(name: str, objective: Objective, key: str, tensors: Sequence[str], s
     """The failed check of a block: its product is ``figure``, because of one of these tensors."""
     module = suspects_of(objective, tensors)
     if seen.custom:
-        module += f", or the custom autograd function in {' or '.join(seen.custom[:3])}"
+        module += f", or the custom autograd function in {' or '.join(seen.custom[:2])}"
+    if seen.stops:
+        module += f", or {seen.stops[0]}"
     if seen.without_grad:
-        module += f", or the call without gradients of {' or '.join(seen.without_grad[:3])}"
-    return Check(name, False, f"the product of block {key!r} is {figure}; suspect module: {module}",
+        module += f", or the call without gradients of {' or '.join(seen.without_grad[:2])}"
+    return Check(name, False, f"the product of block {key!r} is {figure}; suspect module {module}",
                  block=key, module=module)  # fmt: skip
+
+
+def gradient_failure(objective: Objective, key: str, tensors: Sequence[str], seen: Trace, off: float) -> Check:
+    """The failed check of a block whose gradient is off, relative, because of one of these tensors."""
+    places = [place.partition(" (")[0] for place in seen.custom]  # whose forward runs without gradients
+    stops = [stop for stop in seen.stops if not (stop.startswith("no_grad in ") and stop.split(" ")[2] in places)]
+    suspects = [f"the custom autograd function in {place}" for place in seen.custom[:2]] + stops
+    module = " or ".join(suspects[:2]) if suspects else suspects_of(objective, tensors)
+    detail = f"the gradient of block {key!r} is not the gradient of the loss (off by {off:.1e} from differences of it)"
+    return Check(FIRST_DERIVATIVE, False, f"{detail}; suspect: {module}", block=key, module=module)
+
+
+def _listed(kind: str, names: Sequence[str]) -> str:
+    """Three names, and the number of the others."""
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{kind}{'s' if len(names) > 1 else ''} {', '.join(names[:3])}{rest}"
 
 
 def suspects_of(objective: Objective, parameters: Sequence[str]) -> str:
@@ -68,11 +91,13 @@ def suspects_of(objective: Objective, parameters: Sequence[str]) -> str:
     return "; ".join(list(dict.fromkeys(found))[:3])
 
 
-def advice(suspects: Sequence[str], skippable: bool) -> str:
-    """What to do about them; ``skippable`` where blocks can be left out."""
-    if any("weight_norm" in suspect for suspect in suspects):
+def advice(failed: Check, skippable: bool) -> str:
+    """What to do about a failed check; ``skippable`` where blocks can be left out."""
+    if failed.name == FIRST_DERIVATIVE:
+        return STOPPED
+    if "weight_norm" in failed.module:
         return WEIGHT_NORM
-    return UNKNOWN + SKIP * skippable
+    return (NOT_FINITE if "NaN" in failed.detail else UNKNOWN) + SKIP * skippable
 
 
 def _kind(module: nn.Module) -> str:

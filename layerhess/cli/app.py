@@ -121,6 +121,9 @@ def analyze(
     examples: Annotated[int | None, typer.Option(help="analyse a fixed random subset of this size")] = None,
     examples_seed: Annotated[int, typer.Option(help="which subset")] = 0,
     eval_mode: Annotated[bool, typer.Option("--eval", help="put the model into eval mode meanwhile")] = False,
+    stop_gradients: Annotated[
+        str | None, typer.Option(help="refuse or constant: what is detached or straight-through  [default: refuse]")
+    ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="FILE.safetensors", help="load these weights into the model first")
     ] = None,
@@ -145,6 +148,7 @@ def analyze(
                 checkpoint=checkpoint,
                 device=device,
                 eval_mode=eval_mode,
+                stop_gradients=stop_gradients,
                 examples=examples,
                 examples_seed=examples_seed,
                 batch_size=batch_size,

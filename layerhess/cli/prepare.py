@@ -25,6 +25,7 @@ def prepared(
     checkpoint: Path | None = None,
     device: str | None = None,
     eval_mode: bool = False,
+    stop_gradients: str | None = None,
     examples: int | None = None,
     examples_seed: int = 0,
     batch_size: int | None = None,
@@ -38,6 +39,8 @@ def prepared(
         load_checkpoint(objective.model, checkpoint)
     if eval_mode:
         objective = objective.with_mode("eval")
+    if stop_gradients is not None:
+        objective = objective.with_stop_gradients(stop_gradients)
     if device is not None:
         objective = objective.to(device)
     if examples is not None:

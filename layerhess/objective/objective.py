@@ -18,9 +18,12 @@ from layerhess.objective.batch_norm import TiedNorms, tied_norms
 from layerhess.objective.evaluation import Evaluation
 from layerhess.objective.kernels import plain_kernels
 from layerhess.objective.losses import evaluation_of
+from layerhess.objective.parameters import coarsest, copied, trainable
 from layerhess.objective.snapshot import preserved_random_state, restored
 
 MODES = ("as-is", "eval")
+STOP_GRADIENTS = ("refuse", "constant")
+CONSTANT = "with stopped gradients held constant: derivatives of what is detached, or straight-through, are left out"
 HALF = (torch.float16, torch.bfloat16)
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -36,6 +39,9 @@ class Objective:
         loss: a criterion on (output, target); ``lh.batch_loss(fn)``; or None for a Hugging Face model's own ``.loss``.
         batch_size: split larger batches along dimension 0, which needs less memory; the result is the same.
         mode: "as-is", or "eval" to put the model into eval mode during the analysis.
+        stop_gradients: "refuse" a gradient that is not the derivative of the loss, or "constant": values that the graph
+            does not differentiate (detached ones, those made under ``no_grad``) are constants. For a straight-through
+            quantiser the numbers are then the curvature at the quantised weights.
 
     Attributes:
         model: the unwrapped model. parameters: trainable floating point parameters by first name, in
@@ -52,7 +58,14 @@ class Objective:
     """
 
     def __init__(
-        self, model: nn.Module, data: Any, loss: Any = None, *, batch_size: int | None = None, mode: str = "as-is"
+        self,
+        model: nn.Module,
+        data: Any,
+        loss: Any = None,
+        *,
+        batch_size: int | None = None,
+        mode: str = "as-is",
+        stop_gradients: str = "refuse",
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError(
@@ -62,7 +75,14 @@ class Objective:
             )
         if mode not in MODES:
             raise InputError(f"unknown mode {mode!r}", where="mode", what_to_do="use 'as-is' or 'eval'")
-        self.notes: list[str] = []
+        if stop_gradients not in STOP_GRADIENTS:
+            raise InputError(
+                f"unknown stop_gradients {stop_gradients!r}",
+                where="stop_gradients",
+                what_to_do="use 'refuse' or 'constant'",
+            )
+        self.notes: list[str] = [CONSTANT] if stop_gradients == "constant" else []
+        self.stop_gradients = stop_gradients
         self.model = self._unwrap(model)
         self.data = data
         self.loss = loss
@@ -70,9 +90,9 @@ class Objective:
         self.mode = mode
         self.evaluation: Evaluation = evaluation_of(loss)
         batches.check_data(data, any_batch=not hasattr(self.evaluation, "criterion"))
-        self.parameters, self.frozen = _trainable(self.model)
+        self.parameters, self.frozen = trainable(self.model)
         self.device = next(iter(self.parameters.values())).device
-        self.dtype = _coarsest([p.dtype for p in self.parameters.values()])
+        self.dtype = coarsest([p.dtype for p in self.parameters.values()])
         self.evaluation = self.evaluation.usable(self.device)
         self._note_compiled_parts()
         self._refuse_split_batch_norm()
@@ -116,11 +136,19 @@ class Objective:
 
     def with_mode(self, mode: str) -> Objective:
         """The same objective in another mode."""
-        return Objective(self.model, self.data, self.loss, batch_size=self.batch_size, mode=mode)
+        return self._varied(mode=mode)
 
     def with_batch_size(self, batch_size: int | None) -> Objective:
         """The same objective, split into batches of another size."""
-        return Objective(self.model, self.data, self.loss, batch_size=batch_size, mode=self.mode)
+        return self._varied(batch_size=batch_size)
+
+    def with_stop_gradients(self, stop_gradients: str) -> Objective:
+        """The same objective, where stopped gradients are refused or constants."""
+        return self._varied(stop_gradients=stop_gradients)
+
+    def _varied(self, **changed: Any) -> Objective:
+        given = {"model": self.model, "data": self.data, "loss": self.loss, "batch_size": self.batch_size}
+        return Objective(**{**given, "mode": self.mode, "stop_gradients": self.stop_gradients, **changed})
 
     def to(self, device: str | torch.device) -> Objective:
         """The same objective on a copy of the model on ``device``.
@@ -139,8 +167,8 @@ class Objective:
             ) from None
         if target == self.device:
             return self
-        model = _copied(self.model).to(target)
-        moved = Objective(model, self.data, self.loss, batch_size=self.batch_size, mode=self.mode)
+        model = copied(self.model).to(target)
+        moved = self._varied(model=model)
         moved.evaluation = self.evaluation.to(self.dtype, target)
         return moved
 
@@ -150,13 +178,13 @@ class Objective:
         Raises:
             Exception: whatever ``copy.deepcopy`` raises for a model that cannot be copied.
         """
-        model = _copied(self.model).to(dtype)
+        model = copied(self.model).to(dtype)
         made = Objective.__new__(Objective)
         made.__dict__.update(self.__dict__)
         made.model, made.data, made.dtype, made._depth = model, [batches.cast(b, dtype) for b in data], dtype, 0
         made.batch_size = None
         made.evaluation = self.evaluation.to(dtype, self.device)
-        made.parameters, made.frozen = _trainable(model)
+        made.parameters, made.frozen = trainable(model)
         return made
 
     def narrowed(self, data: list[Any]) -> Objective:
@@ -201,7 +229,7 @@ class Objective:
             index = chosen[(chosen >= start) & (chosen < end)] - start
             if len(index):
                 data.append(batches.take(batch, torch.from_numpy(index)))
-        made = Objective(self.model, data, self.loss, batch_size=self.batch_size, mode=self.mode)
+        made = self._varied(data=data)
         made.notes.append(
             f"a random subset of {examples} of {total} examples (seed {seed}): the numbers are exact for the subset"
         )
@@ -285,11 +313,11 @@ class Objective:
             self.notes.append(f"compiled parts of the model ({', '.join(parts[:3])}) run eagerly while it is analysed")
 
     def _refuse_changed_model(self) -> None:
-        parameters, _ = _trainable(self.model)
+        parameters, _ = trainable(self.model)
         same = list(parameters) == list(self.parameters) and all(
             parameters[name] is parameter for name, parameter in self.parameters.items()
         )
-        dtype = _coarsest([p.dtype for p in parameters.values()])
+        dtype = coarsest([p.dtype for p in parameters.values()])
         if not same or dtype != self.dtype or next(iter(parameters.values())).device != self.device:
             odd = [n for n in {**self.parameters, **parameters} if parameters.get(n) is not self.parameters.get(n)]
             raise InputError(
@@ -310,66 +338,9 @@ class Objective:
         self.notes.append(sentence)
 
 
-def _trainable(model: nn.Module) -> tuple[dict[str, nn.Parameter], tuple[str, ...]]:
-    parameters: dict[str, nn.Parameter] = {}
-    frozen = []
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise InputError(
-                f"the parameter {name!r} of a lazy module has no shape yet",
-                where=name,
-                what_to_do="run one batch through the model first",
-            )
-        if not parameter.requires_grad:
-            frozen.append(name)
-        elif parameter.is_complex():
-            raise InputError(
-                f"the trainable parameter {name!r} is complex; its Hessian is not defined here",
-                where=name,
-                what_to_do="freeze it with requires_grad_(False), or store real and imaginary parts",
-            )
-        elif parameter.is_inference():
-            raise InputError(
-                "the model was made inside torch.inference_mode, so autograd cannot use its parameters",
-                where=name,
-                what_to_do="build or load the model outside inference_mode",
-            )
-        elif parameter.device.type == "meta":
-            raise InputError(f"the parameter {name!r} is on the meta device", where=name, what_to_do="load its values")
-        elif parameter.is_floating_point():
-            parameters[name] = parameter
-        else:
-            frozen.append(name)
-    if not parameters:
-        raise InputError(
-            "the model has no trainable parameters" + (f" ({len(frozen)} are frozen)" if frozen else ""),
-            where=type(model).__name__,
-            what_to_do="call requires_grad_(True) on those to analyse",
-        )
-    return parameters, tuple(frozen)
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    """A deep copy; what modules keep from earlier passes (activations with graphs) is copied without the graph."""
-    kept = [tensor for module in model.modules() for tensor in _tensors_in(module.__dict__)]
-    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf})
-
-
-def _tensors_in(value: Any, depth: int = 4) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif depth and isinstance(value, (dict, list, tuple)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _tensors_in(item, depth - 1)
-
-
 def _dropout(module: nn.Module) -> float:
     if isinstance(module, nn.modules.dropout._DropoutNd):
         return module.p
     if isinstance(module, nn.RNNBase):
         return module.dropout if module.num_layers > 1 else 0.0
     return module.dropout if isinstance(module, nn.MultiheadAttention) else 0.0
-
-
-def _coarsest(dtypes: list[torch.dtype]) -> torch.dtype:
-    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)

@@ -43,7 +43,7 @@ def as_html(analysis: AnalysisRecord) -> str:
     return (
         '<div style="line-height:1.5">'
         f"<div><b>{escape(analysis.model or 'model')}</b>, {count(analysis.total_numel)} parameters, operator "
-        f"{escape(summary.operator_of(analysis))}; {'; '.join(facts)}</div>"
+        f"{escape(summary.operator_of(analysis) + summary.condition(analysis))}; {'; '.join(facts)}</div>"
         f'<div style="{style}">{escape(verdict.headline)}.</div>{details}'
         f'<table style="border-collapse:collapse;margin-top:6px"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>{_estimates(analysis)}</div>"

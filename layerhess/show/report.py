@@ -56,6 +56,7 @@ def as_html(analysis: AnalysisRecord) -> str:
     return _template().render(
         analysis=analysis,
         operator=operator,
+        condition=summary.condition(analysis),
         names=summary.operator_names(operator),
         verdict=summary.verdict(analysis),
         step=summary.stable_step(analysis),

@@ -57,6 +57,12 @@ def names_of(analysis: AnalysisRecord) -> Names:
     return operator_names(operator_of(analysis))
 
 
+def condition(analysis: AnalysisRecord) -> str:
+    """What the operator is under, to follow its name: ", with stopped gradients held constant", or ""."""
+    constant = analysis.settings.get("stop_gradients") == "constant"
+    return ", with stopped gradients held constant" if constant else ""
+
+
 def operator_of(analysis: AnalysisRecord) -> str:
     """The operator whose eigenvalues an analysis holds."""
     return next((s.operator for s in analysis.spectra()), str(analysis.settings.get("operator", "hessian")))

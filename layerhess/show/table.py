@@ -55,7 +55,7 @@ def _heading(analysis: AnalysisRecord) -> Text:
     first = (
         f"{analysis.model or 'model'}: {counted(analysis.total_numel, 'parameter')}, "
         f"{counted(len(analysis.blocks), 'block')}, "
-        f"operator: {operator}"
+        f"operator: {operator}{summary.condition(analysis)}"
     )
     second = f"loss {number(analysis.loss, 6)} over {summary.examples(analysis)}"
     if analysis.gradient_norm == analysis.gradient_norm:

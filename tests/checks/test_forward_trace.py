@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,11 +13,23 @@ from torch import Tensor, nn
 from checked_network import CE, Bent, Moving, X, Y, mlp, objective
 from layerhess.checks.forward_trace import Trace, non_finite_weight, state_versions, trace
 from layerhess.checks.second_derivative import check_second_derivative
-from layerhess.checks.suspects import SKIP, UNKNOWN, WEIGHT_NORM, advice, failure, refuse_failed, suspects_of
+from layerhess.checks.suspects import (
+    FIRST_DERIVATIVE,
+    NOT_FINITE,
+    SKIP,
+    STOPPED,
+    UNKNOWN,
+    WEIGHT_NORM,
+    advice,
+    failure,
+    refuse_failed,
+    suspects_of,
+)
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL
 from layerhess.errors import InputError
 from layerhess.objective.objective import Objective
+from layerhess.results.record import Check
 
 
 class Watched(nn.Module):
@@ -103,8 +116,11 @@ def test_suspects_are_the_modules_that_own_the_tensors() -> None:
         suspects_of(objective(nn.Sequential(old, nn.Linear(5, 3)).double()), ["0.weight_g"])
         == "0 (Linear), weight_norm"
     )
-    assert advice(["a", "b, weight_norm"], True) == WEIGHT_NORM
-    assert advice(["a"], False) == UNKNOWN and advice(["a"], True) == UNKNOWN + SKIP
+    asymmetric = Check("symmetry", False, "is asymmetric", module="a")
+    assert advice(replace(asymmetric, module="b, weight_norm"), True) == WEIGHT_NORM
+    assert advice(asymmetric, False) == UNKNOWN and advice(asymmetric, True) == UNKNOWN + SKIP
+    assert advice(replace(asymmetric, detail="is NaN"), True) == NOT_FINITE + SKIP
+    assert advice(replace(asymmetric, name=FIRST_DERIVATIVE), True) == STOPPED
 
 
 def test_a_failed_check_and_the_refusal_made_of_several() -> None:
@@ -112,18 +128,30 @@ def test_a_failed_check_and_the_refusal_made_of_several() -> None:
     seen = Trace(custom=["f (X)"], without_grad=["g"])
     one = failure("symmetry", made, "0.weight", ["0.weight"], seen, "off by 1")
     assert not one.passed and one.block == "0.weight" and one.name == "symmetry"
-    assert one.detail == f"the product of block '0.weight' is off by 1; suspect module: {one.module}"
+    assert one.detail == f"the product of block '0.weight' is off by 1; suspect module {one.module}"
     assert one.module == (
         "0 (Linear), or the custom autograd function in f (X), or the call without gradients of g"
     )  # fmt: skip
     whole = failure("symmetry", made, FULL, ["2.weight"], Trace(), "quite off")
     error = refuse_failed(made, {}, {FULL: whole, "0.weight": one}, skippable=True)
     assert (
-        "block 0.weight; module 0 (Linear)" in error.where
+        "block 0.weight; suspect module 0 (Linear)" in error.where
         and "quite off" not in str(error)
         and error.what_to_do.endswith(SKIP)
     )
+    assert error.details == (one.detail,)
     assert f"block {FULL}" in refuse_failed(made, {}, {FULL: whole}).where
+
+
+def test_a_refusal_of_many_blocks_is_short_and_has_the_rest_in_its_details() -> None:
+    made = objective()
+    failed = {
+        f"layer.{i}.weight": failure("symmetry", made, f"layer.{i}.weight", ["0.weight"], Trace(), "asymmetric by 0.5")
+        for i in range(30)
+    }
+    error = refuse_failed(made, {}, failed, skippable=True)
+    assert len(str(error)) <= 400 and "layer.2.weight and 27 more" in error.where and "layer.3" not in str(error)
+    assert len(error.details) == 30 and "layer.29.weight" in error.details[-1]
 
 
 # -- the second derivative ---------------------------------------------------------------------------------------------

@@ -1,0 +1,175 @@
+"""Checks that autograd's gradient is the derivative of the loss, by central differences of the loss itself.
+
+Autograd takes detached values for constants, believes the backward of a custom function, and applies hooks. What it
+then gives may be the gradient of another function, or of none, and so may its second derivatives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from layerhess.checks.finite_differences import OFFSET, displaced, scaled_direction
+from layerhess.curvature.counters import Counters
+from layerhess.objective.batches import tensors
+from layerhess.objective.blocks import make_block
+from layerhess.objective.objective import Objective
+
+STEPS = {torch.float64: (1e-6, 1e-5, 1e-4, 1e-7, 1e-3, 1e-2), torch.float32: (3e-4, 1e-3, 3e-3, 1e-4, 1e-2)}
+LIMIT = {torch.float64: 1e-5, torch.float32: 1e-2}  # wrong gradients are off by 1e-3 and more
+LARGEST_SCALE = {torch.float64: 30.0, torch.float32: 3.0}  # weak tensors move so much further
+NOISE = 30.0  # roundoffs of the loss
+RESOLVED = 0.02  # a step with more error, relative, tells nothing
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """How far gradient and differences of the loss are apart.
+
+    Attributes:
+        worst: relative, beyond what step and rounding explain; None where no step can tell.
+        tensors: parameter -> the same for it alone, for those that are off; all of them where none is off alone.
+    """
+
+    worst: float | None
+    tensors: dict[str, float]
+
+
+class GradientCheck:
+    """The loss on a sample and its gradient, near the present weights.
+
+    Args:
+        objective: in session, a float64 copy where that can be made; its weights are displaced, and put back bit by bit.
+        names: the parameters. coarsest: the coarsest floating dtype behind the loss.
+    """
+
+    def __init__(
+        self, objective: Objective, names: Sequence[str], coarsest: torch.dtype, seed: int, counters: Counters
+    ) -> None:
+        self._objective, self._names, self._coarsest = objective, list(names), coarsest
+        self._seed, self._counters = seed, counters
+        self._output = 0.0  # the largest magnitude in the model's outputs
+        self._full = make_block("(full)", {name: objective.parameters[name] for name in names})
+
+    def disagreement(self) -> Disagreement:
+        """Compare <g, d> with (L(theta + r d) - L(theta - r d)) / 2r along one direction d of all parameters.
+
+        Each tensor moves in proportion to its size, half along its gradient and half at random, weak ones further.
+        The differences are taken near the weights rather than at them. The step of least |F(2r) - F(r)|, which tracks
+        the error of F(r), decides; kinks make that error O(r). The check fails if it does along two directions. The
+        tensors are then displaced one by one. Two evaluations of the loss and one gradient when all is right.
+        """
+        with displaced(self._objective, scaled_direction(self._objective, self._full, self._seed + 1), OFFSET):
+            gradient = self._gradient()
+            if gradient is None:
+                return Disagreement(None, {})
+            worst = None
+            for attempt in range(2):
+                direction = self._direction(gradient, self._seed + 2 + attempt)
+                worst = self._judged(gradient, direction)
+                if worst is None or worst <= LIMIT[self._coarsest]:
+                    return Disagreement(worst, {})
+            culprits = {}
+            for name in self._names:
+                alone = self._judged(gradient, {name: direction[name]})
+                if alone is not None and alone > LIMIT[self._coarsest]:
+                    culprits[name] = alone
+            return Disagreement(worst, culprits or dict.fromkeys(self._names, float(worst or 0.0)))
+
+    def _gradient(self) -> dict[str, Tensor | None] | None:
+        """Of the loss's sum over the sample; None where that is not finite."""
+        totals: dict[str, Tensor | None] = dict.fromkeys(self._names)
+        handle = register_module_forward_hook(self._measure)
+        try:
+            for batch in self._objective.data:
+                loss, _ = self._objective.terms(batch)
+                self._counters.count("forwards")
+                self._counters.count("backwards")
+                if not loss.requires_grad:
+                    continue
+                parameters = [self._objective.parameters[name] for name in self._names]
+                found = torch.autograd.grad(loss, parameters, allow_unused=True)
+                for name, part in zip(self._names, found, strict=True):
+                    if part is None:
+                        continue
+                    dense = part.detach().to_dense() if part.is_sparse else part.detach()
+                    if not bool(torch.isfinite(dense).all()):
+                        return None
+                    before = totals[name]
+                    totals[name] = dense if before is None else before + dense
+        finally:
+            handle.remove()
+        return totals
+
+    def _measure(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if module is self._objective.model:
+            for tensor in tensors(output):
+                if tensor.is_floating_point() and tensor.numel():
+                    self._output = max(self._output, float(tensor.detach().abs().max()))
+
+    def _direction(self, gradient: Mapping[str, Tensor | None], seed: int) -> dict[str, Tensor]:
+        direction = scaled_direction(self._objective, self._full, seed)
+        strength = {}
+        for name, drawn in direction.items():
+            part, length = gradient[name], float(torch.linalg.vector_norm(drawn))
+            size = 0.0 if part is None else float(torch.linalg.vector_norm(part))
+            if part is not None and size > 0.0:
+                both = drawn + part.to(drawn) * (length / size)
+                direction[name] = both * (length / max(float(torch.linalg.vector_norm(both)), 1e-300))
+            strength[name] = size * length
+        strongest = max(strength.values(), default=0.0)
+        for name, value in strength.items():
+            if value < strongest:
+                direction[name] = direction[name] * min(LARGEST_SCALE[self._coarsest], strongest / max(value, 1e-300))
+        return direction
+
+    def _judged(self, gradient: Mapping[str, Tensor | None], direction: Mapping[str, Tensor]) -> float | None:
+        """The relative disagreement at the step whose error is least; None if no step can tell."""
+        slope, size = 0.0, 0.0
+        for name, part in direction.items():
+            if (own := gradient[name]) is not None:
+                slope += float((own.double() * part.double()).sum())
+                size += float(torch.linalg.vector_norm(own)) * float(torch.linalg.vector_norm(part))
+        limit = LIMIT[self._coarsest]
+        best: tuple[float, float] | None = None
+        for step in STEPS[self._coarsest]:
+            near, noise = self._difference(direction, step)
+            scale = max(abs(slope), abs(near)) + 1e-3 * size
+            if not math.isfinite(near) or scale == 0.0:
+                continue
+            off = max(0.0, abs(near - slope) - noise) / scale
+            if off <= limit and noise <= limit * scale:
+                return off
+            far, _ = self._difference(direction, 2.0 * step)
+            error, noise = abs(far - near) / scale, noise / scale
+            if not error + noise <= RESOLVED:
+                continue
+            if best is None or error + noise < best[0]:
+                best = error + noise, max(0.0, off - 3.0 * error)
+            if error + noise <= limit:
+                break
+        return None if best is None else best[1]
+
+    def _difference(self, direction: Mapping[str, Tensor], step: float) -> tuple[float, float]:
+        """(central difference of the loss, its rounding)."""
+        above, size = self._loss(direction, step)
+        below, other = self._loss(direction, -step)
+        # A loss that is almost 0 may be the difference of outputs: that of cross entropy is.
+        noise = NOISE * torch.finfo(self._coarsest).eps * (max(size, other) + self._output)
+        return (above - below) / (2.0 * step), noise / (2.0 * step)
+
+    def _loss(self, direction: Mapping[str, Tensor], step: float) -> tuple[float, float]:
+        """(the loss's sum over the sample, the sum of its batches' magnitudes)."""
+        total, size = 0.0, 0.0
+        with displaced(self._objective, direction, step):
+            for batch in self._objective.data:
+                value = float(self._objective.terms(batch)[0].detach().double())
+                self._counters.count("forwards")
+                total, size = total + value, size + abs(value)
+        return total, size

@@ -1,0 +1,255 @@
+"""What autograd gives is the derivative of the loss: honest networks pass, kinks and all; others are named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import layerhess as lh
+from layerhess.checks.gradient import GradientCheck
+from layerhess.curvature.counters import Counters
+from references.dense import flat_parameters, rows_of_hessian
+from witness import refused, untouched
+
+X = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(12) % 3
+CE = nn.CrossEntropyLoss()
+
+
+def function(forward: Callable[[Tensor], Tensor], backward: Callable[[Tensor, Tensor], Tensor]) -> Any:
+    class Custom(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, z: Tensor) -> Tensor:
+            ctx.save_for_backward(z)
+            return forward(z)
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:
+            return backward(g, ctx.saved_tensors[0])
+
+    return Custom.apply
+
+
+def hooked(z: Tensor) -> Tensor:
+    z = 1.0 * z
+    if z.requires_grad:
+        z.register_hook(lambda g: 3.0 * g)
+    return z
+
+
+def unseen(z: Tensor) -> Tensor:
+    with torch.no_grad():
+        size = z.std(1, keepdim=True)
+    return z / (1.0 + size)
+
+
+def normalised(z: Tensor) -> Tensor:
+    return z - z.mean(1, keepdim=True).detach()
+
+
+quantised = function(lambda z: torch.round(4 * z) / 4, lambda g, z: g)
+# name -> (what is done to the hidden layer, what must be said)
+WRONG: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "detached": (normalised, "detach() in hidden (Hidden)"),
+    "no_grad": (unseen, "no_grad in hidden (Hidden)"),
+    "item": (lambda z: z * z.square().mean().item(), "item() in hidden"),
+    "data": (lambda z: z * z.data.square().mean(), ".data in hidden"),
+    "hook": (hooked, "a tensor hook in hidden"),
+    "straight-through": (quantised, "custom autograd function in hidden (Custom)"),
+    "fake-quantised": (lambda z: torch.fake_quantize_per_tensor_affine(z, 0.125, 0, -127, 127), "fake_quantize_per"),
+    "reversed": (function(lambda z: z.clone(), lambda g, z: -0.5 * g), "hidden (Custom)"),
+    "surrogate": (function(lambda z: (z > 0.2).to(z), lambda g, z: g / (1 + z.abs()) ** 2), "hidden (Custom)"),
+    "twice too large": (function(torch.sin, lambda g, z: 2 * g * z.cos()), "hidden (Custom)"),
+}
+# Right first derivatives, all of them: values that are detached without effect, honest rounding, an honest backward.
+RIGHT: dict[str, Callable[[Tensor], Tensor]] = {
+    "shifted softmax": lambda z: (z - z.max(1, keepdim=True).values.detach()).softmax(1),
+    "rounded": lambda z: z + torch.round(z),
+    "honest": function(torch.sin, lambda g, z: g * z.cos()),
+}
+
+
+class Hidden(nn.Module):
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.change(z)
+
+
+class Net(nn.Module):
+    def __init__(self, change: Callable[[Tensor], Tensor], act: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.hidden, self.last, self.act = nn.Linear(6, 8), Hidden(change), nn.Linear(8, 3), act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.hidden(self.act(self.first(x))))  # type: ignore[no-any-return]
+
+
+kinked_or_smooth = pytest.mark.parametrize("act", [torch.relu, torch.tanh], ids=["relu", "tanh"])
+
+
+@kinked_or_smooth
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_gradient_of_something_else_is_refused_with_its_cause_and_a_way_out(
+    kind: str, act: Callable[[Tensor], Tensor]
+) -> None:
+    change, cause = WRONG[kind]
+    for dtype, operator in ((torch.float32, "hessian"), (torch.float64, "gauss_newton")):
+        model = Net(change, act).to(dtype)
+        with refused(model, "not the gradient of the loss", cause, "--stop-gradients constant") as caught:
+            lh.analyze(lh.Objective(model, (X.to(dtype), Y), CE), operator=operator, full=False)
+        assert "first.weight" in caught.value.where and len(str(caught.value)) <= 400
+
+
+@kinked_or_smooth
+def test_blocks_whose_gradient_is_right_are_analysed(act: Callable[[Tensor], Tensor]) -> None:
+    model = Net(normalised, act)
+    analysis = lh.analyze(lh.Objective(model, (X, Y), CE), skip_failed=True)
+    refused_blocks = {name for name, block in analysis.blocks.items() if block.status.startswith("refused")}
+    assert refused_blocks == {"first.weight", "first.bias"}
+    assert analysis.full is not None and analysis.full.status.startswith("refused")
+
+
+@kinked_or_smooth
+@pytest.mark.parametrize("kind", RIGHT)
+def test_honest_functions_pass(kind: str, act: Callable[[Tensor], Tensor]) -> None:
+    for dtype in (torch.float32, torch.float64):
+        model = Net(RIGHT[kind], act).to(dtype)
+        analysis = lh.analyze(lh.Objective(model, (X.to(dtype), Y), CE))
+        assert analysis.converged
+        assert any(check.name == "first derivative" and "agrees" in check.detail for check in analysis.checks)
+
+
+def test_units_that_sit_on_a_kink_are_no_fault() -> None:
+    """A zero bias on blank inputs: at the weights themselves the loss has no derivative."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    nn.init.zeros_(model[0].bias)
+    blank = X.clone()
+    blank[:8] = 0.0
+    assert lh.analyze(lh.Objective(model, (blank, Y), CE)).converged
+
+
+@kinked_or_smooth
+def test_a_loss_whose_gradient_is_right_here_but_not_its_derivative(act: Callable[[Tensor], Tensor]) -> None:
+    """The divergence from one's own detached output is 0 everywhere, with gradient 0; its Hessian is not Fisher's."""
+
+    def own_divergence(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+        logs = F.log_softmax(model(batch[0]), 1)
+        own = F.kl_div(logs, logs.detach(), log_target=True, reduction="sum")
+        return own + F.cross_entropy(model(batch[0]), batch[1], reduction="sum"), len(batch[1])
+
+    model = Net(lambda z: z, act)
+    with refused(model, "finite differences", "detach() in the loss"):
+        lh.analyze(lh.Objective(model, (X, Y), lh.batch_loss(own_divergence)))
+
+
+@pytest.mark.parametrize("name", ["SignSTE", "MaxSpike", "ClampedSpike", "ReluBackward0"])
+def test_a_custom_function_is_believed_nothing_for_its_name(name: str) -> None:
+    """In a smooth network the blocks before it have no licence, and its second derivative is looked at."""
+    custom = type(name, (torch.autograd.Function,), {
+        "forward": staticmethod(lambda ctx, z: (ctx.save_for_backward(z), z * z)[1]),
+        "backward": staticmethod(lambda ctx, g: 2 * g * ctx.saved_tensors[0].detach()),
+    })  # fmt: skip
+    model = Net(custom.apply, torch.relu)
+    with refused(model, "finite differences", f"({name})"):
+        lh.analyze(lh.Objective(model, (X, Y), CE), full=False)
+    allowed = lh.analyze(lh.Objective(model, (X, Y), CE), full=False, skip_failed=True)
+    assert {n for n, block in allowed.blocks.items() if "factors" in block.path} <= {"last.weight", "last.bias"}
+
+
+# -- constants by request ----------------------------------------------------------------------------------------------
+
+
+def test_stopped_gradients_are_constants_on_request() -> None:
+    """DQN: the target does not count. The Hessian of the loss with that target written down as numbers."""
+    following = torch.randn(12, 6, generator=torch.Generator().manual_seed(1)).double()
+
+    def td(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+        target = 0.3 + 0.9 * model(batch[1]).max(1).values.detach()
+        chosen = model(batch[0]).gather(1, Y[:, None]).squeeze(1)
+        return F.mse_loss(chosen, target, reduction="sum"), len(target)
+
+    model = Net(lambda z: z, torch.relu).double()
+    x = X.double()
+    with torch.no_grad():
+        target = 0.3 + 0.9 * model(following).max(1).values
+
+    def loss(flat: Tensor) -> Tensor:
+        given, start = {}, 0
+        for name, p in model.named_parameters():
+            given[name] = flat[start : start + p.numel()].view(p.shape)
+            start += p.numel()
+        return F.mse_loss(torch.func.functional_call(model, given, (x,)).gather(1, Y[:, None]).squeeze(1), target)
+
+    truth = rows_of_hessian(loss, flat_parameters(model))
+    objective = lh.Objective(model, (x, following), lh.batch_loss(td), stop_gradients="constant")
+    with untouched(model):
+        analysis = lh.analyze(objective, top=2, bottom=1)
+    assert analysis.full is not None and analysis.converged
+    values = np.linalg.eigvalsh(truth)[::-1]
+    for got, bound, wanted in zip(
+        analysis.full.eigenvalues, analysis.full.error_bounds, values[[0, 1, -1]].tolist(), strict=True
+    ):
+        assert abs(got - wanted) <= bound + 1e-12
+    assert analysis.settings["stop_gradients"] == "constant"
+    assert "with stopped gradients held constant" in str(analysis)
+    assert any("with stopped gradients held constant" in note for note in analysis.notes)
+
+
+def test_a_straight_through_quantiser_has_the_curvature_at_its_quantised_weights() -> None:
+    class Quantised(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, quantised(self.weight), self.bias)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Quantised(6, 8), nn.Tanh(), Quantised(8, 3)).double()
+    rounded = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    rounded.load_state_dict({n: torch.round(4 * v) / 4 if "weight" in n else v for n, v in model.state_dict().items()})
+    found = lh.analyze(lh.Objective(model, (X.double(), Y), CE, stop_gradients="constant"), top=2)
+    wanted = lh.analyze(lh.Objective(rounded, (X.double(), Y), CE), top=2)
+    for name, block in wanted.blocks.items():
+        bound = block.error_bounds + found.blocks[name].error_bounds
+        assert (abs(block.eigenvalues - found.blocks[name].eigenvalues) <= bound).all()
+
+
+def test_a_backward_that_is_the_gradient_of_nothing_stays_refused() -> None:
+    """Asymmetric: rows of the Jacobian of a vector field that no function has for its gradient."""
+    swirl = function(torch.sin, lambda g, z: g * z.cos() + z.roll(1, 1).cos() * g.roll(1, 1) * 0.5)
+    model = Net(swirl, torch.tanh).double()
+    with refused(model, "asymmetric"):
+        lh.analyze(lh.Objective(model, (X.double(), Y), CE, stop_gradients="constant"))
+
+
+def test_the_choice_is_checked_and_kept_by_variants() -> None:
+    model = Net(lambda z: z, torch.tanh)
+    with refused(model, "stop_gradients", "'refuse' or 'constant'"):
+        lh.Objective(model, (X, Y), CE, stop_gradients="ignore")
+    objective = lh.Objective(model, (X, Y), CE).with_stop_gradients("constant")
+    for variant in (objective, objective.with_mode("eval"), objective.with_batch_size(3), objective.subset(5)):
+        assert variant.stop_gradients == "constant"
+
+
+# -- the figure itself -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.0 + 1e-6, 1.0 + 1e-3, 2.0])
+def test_the_figure_is_the_relative_error_of_the_gradient(factor: float) -> None:
+    scaled = function(torch.sin, lambda g, z: factor * g * z.cos())
+    model = nn.Sequential(nn.Linear(6, 3), Hidden(scaled)).double()
+    objective = lh.Objective(model, (X.double(), Y), CE)
+    objective.data = [objective.data]
+    with untouched(model), objective.session():
+        found = GradientCheck(objective, list(objective.parameters), torch.float64, 0, Counters()).disagreement()
+    error = (factor - 1.0) / factor
+    assert found.worst == pytest.approx(error, rel=3e-3, abs=1e-7)
+    assert set(found.tensors) == (set(objective.parameters) if error > 1e-5 else set())
