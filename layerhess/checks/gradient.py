@@ -45,7 +45,7 @@ class GradientCheck:
     """The loss on a sample and its gradient, near the present weights.
 
     Args:
-        objective: in session, a float64 copy where that can be made; its weights are displaced, and put back bit by bit.
+        objective: in session, a float64 copy where that can be made; its weights are moved, and put back bit by bit.
         names: the parameters. coarsest: the coarsest floating dtype behind the loss.
     """
 
@@ -63,7 +63,7 @@ class GradientCheck:
         Each tensor moves in proportion to its size, half along its gradient and half at random, weak ones further.
         The differences are taken near the weights rather than at them. The step of least |F(2r) - F(r)|, which tracks
         the error of F(r), decides; kinks make that error O(r). The check fails if it does along two directions. The
-        tensors are then displaced one by one. Two evaluations of the loss and one gradient when all is right.
+        tensors are then moved one by one. Two evaluations of the loss and one gradient when all is right.
         """
         with displaced(self._objective, scaled_direction(self._objective, self._full, self._seed + 1), OFFSET):
             gradient = self._gradient()
@@ -94,7 +94,7 @@ class GradientCheck:
                 if not loss.requires_grad:
                     continue
                 parameters = [self._objective.parameters[name] for name in self._names]
-                found = torch.autograd.grad(loss, parameters, allow_unused=True)
+                found: tuple[Tensor | None, ...] = torch.autograd.grad(loss, parameters, allow_unused=True)
                 for name, part in zip(self._names, found, strict=True):
                     if part is None:
                         continue
