@@ -73,6 +73,19 @@ class LayerhessWarning(UserWarning):
     """Something the reader of the numbers should know, and that did not stop the analysis."""
 
 
+def add_note(error: BaseException, sentence: str) -> None:
+    """Add a sentence to an exception of the user's code; Python shows it below the message (from 3.11 on)."""
+    if hasattr(error, "add_note"):
+        error.add_note(sentence)
+    else:  # Python 3.10
+        error.__notes__ = [*notes_of(error), sentence]
+
+
+def notes_of(error: BaseException) -> list[str]:
+    """The sentences that were added to an exception."""
+    return [str(note) for note in getattr(error, "__notes__", [])]
+
+
 def checked_integer(value: Any, name: str, least: int) -> int:
     """The argument ``name`` as an int; NumPy's integers are accepted.
 

@@ -32,7 +32,7 @@ from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass
 from layerhess.curvature.device import KEPT_SHARE, budget, solver_device
-from layerhess.errors import InputError
+from layerhess.errors import InputError, add_note
 from layerhess.linalg.eigen.process import Wanted
 from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective.blocks import Block, Partition, Scheme, make_block
@@ -86,6 +86,7 @@ class Run:
         self._note(*self.objective.notes)
         with self.counters.during("survey"):
             self.surveyed = survey(self.objective, self.counters, self.checkpoint)
+            self._note(*self.surveyed.notes)
             if self.graph_budget.limit is None:
                 self.step = step_bytes(self.objective, self.surveyed)
                 self.graph_budget = default_budget(self.step, self.machine)
@@ -179,10 +180,7 @@ class Run:
                 sentence = f"the partial result is in {self.result().save(self.arguments.out)}"
         except InputError as error:
             sentence = f"the partial result could not be saved: {error}"
-        if hasattr(stop, "add_note"):
-            stop.add_note(sentence)
-        else:  # Python 3.10
-            stop.__notes__ = [sentence]
+        add_note(stop, sentence)
 
     def result(self) -> Analysis:
         """The analysis as far as it got."""

@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from layerhess.curvature.autograd_graph import walk
-from layerhess.objective.batches import tensors
+from layerhess.objective.containers import all_finite, tensors
 from layerhess.objective.objective import Objective
 from layerhess.objective.snapshot import version_of
 
@@ -199,4 +199,4 @@ def _within(name: str, outer: str) -> bool:
 def _bad(tensor: Tensor) -> bool:
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # under vmap: many examples, no single answer
         return False
-    return tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    return not all_finite(tensor)

@@ -14,6 +14,7 @@ from layerhess.curvature.counters import Counters
 from layerhess.curvature.device import is_out_of_memory
 from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.errors import InputError
+from layerhess.objective.containers import tensors
 from layerhess.objective.objective import Objective
 
 ONCE = "Error"  # torch's autograd node for what may be differentiated only once
@@ -49,7 +50,9 @@ def check_second_derivative(
     except InputError:
         raise
     except RuntimeError as error:
-        refusal = None if is_out_of_memory(error) else _no_second_derivative(error, seen)
+        refusal = (
+            None if is_out_of_memory(error) else _of_the_batch(error, sample) or _no_second_derivative(error, seen)
+        )
         if refusal is None:
             raise
         raise refusal from error
@@ -85,6 +88,24 @@ def _refuse_cut_off(objective: Objective, graph: BatchGraph, seen: Trace) -> Non
             where=", ".join(seen.custom[:4]) or "a custom autograd function",
             what_to_do="write its backward with differentiable torch operations, or replace the function by them",
         )
+
+
+def _of_the_batch(error: RuntimeError, sample: Any) -> InputError | None:
+    """The refusal for what torch cannot do with the tensors that the batches are made of."""
+    said = str(error).splitlines()[0][:120]
+    if any(tensor.is_nested for tensor in tensors(sample)):
+        return InputError(
+            f"torch cannot differentiate an operation of the model on nested tensors: it says '{said}'",
+            where="the nested tensors of the batches",
+            what_to_do="use padded tensors with a mask, a packed sequence, or lists of tensors",
+        )
+    if "Found dtype" in said:  # by the backward pass of a loss, from an output and a target of two dtypes
+        return InputError(
+            f"the loss mixes two dtypes, and its gradient cannot: torch says '{said}'",
+            where="loss",
+            what_to_do="give the target the dtype of the output, for example target.to(output.dtype)",
+        )
+    return None
 
 
 def _no_second_derivative(error: RuntimeError, seen: Trace) -> InputError | None:

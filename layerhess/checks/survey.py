@@ -19,10 +19,13 @@ from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.device import is_out_of_memory, solver_device
 from layerhess.curvature.factors.output_hessian import item_curvature
 from layerhess.curvature.totals import Totals, add_up
-from layerhess.errors import InputError
+from layerhess.errors import CheckError, InputError, add_note
 from layerhess.objective import batches
 from layerhess.objective.blocks import make_block
+from layerhess.objective.containers import all_finite, tensors
 from layerhess.objective.evaluation import Seen
+from layerhess.objective.losses import batch_loss
+from layerhess.objective.model_call import described, note_on_keys, refused
 from layerhess.objective.objective import Objective
 
 LOSS, COUNT, SIZE = "loss", "count", "size"  # kinds of sums
@@ -39,7 +42,7 @@ class Survey:
         samples: prepared parts of up to three batches, see :class:`layerhess.checks.sample.Sampler`. sample_size: their
             examples together, 0 if unknown. longest: the most terms summed up in one batch.
         places: which batches the samples are parts of. largest: the examples of the largest batch, 0 if unknown.
-        measured: what rounding is measured on.
+        measured: what rounding is measured on. notes: sentences for the reader.
     """
 
     loss_sum: float
@@ -52,6 +55,7 @@ class Survey:
     places: list[int]
     largest: int
     measured: Sample
+    notes: tuple[str, ...] = ()
 
     @property
     def sample(self) -> Any:
@@ -97,6 +101,7 @@ def too_large(objective: Objective) -> InputError:
 def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], None]) -> Survey:
     sampler, saturation = Sampler(objective), Saturation()
     mean = MeanCheck(objective)
+    notes: dict[str, None] = {}
 
     def share(numbered: tuple[int, Any], totals: Totals) -> None:
         number, batch = numbered
@@ -120,6 +125,8 @@ def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], N
         sampler.offer(number, batch, value, count, own)
         with torch.no_grad():
             mean.offer(batch, seen)
+        if not isinstance(objective.evaluation, batch_loss) and (note := note_on_keys(objective.model, batch)):
+            notes[note] = None
 
     totals = add_up(enumerate(objective.batches()), share, checkpoint=checkpoint)
     mean.close()
@@ -149,11 +156,12 @@ def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], N
         places=places,
         largest=max(size or 0 for size in sizes),
         measured=sampler.measured(samples, examples, by_examples, by_items),
+        notes=tuple(notes),
     )
 
 
 def _surveyed(objective: Objective, batch: Any, where: str) -> Seen:
-    """The loss sum and count, with refusals that name the batch."""
+    """The loss sum and count, with refusals that name the batch; other exceptions get a note that says what it is."""
     try:
         with torch.no_grad():
             return objective.evaluation.surveyed(objective.model, batch, where)
@@ -161,14 +169,25 @@ def _surveyed(objective: Objective, batch: Any, where: str) -> Seen:
         if error.where == where:
             raise
         raise InputError(error.message, where=f"{where}, {error.where}", what_to_do=error.what_to_do) from None
-    except IndexError as error:  # torch's cross entropy, inside a model or a callable of the user
-        if not (found := re.fullmatch(r"Target (-?\d+) is out of bounds\.?", str(error))):
+    except Exception as error:  # user code can raise anything
+        if is_out_of_memory(error) or isinstance(error, CheckError):
             raise
-        raise InputError(
+        if (refusal := _refused(objective, batch, where, error)) is None:
+            add_note(error, described(objective.model, batch, where))
+            raise
+        raise refusal from error
+
+
+def _refused(objective: Objective, batch: Any, where: str, error: Exception) -> InputError | None:
+    """The refusal that an exception of the first forward pass stands for, if any."""
+    # torch's cross entropy, inside a model or a callable of the user
+    if isinstance(error, IndexError) and (found := re.fullmatch(r"Target (-?\d+) is out of bounds\.?", str(error))):
+        return InputError(
             f"class index {found[1]} is out of range",
             where=where,
             what_to_do="use targets from 0 to one less than the number of classes, or ignore_index (-100) to leave out",
-        ) from error
+        )
+    return None if isinstance(objective.evaluation, batch_loss) else refused(objective.model, batch, where, error)
 
 
 def _not_finite(objective: Objective, batch: Any, index: int, value: float) -> InputError:
@@ -176,7 +195,7 @@ def _not_finite(objective: Objective, batch: Any, index: int, value: float) -> I
     module = "" if weight else trace(objective, batch).non_finite
     if weight:
         culprit = f", the weight {weight!r} holds a NaN or an infinity"
-    elif any(not bool(torch.isfinite(t).all()) for t in batches.tensors(batch) if t.is_floating_point()):
+    elif not all(map(all_finite, tensors(batch))):
         culprit = ", the batch itself holds a NaN or an infinity"
     else:
         culprit = f", first seen in the output of module {module!r}" if module else ", first seen in the loss"

@@ -17,7 +17,7 @@ import torch
 
 import layerhess
 from layerhess.cli.user_frames import describe, innermost, is_users
-from layerhess.errors import InputError, LayerhessError
+from layerhess.errors import InputError, LayerhessError, notes_of
 
 DONE, UNFINISHED, UNUSABLE, BUG, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -32,7 +32,7 @@ def ended(command: Callable[[], int], *, show_traceback: bool = False) -> int:
     try:
         return command()
     except KeyboardInterrupt as stop:
-        notes = [str(note).rstrip(".") for note in getattr(stop, "__notes__", [])]
+        notes = [note.rstrip(".") for note in notes_of(stop)]
         _say("interrupted; " + ("; ".join(notes) or "nothing was written") + "; the model is as it was")
         return INTERRUPTED
     except LayerhessError as error:

@@ -8,16 +8,17 @@ from functools import cache
 from pathlib import Path
 
 import layerhess
+from layerhess.errors import notes_of
 
 OURS = str(Path(layerhess.__file__).parent)
 
 
 def describe(error: BaseException) -> str:
-    """The exception's type and message on one line; for a syntax error the offending line as well."""
+    """The exception's type, message and notes on one line; for a syntax error the offending line as well."""
     if isinstance(error, SyntaxError):
         line = f" in the line: {error.text.strip()}" if error.text else ""
         return f"{type(error).__name__}: {error.msg}{line}"
-    lines = str(error).strip().splitlines()
+    lines = [*str(error).strip().splitlines(), *(f"({note.rstrip('.')})" for note in notes_of(error))]
     return f"{type(error).__name__}: {' '.join(lines)}" if lines else type(error).__name__
 
 

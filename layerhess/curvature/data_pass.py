@@ -384,7 +384,9 @@ class DataPass:
             where=f"a batch of {leading_size(batch) or 'unknown size'} examples on {self.objective.device}",
             what_to_do=f"use batch_size={size}, which fits"
             if size
-            else "not even one example fits: use a smaller model or another device",
+            else "not even one example fits: use a smaller model or another device"
+            if leading_size(batch)
+            else "give smaller batches: this one cannot be cut along dimension 0",
         )
 
 

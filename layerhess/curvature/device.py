@@ -125,14 +125,16 @@ def used_bytes(device: torch.device) -> int:
 
 
 def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
-    """Address -> bytes of the storages of the tensors, each once; of a sparse tensor, that of its values."""
+    """Address -> bytes of the storages of the tensors, each once; of a sparse or nested one, that of its values."""
     found = {}
     for tensor in tensors:
         try:
-            held = (tensor._values() if tensor.layout == torch.sparse_coo else tensor).untyped_storage()
+            if tensor.layout != torch.strided:
+                tensor = tensor._values() if tensor.layout == torch.sparse_coo else tensor.values()
+            held = tensor.untyped_storage()
+            found[held.data_ptr()] = held.nbytes()
         except (NotImplementedError, RuntimeError):  # a kind of tensor that has none
             continue
-        found[held.data_ptr()] = held.nbytes()
     return found
 
 

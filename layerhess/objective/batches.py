@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from numbers import Number
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, TensorDataset
 
 from layerhess.errors import InputError
+from layerhess.objective.containers import can_be_cut, movable, tensors, tree_map
 
 BOTH_SPELLINGS = (
     "pass (x, y) for one batch of inputs and targets, or [(x1, y1), (x2, y2), ...] for a sequence of batches"
@@ -62,7 +63,7 @@ def check_data(data: Any, *, any_batch: bool) -> None:
     if isinstance(data, list):
         if not data:
             raise InputError("the data is an empty list", where="data", what_to_do="give at least one batch")
-        if all(isinstance(item, Tensor) for item in data):
+        if not any_batch and all(isinstance(item, Tensor) for item in data):
             raise InputError(
                 f"a list of {len(data)} bare tensors is ambiguous: one batch, or {len(data)} batches without targets?",
                 where="data",
@@ -108,31 +109,6 @@ def may_refill(data: Any) -> bool:
     return not (is_single(data) or isinstance(data, list))
 
 
-def tree_map(function: Callable[[Tensor], Any], value: Any, other: Callable[[Any], Any] = lambda leaf: leaf) -> Any:
-    """Apply ``function`` to every tensor in nested tuples, lists and mappings, and ``other`` to every other leaf."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {key: tree_map(function, value[key], other) for key in value}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(tree_map(function, item, other) for item in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(tree_map(function, item, other) for item in value)
-    return other(value)
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """All tensors in a batch, in order."""
-    found: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    tree_map(note, value)
-    return found
-
-
 def prepare(batch: Any, device: torch.device, refilled: bool = False) -> Any:
     """The batch on ``device``; tensors made inside ``inference_mode`` are cloned so that autograd may use them.
 
@@ -145,9 +121,19 @@ def prepare(batch: Any, device: torch.device, refilled: bool = False) -> Any:
         return moved.clone() if tensor.is_inference() or (refilled and moved is tensor) else moved
 
     def other(leaf: Any) -> Any:
-        return leaf.to(device) if callable(getattr(leaf, "to", None)) else leaf  # graphs and other batch objects
+        return _moved(leaf, device) if movable(leaf) else leaf  # graphs and other batch objects
 
-    return tree_map(one, batch, other)
+    return tree_map(one, batch, other, own_to=True)
+
+
+def _moved(leaf: Any, device: torch.device) -> Any:
+    """An object moved by its own ``to``, which may change the object itself: so a copy is moved."""
+    try:
+        made = copy.copy(leaf)
+        moved = made.to(device)
+    except Exception:  # user code: it cannot be copied, or goes elsewhere than to devices
+        return leaf
+    return made if moved is None else moved
 
 
 def cast(batch: Any, dtype: torch.dtype) -> Any:
@@ -158,15 +144,9 @@ def cast(batch: Any, dtype: torch.dtype) -> Any:
 def leading_size(batch: Any) -> int | None:
     """Number of examples: the size of dimension 0 if all tensors agree on it, else None (cannot be split).
 
-    A batch that holds anything but tensors, numbers and flags cannot be split either.
+    A batch that holds anything but tensors, numbers and flags cannot be split either; see :func:`can_be_cut`.
     """
-    sizes: set[int | None] = set()
-
-    def other(leaf: Any) -> None:
-        if leaf is not None and not isinstance(leaf, Number):
-            sizes.add(None)
-
-    tree_map(lambda tensor: sizes.add(tensor.shape[0] if tensor.ndim else None), batch, other)
+    sizes = {tensor.shape[0] for tensor in tensors(batch)} if can_be_cut(batch) else set()
     return sizes.pop() if len(sizes) == 1 else None
 
 
@@ -226,7 +206,7 @@ def spread_slice(batch: Any, size: int) -> Any:
 def joined(pieces: Sequence[Any]) -> Any | None:
     """Parts of batches as one batch, along dimension 0; None where their tensors' shapes or other content differ."""
     first, rows = pieces[0], [tensors(piece) for piece in pieces]
-    if len({_outline(piece) for piece in pieces}) > 1 or any(leading_size(piece) is None for piece in pieces):
+    if any(leading_size(piece) is None for piece in pieces) or len({_outline(piece) for piece in pieces}) > 1:
         return None
     columns = iter([torch.cat(column) for column in zip(*rows, strict=True)])
     return tree_map(lambda _: next(columns), first)

@@ -35,6 +35,7 @@ _ELEMENTWISE: tuple[type[nn.Module], ...] = (
     nn.MultiMarginLoss,
 )
 _CLASSES: tuple[type[nn.Module], ...] = (nn.CrossEntropyLoss, nn.NLLLoss)
+_INDICES: tuple[type[nn.Module], ...] = (nn.MultiMarginLoss, nn.MultiLabelMarginLoss)
 _SAME_SHAPE: tuple[type[nn.Module], ...] = (*_ELEMENTWISE[:9], nn.KLDivLoss)
 _FUNCTIONS: dict[Callable[..., Any], type[nn.Module]] = {
     F.cross_entropy: nn.CrossEntropyLoss,
@@ -105,6 +106,7 @@ class Criterion:
             return value.reshape(()) * count, float(count)
         if isinstance(self.loss, _SAME_SHAPE) and isinstance(target, Tensor):
             refuse_enlarging_broadcast(output, target, type(self.loss).__name__)
+        output, target = self._in_one_dtype(output, target)
         if self._classes:
             return self._summed(output, target), self._class_count(output, target)
         with warnings.catch_warnings():
@@ -132,6 +134,7 @@ class Criterion:
             return None
         unreduced = copy.copy(self._summed)
         unreduced.__dict__["reduction"] = "none"
+        output, target = self._in_one_dtype(output, target)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Using a target size")
             return unreduced(output, target)  # type: ignore[no-any-return]
@@ -188,6 +191,17 @@ class Criterion:
             return self
         own = [*self.loss.parameters(), *self.loss.buffers()]
         return self.to(None, device) if any(t.is_inference() or t.device != device for t in own) else self
+
+    def _in_one_dtype(self, output: Tensor, target: Any) -> tuple[Tensor, Any]:
+        """Both as the criterion can differentiate them: class indices as int64, numbers in the wider of the dtypes."""
+        if not isinstance(target, Tensor) or target.dtype == output.dtype or target.is_complex():
+            return output, target
+        if not target.is_floating_point() and isinstance(self.loss, (*_CLASSES, *_INDICES)):
+            return output, target.long()
+        if self._classes or (isinstance(self.loss, nn.Module) and list(self.loss.buffers())):  # in the output's dtype
+            return output, target.to(output.dtype)
+        wider = torch.promote_types(output.dtype, target.dtype)
+        return output.to(wider), target.to(wider)
 
     def _class_count(self, output: Tensor, target: Tensor) -> float:
         if target.is_floating_point():  # class probabilities: torch divides by the number of distributions

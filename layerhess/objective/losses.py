@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ from layerhess.errors import InputError
 from layerhess.objective import batches
 from layerhess.objective.criteria import Criterion, Pair, check_scalar
 from layerhess.objective.evaluation import Evaluation, Judged, Seen, checked_tensor, kind_of
+from layerhess.objective.model_call import call
 from layerhess.objective.model_loss import ModelLoss
 
 
@@ -145,7 +145,7 @@ class CriterionLoss:
                     where=f"keys {sorted(map(str, batch))}",
                     what_to_do="add 'labels', or use lh.batch_loss(fn) with fn(model, batch) -> (loss_sum, count)",
                 )
-            output = model(**_accepted(model, batch))
+            output = call(model, batch)
             return _flatten_classes(getattr(output, "logits", output), batch["labels"])
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
@@ -155,7 +155,7 @@ class CriterionLoss:
                 what_to_do="make it (inputs, target), with a tuple of inputs for several, or use lh.batch_loss(fn)",
             )
         inputs, target = batch
-        output = model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+        output = call(model, inputs, target)
         return getattr(output, "logits", output), target
 
     def surveyed(self, model: nn.Module, batch: Any, where: str) -> Seen:
@@ -196,14 +196,6 @@ def evaluation_of(loss: Any) -> Evaluation:
     if isinstance(loss, batch_loss):
         return loss
     return CriterionLoss(Criterion(loss))
-
-
-def _accepted(model: nn.Module, batch: Any) -> dict[str, Any]:
-    """The batch as keyword arguments, without "labels" if the model's forward does not know them."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-    names = {p.name for p in parameters}
-    return {key: batch[key] for key in batch if key != "labels" or open_ended or key in names}
 
 
 def _flatten_classes(logits: Any, labels: Any) -> tuple[Any, Any]:

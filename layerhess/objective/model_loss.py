@@ -11,6 +11,7 @@ from layerhess.errors import InputError
 from layerhess.objective import batches
 from layerhess.objective.criteria import Pair, check_scalar
 from layerhess.objective.evaluation import Judged, Seen, checked_tensor
+from layerhess.objective.model_call import accepted
 
 HF_IGNORE_INDEX = -100
 
@@ -27,7 +28,7 @@ class ModelLoss:
 
     def __call__(self, model: nn.Module, batch: Any) -> Pair:
         """(loss_sum, count) of one batch."""
-        return self._pair(model, batch, self._loss(model(**batch), model))
+        return self._pair(model, batch, self._loss(model(**accepted(model, batch)), model))
 
     def with_output(self, model: nn.Module, batch: Any) -> Judged:
         """The pair and the ``.logits`` of the same forward pass.
@@ -35,7 +36,7 @@ class ModelLoss:
         Raises:
             InputError: the model returns no ``.logits``.
         """
-        result = model(**batch)
+        result = model(**accepted(model, batch))
         loss = self._loss(result, model)
         logits = _field(result, "logits")
         output = checked_tensor(
@@ -52,7 +53,7 @@ class ModelLoss:
                 what_to_do="pass a criterion as the third argument of lh.Objective, for example "
                 "torch.nn.CrossEntropyLoss()",
             )
-        result = model(**batch)
+        result = model(**accepted(model, batch))
         logits = _field(result, "logits")
         # Nearly all such losses are cross entropies, whose second derivative is that of the normalisation.
         return Seen(*self._pair(model, batch, self._loss(result, model)), logits, lambda z: z.logsumexp(dim=-1).sum())
@@ -102,10 +103,11 @@ class ModelLoss:
         ignored[..., 0] = HF_IGNORE_INDEX
         if bool((ignored == HF_IGNORE_INDEX).all()):  # nothing is left: the mean would be NaN
             return not bool(torch.isfinite(loss))
+        named = accepted(model, batch)
         with torch.no_grad():
-            again = self._loss(model(**batch), model)
-            without = self._loss(model(**{**batch, "labels": ignored}), model)
-            if bool(again == self._loss(model(**batch), model)):  # else the loss is random, and this decides nothing
+            again = self._loss(model(**named), model)
+            without = self._loss(model(**{**named, "labels": ignored}), model)
+            if bool(again == self._loss(model(**named), model)):  # else the loss is random, and this decides nothing
                 self._shifted = bool(again == without)
         return bool(again == without)
 

@@ -70,7 +70,7 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         given = _bound(func, args, kwargs)
         with torch._C.DisableTorchFunctionSubclass():
-            made = None if given is None else recording(self, func, given)
+            made = None if given is None or not _is_dense(given["input"]) else recording(self, func, given)
             if made is None:
                 return func(*args, **kwargs)
             y, entries = made
@@ -212,6 +212,10 @@ _BUILT_IN = {
     **dict.fromkeys(CONVOLUTIONS, ("input", "weight", "bias", "stride", "padding", "dilation", "groups")),
 }
 _DEFAULTS: dict[str, Any] = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+
+
+def _is_dense(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
 
 
 @cache

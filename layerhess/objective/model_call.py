@@ -1,0 +1,168 @@
+"""Hands the inputs of a batch to the model, as its forward takes them: by name, by position, or as one object."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layerhess.errors import InputError
+from layerhess.objective.batches import is_mapping
+from layerhess.objective.containers import is_namedtuple, tensors
+
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def call(model: nn.Module, inputs: Any, target: Any = None) -> Any:
+    """The model's output for the inputs of a batch.
+
+    A mapping goes in by name, without the keys that forward does not name; a plain tuple or list by position; where
+    forward has no place for that, and for any other type, the inputs go in as the one object that they are. So does a
+    list of tensors of different sizes, one for each target, where forward would take it either way.
+
+    Args:
+        target: what the output is to be compared with.
+
+    Raises:
+        InputError: forward needs an argument that a mapping has no key for.
+    """
+    signature = _signature(model)
+    if is_mapping(inputs):
+        named = accepted(model, inputs)
+        if signature is None or (named and _binds(signature, (), named)):
+            return model(**named)
+        if _binds(signature, (inputs,)):
+            return model(inputs)
+        raise InputError(
+            f"the model's forward{signature} cannot be called with the keys of a batch: {_listed(inputs)}",
+            where=f"batches of type {type(inputs).__name__}",
+            what_to_do="give the keys the names of forward's arguments, or use lh.batch_loss(fn) with "
+            "fn(model, batch) -> (loss_sum, count), and call the model there",
+        )
+    if type(inputs) in (tuple, list) or is_namedtuple(inputs):
+        if signature is None or not _binds(signature, (inputs,)):
+            return model(*inputs)
+        if _binds(signature, tuple(inputs)) and not _one_object(signature, inputs, target):
+            return model(*inputs)
+    return model(inputs)
+
+
+def accepted(model: nn.Module, batch: Any) -> dict[str, Any]:
+    """A mapping as keyword arguments, without the keys that forward does not name; all, if it takes any."""
+    left_out = set(unnamed(model, batch))
+    return {key: batch[key] for key in batch.keys() if key not in left_out}  # noqa: SIM118, it may only look like a mapping
+
+
+def unnamed(model: nn.Module, batch: Any) -> list[str]:
+    """The keys of a mapping that forward does not name."""
+    signature = _signature(model)
+    if signature is None or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
+        return []
+    return [key for key in batch.keys() if key not in signature.parameters]  # noqa: SIM118
+
+
+def note_on_keys(model: nn.Module, batch: Any) -> str:
+    """A sentence that names the keys of a batch which are not passed to the model; empty if there are none."""
+    inputs = batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
+    if not is_mapping(inputs) or not _binds(_signature(model), (), accepted(model, inputs)):
+        return ""
+    keys = [key for key in unnamed(model, inputs) if inputs is not batch or key != "labels"]
+    if not keys:
+        return ""
+    return f"keys of the batches that the model's forward does not name are not passed to it: {_listed(keys)}"
+
+
+def refused(model: nn.Module, batch: Any, where: str, error: Exception) -> InputError | None:
+    """The refusal for an exception of the first forward pass that the form of the batch explains; else None.
+
+    Args:
+        batch: for a criterion or the model's own loss.
+    """
+    own = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    odd = [t.dtype for t in tensors(batch) if t.is_floating_point() and t.dtype not in own]
+    said = (str(error) or type(error).__name__).splitlines()[0]
+    if odd and isinstance(error, RuntimeError) and re.search("dtype|scalar type|should be the same", said):
+        return InputError(
+            f"a batch has {_named(odd[0])} tensors, and the model's weights are {' and '.join(map(_named, own))}: "
+            f"{said[:120]}",
+            where=where,
+            what_to_do="give both one dtype, for example with x.to(torch.float32), or model.double()",
+        )
+    inputs = batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
+    plain = all(isinstance(item, Tensor) for item in (inputs if isinstance(inputs, (tuple, list)) else [inputs]))
+    if plain or not isinstance(error, (TypeError, AttributeError)):
+        return None
+    return InputError(
+        f"the model's forward does not take the inputs of a batch, {kind(inputs, 1)}: {said[:120]}",
+        where=where,
+        what_to_do="make a batch (inputs, target), where the inputs are a tensor (torch.tensor(...)), a tuple of "
+        "tensors, or a dict by the names of forward's arguments; or use lh.batch_loss(fn)",
+    )
+
+
+def described(model: nn.Module, batch: Any, where: str) -> str:
+    """A sentence for an exception of the model's forward pass: which batch, what it is, and what forward takes."""
+    signature = _signature(model)
+    takes = f"{type(model).__name__}.forward{'(...)' if signature is None else signature}"
+    return f"This came from {where} = {kind(batch)}; the model's own is {takes}."
+
+
+def kind(value: Any, depth: int = 3) -> str:
+    """The type of a value; of tensors also shape and dtype, of containers what is inside."""
+    if isinstance(value, Tensor):
+        layout = "" if str(value.layout) == "torch.strided" else f" {str(value.layout).removeprefix('torch.')}"
+        return f"{str(value.dtype).removeprefix('torch.')} tensor {tuple(value.shape)}{layout}"
+    name = type(value).__name__
+    if depth and is_mapping(value):
+        return f"{name}({_cut([f'{key}: {kind(value[key], depth - 1)}' for key in value.keys()])})"  # noqa: SIM118
+    if depth and isinstance(value, (tuple, list)):
+        return f"{name}({_cut([kind(item, depth - 1) for item in value])})"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{name} {tuple(value.shape)} of {value.dtype}"
+    return name
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _cut(parts: list[str]) -> str:
+    return ", ".join(parts[:6]) + (f", ... {len(parts) - 6} more" if len(parts) > 6 else "")
+
+
+def _listed(keys: Any) -> str:
+    return _cut([repr(key) for key in keys])
+
+
+def _one_object(signature: inspect.Signature, inputs: Any, target: Any) -> bool:
+    """Whether inputs that forward would take either way are one argument."""
+    if is_namedtuple(inputs):
+        needed = [p for p in signature.parameters.values() if p.kind in POSITIONAL and p.default is p.empty]
+        return len(needed) == 1 and len(inputs) > 1 and not set(inputs._fields) <= signature.parameters.keys()
+    if not isinstance(inputs, list) or not all(isinstance(item, Tensor) and item.ndim for item in inputs):
+        return False
+    targets = tensors(target)
+    examples = len(targets[0]) if targets and targets[0].ndim else None
+    return examples == len(inputs) and any(len(item) != examples for item in inputs)
+
+
+def _signature(model: nn.Module) -> inspect.Signature | None:
+    """What forward takes; None where that cannot be known."""
+    try:
+        return inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return None
+
+
+def _binds(signature: inspect.Signature | None, args: tuple[Any, ...], named: Mapping[str, Any] | None = None) -> bool:
+    if signature is None:
+        return True
+    try:
+        signature.bind(*args, **(named or {}))
+    except TypeError:
+        return False
+    return True
