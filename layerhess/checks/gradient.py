@@ -17,8 +17,8 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from layerhess.checks.finite_differences import OFFSET, displaced, scaled_direction
 from layerhess.curvature.counters import Counters
-from layerhess.objective.batches import tensors
 from layerhess.objective.blocks import make_block
+from layerhess.objective.containers import tensors
 from layerhess.objective.objective import Objective
 
 STEPS = {torch.float64: (1e-6, 1e-5, 1e-4, 1e-7, 1e-3, 1e-2), torch.float32: (3e-4, 1e-3, 3e-3, 1e-4, 1e-2)}

@@ -121,7 +121,7 @@ def prepare(batch: Any, device: torch.device, refilled: bool = False) -> Any:
         return moved.clone() if tensor.is_inference() or (refilled and moved is tensor) else moved
 
     def other(leaf: Any) -> Any:
-        return _moved(leaf, device) if movable(leaf) else leaf  # graphs and other batch objects
+        return tree_map(one, _moved(leaf, device)) if movable(leaf) else leaf  # graphs and other batch objects
 
     return tree_map(one, batch, other, own_to=True)
 

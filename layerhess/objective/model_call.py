@@ -143,7 +143,7 @@ def _one_object(signature: inspect.Signature, inputs: Any, target: Any) -> bool:
     if is_namedtuple(inputs):
         needed = [p for p in signature.parameters.values() if p.kind in POSITIONAL and p.default is p.empty]
         return len(needed) == 1 and len(inputs) > 1 and not set(inputs._fields) <= signature.parameters.keys()
-    if not isinstance(inputs, list) or not all(isinstance(item, Tensor) and item.ndim for item in inputs):
+    if not all(isinstance(item, Tensor) and item.ndim for item in inputs):
         return False
     targets = tensors(target)
     examples = len(targets[0]) if targets and targets[0].ndim else None

@@ -15,7 +15,8 @@ import fabricated
 import layerhess as lh
 from commands import Capture, quick_report, refusal, workplace, zero_weights
 from layerhess.cli import main
-from layerhess.errors import InputError
+from layerhess.cli.user_frames import describe
+from layerhess.errors import InputError, add_note, notes_of
 from layerhess.results import store
 
 
@@ -143,6 +144,18 @@ def test_the_traceback_of_the_users_error_is_shown_on_request(here: Path, capsys
     assert main(["analyze", "mine:raises", "--traceback"]) == 2
     err = capsys.readouterr().err
     assert "Traceback" in err and "return numbers[3]" in err
+
+
+def test_a_note_on_an_exception_is_part_of_its_description() -> None:
+    class Old:  # as exceptions are in Python 3.10, without add_note
+        pass
+
+    error, old = ValueError("wrong"), Old()
+    for sentence in ("From batch 0.", "From there."):
+        add_note(error, sentence)
+        add_note(old, sentence)  # type: ignore[arg-type]
+    assert describe(error) == "ValueError: wrong (From batch 0) (From there)"
+    assert notes_of(old) == notes_of(error) == ["From batch 0.", "From there."]  # type: ignore[arg-type]
 
 
 def test_a_full_disk_at_the_end_loses_nothing(here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

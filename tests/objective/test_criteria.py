@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import layerhess as lh
+from layerhess.objective.criteria import Criterion
 from outputs_and_targets import CLASSES, Scaled, classes, numbers
 from refusals import Table, X, Y, analysis, mlp
 
@@ -275,3 +277,36 @@ case("targets of another length", "does not take", "(12, 3)", "(5,)", "batch 0")
 @pytest.mark.parametrize("name", TABLE)
 def test_bad_data_and_losses_are_refused_in_words(name: str) -> None:
     TABLE.check(name)
+
+
+DTYPES: dict[str, tuple[nn.Module, Any]] = {
+    **{
+        f"{type(loss).__name__} against {dtype}": (loss, torch.arange(6).view(6, 1).to(dtype) / 1)
+        for loss in (nn.HuberLoss(), nn.SmoothL1Loss(), nn.MSELoss(), nn.L1Loss(), nn.PoissonNLLLoss())
+        for dtype in (torch.float64, torch.float16)
+    },
+    **{
+        f"{type(loss).__name__} against {dtype}": (loss, (torch.arange(6).view(6, 1) % 2).to(dtype))
+        for loss in (nn.HuberLoss(), nn.MSELoss(), nn.BCEWithLogitsLoss(), nn.SoftMarginLoss(), nn.PoissonNLLLoss())
+        for dtype in (torch.int64, torch.int32, torch.uint8, torch.bool)
+    },
+    "cross entropy against int32": (nn.CrossEntropyLoss(), torch.arange(6, dtype=torch.int32) % 1),
+    "cross entropy against float64": (nn.CrossEntropyLoss(weight=torch.ones(1)), torch.ones(6, 1).double()),
+    "MultiMargin against int32": (nn.MultiMarginLoss(), torch.zeros(6, dtype=torch.int32)),
+    "BCE with weights": (nn.BCEWithLogitsLoss(pos_weight=torch.tensor([2.0])), torch.ones(6, 1).double()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_a_target_of_another_dtype_gives_the_loss_and_gradient_of_float64(name: str) -> None:
+    loss, target = DTYPES[name]
+    output = torch.linspace(-1.5, 2.0, 6).view(6, 1)
+    single, double = output.clone().requires_grad_(), output.double().requires_grad_()
+    value, count = Criterion(loss)(single, target)
+    indices = isinstance(loss, nn.MultiMarginLoss) or (name.endswith("int32") and "cross" in name)
+    exact = copy.deepcopy(loss).double()(double, target.long() if indices else target.double())
+    assert float(value.detach()) / count == pytest.approx(float(exact), rel=1e-6)
+    (gradient,), (expected,) = torch.autograd.grad(value / count, single), torch.autograd.grad(exact, double)
+    torch.testing.assert_close(gradient.double(), expected, rtol=1e-5, atol=1e-7)
+    each = Criterion(loss).losses(output, target)
+    assert each is not None and float(each.sum()) == pytest.approx(float(value.detach()), rel=1e-6)

@@ -1,0 +1,230 @@
+"""Inputs reach the model as its forward takes them: by name, by position, or as the one object that they are."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+import layerhess as lh
+from layerhess.errors import InputError
+from layerhess.objective.model_call import accepted, call, described, kind, note_on_keys
+from refusals import Table, analysis
+
+A, B, T = torch.ones(4, 2), torch.zeros(4, 2), torch.arange(4)
+Pair = namedtuple("Pair", ["a", "b"])
+Other = namedtuple("Other", ["c", "d"])
+
+
+def model(forward: Any) -> nn.Module:
+    made = nn.Module()
+    made.forward = forward  # type: ignore[method-assign]
+    return made
+
+
+def one(x: Any) -> Any:
+    return ("one", x)
+
+
+def two(a: Any, b: Any) -> Any:
+    return ("two", a, b)
+
+
+def optional(x: Any, mask: Any = None) -> Any:
+    return ("optional", x, mask)
+
+
+def open_ended(*args: Any, **named: Any) -> Any:
+    return (args, named)
+
+
+def test_positions() -> None:
+    assert call(model(one), A) == ("one", A)
+    assert call(model(two), (A, B)) == ("two", A, B) and call(model(two), [A, B]) == ("two", A, B)
+    assert call(model(two), Pair(A, B)) == ("two", A, B) and call(model(two), Other(A, B)) == ("two", A, B)
+    assert call(model(one), (A,)) == ("one", (A,)) or call(model(one), (A,)) == ("one", A)
+    assert call(model(optional), (A, B)) == ("optional", A, B) and call(model(optional), [A, B], T) == (
+        "optional",
+        A,
+        B,
+    )
+    assert call(model(open_ended), (A, B)) == ((A, B), {})
+
+
+def test_one_object() -> None:
+    bags = [A, A[:3]]
+    packed = pack_sequence([A, A[:3]])
+    for inputs in (bags, tuple(bags), [A, B, A], Pair(A, B)):
+        assert call(model(one), inputs)[1] is inputs
+    assert call(model(one), packed)[1] is packed and call(model(optional), packed)[1] is packed
+    assert call(model(optional), bags, T[:2])[1] is bags  # a bag for each target
+    assert call(model(one), (A,), T[:1])[1] == (A,)
+    assert call(model(optional), Other(A, B))[1] == Other(A, B)
+    assert call(model(optional), torch.Size([2, 3]))[1] == torch.Size([2, 3])
+
+
+def test_names() -> None:
+    assert call(model(two), {"a": A, "b": B, "id": 3}) == ("two", A, B)
+    assert call(model(optional), {"x": A, "labels": T}) == ("optional", A, None)
+    assert call(model(one), {"features": A}) == ("one", {"features": A})  # the model takes the mapping itself
+    assert call(model(open_ended), {"a": A, "id": 3}) == ((), {"a": A, "id": 3})
+    assert accepted(model(two), {"a": A, "labels": T}) == {"a": A}
+    with pytest.raises(InputError, match=r"forward\(a: .*, b: .*\).* keys of a batch: 'a', 'c'") as caught:
+        call(model(two), {"a": A, "c": B})
+    assert "batch_loss" in caught.value.what_to_do
+
+
+def test_keys_that_are_left_out_are_named() -> None:
+    assert "'id', 'text'" in note_on_keys(model(one), {"x": A, "id": 1, "text": "a", "labels": T})
+    assert "'id'" in note_on_keys(model(one), ({"x": A, "id": 1}, T))
+    for batch in ({"x": A, "labels": T}, (A, T), {"features": A, "labels": T}, ({"features": A}, T)):
+        assert note_on_keys(model(one), batch) == ""
+    assert note_on_keys(model(open_ended), {"id": 1}) == ""
+
+
+def test_a_batch_in_words() -> None:
+    said = kind({"x": A, "of": [T, "name"], "n": None})
+    assert said == "dict(x: float32 tensor (4, 2), of: list(int64 tensor (4,), str), n: NoneType)"
+    assert kind(A.to_sparse()) == "float32 tensor (4, 2) sparse_coo" and kind(A.numpy()) == "ndarray (4, 2) of float32"
+    assert kind([A] * 9).endswith("... 3 more)")
+    assert described(model(two), (A, T), "batch 3").startswith("This came from batch 3 = tuple(float32 tensor (4, 2), ")
+
+
+# -- the whole way, against a float64 Hessian written out --------------------------------------------------------------
+
+SEQUENCES = [torch.randn(n, 3, generator=torch.Generator().manual_seed(n)) for n in (5, 4, 2, 6, 3, 7)]
+LABELS = torch.tensor([0, 1, 2, 1, 0, 2])
+
+
+class Bags(nn.Module):
+    """The same function of a list, a packed sequence, a nested tensor, and a sparse matrix that sums rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.outer = nn.Linear(3, 4), nn.Linear(4, 3)
+
+    def forward(self, bags: Any, mask: Any = None) -> Tensor:
+        assert mask is None
+        if isinstance(bags, PackedSequence):
+            padded, lengths = nn.utils.rnn.pad_packed_sequence(bags, batch_first=True)
+            bags = [row[:n] for row, n in zip(padded, lengths, strict=True)]
+        if isinstance(bags, Tensor) and bags.is_nested:
+            hidden = torch.tanh(self.inner(bags))
+            parts = torch.split(hidden.values(), hidden.offsets().diff().tolist())
+            return self.outer(torch.stack([part.sum(0) for part in parts]))
+        return self.outer(torch.stack([torch.tanh(self.inner(bag)).sum(0) for bag in bags]))
+
+
+class Summed(Bags):
+    def forward(self, rows: Tensor, sums: Tensor) -> Tensor:  # type: ignore[override]
+        return self.outer(sums @ torch.tanh(self.inner(rows)))
+
+
+def true_top() -> float:
+    net = Bags().double()
+    shapes = {name: p.shape for name, p in net.named_parameters()}
+
+    def loss(flat: Tensor) -> Tensor:
+        parts = torch.split(flat, [s.numel() for s in shapes.values()])
+        named = {name: part.view(s) for (name, s), part in zip(shapes.items(), parts, strict=True)}
+        return F.cross_entropy(torch.func.functional_call(net, named, ([s.double() for s in SEQUENCES],)), LABELS)
+
+    flat = torch.cat([p.detach().reshape(-1) for p in net.parameters()])
+    return float(torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, flat))[-1])
+
+
+def sums(lengths: list[int]) -> Tensor:
+    return torch.block_diag(*[torch.ones(1, n) for n in lengths])
+
+
+def cut(make: Any) -> list[Any]:
+    return [(make(SEQUENCES[:4]), LABELS[:4]), (make(SEQUENCES[4:]), LABELS[4:])]
+
+
+def one_graph(layout: str) -> Any:
+    matrix = sums([len(s) for s in SEQUENCES])
+    return (torch.cat(SEQUENCES), matrix.to_sparse() if layout == "coo" else matrix.to_sparse_csr()), LABELS
+
+
+FORMS: dict[str, Any] = {
+    "lists": lambda: cut(list),
+    "tuples": lambda: cut(tuple),
+    "pairs that might be a mask": lambda: [(SEQUENCES[i : i + 2], LABELS[i : i + 2]) for i in (0, 2, 4)],
+    "packed": lambda: cut(lambda part: pack_sequence(part, enforce_sorted=False)),
+    "nested": lambda: cut(lambda part: torch.nested.nested_tensor(part, layout=torch.jagged)),
+    "named": lambda: [{"bags": SEQUENCES, "labels": LABELS, "id": "a", "weight": None}],
+    "COO": lambda: one_graph("coo"),
+    "CSR": lambda: one_graph("csr"),
+}
+LOSSES: dict[str, Any] = {
+    "criterion": nn.CrossEntropyLoss(),
+    "callable": lambda o, t: F.cross_entropy(o, t),
+    "batch_loss": lh.batch_loss(
+        lambda o, b: (F.cross_entropy(o, b[1], reduction="sum"), len(b[1])), output=lambda m, b: call(m, b[0], b[1])
+    ),
+}
+TOP = true_top()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("form", FORMS)
+def test_batches_of_every_form_give_the_same_number(form: str, loss: str) -> None:
+    if (form, loss) == ("named", "batch_loss"):
+        pytest.skip("a batch_loss reads its mappings itself")
+    net = Summed() if form in ("COO", "CSR") else Bags()
+    found = lh.analyze(lh.Objective(net, FORMS[form](), LOSSES[loss]), blocks="weight")
+    assert found.full is not None
+    assert abs(float(found.full.eigenvalues[0]) - TOP) <= float(found.full.error_bounds[0]) + 1e-6
+    assert not any("no copy of the model" in note for note in found.notes)
+    assert any("'id', 'weight'" in note for note in found.notes) is (form == "named")
+
+
+TABLE = Table()
+TABLE.case("no second derivative of nested tensors", "nested tensors", "padded")(
+    analysis(
+        cut(lambda part: torch.nested.nested_tensor(part, layout=torch.jagged)),
+        model=lambda: Nested(),
+    )
+)
+TABLE.case("a mapping without what forward needs", "'features'", "forward(x", "names of forward's")(
+    analysis([{"features": A, "labels": T}], model=lambda: Needs())
+)
+TABLE.case("a mapping for a module that takes a tensor", "dict", "'batch 0'"[1:-1], "names of forward's arguments")(
+    analysis([({"features": A}, T)], model=lambda: nn.Sequential(nn.Linear(2, 4)))
+)
+TABLE.case("another dtype", "float64 tensors", "weights are float32", "x.to(torch.float32)")(
+    analysis((torch.ones(12, 4).double(), torch.arange(12) % 3))
+)
+
+
+class Nested(Bags):
+    def forward(self, bags: Tensor) -> Tensor:  # type: ignore[override]
+        return self.outer(torch.tanh(self.inner(bags)).sum(1))
+
+
+class Needs(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(2, 4)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x) * scale
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_what_the_model_cannot_take_is_refused_in_words(name: str) -> None:
+    TABLE.check(name)
+
+
+def test_other_exceptions_of_the_forward_pass_say_which_batch_and_what_forward_takes() -> None:
+    data = [(A, T), (torch.ones(4, 3), T)]
+    with pytest.raises(RuntimeError, match="cannot be multiplied") as caught:
+        lh.analyze(lh.Objective(nn.Sequential(nn.Linear(2, 4)), data, nn.CrossEntropyLoss()))
+    (note,) = caught.value.__notes__
+    assert note.startswith("This came from batch 1 = tuple(float32 tensor (4, 3), int64 tensor (4,)); ")
+    assert "Sequential.forward(input" in note
