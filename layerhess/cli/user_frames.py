@@ -41,7 +41,8 @@ def is_users(error: BaseException) -> bool:
     That is so when, after the last of our own frames, the traceback goes through code that is neither ours nor the
     standard library's nor a plain function of torch or NumPy: a module's forward, a data loader, the user's files.
     """
-    frames = [f.filename for f in traceback.extract_tb(error.__traceback__)]
+    found = traceback.extract_tb(error.__traceback__)
+    frames = [f.filename for f in found if f.name != "__torch_function__"]  # which watch the user's calls, ours too
     last = max((i for i, name in enumerate(frames) if _within(name, OURS)), default=-1)
     return any(_is_foreign(name) for name in frames[last + 1 :])
 

@@ -305,7 +305,7 @@ def test_a_target_of_another_dtype_gives_the_loss_and_gradient_of_float64(name: 
     value, count = Criterion(loss)(single, target)
     indices = isinstance(loss, nn.MultiMarginLoss) or (name.endswith("int32") and "cross" in name)
     exact = copy.deepcopy(loss).double()(double, target.long() if indices else target.double())
-    assert float(value.detach()) / count == pytest.approx(float(exact), rel=1e-6)
+    assert float(value.detach()) / count == pytest.approx(float(exact.detach()), rel=1e-6)
     (gradient,), (expected,) = torch.autograd.grad(value / count, single), torch.autograd.grad(exact, double)
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-5, atol=1e-7)
     each = Criterion(loss).losses(output, target)
