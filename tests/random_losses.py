@@ -42,7 +42,7 @@ class Loss:
 
 
 def class_weights(classes: int) -> Tensor:
-    return torch.tensor([0.5, 2.0, 1.25, 0.75, 1.5][:classes], dtype=torch.float64)
+    return torch.tensor([0.5, 2.0, 1.25, 0.75, 1.5, 1.0, 0.25][:classes], dtype=torch.float64)
 
 
 def _classes(generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:

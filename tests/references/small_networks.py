@@ -31,6 +31,20 @@ class PlainHardsigmoid(nn.Module):
         return nn.functional.relu6(x + 3) / 6
 
 
+class PlainInstanceNorm(nn.Module):
+    """torch's own has a wrong gradient for a batch of one example where the incoming one is not contiguous (2.13)."""
+
+    def __init__(self, norm: nn.InstanceNorm1d | nn.InstanceNorm2d) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        spatial, shape = tuple(range(2, x.dim())), (1, -1, *[1] * (x.dim() - 2))
+        x = x - x.mean(spatial, keepdim=True)
+        x = x * torch.rsqrt(x.square().mean(spatial, keepdim=True) + self.eps)
+        return x * self.weight.view(shape) + self.bias.view(shape)
+
+
 class Exact:
     """A network in float64 on its data: loss, gradient, and the three matrices."""
 
@@ -47,6 +61,8 @@ class Exact:
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.Hardsigmoid):
                     setattr(module, name, PlainHardsigmoid())
+                elif isinstance(child, nn.InstanceNorm1d | nn.InstanceNorm2d):
+                    setattr(module, name, PlainInstanceNorm(child))
         self.batches = [tuple(t.to(dtype) if t.is_floating_point() else t for t in batch) for batch in batches]
         self.totals = totals
         self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}

@@ -94,7 +94,7 @@ def test_moments_of_each_probe_are_its_exact_quadratic_forms(name: str) -> None:
     np.testing.assert_allclose((found.weights * found.nodes).sum(axis=1), first, atol=1e-12 * size)
     np.testing.assert_allclose((found.weights * found.nodes**2).sum(axis=1), second, atol=1e-12 * size**2)
     assert found.mean == pytest.approx(first.mean(), abs=1e-12 * size)
-    assert found.mean_error == pytest.approx(first.std(ddof=1) / np.sqrt(3), abs=1e-12 * size)
+    assert found.mean_error >= first.std(ddof=1) / np.sqrt(3) - 1e-12 * size
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
@@ -105,6 +105,22 @@ def test_moments_are_unbiased_over_seeds_and_their_errors_are_their_scatter(name
         stated = np.sqrt(np.mean([getattr(f, error) ** 2 for f in found]))
         assert abs(samples.mean() - truth) < 4 * samples.std(ddof=1) / np.sqrt(len(found))
         assert 0.6 < stated / samples.std(ddof=1) < 1.6
+
+
+@pytest.mark.parametrize("values", [(3.0,), (3.0, -2.0), (-3.0, 0.5)], ids=str)
+def test_errors_cover_what_all_vectors_have_little_of(values: tuple[float, ...]) -> None:
+    """One or two eigenvalues carry the moments of 60: in many runs, ten vectors' own spread says far too little."""
+    spectrum = np.zeros(60)
+    spectrum[: len(values)] = values
+    matrix, off, plain = rotated(spectrum, seed=3), [], []
+    for seed in range(200):
+        found = run(matrix, Density(steps=4), seed).result()
+        for power, value, error in ((1, found.mean, found.mean_error), (2, found.second, found.second_error)):
+            rows = (found.weights * found.nodes**power).sum(axis=1)
+            miss = abs(value - np.mean(spectrum**power))
+            plain.append(miss / (rows.std(ddof=1) / np.sqrt(len(rows))))
+            off.append(miss / error)
+    assert max(plain) > 5.0 and max(off) < 4.0
 
 
 @pytest.mark.parametrize("name", ["identity", "zero", "one dimension"])
