@@ -267,6 +267,21 @@ def test_a_block_of_one_parameter() -> None:
     assert analysis.coupling.value == pytest.approx(np.abs(matrix), rel=1e-9, abs=1e-12)
 
 
+def test_couplings_of_a_small_model_are_read_without_an_error() -> None:
+    """24 to 9 parameters a block, 46 in all: reading them costs no more than four times the probes."""
+    model = nn.Sequential(nn.Linear(8, 3), nn.Tanh(), nn.Linear(3, 4), nn.Softplus(), nn.Linear(4, 1)).double()
+    data = (torch.randn(9, 8).double(), torch.randn(9, 1).double())
+    for options in ({"density": True}, {"top": 1}):
+        objective = lh.Objective(model, data, nn.MSELoss())
+        analysis = lh.analyze(objective, blocks="weight", full=False, coupling=True, **options)
+        names, matrix = list(analysis.blocks), lh.Hessian(objective).to_dense().numpy()
+        places = dict(zip(("0.weight", "2.weight", "4.weight"), (range(24), range(27, 39), range(43, 47)), strict=True))
+        assert analysis.coupling is not None and analysis.coupling.probes == 0
+        truth = [[np.linalg.norm(matrix[np.ix_(places[a], places[b])]) for b in names] for a in names]
+        assert analysis.coupling.value == pytest.approx(np.array(truth), rel=1e-9)
+        assert not analysis.coupling.standard_error.any()
+
+
 def test_a_steps_count_above_the_block_shrinks_and_says_so() -> None:
     model, batches = grouped_problem()
     objective = lh.Objective(model, batches[:6], nn.CrossEntropyLoss())

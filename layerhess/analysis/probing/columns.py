@@ -14,12 +14,16 @@ from layerhess.linalg.estimates import CouplingEstimate
 from layerhess.linalg.stochastic.coupling import Coupling, CouplingSamples
 from layerhess.objective.blocks import Block
 
+READ_WHOLE = 4  # times the products of the probes: where every block can be read for no more, no number needs an error
+
 Script = Generator[dict[str, Request], Mapping[str, Tensor], None]
 
 
 @dataclass
 class Columns:
     """The couplings of some blocks: probe by probe H[:, b] v_b for every block b, or all unit vectors of a small one.
+
+    A small model is read whole: from a few vectors, the standard error itself is uncertain (Student's t).
 
     Args:
         options: how many probes. blocks: those coupled, in model order. full: the block of all parameters.
@@ -38,7 +42,9 @@ class Columns:
         self._samples = CouplingSamples([block.numel for block in self.blocks.values()])
 
     def take(self, name: str, squares: Sequence[Sequence[float]]) -> None:
-        """Add columns that were made elsewhere: (probes, B) of ||H_cb v||^2."""
+        """Add columns that were made elsewhere: (probes, B) of ||H_cb v||^2; a block that is read whole needs none."""
+        if self.small(name):
+            return
         for row in squares:
             self._samples.add(self._place(name), row)
         self._made[name] = self._made.get(name, 0) + len(squares)
@@ -47,9 +53,9 @@ class Columns:
         """Ask for the columns that are missing."""
         jobs = [
             (name, i)
-            for i in range(self.options.probes)
-            for name, block in self.blocks.items()
-            if self._made.get(name, 0) <= i < block.numel
+            for i in range(max(map(self._number, self.blocks), default=0))
+            for name in self.blocks
+            if self._made.get(name, 0) <= i < self._number(name)
         ]
         for start in range(0, len(jobs), self.room):
             batch = jobs[start : start + self.room]
@@ -63,8 +69,17 @@ class Columns:
         return self._samples.result(list(self.blocks))
 
     def small(self, name: str) -> bool:
-        """Whether reading the block whole costs no more than its probes."""
-        return self.blocks[name].numel <= self.options.probes
+        """Whether reading the block whole costs no more than its probes, or the whole model is small."""
+        return self.blocks[name].numel <= self.options.probes or self._few
+
+    @property
+    def _few(self) -> bool:
+        sizes = [block.numel for block in self.blocks.values()]
+        return sum(sizes) <= READ_WHOLE * self.options.probes * len(sizes)
+
+    def _number(self, name: str) -> int:
+        """Of a block's columns."""
+        return self.blocks[name].numel if self.small(name) else self.options.probes
 
     def _place(self, name: str) -> int:
         return list(self.blocks).index(name)
