@@ -268,7 +268,7 @@ def test_a_block_of_one_parameter() -> None:
 
 
 def test_couplings_of_a_small_model_are_read_without_an_error() -> None:
-    """24 to 9 parameters a block, 46 in all: reading them costs no more than four times the probes."""
+    """Three weights of 40 parameters: reading them costs no more than four times the probes."""
     model = nn.Sequential(nn.Linear(8, 3), nn.Tanh(), nn.Linear(3, 4), nn.Softplus(), nn.Linear(4, 1)).double()
     data = (torch.randn(9, 8).double(), torch.randn(9, 1).double())
     for options in ({"density": True}, {"top": 1}):
