@@ -133,7 +133,7 @@ def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
                 tensor = tensor._values() if tensor.layout == torch.sparse_coo else tensor.values()
             held = tensor.untyped_storage()
             found[held.data_ptr()] = held.nbytes()
-        except (NotImplementedError, RuntimeError):  # a kind of tensor that has none
+        except (NotImplementedError, RuntimeError):  # a kind of tensor that has none, as in transforms of torch.func
             continue
     return found
 

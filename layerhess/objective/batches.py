@@ -150,6 +150,7 @@ def leading_size(batch: Any) -> int | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
+@torch.enable_grad()  # parts of an input that the loss differentiates by can be differentiated by as well
 def take(batch: Any, index: slice | Tensor) -> Any:
     """The examples ``index`` of a batch along dimension 0."""
     return tree_map(lambda tensor: tensor[index.to(tensor.device) if isinstance(index, Tensor) else index], batch)
@@ -203,6 +204,7 @@ def spread_slice(batch: Any, size: int) -> Any:
     return take(batch, torch.arange(size) * total // size)
 
 
+@torch.enable_grad()
 def joined(pieces: Sequence[Any]) -> Any | None:
     """Parts of batches as one batch, along dimension 0; None where their tensors' shapes or other content differ."""
     first, rows = pieces[0], [tensors(piece) for piece in pieces]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from layerhess.errors import InputError
 
@@ -230,7 +231,8 @@ class Criterion:
             _refuse_broadcast(output, target, self.name, where)
 
     def _value_and_gradient(self, output: Tensor, target: Tensor) -> tuple[float, Tensor]:
-        with torch.enable_grad():
+        # A caller that wants no gradients may have seen to it that nothing is saved for them.
+        with torch.enable_grad(), saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
             leaf = output.detach().requires_grad_()
             value = self.loss(leaf, target)
             (gradient,) = torch.autograd.grad(value, leaf)

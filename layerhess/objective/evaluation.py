@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from layerhess.errors import InputError
 from layerhess.objective.criteria import Pair
+
+P = ParamSpec("P")
+E = TypeVar("E")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,51 @@ class Evaluation(Protocol):
 
     def usable(self, device: torch.device) -> Evaluation:
         """The same evaluation with its own tensors where autograd can use them, on ``device``."""
+
+
+def gradients_on(method: Callable[Concatenate[E, P], R]) -> Callable[Concatenate[E, P], R]:
+    """Run a method of an evaluation with gradients on even where its caller has them off.
+
+    Losses (PINN, gradient penalties) and models (forces) may differentiate the network, and have no value without
+    gradients, or another one. Where the caller has them off, nothing is saved for a backward pass at first, so that
+    memory is that of a forward pass; where that fails, the evaluation is taken for one that differentiates, and all is
+    saved from then on. The result then comes without its graph.
+    """
+
+    @functools.wraps(method)
+    def run(evaluation: E, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.is_grad_enabled():
+            return method(evaluation, *args, **kwargs)
+        if not getattr(evaluation, "differentiates", False):
+            try:
+                with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda saved: None, _not_saved):
+                    return cast(R, _without_graph(method(evaluation, *args, **kwargs)))
+            except InputError:
+                raise
+            except Exception:  # its backward pass found nothing, or a transform of torch.func refused the hooks
+                with torch.enable_grad():
+                    made = method(evaluation, *args, **kwargs)
+            evaluation.differentiates = True  # type: ignore[attr-defined]
+            return cast(R, _without_graph(made))
+        with torch.enable_grad():
+            return cast(R, _without_graph(method(evaluation, *args, **kwargs)))
+
+    return run
+
+
+def _not_saved(nothing: None) -> Tensor:
+    raise RuntimeError("nothing was saved for a backward pass")
+
+
+def _without_graph(value: Any) -> Any:
+    """Tensors in tuples and in the records of this module, detached."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if type(value) is tuple:
+        return tuple(_without_graph(part) for part in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: _without_graph(getattr(value, field.name)) for field in fields(value)})
+    return value
 
 
 def checked_tensor(value: Any, what: str, where: str) -> Tensor:

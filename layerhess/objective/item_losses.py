@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from layerhess.errors import InputError
 from layerhess.objective import batches
-from layerhess.objective.evaluation import Evaluation
+from layerhess.objective.evaluation import Evaluation, gradients_on
 from layerhess.objective.losses import CriterionLoss, batch_loss
 
 LEVELS = ("item", "token")
 
 
+@gradients_on
 def item_losses(evaluation: Evaluation, model: nn.Module, batch: Any, level: str) -> tuple[Tensor, float]:
     """The losses of a batch's items, which add up to its loss sum, and its count.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from layerhess.errors import InputError
 from layerhess.objective import batches
 from layerhess.objective.criteria import Criterion, Pair, check_scalar
-from layerhess.objective.evaluation import Evaluation, Judged, Seen, checked_tensor, kind_of
+from layerhess.objective.evaluation import Evaluation, Judged, Seen, checked_tensor, gradients_on, kind_of
 from layerhess.objective.model_call import call
 from layerhess.objective.model_loss import ModelLoss
 
@@ -56,6 +56,7 @@ class batch_loss:
         self.output = output
         self.name = f"batch_loss({getattr(fn, '__name__', type(fn).__name__)})"
 
+    @gradients_on
     def __call__(self, model: nn.Module, batch: Any) -> Pair:
         """(loss_sum, count) of one batch."""
         return self.judge(model if self.output is None else self.output(model, batch), batch)
@@ -80,6 +81,7 @@ class batch_loss:
             )
         return total.reshape(()), count
 
+    @gradients_on
     def with_output(self, model: nn.Module, batch: Any) -> Judged:
         """The pair and the output that ``output=`` gives.
 
@@ -97,6 +99,7 @@ class batch_loss:
         output = checked_tensor(self.output(model, batch), "the function output= of batch_loss returned", "loss")
         return Judged(*self.judge(output, batch), output)
 
+    @gradients_on
     def surveyed(self, model: nn.Module, batch: Any, where: str) -> Seen:
         """The pair; nothing can be checked beforehand, since only the function knows its batches."""
         if self.output is None:
@@ -122,10 +125,12 @@ class CriterionLoss:
         self.count_is_exact = criterion.known
         self.name = criterion.name
 
+    @gradients_on
     def __call__(self, model: nn.Module, batch: Any) -> Pair:
         """(loss_sum, count) of one batch."""
         return self.criterion(*self.output_and_target(model, batch))
 
+    @gradients_on
     def with_output(self, model: nn.Module, batch: Any) -> Judged:
         """The pair and the output that the criterion gets."""
         output, target = self.output_and_target(model, batch)
@@ -158,6 +163,7 @@ class CriterionLoss:
         output = call(model, inputs, target)
         return getattr(output, "logits", output), target
 
+    @gradients_on
     def surveyed(self, model: nn.Module, batch: Any, where: str) -> Seen:
         """The pair, after checks of shapes and class indices."""
         output, target = self.output_and_target(model, batch)

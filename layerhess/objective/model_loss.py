@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from layerhess.errors import InputError
 from layerhess.objective import batches
 from layerhess.objective.criteria import Pair, check_scalar
-from layerhess.objective.evaluation import Judged, Seen, checked_tensor
+from layerhess.objective.evaluation import Judged, Seen, checked_tensor, gradients_on
 from layerhess.objective.model_call import accepted
 
 HF_IGNORE_INDEX = -100
@@ -26,10 +26,12 @@ class ModelLoss:
     def __init__(self) -> None:
         self._shifted: bool | None = None
 
+    @gradients_on
     def __call__(self, model: nn.Module, batch: Any) -> Pair:
         """(loss_sum, count) of one batch."""
         return self._pair(model, batch, self._loss(model(**accepted(model, batch)), model))
 
+    @gradients_on
     def with_output(self, model: nn.Module, batch: Any) -> Judged:
         """The pair and the ``.logits`` of the same forward pass.
 
@@ -44,6 +46,7 @@ class ModelLoss:
         )
         return Judged(*self._pair(model, batch, loss), output)
 
+    @gradients_on
     def surveyed(self, model: nn.Module, batch: Any, where: str) -> Seen:
         """The pair, if the batch is a mapping and the model returns a scalar ``.loss``."""
         if not batches.is_mapping(batch):
@@ -104,11 +107,10 @@ class ModelLoss:
         if bool((ignored == HF_IGNORE_INDEX).all()):  # nothing is left: the mean would be NaN
             return not bool(torch.isfinite(loss))
         named = accepted(model, batch)
-        with torch.no_grad():
-            again = self._loss(model(**named), model)
-            without = self._loss(model(**{**named, "labels": ignored}), model)
-            if bool(again == self._loss(model(**named), model)):  # else the loss is random, and this decides nothing
-                self._shifted = bool(again == without)
+        again = self._loss(model(**named), model).detach()
+        without = self._loss(model(**{**named, "labels": ignored}), model).detach()
+        if bool(again == self._loss(model(**named), model)):  # else the loss is random, and this decides nothing
+            self._shifted = bool(again == without)
         return bool(again == without)
 
 
