@@ -14,6 +14,7 @@ from layerhess.checks.forward_trace import non_finite_weight, trace
 from layerhess.checks.mean import MeanCheck
 from layerhess.checks.sample import Sample, Sampler, by_example
 from layerhess.checks.saturation import Saturation
+from layerhess.checks.workers import refuse_repeated_examples
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.device import is_out_of_memory, solver_device
@@ -99,6 +100,7 @@ def too_large(objective: Objective) -> InputError:
 
 
 def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], None]) -> Survey:
+    refuse_repeated_examples(objective.data)
     sampler, saturation = Sampler(objective), Saturation()
     mean = MeanCheck(objective)
     notes: dict[str, None] = {}

@@ -6,12 +6,15 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, TensorDataset
 
 from layerhess.errors import InputError
+from layerhess.objective.arrays import as_tensors, refuse_frame
 from layerhess.objective.containers import can_be_cut, movable, tensors, tree_map
+from layerhess.objective.processes import refuse_share
 
 BOTH_SPELLINGS = (
     "pass (x, y) for one batch of inputs and targets, or [(x1, y1), (x2, y2), ...] for a sequence of batches"
@@ -28,10 +31,14 @@ def check_data(data: Any, *, any_batch: bool) -> None:
     Raises:
         InputError: with both spellings where the meaning is ambiguous.
     """
-    if isinstance(data, Tensor) and any_batch:
+    refuse_share(data)
+    if isinstance(data, (Tensor, np.ndarray)) and any_batch:
         return
-    if isinstance(data, Tensor):
-        raise InputError("the data is a bare tensor, without targets", where="data", what_to_do=BOTH_SPELLINGS)
+    if isinstance(data, (Tensor, np.ndarray)):
+        kind = "tensor" if isinstance(data, Tensor) else "array"
+        raise InputError(f"the data is a bare {kind}, without targets", where="data", what_to_do=BOTH_SPELLINGS)
+    if not any_batch:
+        refuse_frame(data)
     if isinstance(data, (str, bytes)) or data is None:
         raise InputError(f"the data is {type(data).__name__}, not batches", where="data", what_to_do=BOTH_SPELLINGS)
     if is_mapping(data):
@@ -63,9 +70,10 @@ def check_data(data: Any, *, any_batch: bool) -> None:
     if isinstance(data, list):
         if not data:
             raise InputError("the data is an empty list", where="data", what_to_do="give at least one batch")
-        if not any_batch and all(isinstance(item, Tensor) for item in data):
+        if not any_batch and all(isinstance(item, (Tensor, np.ndarray)) for item in data):
+            kind = "tensors" if isinstance(data[0], Tensor) else "arrays"
             raise InputError(
-                f"a list of {len(data)} bare tensors is ambiguous: one batch, or {len(data)} batches without targets?",
+                f"a list of {len(data)} bare {kind} is ambiguous: one batch, or {len(data)} batches without targets?",
                 where="data",
                 what_to_do=BOTH_SPELLINGS,
             )
@@ -78,15 +86,17 @@ def is_mapping(value: Any) -> bool:
 
 def is_single(data: Any) -> bool:
     """True when ``data`` is one batch rather than a sequence of batches."""
-    return isinstance(data, (tuple, Tensor)) or is_mapping(data)
+    return isinstance(data, (tuple, Tensor, np.ndarray)) or is_mapping(data)
 
 
-def iterate(data: Any) -> Iterator[Any]:
-    """The batches of ``data``, in its order, unchanged."""
-    if is_single(data):
-        yield data
-    else:
-        yield from data
+def iterate(data: Any, *, arrays: bool = False) -> Iterator[Any]:
+    """The batches of ``data``, in its order, unchanged.
+
+    Args:
+        arrays: take NumPy arrays in them as tensors.
+    """
+    for batch in [data] if is_single(data) else data:
+        yield as_tensors(batch) if arrays else batch
 
 
 def is_shuffling(data: Any) -> bool:

@@ -17,8 +17,9 @@ from layerhess.objective import batches
 from layerhess.objective.batch_norm import TiedNorms, tied_norms
 from layerhess.objective.evaluation import Evaluation
 from layerhess.objective.kernels import plain_kernels
-from layerhess.objective.losses import evaluation_of
+from layerhess.objective.losses import batch_loss, evaluation_of
 from layerhess.objective.parameters import coarsest, copied, trainable
+from layerhess.objective.processes import refuse_several_processes
 from layerhess.objective.snapshot import preserved_random_state, restored
 
 MODES = ("as-is", "eval")
@@ -108,8 +109,13 @@ class Objective:
             InputError: a batch that ``batch_size`` cannot split. Exceptions of the data come through unchanged.
         """
         refilled = batches.may_refill(self.data)
-        for raw in batches.iterate(self.data):
+        for raw in batches.iterate(self.data, arrays=self._arrays):
             yield from batches.pieces(batches.prepare(raw, self.device, refilled), self.batch_size)
+
+    @property
+    def _arrays(self) -> bool:
+        """Arrays become tensors; the function of a batch_loss gets what it is written for."""
+        return not isinstance(self.evaluation, batch_loss)
 
     def terms(self, batch: Any) -> tuple[Tensor, float]:
         """(loss sum with graph, 0-d; count) of one prepared batch. Call within :meth:`session`."""
@@ -211,7 +217,7 @@ class Objective:
         """
         examples = checked_integer(examples, "examples", 1)
         with preserved_random_state():
-            kept = list(batches.iterate(self.data))
+            kept = list(batches.iterate(self.data, arrays=self._arrays))
         sizes = [batches.leading_size(batch) for batch in kept]
         if any(size is None for size in sizes):
             raise InputError(
@@ -246,11 +252,13 @@ class Objective:
         Re-entrant; inner sessions cost nothing.
 
         Raises:
-            InputError: parameters were replaced, frozen, moved or cast since the objective was made.
+            InputError: parameters were replaced, frozen, moved or cast since the objective was made; this is one of
+                several processes.
         """
         if self._depth:
             yield
             return
+        refuse_several_processes()
         self._refuse_changed_model()
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
