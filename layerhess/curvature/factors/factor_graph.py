@@ -58,7 +58,8 @@ class FactorGraph:
     Items are the entries of dimension 0 of the output. A loss or a network that makes items depend on each other, or a
     layer whose outputs are in another order, would give wrong products. So a direction is scaled item by item, and the
     sensitivities of every layer must scale in the same way; a layer where they do not is not used. Nor is a layer that
-    the loss depends on other than through the output.
+    the loss depends on other than through the output. A batch whose forward pass or loss differentiates the network has
+    no factors: there weights act through a backward pass as well.
 
     Args:
         objective: in session. batch: prepared. blocks: key -> names of its parameters. counters: counts the passes.
@@ -67,6 +68,9 @@ class FactorGraph:
         factored: keys of the blocks all of whose uses were recorded. linear: those in whose parameters the output is
             piecewise linear, so that this is their block of the Hessian.
         loss_sum, count: of the batch. items: N, the length of the output.
+
+    Raises:
+        RuntimeError: no factors can be made of this batch.
     """
 
     def __init__(
@@ -78,6 +82,8 @@ class FactorGraph:
         with recorder:
             judged = objective.evaluation.with_output(objective.model, batch)
         counters.count("forwards")
+        if recorder.differentiated:
+            raise RuntimeError("the forward pass or the loss itself differentiates the network")
         self._convex = judged.convex
         self.loss_sum, self.count = float(judged.loss.detach().double()), judged.count
         self.factored: frozenset[str] = frozenset()

@@ -11,12 +11,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from layerhess.curvature.double_backward.geometry import CONVOLUTIONS, geometry
 from layerhess.curvature.factors import layers
 from layerhess.curvature.factors.layers import Entry
+
+DIFFERENTIATION = frozenset({torch.autograd.grad, torch.autograd.backward, Tensor.backward})  # torch.func calls them
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,15 @@ class Recorder(TorchFunctionMode):
 
     Attributes:
         found: the calls. affine: autograd nodes that are known to be affine maps, though their kind is not: BatchNorm
-            in eval mode.
+            in eval mode. differentiated: the forward pass or the loss differentiated something (forces, PINN, gradient
+            penalties). Weights may then reach the output through a backward pass too, of which the recorded graph,
+            with its parameters detached, shows nothing.
     """
 
     names: Mapping[int, str]
     found: list[LayerCall] = field(default_factory=list)
     affine: set[Any] = field(default_factory=set)
+    differentiated: bool = False
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -66,6 +72,8 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         recording = RECORDINGS.get(func)
+        if func in DIFFERENTIATION or (recording is not None and forward_ad._current_level >= 0):
+            self.differentiated = True
         if recording is None or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         given = _bound(func, args, kwargs)
