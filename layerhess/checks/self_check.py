@@ -20,7 +20,7 @@ from layerhess.checks.randomness import refuse_state_that_follows
 from layerhess.checks.second_derivative import check_second_derivative
 from layerhess.checks.survey import Survey, too_large
 from layerhess.checks.suspects import failure
-from layerhess.checks.symmetry import Symmetry, asymmetric_tensors, size_of_product, symmetry
+from layerhess.checks.symmetry import Symmetry, asymmetric_tensors, noise_level, size_of_product, symmetry
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.device import Budget, is_out_of_memory
@@ -164,7 +164,8 @@ def _symmetry(
         worst = symmetry(judge, {key: everything[key] for key in doubtful}, seed)
         # A copy whose graph passes through float32 (a loss that casts) cannot do better than float32.
         limit = WRONG_IN_FLOAT64 if trace(copied, copied.data[0]).coarsest == torch.float64 else limit
-    wrong = {key: m.asymmetry for key, m in worst.items() if not m.asymmetry <= limit}
+    noise = noise_level(torch.float64, norms[FULL]) if limit == WRONG_IN_FLOAT64 else floor
+    wrong = {key: m.asymmetry for key, m in worst.items() if not (m.asymmetry <= limit or m.norm <= noise < math.inf)}
     if wrong:
         _locate(objective, judge, everything, wrong, limit, seed, found)
     if judge is not data_pass:

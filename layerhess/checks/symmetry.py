@@ -14,6 +14,7 @@ from layerhess.linalg.bounds import zero_level
 from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective.blocks import Block, make_block
 
+NOISE = 100.0  # times the zero level
 LARGEST_SCALE = 30.0  # the smallest tensors are scaled up by its square, and their rounding with them
 
 
@@ -74,8 +75,19 @@ def asymmetric_tensors(data_pass: DataPass, names: list[str], seed: int, limit: 
     parameters = data_pass.objective.parameters
     blocks = {name: make_block(name, {name: parameters[name]}) for name in names}
     measured = symmetry(data_pass, blocks, seed)
-    level = zero_level(torch.finfo(data_pass.objective.dtype).eps, max(m.norm for m in measured.values()))
+    level = noise_level(data_pass.objective.dtype, max(m.norm for m in measured.values()))
     return {key: m.asymmetry for key, m in measured.items() if not m.asymmetry <= limit and not m.norm <= level}
+
+
+def noise_level(dtype: torch.dtype, full_norm: float) -> float:
+    """The norm of a product with a random unit vector that may be all rounding, and so of any asymmetry.
+
+    A bias before a normalisation has no curvature, and what is left where the sums cancel is divided by the standard
+    deviation that it is normalised by: 2e-13 of the full product was seen in float64. Other dtypes are judged by a
+    float64 copy, or where there is none by the level below which blocks count as zero.
+    """
+    level = zero_level(torch.finfo(dtype).eps, full_norm)
+    return NOISE * level if dtype == torch.float64 else level
 
 
 def _scale(block: Block, applied: Tensor) -> Tensor:
