@@ -33,6 +33,8 @@ def analyze(
     resume: bool = False,
     progress: Progress | None = None,
     *,
+    exclude: float | None = 0.05,
+    copies: str = "search",
     sampling: bool = False,
     max_passes: int = 500,
     time_limit: float | None = None,
@@ -61,7 +63,11 @@ def analyze(
             coupling: the same with :class:`layerhess.Diagonal`, :class:`layerhess.Density`, :class:`layerhess.Coupling`
             (the Frobenius norms of all H_bc). All of them share the passes.
         resume: not available yet; refused unless False.
-        tol: relative tolerance: converged means error bound <= tol * max(|theta|, 0.1 ||A_b||).
+        tol: relative tolerance: converged means error bound <= tol * max(|theta|, 0.1 ||A_b||), and:
+        exclude: beyond the wanted pairs nothing above theta_i + exclude * max(|theta_i|, 0.1 ||A_b||) is left open for
+            the i-th of the top, except with a probability of 1 % (mirrored at the bottom). None asks for nothing.
+        copies: "search": the eigenvalues are counted with multiplicity; "unchecked": further copies of those found are
+            not looked for, which saves products, and what is excluded is stated up to multiplicity.
         seed: of every random start; the same seed gives the same numbers.
         out: folder to save into; checked before any work. After Ctrl-C a partial result is saved there.
         progress: receiver of events, see :class:`layerhess.analysis.progress.Progress`.
@@ -96,7 +102,8 @@ def analyze(
     arguments = check_arguments(
         objective, operator=operator, top=top, bottom=bottom, full=full, tol=tol, seed=seed, out=out,
         max_passes=max_passes, time_limit=time_limit, method=method, path=path, memory=memory, resume=resume,
-        progress=progress, trace=trace, diagonal=diagonal, density=density, coupling=coupling, sampling=sampling,
+        progress=progress, exclude=exclude, copies=copies, trace=trace, diagonal=diagonal, density=density,
+        coupling=coupling, sampling=sampling,
     )  # fmt: skip
     divided = partition(objective.model, objective.parameters, objective.frozen, blocks)
     run = Run(objective, divided, blocks, arguments, progress, skip_failed)

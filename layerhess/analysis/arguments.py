@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from layerhess.objective.objective import Objective
 from layerhess.results.store import check_writable
 
 OPERATORS = tuple(CURVATURE_MATRICES)
+COPIES = ("search", "unchecked")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Arguments:
     method: str
     path: str
     memory: int | None
+    exclude: float | None
+    copies: str
     estimates: EstimateOptions
 
     @property
@@ -57,6 +61,8 @@ class Arguments:
             "bottom": self.bottom,
             "full": self.full,
             "tol": self.tol,
+            "exclude": self.exclude,
+            "copies": self.copies,
             "seed": self.seed,
             "out": None if self.out is None else str(self.out),
             "max_passes": self.max_passes,
@@ -90,6 +96,8 @@ def check_arguments(
     method: str,
     path: str = "auto",
     memory: Any = None,
+    exclude: Any = None,
+    copies: Any = COPIES[0],
     resume: bool,
     progress: Any,
     trace: Any = False,
@@ -149,6 +157,10 @@ def check_arguments(
             )
     if not _is_number(tol) or not 0.0 < tol < 1.0:
         raise InputError(f"tol is {tol!r}", where="tol", what_to_do="use a number between 0 and 1, such as 1e-3")
+    if exclude is not None and not (_is_number(exclude) and 0.0 < exclude < math.inf):
+        raise InputError(f"exclude is {exclude!r}", where="exclude", what_to_do="use a number above 0, or None")
+    if copies not in COPIES:
+        raise InputError(f"copies is {copies!r}", where="copies", what_to_do="use 'search' or 'unchecked'")
     seed = checked_integer(seed, "seed", 0)
     max_passes = checked_integer(max_passes, "max_passes", 1)
     if time_limit is not None and not (_is_number(time_limit) and time_limit > 0):
@@ -179,6 +191,8 @@ def check_arguments(
         method,
         path,
         memory_limit(memory),
+        None if exclude is None else float(exclude),
+        copies,
         asked,
     )
 

@@ -128,7 +128,7 @@ class Run:
         tasks = make_tasks(
             self._operators(), self.checked, self.wanted, tol=self.arguments.tol, seed=self.arguments.seed, ready=ready,
             method=self.arguments.method, device=self.objective.device, memory=self.budget,
-            kept=found.kept,
+            exclude=self.arguments.exclude, copies=self.arguments.copies == "search", kept=found.kept,
         )  # fmt: skip
         self.estimation = self._estimation(tasks, torch.finfo(coarsest).eps, data_pass)
         self._note(*self.estimation.notes)
@@ -138,6 +138,7 @@ class Run:
             tasks=tasks,
             estimators=self.estimation.estimators,
             tol=self.arguments.tol,
+            exclude=self.arguments.exclude,
             eps=torch.finfo(coarsest).eps,
             length=self.surveyed.longest,
             full_block=make_block(FULL, {n: self.objective.parameters[n] for n in names}),
@@ -304,7 +305,8 @@ class Run:
             return refused(block, self.objective, operator, self.checked.failed[name])
         if task is None:
             return unasked(block, self.objective, operator)
-        return spectrum_of(task, self.objective, operator, self.wanted, self.arguments.tol)
+        copies = self.arguments.copies == "search"
+        return spectrum_of(task, self.objective, operator, self.wanted, self.arguments.tol, copies)
 
     def _note(self, *sentences: str) -> None:
         for sentence in sentences:

@@ -44,7 +44,8 @@ class Schedule:
     """Runs tasks in lockstep.
 
     Attributes:
-        data_pass: over the whole data. meter: for rounding. tol: relative. eps: of the coarsest dtype in the graph.
+        data_pass: over the whole data. meter: for rounding. tol, exclude: relative. eps: of the coarsest dtype in the
+            graph.
         length: the most terms summed up in one batch.
         full_block: the block of all parameters, for the norm that zero blocks are compared with.
         probe: a random unit vector (1, P) for that norm. max_passes, time_limit: limits after which it stops.
@@ -65,6 +66,7 @@ class Schedule:
     max_passes: int
     time_limit: float | None
     started: float
+    exclude: float | None = None
     estimators: Sequence[Estimator] = ()
     progress: Progress | None = None
     stopped: str = ""
@@ -92,7 +94,7 @@ class Schedule:
         """Make certificates for an interrupted run, without another product."""
         for task in self.tasks:
             if not task.done and task.told:
-                task.judge(self.tol, self.eps, self.length)
+                task.judge(self.tol, self.eps, self.length, self.exclude)
 
     def _open(self) -> list[Task]:
         return [task for task in self.tasks if not task.done]
@@ -150,7 +152,7 @@ class Schedule:
         self._measure(unmeasured)
         for task in tasks:
             if task.rounding is not None and task.process.proposes:
-                task.judge(self.tol, self.eps, self.length)
+                task.judge(self.tol, self.eps, self.length, self.exclude)
                 task.done = True
 
     def _noisy(self, task: Task) -> bool:
@@ -171,7 +173,7 @@ class Schedule:
     def _give_best(self, task: Task) -> None:
         if task.rounding is None and self.time_limit is None and len(task.process.candidates().values):
             self._measure([task])
-        task.judge(self.tol, self.eps, self.length)
+        task.judge(self.tol, self.eps, self.length, self.exclude)
 
     def _report(self, passes: int, seconds_per_pass: float) -> None:
         if self.progress is None:

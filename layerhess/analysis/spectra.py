@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from layerhess.analysis.tasks import Task
 from layerhess.curvature.counters import Counters
 from layerhess.linalg.bounds import Certificate, missed_factor
 from layerhess.linalg.eigen.missed import MISSED_PROBABILITY
-from layerhess.linalg.eigen.process import Wanted
+from layerhess.linalg.eigen.process import Candidates, Wanted
 from layerhess.linalg.random_vectors import oriented
 from layerhess.objective.blocks import Block, Partition
 from layerhess.objective.objective import Objective
@@ -21,15 +21,18 @@ from layerhess.results.record import Check, Cost
 from layerhess.results.spectrum import Spectrum
 
 _EMPTY = np.empty(0)
+_FURTHER = "raise max_passes or time_limit, or tol"
 NOT_COVERED = "(not in any block)"
 
 
-def spectrum_of(task: Task, objective: Objective, operator: str, wanted: Wanted, tol: float) -> Spectrum:
+def spectrum_of(
+    task: Task, objective: Objective, operator: str, wanted: Wanted, tol: float, copies: bool = True
+) -> Spectrum:
     """The result of one task.
 
     Args:
         task: with a certificate, or a zero bound, or neither (interrupted before its first product).
-        wanted: for the number of eigenvalues of a zero block.
+        wanted: for the number of eigenvalues of a zero block. copies: whether further copies were looked for.
     """
     if task.zero_bound is not None:
         return _zero(task, objective, operator, wanted)
@@ -47,9 +50,9 @@ def spectrum_of(task: Task, objective: Objective, operator: str, wanted: Wanted,
         eigenvalues=candidates.values,
         error_bounds=certificate.error_bounds,
         conditional_bounds=certificate.conditional_bounds,
-        converged=certificate.converged & task.done,
+        converged=certificate.converged,
         end=candidates.ends,
-        status=_status(task, tol, short),
+        status=_status(task, tol, short, copies or max(wanted.top, wanted.bottom) < 2),
         complete=complete and task.done,
         spectrum=candidates.spectrum if task.done else None,
         eigenvectors=[_shaped(task.block, row, objective) for row in candidates.vectors],
@@ -102,7 +105,7 @@ def weight_norm_squared(block: Block, objective: Objective) -> float:
     return sum(float(objective.parameters[name].detach().double().square().sum()) for name in block.parameters)
 
 
-def _status(task: Task, tol: float, short: bool) -> str:
+def _status(task: Task, tol: float, short: bool, copies: bool) -> str:
     candidates, certificate = task.candidates, task.certificate
     assert candidates is not None and certificate is not None
     if task.done and not short and blind(certificate):
@@ -111,27 +114,63 @@ def _status(task: Task, tol: float, short: bool) -> str:
             "or a loss on logits"
         )
     if not task.done or short or not bool(np.all(certificate.converged)):
-        worst = float(certificate.error_bounds.max()) if len(certificate.error_bounds) else math.inf
-        so_far = f"bound so far {worst:.2e}"
-        if not len(candidates.values):
-            so_far = "stopped before the whole matrix was read"
-        elif bool(np.all(certificate.converged)):
-            so_far = "copies of an eigenvalue were still being looked for"
-        return f"not converged: {so_far}; raise max_passes or time_limit, or tol"
+        return _unfinished(candidates, certificate)
     if candidates.spectrum is not None:
         return "complete"
+    unchecked = "" if copies else "; up to multiplicity, since further copies were not looked for"
     if certificate.limited_by_dtype:
         return (
             f"converged, limited by dtype: rounding of {certificate.rounding:.1e} is more than tol={tol:g} allows; "
-            "use a float64 model for more"
+            f"use a float64 model for more{unchecked}"
         )
-    return "converged"
+    return f"converged{unchecked.replace(';', ':', 1)}"
+
+
+def _unfinished(candidates: Candidates, certificate: Certificate) -> str:
+    """What is open, and of which pairs."""
+    if not len(candidates.values):
+        return f"not converged: stopped before the whole matrix was read; {_FURTHER}"
+    accurate = certificate.within | certificate.converged
+    if not bool(np.all(accurate)):
+        worst = float(certificate.error_bounds[~certificate.converged].max())
+        which = (
+            "" if not certificate.converged.any() else f"{places(candidates.ends, (~certificate.converged).tolist())}: "
+        )
+        return f"not converged: {which}bound so far {worst:.2e}; {_FURTHER}"
+    if not bool(np.all(certificate.converged)):
+        which = places(candidates.ends, (~certificate.converged).tolist())
+        beyond = [
+            f"{word} {number:.4g}"
+            for word, number, end in (
+                ("up to", certificate.missed_above, "top"),
+                ("down to", certificate.missed_below, "bottom"),
+            )
+            if any(e == end and not c for e, c in zip(candidates.ends, certificate.converged, strict=True))
+        ]
+        return f"not excluded: {' and '.join(beyond)} ({which}); raise max_passes or time_limit, or exclude"
+    return f"not converged: copies of an eigenvalue were still being looked for; {_FURTHER}"
+
+
+def places(ends: Sequence[str], chosen: Sequence[bool], most: int = 4) -> str:
+    """Names of pairs by their place.
+
+    >>> places(("top", "top", "bottom", "bottom"), (False, True, True, True))
+    '2nd largest, 2nd smallest, smallest'
+    """
+    tops, names = list(ends).count("top"), []
+    for index, (end, taken) in enumerate(zip(ends, chosen, strict=True)):
+        place = index + 1 if end == "top" else len(ends) - index if index >= tops else index + 1
+        rank = "" if place == 1 else f"{place}{ {2: 'nd', 3: 'rd'}.get(place, 'th') } "
+        if taken:
+            names.append(f"{rank}{'smallest' if end == 'bottom' else 'largest'}")
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def blind(certificate: Certificate) -> bool:
     """Whether a pair that has not converged is as good as rounding allows."""
     at_floor = certificate.error_bounds <= 2.0 * certificate.rounding
-    return bool(np.any(at_floor & ~certificate.converged))
+    return bool(np.any(at_floor & ~certificate.within & ~certificate.converged))
 
 
 def _zero(task: Task, objective: Objective, operator: str, wanted: Wanted) -> Spectrum:

@@ -43,11 +43,11 @@ class Task:
         """The vectors it needs next."""
         return self.zero_test.ask() if self.zero_test is not None else self.process.ask()
 
-    def judge(self, tol: float, eps: float, length: float) -> None:
+    def judge(self, tol: float, eps: float, length: float, exclude: float | None) -> None:
         """Make the certificate of the present candidates; rounding that was not measured has its least value."""
         self.candidates = self.process.candidates()
         rounding = total_rounding(self.rounding or 0.0, eps, self.candidates.norm, length)
-        self.certificate = certify(self.candidates, tol=tol, rounding=rounding)
+        self.certificate = certify(self.candidates, tol=tol, rounding=rounding, exclude=exclude)
 
     def distance(self, tol: float) -> float:
         """The worst pair's error over the tolerated one (1 = converged)."""
@@ -65,6 +65,8 @@ def make_tasks(
     method: str,
     device: torch.device,
     memory: Budget,
+    exclude: float | None = None,
+    copies: bool = True,
     ready: Mapping[str, Process] | None = None,
     kept: bool = True,
 ) -> list[Task]:
@@ -96,6 +98,8 @@ def make_tasks(
             method=method,
             device=device,
             basis_limit=limit,
+            exclude=exclude,
+            copies=copies,
             streamed=not kept and name in checked.licence.blocks and name not in checked.zero_suspects,
         )
         test = ZeroTest(source(block, seed, place), place) if name in checked.zero_suspects else None

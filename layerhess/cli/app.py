@@ -22,7 +22,7 @@ from layerhess.cli.demo import build as build_demo
 from layerhess.cli.display import Display
 from layerhess.cli.exit_codes import DONE, UNFINISHED, ended, stdout_on_stderr
 from layerhess.cli.factory import load_objective
-from layerhess.cli.prepare import block_scheme, estimate, prepared
+from layerhess.cli.prepare import block_scheme, estimate, number_or_none, prepared
 from layerhess.errors import InputError
 from layerhess.objective.objective import Objective
 from layerhess.results import store
@@ -105,6 +105,12 @@ def analyze(
         float | None, typer.Option("--learning-rate", help="of your training, to be held against 2 / lambda_max")
     ] = None,
     tol: Annotated[float, typer.Option(help="relative tolerance of the error bounds")] = 1e-3,
+    exclude: Annotated[
+        str, typer.Option(help="relative size beyond which no further eigenvalue is left open; none: not asked")
+    ] = "0.05",
+    copies: Annotated[
+        str, typer.Option(help="search for further copies of the eigenvalues found, or leave them unchecked")
+    ] = "search",
     seed: Annotated[int, typer.Option(help="seed of the random starts")] = 0,
     method: Annotated[str, typer.Option(help="lanczos, or power (power iteration)")] = "lanczos",
     path: Annotated[
@@ -170,6 +176,8 @@ def analyze(
             "coupling": estimate("coupling", coupling or everything, probes=coupling_probes),
             "sampling": everything or sampled if sampling is None else sampling,
             "tol": tol,
+            "exclude": number_or_none(exclude, "--exclude"),
+            "copies": copies,
             "seed": seed,
             "method": method,
             "path": path,

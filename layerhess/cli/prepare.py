@@ -74,6 +74,20 @@ def block_scheme(given: Sequence[str]) -> str | dict[str, list[str]]:
     return groups
 
 
+def number_or_none(given: str, flag: str) -> float | None:
+    """The number in a flag; None for "none".
+
+    >>> number_or_none("0.05", "--exclude"), number_or_none("none", "--exclude")
+    (0.05, None)
+    """
+    if given.lower() == "none":
+        return None
+    try:
+        return float(given)
+    except ValueError:
+        raise InputError(f"{flag} is {given!r}", where=flag, what_to_do='give a number above 0, or "none"') from None
+
+
 _FLAGS = {
     ("trace", "rel"): "--trace-tol",
     ("trace", "method"): "--trace-method",

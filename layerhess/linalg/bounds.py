@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from layerhess.linalg.eigen.exclusion import excluded_pairs, reaches
 from layerhess.linalg.eigen.missed import MISSED_PROBABILITY, missed
 from layerhess.linalg.eigen.process import Candidates, Floats, tolerated
 
@@ -29,20 +30,26 @@ class Certificate:
     missed_above: float
     missed_below: float
     missed_probability: float
+    within: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    excluded: np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 
-def certify(candidates: Candidates, *, tol: float, rounding: float, p: float = MISSED_PROBABILITY) -> Certificate:
+def certify(
+    candidates: Candidates, *, tol: float, rounding: float, p: float = MISSED_PROBABILITY, exclude: float | None = None
+) -> Certificate:
     """Error bounds and convergence of candidate pairs.
 
     error_bounds = ||A v - theta v|| + rounding: an eigenvalue of the symmetric A lies that close (Parlett 1998, th.
     4.5.1). conditional_bounds = r^2/gap + rounding (th. 11.7.1), no larger than the former, true only if the rest of
-    the spectrum lies beyond the gap. Converged: error bound <= tol * max(|theta|, 0.1 ||A||), or <= twice the
-    rounding term ("limited by dtype") and at most 5 % of that maximum.
+    the spectrum lies beyond the gap. Within its tolerance: error bound <= tol * max(|theta|, 0.1 ||A||). Excluded:
+    beyond the wanted pairs nothing above theta + exclude * max(|theta|, 0.1 ||A||) is left open, except with
+    probability p (mirrored at the bottom). Converged: both; or an error bound of at most twice the rounding term
+    ("limited by dtype") and at most 5 % of that maximum.
 
     Args:
         candidates: what a solver proposes. tol: relative tolerance. rounding: absolute error of a product at the
             candidates, see :mod:`layerhess.checks.rounding`. p: probability for
-            :func:`layerhess.linalg.eigen.missed.missed`.
+            :func:`layerhess.linalg.eigen.missed.missed`. exclude: None asks for nothing.
     """
     residuals = np.asarray(candidates.residuals)
     bounds = residuals + rounding
@@ -62,15 +69,21 @@ def certify(candidates: Candidates, *, tol: float, rounding: float, p: float = M
             above = min(above, missed(search, p / len(tops))[0] + rounding)
         for search in (bottoms := candidates.searches.get("bottom", ())):
             below = max(below, missed(search, p / len(bottoms))[1] - rounding)
+    excluded = np.ones(len(bounds), dtype=bool)
+    if exclude is not None and candidates.spectrum is None:
+        beyond = reaches(candidates.values, candidates.norm, exclude)
+        excluded = excluded_pairs(candidates.values, candidates.ends, beyond, above, below)
     return Certificate(
         error_bounds=bounds,
         conditional_bounds=conditional,
-        converged=within | at_floor,
+        converged=np.where(within, excluded, at_floor),
         limited_by_dtype=bool(np.any(at_floor & ~within)),
         rounding=rounding,
         missed_above=above,
         missed_below=below,
         missed_probability=p,
+        within=within,
+        excluded=excluded,
     )
 
 

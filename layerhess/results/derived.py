@@ -212,7 +212,7 @@ def _x_log_x(values: Floats) -> Floats:
 
 def _damping(spectrum: SpectrumRecord) -> Figure:
     bottom = spectrum.bottom
-    if bottom is None or not np.all(spectrum.converged):
+    if bottom is None or not spectrum.settled("bottom"):
         return UNKNOWN
     value, bound = bottom
     return Figure(max(0.0, bound - value) if value < bound else 0.0, bound, "bound")

@@ -7,8 +7,8 @@ The document's keys are the attribute names of :mod:`layerhess.results.record`, 
 2. ``eigenvectors`` is a list with one object per pair, parameter name -> name of a tensor in vectors.safetensors:
    ``full.eigenvectors[0].fc.weight``, or ``blocks[3].eigenvectors[0].fc.weight`` for the fourth block in order. A
    diagonal's ``value`` and ``standard_error`` are kept in the same way.
-3. Keys that follow from the others (``converged`` of the whole, ``ok`` and ``derived`` of a spectrum) are for programs
-   in other languages; they are not read back. ``schema`` is the version of this layout.
+3. Keys that follow from the others (``converged`` of the whole, ``ok``, ``interval`` and ``derived`` of a spectrum) are
+   for programs in other languages; they are not read back. ``schema`` is the version of this layout.
 """
 
 from __future__ import annotations
@@ -153,7 +153,8 @@ def _plain(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         made = {f.name: _plain(getattr(value, f.name), f"{where}.{f.name}", tensors) for f in fields(value)}
         if isinstance(value, Spectrum):
-            return made | {"ok": value.ok, "derived": _plain(value.derived, where, tensors)}
+            interval = _plain(value.interval, where, tensors)
+            return made | {"ok": value.ok, "interval": interval, "derived": _plain(value.derived, where, tensors)}
         return made
     if isinstance(value, Mapping):
         return {str(key): _plain(item, f"{where}.{key}", tensors) for key, item in value.items()}

@@ -29,10 +29,11 @@ class SpectrumRecord:
             unless one was missed.
         conditional_bounds: (k,) float64: r^2/gap plus rounding (Parlett 1998, th. 11.7.1); holds only if nothing was
             missed between the computed eigenvalues and the rest of the spectrum; NaN where no gap is known.
-        converged: (k,) bool.
+        converged: (k,) bool: the error bound is within the tolerance, and nothing further is left open beyond what
+            ``exclude`` allows.
         end: (k,) "top" or "bottom": which end of the spectrum each eigenvalue was asked for.
-        status: "converged" | "converged, limited by dtype" | "complete" | "zero" | "not converged" | "refused",
-            followed by ": " and a sentence where there is more to say.
+        status: "converged" | "converged, limited by dtype" | "complete" | "zero" | "not converged" | "not excluded" |
+            "refused", followed by ": " and a sentence where there is more to say.
         complete: the whole spectrum was computed (dense): nothing can have been missed.
         spectrum: (P_b,) float64 descending when complete, else None.
         eigenvectors: one dict per pair, parameter name -> tensor of the parameter's shape and dtype, on the CPU;
@@ -84,6 +85,20 @@ class SpectrumRecord:
     density: DensityEstimate | None = None
     sampling_errors: Floats = field(default_factory=lambda: np.empty(0))
 
+    @property
+    def interval(self) -> Floats:
+        """(k, 2) float64: lower and upper end of the i-th eigenvalue, counted with multiplicity.
+
+        At the top [theta - bound, max(theta + bound, missed_above)], at the bottom mirrored: a larger one that was not
+        excluded counts too. Each end of the spectrum holds with probability ``1 - missed_probability``.
+        """
+        lower, upper = self.eigenvalues - self.error_bounds, self.eigenvalues + self.error_bounds
+        if not self.complete:
+            bottom = np.array([end == "bottom" for end in self.end], dtype=bool)
+            upper = np.where(bottom, upper, np.maximum(upper, self.missed_above))
+            lower = np.where(bottom, np.minimum(lower, self.missed_below), lower)
+        return np.stack([lower, upper], axis=1)
+
     def __post_init__(self) -> None:
         if not len(self.sampling_errors):
             object.__setattr__(self, "sampling_errors", np.full(len(self.eigenvalues), np.nan))
@@ -91,7 +106,7 @@ class SpectrumRecord:
     @property
     def solved(self) -> bool:
         """True when every eigenvalue asked for has converged (a refused block is not solved)."""
-        return not self.status.startswith(("refused", "not converged")) and bool(np.all(self.converged))
+        return not self.status.startswith(("refused", "not converged", "not excluded")) and bool(np.all(self.converged))
 
     @property
     def ok(self) -> bool:
@@ -116,6 +131,26 @@ class SpectrumRecord:
         if "bottom" in self.end:
             return float(self.eigenvalues[-1]), float(self.error_bounds[-1])
         return self._of_spectrum(-1)
+
+    def settled(self, end: str) -> bool:
+        """Whether the largest ("top") or the smallest ("bottom") eigenvalue has converged, whatever the others did."""
+        if end in self.end:
+            return bool(self.converged[0 if end == "top" else -1])
+        return self.spectrum is not None and self.solved
+
+    @property
+    def highest(self) -> float:
+        """What the largest eigenvalue is at most, see :attr:`interval`; NaN where none is known."""
+        return float(self.interval[0, 1]) if "top" in self.end else self._end_of_spectrum(0, 1.0)
+
+    @property
+    def deepest(self) -> float:
+        """What the smallest eigenvalue is at least, see :attr:`interval`; NaN where none is known."""
+        return float(self.interval[-1, 0]) if "bottom" in self.end else self._end_of_spectrum(-1, -1.0)
+
+    def _end_of_spectrum(self, index: int, sign: float) -> float:
+        pair = self._of_spectrum(index)
+        return float("nan") if pair is None else pair[0] + sign * pair[1]
 
     def _of_spectrum(self, index: int) -> tuple[float, float] | None:
         # For a dense block the bound of one pair holds for all, since its residuals are rounding.

@@ -23,6 +23,8 @@ COLUMNS = (
     "end",
     "eigenvalue",
     "error_bound",
+    "lower",
+    "upper",
     "conditional_bound",
     "converged",
     "complete",
@@ -36,8 +38,10 @@ BLOCK_COLUMNS = (
     "numel",
     "lambda_max",
     "lambda_max_bound",
+    "lambda_max_upper",
     "lambda_min",
     "lambda_min_bound",
+    "lambda_min_lower",
     "trace",
     "trace_standard_error",
     "trace_low",
@@ -49,6 +53,7 @@ BLOCK_COLUMNS = (
 DENSITY_COLUMNS = ("block", "operator", "eigenvalue", "density", "low", "high")
 DIAGONAL_COLUMNS = ("block", "operator", "parameter", "index", "value", "standard_error")
 COUPLING_COLUMNS = ("block", "other", "operator", "norm", "standard_error", "divergence", "divergence_error")
+_NUMBERS = ("eigenvalue", "error_bound", "lower", "upper", "conditional_bound", "sampling_error")
 TABLES = {
     "eigenvalues": COLUMNS,
     "blocks": BLOCK_COLUMNS,
@@ -118,13 +123,15 @@ def _eigenvalues(analysis: AnalysisRecord) -> list[dict[str, Any]]:
                 "end": spectrum.end[index],
                 "eigenvalue": float(spectrum.eigenvalues[index]),
                 "error_bound": float(spectrum.error_bounds[index]),
+                "lower": float(spectrum.interval[index, 0]),
+                "upper": float(spectrum.interval[index, 1]),
                 "conditional_bound": float(spectrum.conditional_bounds[index]),
                 "converged": bool(spectrum.converged[index]),
                 "sampling_error": float(spectrum.sampling_errors[index]),
             }
             rows.append(common | pair)
         if not len(spectrum.eigenvalues):
-            nothing = dict.fromkeys(("eigenvalue", "error_bound", "conditional_bound", "sampling_error"), nan)
+            nothing = dict.fromkeys(_NUMBERS, nan)
             rows.append(common | {"index": 0, "end": "", "converged": False} | nothing)
     return rows
 
@@ -188,8 +195,10 @@ def _block(spectrum: Spectrum) -> dict[str, Any]:
         "numel": spectrum.numel,
         "lambda_max": top[0],
         "lambda_max_bound": top[1],
+        "lambda_max_upper": spectrum.highest,
         "lambda_min": bottom[0],
         "lambda_min_bound": bottom[1],
+        "lambda_min_lower": spectrum.deepest,
         "trace": nan if trace is None else trace.value,
         "trace_standard_error": nan if trace is None else trace.standard_error,
         "trace_low": nan if trace is None else trace.low,

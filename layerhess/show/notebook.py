@@ -6,7 +6,7 @@ from html import escape
 
 from layerhess.results.spectrum import AnalysisRecord, Spectrum
 from layerhess.show import estimates, summary
-from layerhess.show.numbers import count, number, with_bound
+from layerhess.show.numbers import count, number, with_reach
 from layerhess.show.table import short_status
 
 MOST_ROWS = 60  # blocks shown in a cell; to_frame() has all
@@ -72,12 +72,13 @@ def _estimates(analysis: AnalysisRecord) -> str:
 
 
 def _row(spectrum: Spectrum, name: str, style: str = "") -> str:
-    def end(pair: tuple[float, float] | None) -> str:
-        return "-" if pair is None else escape(with_bound(*pair))
+    def end(pair: tuple[float, float] | None, reach: float) -> str:
+        return "-" if pair is None else escape(with_reach(*pair, reach))
 
     style = style if spectrum.solved else f"{style};{_WRONG}".lstrip(";")
     return (
         f'<tr style="{style}"><td style="{_LEFT}">{escape(name)}</td><td style="{_CELL}">{count(spectrum.numel)}</td>'
-        f'<td style="{_CELL}">{end(spectrum.top)}</td><td style="{_CELL}">{end(spectrum.bottom)}</td>'
+        f'<td style="{_CELL}">{end(spectrum.top, spectrum.highest)}</td>'
+        f'<td style="{_CELL}">{end(spectrum.bottom, spectrum.deepest)}</td>'
         f'<td style="{_LEFT}">{escape(short_status(spectrum))}</td></tr>'
     )

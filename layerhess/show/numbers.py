@@ -57,6 +57,35 @@ def with_bound(value: float, bound: float) -> str:
     return f"({text})e{shift:+03d}" if shift else text
 
 
+def up_to(value: float, bound: float, end: float) -> str:
+    """What is not excluded beyond a value and its bound: "up to 1.146", rounded outward; "" where the bound covers it.
+
+    Args:
+        end: the upper end of the interval, or, below the value, the lower one.
+
+    >>> up_to(1.1236, 0.0008, 1.14553), up_to(-2.0, 0.01, -2.3001), up_to(1.0, 0.1, 1.1), up_to(1.0, 0.1, float("inf"))
+    ('up to 1.146', 'down to -2.301', '', 'up to anything')
+    """
+    sign = 1.0 if end > value else -1.0
+    if math.isnan(end) or math.isnan(bound) or sign * (end - value) <= bound + 1e-14 * abs(value):
+        return ""
+    word = "up to" if sign > 0.0 else "down to"
+    if math.isinf(end):
+        return f"{word} anything"
+    step = 10.0 ** (math.floor(math.log10(max(abs(end), abs(value)))) - 3)
+    return f"{word} {number(sign * math.ceil(sign * end / step * (1.0 - 1e-12)) * step)}"
+
+
+def with_reach(value: float, bound: float, end: float) -> str:
+    """A value, its bound and what is not excluded beyond: see :func:`with_bound` and :func:`up_to`.
+
+    >>> with_reach(1.1236, 0.0008, 1.14553)
+    '1.12360 ± 0.00080, up to 1.146'
+    """
+    beyond = up_to(value, bound, end)
+    return with_bound(value, bound) + (f", {beyond}" if beyond else "")
+
+
 def rounded_up(bound: float) -> str:
     """A bound in scientific notation with two digits, rounded up.
 

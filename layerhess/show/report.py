@@ -127,11 +127,14 @@ def _row(spectrum: Spectrum, total: int, largest: float) -> Row:
     top, bottom = spectrum.top, spectrum.bottom
     norm = spectrum.weight_norm_squared
     sensitivity = top[0] * norm if top is not None else math.nan
-    excluded = "all computed" if spectrum.complete else ""
+    reaches = ((top, spectrum.highest), (bottom, spectrum.deepest))
+    beyond = [numbers.up_to(*pair, end) for pair, end in reaches if pair is not None]
+    excluded = "all computed" if spectrum.complete else ", ".join(text for text in beyond if text)
     if spectrum.missed_factor == math.inf:
         excluded = "none excluded"
     elif not spectrum.complete and math.isfinite(spectrum.missed_factor):
-        excluded = f"> {numbers.number(spectrum.missed_factor, 3)} × (p ≤ {_chance(spectrum)})"
+        chance = f"(p ≤ {_chance(spectrum)})"
+        excluded = f"{excluded} {chance}" if excluded else f"nothing beyond the bound {chance}"
     return Row(
         name=spectrum.name,
         numel=numbers.count(spectrum.numel),
@@ -167,14 +170,16 @@ def _pairs(analysis: AnalysisRecord) -> list[dict[str, str]]:
     pairs: list[dict[str, str]] = []
     for spectrum in [*([analysis.full] if analysis.full is not None else []), *analysis.blocks.values()]:
         for index, value in enumerate(spectrum.eigenvalues):
-            conditional = float(spectrum.conditional_bounds[index])
+            conditional, bound = float(spectrum.conditional_bounds[index]), float(spectrum.error_bounds[index])
+            reach = float(spectrum.interval[index, 0 if spectrum.end[index] == "bottom" else 1])
             pairs.append(
                 {
                     "name": spectrum.name,
                     "operator": spectrum.operator,
                     "end": spectrum.end[index],
                     "value": repr(float(value)),
-                    "bound": numbers.rounded_up(float(spectrum.error_bounds[index])),
+                    "bound": numbers.rounded_up(bound),
+                    "reach": numbers.up_to(float(value), bound, reach),
                     "conditional": "-" if math.isnan(conditional) else numbers.rounded_up(conditional),
                     "converged": "yes" if spectrum.converged[index] else "NO",
                     "path": spectrum.path,
@@ -186,17 +191,20 @@ def _pairs(analysis: AnalysisRecord) -> list[dict[str, str]]:
 
 def _ranking(analysis: AnalysisRecord) -> list[str]:
     """Sentences on which blocks stand out; each names its operator."""
-    tops = {s.name: s.top[0] for s in analysis.blocks.values() if s.top is not None and s.top[0] > 0}
+    found = {s.name: s for s in analysis.blocks.values() if s.top is not None and s.settled("top")}
+    tops = {name: s.top[0] for name, s in found.items() if s.top is not None and s.top[0] > 0}
     if not tops:
         return []
+    others = len([s for s in analysis.blocks.values() if s.top is not None]) - len(found)
+    among = f" of those that have converged ({others} have not)" if others else ""
     names = summary.operator_names(summary.operator_of(analysis))
     order = sorted(tops, key=lambda name: -tops[name])
     first, last = order[0], order[-1]
     sentences = []
     if len(order) > 1:
-        words = ("The sharpest block is", "flattest with positive curvature is")
+        words = (f"The sharpest block{among} is", "flattest with positive curvature is")
         if names.caveat:
-            words = ("The largest eigenvalue is that of", "smallest of these is that of")
+            words = (f"The largest eigenvalue{among} is that of", "smallest of these is that of")
         ratio = numbers.times(tops[first] / tops[last])
         sentences.append(
             f"{words[0]} {first} (lambda_max of its {names.block} is {numbers.number(tops[first])}); the "

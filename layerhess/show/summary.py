@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from layerhess.results.spectrum import FULL_NAME, AnalysisRecord, Spectrum
-from layerhess.show.numbers import count, counted, duration, number, share, with_bound
+from layerhess.show.numbers import count, counted, duration, number, share, with_bound, with_reach
 
 
 @dataclass(frozen=True)
@@ -192,32 +192,56 @@ def lowest(analysis: AnalysisRecord) -> Spectrum | None:
 
 
 def stable_step(analysis: AnalysisRecord) -> Fact:
-    """2/lambda_max: the largest stable step of plain gradient descent on this loss, near these weights."""
+    """2/lambda_max: the largest stable step of plain gradient descent on this loss, near these weights.
+
+    From a converged eigenvalue, or as far as is known: what has not converged lies in an interval.
+    """
     spectrum = largest(analysis)
     if spectrum is None or spectrum.top is None:
         return Fact("unknown", "No largest eigenvalue was asked for; ask for top=1.")
     value, bound = spectrum.top
     names = operator_names(spectrum.operator)
+    full = spectrum is analysis.full
+    if not spectrum.settled("top") or (value <= 0.0 < spectrum.highest and value + bound > 0.0 != bound):
+        return _step_so_far(analysis, spectrum)
     if value <= 0:
         return Fact("no limit", f"No positive curvature was found: lambda_max is {with_bound(value, bound)}.")
-    shown = with_bound(value, bound)
-    unsure = "" if spectrum.solved else " It has not converged, so the true step is smaller or equal."
-    if spectrum is analysis.full:
+    shown = with_reach(value, bound, spectrum.highest)
+    if full:
         return Fact(
             number(2 / value),
             f"The largest stable step of plain gradient descent: 2/lambda_max({names.full}), with lambda_max of the "
-            f"full {names.words} = {shown}.{unsure}",
+            f"full {names.words} = {shown}.",
         )
     return Fact(
         f"≤ {number(2 / value)}",
         f"The largest stable step of plain gradient descent is at most this: 2/lambda_max({names.block}) of the block "
         f"{spectrum.name} = 2 / ({shown}). There is no result for the full {names.words}; its largest eigenvalue is at "
-        f"least as large.{unsure}",
+        "least as large.",
     )
 
 
+def _step_so_far(analysis: AnalysisRecord, spectrum: Spectrum) -> Fact:
+    """What is known of 2/lambda_max where lambda_max has not converged, or its sign is open."""
+    names = operator_names(spectrum.operator)
+    least, source = max((s.top[0] - s.top[1], _called(s)) for s in analysis.spectra() if s.top is not None)
+    most = spectrum.highest if spectrum is analysis.full else math.inf
+    of = f"the full {names.words}" if spectrum is analysis.full else f"the block {spectrum.name}"
+    end = f"at most {number(most)}" if math.isfinite(most) else "not bounded above yet"
+    why = "has not converged" if not spectrum.settled("top") else "may be positive or not"
+    sentence = f"lambda_max of {of} {why}: it is at least {number(least)} (from {source}) and {end}."
+    if least <= 0.0:
+        return Fact(f"≥ {number(2 / most)}" if 0.0 < most < math.inf else "unknown", sentence)
+    if math.isfinite(most):
+        return Fact(f"{number(2 / most)} to {number(2 / least)}", sentence)
+    return Fact(f"≤ {number(2 / least)}", sentence)
+
+
 def most_negative(analysis: AnalysisRecord) -> Fact:
-    """The smallest eigenvalue, if it is negative; it says whether these weights are at a minimum."""
+    """The smallest eigenvalue, if it is negative; it says whether these weights are at a minimum.
+
+    From a converged eigenvalue, or as far as is known: no block can lie below the whole.
+    """
     spectrum = lowest(analysis)
     if spectrum is None or spectrum.bottom is None:
         return Fact("not asked for", "No smallest eigenvalue was asked for; ask for bottom=1.")
@@ -225,11 +249,21 @@ def most_negative(analysis: AnalysisRecord) -> Fact:
     names = operator_names(spectrum.operator)
     full = spectrum is analysis.full
     of = f"the full {names.words} {names.full}" if full else f"{names.block} of the block {spectrum.name}"
-    unsure = "" if spectrum.solved else " It has not converged: the true one is at most this plus its bound."
+    most, source = min((s.bottom[0] + s.bottom[1], _called(s)) for s in analysis.spectra() if s.bottom is not None)
+    # Without the full model any block may hold the smallest one.
+    open_ones = [s for s in ([spectrum] if full else analysis.blocks.values()) if s.bottom and not s.settled("bottom")]
+    if open_ones or most < min(0.0, value - bound):
+        unsettled = some([_called(s) for s in open_ones])
+        why = f"not converged: {unsettled}" if open_ones else f"{of} has converged to {with_bound(value, bound)}"
+        deep = spectrum.deepest
+        rest = f" and at least {number(deep)}" if full and math.isfinite(deep) and deep <= most else ""
+        sentence = f"The smallest eigenvalue is at most {number(most)} (from {source}){rest}; {why}."
+        return Fact(f"≤ {number(most)}" if most < 0.0 else "unknown", sentence)
+    shown = with_reach(value, bound, spectrum.deepest)
     if value >= 0 or value + bound > 0:
-        return Fact("none found", f"The smallest eigenvalue of {of} is {with_bound(value, bound)}.{unsure}")
+        return Fact("none found", f"The smallest eigenvalue of {of} is {shown}.")
     tail = "" if full else f" The full {names.words}'s smallest eigenvalue is at most this."
-    return Fact(number(value), f"The smallest eigenvalue of {of} is {with_bound(value, bound)}.{tail}{unsure}")
+    return Fact(number(value), f"The smallest eigenvalue of {of} is {shown}.{tail}")
 
 
 def cost(analysis: AnalysisRecord) -> str:
@@ -284,9 +318,9 @@ def interlacing(analysis: AnalysisRecord) -> str:
         return ""
     names = operator_names(analysis.full.operator)
     parts = []
-    tops = {name: s.top for name, s in analysis.blocks.items() if s.top is not None}
-    bottoms = {name: s.bottom for name, s in analysis.blocks.items() if s.bottom is not None}
-    if tops and analysis.full.top is not None:
+    tops = {name: s.top for name, s in analysis.blocks.items() if s.top is not None and s.settled("top")}
+    bottoms = {n: s.bottom for n, s in analysis.blocks.items() if s.bottom is not None and s.settled("bottom")}
+    if tops and analysis.full.top is not None and analysis.full.settled("top"):
         name = max(tops, key=lambda key: tops[key][0])
         value, bound = tops[name]
         ratio = analysis.full.top[0] / value if value > 0 else math.nan
@@ -295,7 +329,7 @@ def interlacing(analysis: AnalysisRecord) -> str:
             f"The largest block eigenvalue is {with_bound(value, bound)} ({names.block} of {name}); the full "
             f"{names.words} {names.full} reaches {with_bound(*analysis.full.top)}{times}."
         )
-    if bottoms and analysis.full.bottom is not None:
+    if bottoms and analysis.full.bottom is not None and analysis.full.settled("bottom"):
         name = min(bottoms, key=lambda key: bottoms[key][0])
         parts.append(
             f"The smallest block eigenvalue is {with_bound(*bottoms[name])} ({names.block} of {name}); "

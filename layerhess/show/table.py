@@ -12,7 +12,7 @@ from rich.text import Text
 
 from layerhess.results.spectrum import AnalysisRecord, Spectrum
 from layerhess.show import estimates, summary
-from layerhess.show.numbers import count, counted, number, with_bound
+from layerhess.show.numbers import count, counted, number, with_reach
 
 WIDTH = 100
 SHORT = 24  # characters of a block's name that are never folded
@@ -65,7 +65,7 @@ def _heading(analysis: AnalysisRecord) -> Text:
 
 @dataclass(frozen=True)
 class Eigenvalues:
-    """The table of both ends of each spectrum; in a narrow console without sizes, and with numbers folded, not cut."""
+    """The table of both ends of each spectrum; what a console is too narrow for comes below, is left out or folded."""
 
     analysis: AnalysisRecord
 
@@ -76,11 +76,14 @@ class Eigenvalues:
         called = [f"full model ({names.full})" if s is self.analysis.full else s.name for s in spectra]
         columns = {f"block ({names.block})": called, "numel": [count(s.numel) for s in spectra]}
         if any(s.top is not None for s in spectra):
-            columns["lambda_max"] = [_end(s.top) for s in spectra]
+            columns["lambda_max"] = [_end(s.top, s.highest) for s in spectra]
         if any(s.bottom is not None for s in spectra):
-            columns["lambda_min"] = [_end(s.bottom) for s in spectra]
-        widths = [max(map(cell_len, [heading, *texts])) for heading, texts in columns.items()]
-        narrow = min(widths[0], SHORT) + sum(widths[1:]) + 2 * len(widths) + _STATUS > options.max_width
+            columns["lambda_min"] = [_end(s.bottom, s.deepest) for s in spectra]
+        widths, narrow = _widths(columns, options.max_width)
+        if narrow:  # what is not excluded goes below its number
+            columns = {heading: [text.replace(", ", "\n") if heading.startswith("lambda") else text for text in texts]
+                       for heading, texts in columns.items()}  # fmt: skip
+            widths, narrow = _widths(columns, options.max_width)
         if narrow:
             del columns["numel"]
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
@@ -128,8 +131,15 @@ class Estimates:
         yield table
 
 
-def _end(pair: tuple[float, float] | None) -> str:
-    return "-" if pair is None else with_bound(*pair)
+def _widths(columns: dict[str, list[str]], room: int) -> tuple[list[int], bool]:
+    """Of the columns, and whether they are too wide together with the status."""
+    widths = [max(cell_len(line) for text in [name, *texts] for line in text.split("\n")) for name, texts in
+              columns.items()]  # fmt: skip
+    return widths, min(widths[0], SHORT) + sum(widths[1:]) + 2 * len(widths) + _STATUS > room
+
+
+def _end(pair: tuple[float, float] | None, reach: float) -> str:
+    return "-" if pair is None else with_reach(*pair, reach)
 
 
 def short_status(spectrum: Spectrum) -> str:

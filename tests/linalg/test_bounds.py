@@ -115,7 +115,7 @@ def test_what_is_excluded_remembers_the_extremes_that_restarts_forget(seed: int)
     process = Lanczos(n, Wanted(top=1), 1e-7, lambda i: random_unit(n, seed, "restart", i), basis_limit=14)
     while not process.proposes:
         process.tell(process.ask() * diagonal)
-    assert process._restarted
+    assert process.reach.restarted
     certificate = certify(process.candidates(), tol=1e-7, rounding=1e-13)
     assert certificate.missed_above >= 1.0 and certificate.missed_below <= -5.0
     search = process.candidates().searches["top"][0]

@@ -7,7 +7,8 @@ import torch
 from layerhess.curvature.device import Budget, solver_device
 from layerhess.errors import InputError
 from layerhess.linalg.eigen.dense import Dense
-from layerhess.linalg.eigen.lanczos import Lanczos, comfortable_basis
+from layerhess.linalg.eigen.krylov_basis import comfortable_basis
+from layerhess.linalg.eigen.lanczos import Lanczos
 from layerhess.linalg.eigen.power import Power
 from layerhess.linalg.eigen.process import Process, Source, Wanted
 from layerhess.linalg.random_vectors import random_unit
@@ -26,24 +27,27 @@ def source(block: Block, seed: int, device: torch.device) -> Source:
 
 def make_process(
     block: Block, wanted: Wanted, *, tol: float, seed: int, method: str, device: torch.device, basis_limit: int,
-    streamed: bool = False,
+    exclude: float | None = None, copies: bool = True, streamed: bool = False,
 ) -> Process:  # fmt: skip
     """The solver for one block: LAPACK for a small one, thick-restart Lanczos otherwise, or power iteration.
 
     Args:
+        exclude, copies: see :class:`layerhess.linalg.eigen.lanczos.Lanczos`.
         streamed: a pass over the data costs more than the products of a few vectors in it.
     """
     device = solver_device(device)
     draw = source(block, seed, device)
     if method == "power":
-        return Power(block.numel, tol, draw, device=device)
+        return Power(block.numel, tol, draw, exclude=exclude, device=device)
     if goes_dense(block.numel, wanted):
         return Dense(block.numel, wanted, device)
-    width = search_width(wanted, streamed)
-    return Lanczos(block.numel, wanted, tol, draw, basis_limit=basis_limit, device=device, width=width)
+    return Lanczos(
+        block.numel, wanted, tol, draw, basis_limit=basis_limit, device=device,
+        width=search_width(wanted, streamed, copies), exclude=exclude, copies=copies,
+    )  # fmt: skip
 
 
-def search_width(wanted: Wanted, streamed: bool = False) -> int:
+def search_width(wanted: Wanted, streamed: bool = False, copies: bool = True) -> int:
     """Random vectors that Lanczos begins with.
 
     Two see both copies of a double eigenvalue, so that no separate search for copies is needed; eight need a third of
@@ -51,7 +55,7 @@ def search_width(wanted: Wanted, streamed: bool = False) -> int:
     """
     if streamed:
         return STREAMED_WIDTH
-    return 2 if max(wanted.top, wanted.bottom) >= 2 else 1
+    return 2 if copies and max(wanted.top, wanted.bottom) >= 2 else 1
 
 
 def goes_dense(numel: int, wanted: Wanted) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerhess.linalg.eigen.process import Floats, Source, dense_eigh
+from layerhess.linalg.eigen.process import Floats, Source, Wanted, dense_eigh
 
 MOST = 0.7  # of a vector that is left after a subtraction: its rounding did not grow
 LEAST = 1e-2  # of a random vector outside the span: where less is left, another one is drawn
@@ -23,6 +23,11 @@ def frame(rows: Tensor) -> Tensor:
 def row_norms(rows: Tensor) -> Floats:
     """(s,) lengths, on the CPU."""
     return np.asarray(torch.linalg.vector_norm(rows, dim=1).cpu().numpy(), dtype=np.float64)
+
+
+def comfortable_basis(wanted: Wanted) -> int:
+    """Rows before a restart if memory is no concern: restarts cost steps, and steps cost more than vectors."""
+    return max(2 * wanted.total + 24, 160)
 
 
 class Basis:
@@ -88,8 +93,12 @@ class Basis:
         theta = torch.from_numpy(values.copy()).to(self._q.device)
         return self.products(coefficients) - theta[:, None] * self.vectors(coefficients)
 
-    def replace(self, coefficients: Tensor) -> None:
-        """Replace the basis by its combinations with (m, k) orthonormal coefficient columns."""
+    def replace(self, coefficients: Tensor, after: int = 0) -> None:
+        """Replace the rows from ``after`` on by combinations of them: (m - after, k) orthonormal columns."""
+        if after:
+            inner = coefficients
+            coefficients = torch.eye(self.size, dtype=torch.float64)[:, : after + inner.shape[1]]
+            coefficients[after:, after:] = inner
         q, w = self.vectors(coefficients), self.products(coefficients)
         t = coefficients.T @ self.t @ coefficients
         self.size = len(q)

@@ -6,18 +6,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerhess.linalg.eigen.krylov_basis import BREAKDOWN, Basis, frame, row_norms
-from layerhess.linalg.eigen.missed import MISSED_PROBABILITY, excludes, far_excluded, reach_outside
-from layerhess.linalg.eigen.process import Candidates, Floats, Search, Source, Wanted, known_gaps, neighbours, tolerated
+from layerhess.linalg.eigen.copies import belonging, beside, crowded, other_end_is_smaller
+from layerhess.linalg.eigen.exclusion import Limits, Reach, Statements
+from layerhess.linalg.eigen.krylov_basis import BREAKDOWN, Basis, comfortable_basis, frame, row_norms
+from layerhess.linalg.eigen.missed import MISSED_PROBABILITY, far_excluded
+from layerhess.linalg.eigen.process import (
+    Beside,
+    Candidates,
+    Floats,
+    Search,
+    Source,
+    Wanted,
+    known_gaps,
+    neighbours,
+    tolerated,
+)
+from layerhess.linalg.eigen.recursion import Recursion
 
 ARITHMETIC = 16.0 * float(np.finfo(np.float64).eps)
+JOINT = 5e-3  # tolerance up to which pairs are so good that the vectors that found them may also tell of copies
 LARGEST_BLOCK = 4  # vectors at a time once copies of an eigenvalue were found
 LEAST_STEPS = 6  # that a basis must have room for before a restart; a wider start would leave too few
-
-
-def comfortable_basis(wanted: Wanted) -> int:
-    """Rows before a restart if memory is no concern: restarts cost steps, and steps cost more than vectors."""
-    return max(2 * wanted.total + 24, 160)
 
 
 class Lanczos:
@@ -34,6 +43,8 @@ class Lanczos:
        until it rules out further ones itself.
     3. The rounding of the products, once measured (:attr:`rounding`), is subtracted from the allowed residual: below it
        a residual says nothing.
+    4. With ``exclude`` it goes on until nothing is left open beyond the wanted pairs (see :class:`Limits`). Where a
+       restart has dropped what the random vectors reached, a :class:`Recursion` from a new one does that.
 
     Cost: ``width`` products a step while searching; memory 2 * basis_limit * n float64 at most.
 
@@ -44,6 +55,8 @@ class Lanczos:
         starts: (k, n) vectors to begin with in addition, such as eigenvectors of a similar matrix. They help to find
             pairs, but prove nothing: only the random vectors exclude further eigenvalues.
             :func:`layerhess.linalg.eigen.missed.far_excluded` says when such a search may end.
+        exclude: see :func:`layerhess.linalg.bounds.certify`; None asks for nothing.
+        copies: look for further copies of the wanted eigenvalues; else all is stated up to multiplicity.
     """
 
     path = "lanczos"
@@ -59,11 +72,15 @@ class Lanczos:
         device: torch.device | None = None,
         width: int = 1,
         starts: Tensor | None = None,
+        exclude: float | None = None,
+        copies: bool = True,
     ) -> None:
         self.n = n
         self.wanted = wanted
         self.tol = tol
         self._draw = draw
+        self._said = Statements(wanted, tol, exclude, copies)
+        self._looked_at = self._said.several  # the ends where a search for copies looks for more
         self._device = device or torch.device("cpu")
         self._limit = min(n, max(basis_limit or comfortable_basis(wanted), wanted.total + 6))
         self._basis = Basis(n, self._device)
@@ -78,11 +95,8 @@ class Lanczos:
         self._phase = "search"
         self._locked = 0
         self._steps = 0
-        self._begun = self._width  # random vectors that this search began with
-        self._seen: tuple[Floats, Floats, Floats] | None = None  # see Search: values, first, outside
-        self._extremes = (np.inf, -np.inf)  # smallest and largest Ritz value since the last random start
-        self._restarted = False
-        self._searches: dict[str, tuple[Search, ...]] = {}
+        self.reach = Reach(n, self._width)
+        self._recursion: Recursion | None = None
         self._done = False
         self._estimate = np.inf
         self._norm = 0.0
@@ -95,9 +109,11 @@ class Lanczos:
 
     def tell(self, products: Tensor) -> None:
         """Take the products, do Rayleigh-Ritz, decide what comes next."""
-        rest = self._basis.append(self._frontier, products)
         self._steps += len(products)
-        self._decide(rest)
+        if self._recursion is not None:
+            self._recur(self._recursion, products)
+            return
+        self._decide(self._basis.append(self._frontier, products))
 
     def candidates(self) -> Candidates:
         """The wanted Ritz pairs of the present basis, whatever their residuals."""
@@ -105,9 +121,9 @@ class Lanczos:
         keep = self.wanted.indices(values)
         theta = values[keep]
         chosen = coefficients[:, keep]
-        residuals = row_norms(self._basis.residuals(theta, chosen))
+        residuals = self._residual_norms(theta, chosen)
         near = neighbours(values, keep)
-        others = row_norms(self._basis.residuals(values[near], coefficients[:, near]))
+        others = self._residual_norms(values[near], coefficients[:, near])
         return Candidates(
             values=theta,
             vectors=self._basis.vectors(chosen),
@@ -116,7 +132,7 @@ class Lanczos:
             ends=self.wanted.ends(len(keep)),
             norm=max(self._norm, float(np.abs(values).max())),  # restarts drop Ritz values, but the norm stays known
             spectrum=values[::-1].copy() if self._basis.size == self.n else None,
-            searches=dict(self._searches) if self._done else {},
+            searches=self._said.so_far(self.reach),
             steps=self._steps,
         )
 
@@ -145,7 +161,7 @@ class Lanczos:
         self._rounding = value
         if self._done and self._basis.size < self.n and not self._within():
             self._done = False
-            if self._phase == "polish" or self._phase == "verify":
+            if self._phase != "search":
                 self._polish()
 
     @property
@@ -161,13 +177,8 @@ class Lanczos:
     # -- decisions ----------------------------------------------------------------------------------------------
 
     def _record(self, rest: Tensor, values: Floats, coefficients: Tensor) -> None:
-        """Note what this search has reached, as long as nothing of its space was dropped."""
-        self._extremes = (min(self._extremes[0], float(values[0])), max(self._extremes[1], float(values[-1])))
-        if not self._restarted:
-            rows = coefficients.numpy()
-            floor = BREAKDOWN * self._norm if self._basis.size < self.n else np.inf
-            outside = reach_outside(rest, rows[len(rows) - len(rest) :], floor)
-            self._seen = values, rows[: self._begun], outside
+        floor = BREAKDOWN * self._norm if self._basis.size < self.n else np.inf
+        self.reach.record(rest, values, coefficients.numpy(), floor)
 
     def _allowed(self, values: Floats) -> Floats:
         return np.maximum(tolerated(values, self._norm, self.tol) - self._rounding, self._rounding)
@@ -191,18 +202,20 @@ class Lanczos:
         every = row_norms(coefficients[-len(rest) :].T.to(rest.device) @ rest)
         lengths = every[keep]
         self._estimate = float(lengths.max())
-        enough = len(keep) == self.wanted.total and self._other_end_is_smaller(values, every, values[keep])
+        enough = len(keep) == self.wanted.total and other_end_is_smaller(
+            values, every, values[keep], self._allowed(values), self.wanted
+        )
         near = enough and bool(np.all(lengths <= 1.1 * self._allowed(values[keep])))
         if near and self._within() and self._trusted():
-            search = self._searched(self.n)
-            self._searches = {"top": (search,), "bottom": (search,)}
-            if self._copies_possible():
-                if self._begun == 1 or self._restarted or self.wanted.magnitude or self._crowded(values[keep]):
-                    self._lock(coefficients[:, keep])
-                    return
-                self._done = self._alone(values, every, keep)
-            else:
-                self._done = True
+            self._said.begin(self.reach.searched())
+            left = self._open(values, coefficients, keep)
+            if self._said.copies and (self.reach.restarted or (not left and not self._sees_copies(values[keep]))):
+                self._lock(coefficients[:, keep])
+                return
+            if left and self.reach.restarted:
+                self._recurse(coefficients[:, keep])
+                return
+            self._done = not left and (not self._said.copies or self._alone(values, coefficients, every, keep))
         # The next vector is made even when done: a rounding measured later may make more steps necessary.
         self._frontier = self._next(rest)
         if self._basis.size + len(self._frontier) > self._limit:
@@ -211,29 +224,72 @@ class Lanczos:
     def _within(self) -> bool:
         values, coefficients = self._basis.ritz()
         keep = self.wanted.indices(values)
-        lengths = row_norms(self._basis.residuals(values[keep], coefficients[:, keep]))
+        lengths = self._residual_norms(values[keep], coefficients[:, keep])
         self._estimate = float(lengths.max())
         return bool(np.all(lengths <= self._allowed(values[keep])))
 
     def _trusted(self) -> bool:
         """Given vectors may converge before the random ones: have these ruled out eigenvalues well above?"""
-        return not self._given or self._restarted or far_excluded(self._searched(self.n), self._norm)
+        return not self._given or self.reach.restarted or far_excluded(self.reach.searched(), self._norm)
 
-    def _copies_possible(self) -> bool:
-        return max(self.wanted.top, self.wanted.bottom, self.wanted.magnitude) >= 2
+    # -- what is left open --------------------------------------------------------------------------------------
+
+    def _limits(self, found: Floats) -> Limits:
+        return self._said.limits(found, self._norm, self._rounding)
+
+    def _open(self, values: Floats, coefficients: Tensor, keep: list[int]) -> bool:
+        """Does the first search leave open what it alone can exclude?"""
+        beside_them = not self._said.copies and any(self._said.several) and len(values) > len(keep)
+        distinct = self._without(values, coefficients, keep) if beside_them else None
+        return self._said.first_leaves(self._limits(values[keep]), distinct)
+
+    def _without(self, values: Floats, coefficients: Tensor, keep: list[int]) -> Search:
+        """The first search as one for pairs beside those found; without copies of these, unless they are asked for."""
+        kept = sorted(keep)
+        found = self._beside(values[kept], coefficients[:, kept])
+        return self.reach.searched(without=keep, copies=self._said.copies, beside=found)
+
+    def _recurse(self, coefficients: Tensor, after: int = 0) -> None:
+        """Keep these pairs, and exclude others from a new random vector without a basis."""
+        self._basis.replace(coefficients, after)
+        self._locked = self._basis.size
+        self._phase = "exclude"
+        self._frontier = self._next(self._random()[None])
+        self._recursion = Recursion(self._frontier[0], self._basis.q.clone(), self._norm)
+
+    def _recur(self, recursion: Recursion, products: Tensor) -> None:
+        recursion.tell(products)
+        locked, coefficients = self._basis.ritz()
+        found = locked[self.wanted.indices(locked)]
+        search = recursion.searched(self._beside(locked, coefficients))
+        limits = self._limits(found)
+        if search.largest > limits.top or search.smallest < limits.bottom:  # a pair was missed: look for it
+            self._recursion = None
+            self._looked_at = (self.wanted.bottom < self.wanted.total, self.wanted.top < self.wanted.total)
+            self._lock(coefficients)
+        elif limits.excluded_by(search, 0.5 * MISSED_PROBABILITY) or search.closed:
+            self._recursion = None
+            self._said.end(search)
+            self._polish()
+        else:
+            self._frontier = recursion.ask()
+
+    def _residual_norms(self, values: Floats, coefficients: Tensor) -> Floats:
+        return row_norms(self._basis.residuals(values, coefficients))
+
+    def _beside(self, kept: Floats, coefficients: Tensor) -> Beside:
+        return beside(kept, self._residual_norms(kept, coefficients), self.wanted)
 
     # -- locking ------------------------------------------------------------------------------------------------
 
-    def _lock(self, coefficients: Tensor) -> None:
+    def _lock(self, coefficients: Tensor, after: int = 0) -> None:
         """Keep these pairs only, and start from a random vector orthogonal to them."""
-        self._basis.replace(coefficients)
+        self._basis.replace(coefficients, after)
         self._locked = self._basis.size
         self._phase = "verify"
-        self._extremes = (np.inf, -np.inf)
-        self._restarted = False
         draws = [self._random() for _ in range(min(self._width, self.n - self._locked))]
         self._frontier = self._next(torch.stack(draws))
-        self._begun = len(self._frontier)
+        self.reach = Reach(self.n - self._locked, len(self._frontier))
 
     def _verify(self, rest: Tensor) -> None:
         """End the search for copies once the deflated operator's extreme pair has converged and is not wanted."""
@@ -242,111 +298,69 @@ class Lanczos:
         lengths = row_norms(coefficients[-len(rest) :].T.to(rest.device) @ rest)
         settled = lengths <= self._allowed(values)
         ends = self._ends_to_verify(values)
-        clear = self._other_end_is_smaller(values, lengths, self._basis.ritz(stop=self._locked)[0])
-        if not (all(settled[end] for end in ends) and clear) and not self._excluded():
+        known, inner = self._basis.ritz(stop=self._locked)
+        clear = other_end_is_smaller(values, lengths, known, self._allowed(values), self.wanted)
+        search = self.reach.searched(beside=self._beside(known, inner))
+        locked = known[self.wanted.indices(known)]
+        if not (all(settled[end] for end in ends) and clear) and not self._rules_out(search, locked):
             self._estimate = float(max(lengths[end] for end in ends))
-            self._frontier = self._next(rest)
-            if self._basis.size + len(self._frontier) > max(self._limit, self._locked + 12):
-                self._restart(values, coefficients, start=self._locked)
+            self._go_on(rest, values, coefficients)
             return
         found = [i for i in self._belonging(values) if settled[i]]
-        embedded = torch.zeros((self._basis.size, self._locked + len(found)), dtype=torch.float64)
-        embedded[: self._locked, : self._locked] = torch.eye(self._locked, dtype=torch.float64)
-        embedded[self._locked :, self._locked :] = coefficients[:, found]
         if found:
             self._width = max(self._width, min(2 * self._width, LARGEST_BLOCK))
-            self._lock(embedded)
+            self._lock(coefficients[:, found], after=self._locked)
             return
-        self._add_search(self._searched(self.n - self._locked))
-        self._polish()
+        limits = self._limits(locked)
+        missing = self._said.leaves(search, limits)
+        if missing and not self.reach.restarted:
+            self._go_on(rest, values, coefficients)
+        elif missing or self._said.first_leaves(limits, None):
+            self._recurse(coefficients[:, :0], after=self._locked)
+        else:
+            self._said.add(search)
+            self._polish()
 
-    def _add_search(self, search: Search) -> None:
-        """Add what a search for copies has found out to that of the first search."""
-        if self.wanted.top >= 2 or self.wanted.magnitude:
-            self._searches["top"] = (self._searches["top"][0], search)
-        if self.wanted.bottom >= 2 or self.wanted.magnitude:
-            self._searches["bottom"] = (self._searches["bottom"][0], search)
+    def _go_on(self, rest: Tensor, values: Floats, coefficients: Tensor) -> None:
+        """The next step of a search for copies."""
+        self._frontier = self._next(rest)
+        if self._basis.size + len(self._frontier) > max(self._limit, self._locked + 12):
+            self._restart(values, coefficients, start=self._locked)
 
-    def _excluded(self) -> bool:
-        """Has this start ruled out any further pair beyond the last ones wanted, converged or not?"""
-        locked = self._basis.ritz(stop=self._locked)[0]
-        search = self._searched(self.n - self._locked)
-        return not self.wanted.magnitude and self._rules_out(search, locked[self.wanted.indices(locked)])
+    def _sees_copies(self, found: Floats) -> bool:
+        """Would the random vectors of this search have seen further copies of what was found?"""
+        if self.reach.begun == 1 or self.wanted.magnitude or self.tol > JOINT:
+            return False
+        return not crowded(found, self._allowed(found), self.wanted, self.reach.begun)
 
-    def _crowded(self, found: Floats) -> bool:
-        """Do as many wanted values agree as a search of this width can see copies?"""
-        allowed = self._allowed(found)
-        ends = [slice(0, self.wanted.top), slice(self.wanted.top, len(found))]
-        return any(
-            bool(np.any(values[: 1 - self._begun] - values[self._begun - 1 :] <= 2.0 * slack[self._begun - 1 :]))
-            for values, slack in ((found[end], allowed[end]) for end in ends)
-            if len(values) >= self._begun
-        )
-
-    def _alone(self, values: Floats, lengths: Floats, keep: list[int]) -> bool:
+    def _alone(self, values: Floats, coefficients: Tensor, lengths: Floats, keep: list[int]) -> bool:
         """Have all random vectors together ruled out a further pair, or has the next pair converged below?"""
         if len(values) <= self.wanted.total:
             return False
-        search = self._searched(self.n, without=keep)
+        search = self._without(values, coefficients, keep)
         ends = [len(values) - 1 - self.wanted.top] if self.wanted.top >= 2 else []
         ends += [self.wanted.bottom] if self.wanted.bottom >= 2 else []
         settled = all(lengths[end] <= self._allowed(values)[end] for end in ends)
-        self._add_search(search)
-        return settled or self._rules_out(search, values[keep])
+        self._said.add(search)
+        done = settled or self._rules_out(search, values[keep])
+        return done and not self._said.leaves(search, self._limits(values[keep]))
 
     def _rules_out(self, search: Search, found: Floats) -> bool:
-        limits = found + np.where(np.arange(len(found)) < self.wanted.top, 1.0, -1.0) * self._allowed(found)
-        p = 0.5 * MISSED_PROBABILITY  # the other half is the first search's, see bounds.certify
-        top, bottom = limits[self.wanted.top - 1], limits[-self.wanted.bottom] if self.wanted.bottom else 0.0
-        return bool(
-            (self.wanted.top < 2 or (search.largest <= top and excludes(search, float(top), p)))
-            and (self.wanted.bottom < 2 or (search.smallest >= bottom and excludes(search, float(bottom), p)))
-        )
-
-    def _searched(self, n: int, without: list[int] | None = None) -> Search:
-        """The random search that ends here; its extremes are those of all its steps, restarts included.
-
-        Args:
-            n: dimension searched. without: positions of Ritz pairs that are no longer searched for.
-        """
-        assert self._seen is not None
-        values, first, outside = self._seen
-        smallest, largest = self._extremes
-        if without is not None:
-            rest = np.setdiff1d(np.arange(len(values)), without)
-            values, first, outside = values[rest], first[:, rest], outside[:, rest]
-            smallest, largest = float(values.min(initial=np.inf)), float(values.max(initial=-np.inf))
-        return Search(n, largest, smallest, values, first, outside, among=1 if without is None else len(without))
-
-    def _other_end_is_smaller(self, values: Floats, lengths: Floats, found: Floats) -> bool:
-        """For the largest in modulus: can neither end of the spectrum still grow past what was found?"""
-        if not self.wanted.magnitude:
-            return True
-        smallest = np.sort(np.abs(found))[-min(self.wanted.magnitude, len(found))]
-        growing = [end for end in (0, len(values) - 1) if lengths[end] > self._allowed(values)[end]]
-        return all(abs(values[end]) + lengths[end] <= smallest for end in growing)
+        return self._said.rules_out(search, found, self._allowed(found), self._looked_at)
 
     def _ends_to_verify(self, values: Floats) -> list[int]:
         if self.wanted.magnitude:
             return [int(np.abs(values).argmax())]
-        ends = [len(values) - 1] if self.wanted.top >= 2 else []
-        return ends + ([0] if self.wanted.bottom >= 2 else [])
+        return [end for end, looked in zip((len(values) - 1, 0), self._looked_at, strict=True) if looked]
 
     def _belonging(self, values: Floats) -> list[int]:
         """Which Ritz values of the deflated operator belong among the wanted ones."""
         locked, coefficients = self._basis.ritz(stop=self._locked)
         keep = self.wanted.indices(locked)
-        lengths = row_norms(self._basis.residuals(locked[keep], coefficients[:, keep]))
+        lengths = self._residual_norms(locked[keep], coefficients[:, keep])
         # Values this close cannot be told apart by the bounds; otherwise the search in a null space would never end.
         slack = 0.5 * float(lengths.max()) + max(self._rounding, ARITHMETIC * self._norm)
-        belongs = np.zeros(len(values), dtype=bool)
-        if self.wanted.magnitude:
-            belongs |= np.abs(values) > np.abs(locked[keep]).min() + slack
-        if self.wanted.top >= 2:
-            belongs |= values > locked[keep[self.wanted.top - 1]] + slack
-        if self.wanted.bottom >= 2:
-            belongs |= values < locked[keep[self.wanted.top]] - slack
-        return [int(i) for i in np.flatnonzero(belongs)]
+        return [int(i) for i in np.flatnonzero(belonging(values, locked, self.wanted, slack))]
 
     def _polish(self) -> None:
         """Expand by the residual of the worst wanted pair until all are within tolerance."""
@@ -370,24 +384,11 @@ class Lanczos:
         """Thick restart: go on from the Ritz vectors nearest to the wanted ends; the locked rows stay."""
         room = max(self._limit, start + 12) - start
         keep = self._kept(values, min(self.wanted.total + room // 3, room - 2 * len(self._frontier)))
-        if start == 0:
-            self._basis.replace(coefficients[:, keep])
-        else:
-            embedded = torch.zeros((self._basis.size, start + len(keep)), dtype=torch.float64)
-            embedded[:start, :start] = torch.eye(start, dtype=torch.float64)
-            embedded[start:, start:] = coefficients[:, keep]
-            self._basis.replace(embedded)
-        self._restarted = True
+        self._basis.replace(coefficients[:, keep], start)
+        self.reach.restarted = True
 
     def _kept(self, values: Floats, count: int) -> list[int]:
-        count = min(count, len(values) - 1)
-        if self.wanted.magnitude:
-            return Wanted(magnitude=count).indices(values)
-        if not self.wanted.bottom:
-            return Wanted(top=count).indices(values)
-        if not self.wanted.top:
-            return Wanted(bottom=count).indices(values)
-        return Wanted(top=count - count // 2, bottom=count // 2).indices(values)
+        return self.wanted.of_size(min(count, len(values) - 1)).indices(values)
 
     def _next(self, rows: Tensor) -> Tensor:
         self._draws += 1

@@ -9,24 +9,48 @@ import numpy as np
 from scipy.special import betaincinv
 from torch import Tensor
 
-from layerhess.linalg.eigen.process import Floats, Search
+from layerhess.linalg.eigen.process import Floats, Powered, RandomSearch, Recursed, Search
 
 MISSED_PROBABILITY = 0.01  # that an eigenvalue was missed although it is stated to be excluded
 BEYOND = 0.05  # of an eigenvalue, see far_excluded
 DISTANCES = 4.0 ** np.arange(-10, 21)  # times the spread: where an excluded value is searched for
-HALVINGS = 6  # of the distance between two of them
+HALVINGS = 9  # of the distance between two of them
 
 
-def missed(search: Search, p: float) -> tuple[float, float]:
+def missed(search: RandomSearch, p: float) -> tuple[float, float]:
     """Eigenvalues above the first or below the second number were missed with probability at most p each way.
 
     Returns:
         (above, below): inf and -inf when nothing is excluded.
     """
-    return _nearest_excluded(search, p, 1.0), _nearest_excluded(search, p, -1.0)
+    (above, upper), (below, lower) = search.beside
+    return (
+        _with_others(_nearest_excluded(search, p, 1.0), above, upper),
+        -_with_others(-_nearest_excluded(search, p, -1.0), -below, lower),
+    )
 
 
-def excludes(search: Search, x: float, p: float) -> bool:
+def _with_others(x: float, value: float, residual: float) -> float:
+    """The largest eigenvalue of [[T, R], [R', B]] at most, for T <= value, ||R|| <= residual and B <= x.
+
+    The search was that of B, the matrix in the complement of the wanted pairs and of others, whose values are T. By
+    Cauchy's interlacing no more eigenvalues lie above this number than pairs were wanted, whatever their residuals.
+    """
+    if math.isinf(value) or math.isinf(x):
+        return x
+    return 0.5 * (x + value + math.hypot(x - value, 2.0 * residual))
+
+
+def within(limit: float, value: float, residual: float) -> float:
+    """The largest x for which that number is at most ``limit``; -inf where there is none."""
+    if math.isinf(value) or math.isinf(limit):
+        return limit
+    if limit <= value:
+        return limit if limit == value and not residual else -math.inf
+    return limit - residual**2 / (limit - value)
+
+
+def excludes(search: RandomSearch, x: float, p: float) -> bool:
     """Whether x, beyond all Ritz values, is not a missed eigenvalue of A, except for starts of probability p.
 
     Let the start W be w orthonormal random vectors in n dimensions, uniformly distributed, and u a unit eigenvector of
@@ -55,7 +79,7 @@ def far_excluded(search: Search, norm: float) -> bool:
     return excludes(search, search.largest + reach, 0.5 * MISSED_PROBABILITY)
 
 
-def largest_share(search: Search, x: float) -> float:
+def largest_share(search: RandomSearch, x: float) -> float:
     """An upper bound on ||W u||^2, for a unit eigenvector u at x and the random vectors W that the search began with.
 
     Let Q be the orthonormal basis reached, T = Q A Q', and R the part of A Q' outside the basis: zero except in its
@@ -65,9 +89,14 @@ def largest_share(search: Search, x: float) -> float:
     <= 1. So the first rows F of c have |F c| <= ||F V S (1 + S^2)^(-1/2)||. For one vector that is one over the
     Christoffel function of its spectral measure (Szego 1939, theorem 3.1.3).
     """
-    distances = x - search.values
-    if not search.outside.any():
+    if search.closed:
         return 0.0
+    if isinstance(search, Recursed):
+        return _recursed_share(search, x)
+    if isinstance(search, Powered):  # <v_j, u> is <w, u> times (x + shift)^j over the product of all lengths
+        size = abs(x + search.shift)
+        return min(1.0, math.exp(min(0.0, 2.0 * (search.log - search.steps * math.log(size))))) if size else 1.0
+    distances = x - search.values
     if not distances.all():
         return 1.0
     reach = search.outside / distances
@@ -77,6 +106,23 @@ def largest_share(search: Search, x: float) -> float:
     _, sizes, directions = np.linalg.svd(reach, full_matrices=False)
     images = search.first @ directions.T * (sizes / np.hypot(1.0, sizes))
     return float(np.linalg.eigvalsh(images @ images.T)[-1])
+
+
+def _recursed_share(search: Recursed, x: float) -> float:
+    """The same for a search without a basis.
+
+    With c_j = <q_j, u>, b_j c_{j+1} = (x - a_j) c_j - b_{j-1} c_{j-1} whether the q_j are orthogonal or not; so c_j is
+    c_1 times a known number, and |c_j| <= 1 since the q_j have unit length.
+    """
+    before, now, most, coupling = 0.0, 1.0, 1.0, 0.0
+    for own, further in zip(search.diagonal.tolist(), search.couplings.tolist(), strict=True):
+        if not further:
+            break
+        before, now, coupling = now, ((x - own) * now - coupling * before) / further, further
+        most = max(most, abs(now))
+        if most > 1e100:
+            break
+    return 1.0 / most**2
 
 
 def reach_outside(rest: Tensor, last: Floats, floor: float) -> Floats:
@@ -95,20 +141,23 @@ def reach_outside(rest: Tensor, last: Floats, floor: float) -> Floats:
     return np.asarray((vectors * np.sqrt(np.maximum(lengths, 0.0))).T @ last)
 
 
-def _improbable(search: Search, p: float) -> float:
+def _improbable(search: RandomSearch, p: float) -> float:
     """The largest ||W u||^2 whose probability is at most p."""
-    width, rest = len(search.first), search.n - len(search.first)
+    width = len(search.first) if isinstance(search, Search) else 1
+    rest = search.n - width
     if rest <= 0:
         return 1.0
-    if search.among == 1:
+    if not isinstance(search, Search) or search.among == 1:
         return float(betaincinv(width / 2, rest / 2, p))
+    if not search.copies:
+        return float(betaincinv(width / 2, rest / 2, p / search.among))
     return float(betaincinv(0.5, rest / 2, p / (search.among * width))) / width
 
 
-def _nearest_excluded(search: Search, p: float, sign: float) -> float:
+def _nearest_excluded(search: RandomSearch, p: float, sign: float) -> float:
     """The excluded value nearest to the extreme Ritz value on the side of ``sign``."""
     edge = search.largest if sign > 0.0 else search.smallest
-    if not search.outside.any():
+    if search.closed:
         return edge
     limit = _improbable(search, p)
     distances = (max(search.largest - search.smallest, abs(edge)) or 1.0) * DISTANCES

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Floats = NDArray[np.float64]
+Beside = tuple[tuple[float, float], tuple[float, float]]
+NOTHING: Beside = ((-np.inf, 0.0), (np.inf, 0.0))
 Source = Callable[[int], Tensor]  # draw number -> a random unit vector (n,) float64
 
 
@@ -38,6 +40,13 @@ class Wanted:
         bottom = [i for i in range(min(self.bottom, m) - 1, -1, -1) if i not in top]
         return top + bottom
 
+    def of_size(self, count: int) -> Wanted:
+        """As many as ``count`` at the same ends."""
+        if self.magnitude:
+            return Wanted(magnitude=count)
+        bottom = 0 if not self.bottom else count if not self.top else count // 2
+        return Wanted(top=count - bottom, bottom=bottom)
+
     def ends(self, count: int) -> tuple[str, ...]:
         """The end, "top" or "bottom", of each of ``count`` wanted values, in that order."""
         if self.magnitude:
@@ -57,6 +66,9 @@ class Search:
             coefficients of the r rows that were multiplied; zeros where nothing is outside.
         among: how many eigenvectors may be the missed one: 1 for the extreme one; k where it may be any of k whose
             others the same random vectors have found.
+        copies: whether a further copy of an eigenvalue that was found counts as missed.
+        beside: of the pairs that are kept out of the search and are not the wanted ones of the top: the largest value
+            and the norm of all their residuals; of those that are not the wanted ones of the bottom: the smallest.
     """
 
     n: int
@@ -66,6 +78,67 @@ class Search:
     first: Floats
     outside: Floats
     among: int = 1
+    copies: bool = True
+    beside: Beside = NOTHING
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing leads out of the space: it is invariant."""
+        return not bool(self.outside.any())
+
+
+@dataclass(frozen=True, eq=False)
+class Recursed:
+    """A random search that kept no basis, see :class:`layerhess.linalg.eigen.recursion.Recursion`.
+
+    Attributes:
+        n: dimension searched. largest, smallest: extreme eigenvalues of the tridiagonal matrix.
+        diagonal, couplings: (j,) its entries; the last of the second leads out of the space, as long as none is 0.
+        beside: see :class:`Search`.
+    """
+
+    n: int
+    largest: float
+    smallest: float
+    diagonal: Floats
+    couplings: Floats
+    beside: Beside = NOTHING
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing leads out of the space: it is invariant."""
+        return not bool(self.couplings.all())
+
+
+@dataclass(frozen=True, eq=False)
+class Powered:
+    """A random search by power iteration, see :class:`layerhess.linalg.eigen.power.Power`.
+
+    Attributes:
+        n: dimension searched. largest: the Rayleigh quotient. shift: added to the matrix. steps: number of products;
+            log: sum of the logarithms of their lengths, each of a unit vector.
+    """
+
+    n: int
+    largest: float
+    shift: float
+    steps: int
+    log: float
+    beside: Beside = NOTHING
+
+    @property
+    def smallest(self) -> float:
+        """What is as far below zero, with the shift, as the Rayleigh quotient is above."""
+        return -self.largest - 2.0 * self.shift
+
+    @property
+    def closed(self) -> bool:
+        """Whether a product vanished."""
+        return self.log == -np.inf
+
+
+RandomSearch = Search | Recursed | Powered
+Searches = dict[str, tuple[RandomSearch, ...]]
 
 
 @dataclass(frozen=True)
@@ -77,7 +150,8 @@ class Candidates:
         gaps: (k,) distance to the nearest other Ritz value outside the pair's own cluster, NaN where unknown.
         ends: "top" or "bottom" each. norm: lower estimate of ||A||_2 (largest |Ritz value|).
         spectrum: all eigenvalues, descending, if the whole matrix was read; else None.
-        searches: "top"/"bottom" -> the random searches at that end (the first, and the last deflated one).
+        searches: "top"/"bottom" -> the random searches at that end (the first, and the last deflated one), whose
+            statements hold at any time.
         steps: products spent.
     """
 
@@ -88,7 +162,7 @@ class Candidates:
     ends: tuple[str, ...]
     norm: float
     spectrum: Floats | None
-    searches: dict[str, tuple[Search, ...]]
+    searches: Searches
     steps: int
 
 
@@ -115,7 +189,12 @@ class Process(Protocol):
 
 def tolerated(values: Floats, norm: float, tol: float) -> Floats:
     """The error bound at which a pair counts as converged: tol * max(|theta|, 0.1 ||A||)."""
-    return np.asarray(tol * np.maximum(np.abs(values), 0.1 * norm))
+    return np.asarray(tol * scales(values, norm))
+
+
+def scales(values: Floats, norm: float) -> Floats:
+    """What tolerances are relative to: max(|theta|, 0.1 ||A||)."""
+    return np.asarray(np.maximum(np.abs(values), 0.1 * norm))
 
 
 def dense_eigh(matrix: Tensor) -> tuple[Floats, Tensor]:

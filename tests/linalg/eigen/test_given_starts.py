@@ -98,7 +98,7 @@ def test_what_is_excluded_is_worked_out_from_the_random_vectors_alone(width: int
     assert len(process.ask()) == width + 5
     for _ in range(4):
         process.tell(process.ask() @ torch.from_numpy(a))
-        found = process._searched(N)
+        found = process.reach.searched()
         assert found.first.shape[0] == width
         shares = np.array([largest_share(found, float(x)) for x in np.diag(a)])
         assert np.all(np.sum(frame**2, axis=0) <= shares * (1.0 + 1e-8))

@@ -34,7 +34,7 @@ def test_a_thick_restart_keeps_converging_with_a_small_basis() -> None:
     values = np.concatenate([[1.001, 1.0], np.linspace(-1.0, 0.99, 298)])
     matrix = rotated(values, seed=3)
     process = lanczos(matrix, Wanted(top=2, bottom=1), tol=1e-6, basis_limit=14)
-    assert process._restarted
+    assert process.reach.restarted
     np.testing.assert_allclose(process.candidates().values, [1.001, 1.0, -1.0], atol=1e-7)
 
 

@@ -69,7 +69,7 @@ def _chance(share: float, n: int) -> float:
 @pytest.mark.parametrize("x", [1.05, 1.5, -0.7])
 def test_the_share_of_an_eigenvector_is_the_smallest_that_polynomials_leave(width: int, steps: int, x: float) -> None:
     values = np.sort(np.random.default_rng(steps).uniform(-0.5, 1.0, 40))
-    search = _lanczos(values, steps, 3, width)._searched(40)
+    search = _lanczos(values, steps, 3, width).reach.searched()
     want = _smallest_form(values, _frame(40, 3, width), steps, x)
     assert largest_share(search, x) == pytest.approx(want, rel=1e-6)
 
@@ -81,7 +81,7 @@ def test_no_eigenvector_that_a_search_could_have_met_has_a_larger_share(width: i
     values = np.append(np.sort(np.random.default_rng(1).uniform(-0.5, 0.9, 99)), largest)
     frame = _frame(100, 5, width)
     for steps in (1, 2, 4, 6):
-        search = _lanczos(values, steps, 5, width)._searched(100)
+        search = _lanczos(values, steps, 5, width).reach.searched()
         shares = np.array([largest_share(search, float(x)) for x in values])
         # Far above the others the top converges at once; at its own value it is then a quotient of roundings.
         asked = slice(None) if largest == 1.0 else slice(-1)
@@ -101,7 +101,7 @@ def test_one_eigenvalue_far_above_the_others_does_not_stall_a_wide_search(width:
 
 def test_one_vector_excludes_where_the_sphere_says_so() -> None:
     values = np.sort(np.random.default_rng(2).uniform(-0.5, 1.0, 40))
-    search = _lanczos(values, 4, 0, 1)._searched(40)
+    search = _lanczos(values, 4, 0, 1).reach.searched()
     p = _chance(largest_share(search, 1.5), 40)
     assert excludes(search, 1.5, 1.001 * p) and not excludes(search, 1.5, 0.999 * p)
 
@@ -109,32 +109,32 @@ def test_one_vector_excludes_where_the_sphere_says_so() -> None:
 @pytest.mark.parametrize("width", [1, 2, 8])
 def test_a_start_inside_an_invariant_subspace_excludes_everything_outside(width: int) -> None:
     values = np.repeat([1.0, 0.5, 0.0], 40)
-    search = _lanczos(values, 3, 0, width)._searched(120)
+    search = _lanczos(values, 3, 0, width).reach.searched()
     assert missed(search, 0.01) == pytest.approx((1.0, 0.0), abs=1e-12)
 
 
 def test_before_the_space_says_anything_nothing_is_excluded() -> None:
     values = np.linspace(0.0, 1.0, 10_000)
-    above, below = missed(_lanczos(values, 1, 0, 1)._searched(10_000), 0.01)
+    above, below = missed(_lanczos(values, 1, 0, 1).reach.searched(), 0.01)
     assert above > 100.0 and below < -100.0
 
 
 def test_what_is_excluded_grows_tighter_with_steps_and_with_vectors() -> None:
     values = np.linspace(0.0, 1.0, 2_000)
-    factors = {(w, k): missed(_lanczos(values, k, 1, w)._searched(2_000), 0.01)[0] for w in (1, 8) for k in (3, 6)}
+    factors = {(w, k): missed(_lanczos(values, k, 1, w).reach.searched(), 0.01)[0] for w in (1, 8) for k in (3, 6)}
     assert factors[1, 3] > factors[1, 6] > 1.0 and factors[8, 3] > factors[8, 6] > 1.0
     assert factors[8, 3] < 0.5 * factors[1, 3]
 
 
 def test_a_statement_about_any_of_several_is_weaker_than_about_one() -> None:
-    search = _lanczos(np.linspace(0.0, 1.0, 500), 5, 0, 2)._searched(500)
+    search = _lanczos(np.linspace(0.0, 1.0, 500), 5, 0, 2).reach.searched()
     one, several = (missed(dataclasses.replace(search, among=k), 0.01)[0] for k in (1, 5))
     assert several > one > 1.0
 
 
 def test_long_searches_still_exclude() -> None:
     values = np.concatenate([[1.0], np.linspace(-1.0, 0.999, 4_000)])
-    above, below = missed(_lanczos(values, 120, 0, 1)._searched(len(values)), 0.01)
+    above, below = missed(_lanczos(values, 120, 0, 1).reach.searched(), 0.01)
     assert 1.0 <= above <= 1.01 and -1.01 <= below <= -1.0
 
 
@@ -146,7 +146,7 @@ def test_stated_probabilities_of_a_miss_hold_at_any_step(steps: int, family: str
     above = below = 0
     for seed in range(runs):
         values = FAMILIES[family](n, np.random.default_rng([seed, n]))
-        high, low = missed(_lanczos(values, steps, seed, width, family)._searched(n), p)
+        high, low = missed(_lanczos(values, steps, seed, width, family).reach.searched(), p)
         above += values.max() > high * (1.0 + 1e-12)
         below += values.min() < low - 1e-12 * abs(low)
     # 200 runs at 10 %: 36 or more would have a probability of 3e-4.

@@ -1,0 +1,57 @@
+"""Lanczos' three-term recursion without a basis: excludes eigenvalues where memory has no room for more vectors."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.linalg import eigvalsh_tridiagonal
+from torch import Tensor
+
+from layerhess.linalg.eigen.krylov_basis import BREAKDOWN
+from layerhess.linalg.eigen.process import Beside, Recursed
+
+
+class Recursion:
+    """One random search in the complement of locked vectors, whose vectors are forgotten (Lanczos 1950).
+
+    Its vectors lose their orthogonality, and its Ritz values may come twice. What it excludes does not depend on that,
+    see :func:`layerhess.linalg.eigen.missed.largest_share`: it goes on as long as is needed with three vectors.
+
+    Args:
+        start: (n,) random unit vector, orthogonal to the locked ones. locked: (m, n) orthonormal rows. norm: of the
+            matrix, as far as it is known.
+    """
+
+    def __init__(self, start: Tensor, locked: Tensor, norm: float) -> None:
+        self._locked = locked
+        self._norm = norm
+        self._last = torch.zeros_like(start)
+        self._now = start
+        self._diagonal: list[float] = []
+        self._couplings: list[float] = []
+
+    def ask(self) -> Tensor:
+        """The next unit vector, (1, n)."""
+        return self._now[None]
+
+    def tell(self, products: Tensor) -> None:
+        """One step of the recursion, in the complement of the locked vectors."""
+        row = products[0] - (self._couplings[-1] * self._last if self._couplings else 0.0)
+        own = float(row @ self._now)
+        row = row - own * self._now
+        for _ in range(2):
+            row = row - (self._locked @ row) @ self._locked
+        further = float(torch.linalg.vector_norm(row))
+        self._norm = max(self._norm, abs(own) + further)
+        if further <= BREAKDOWN * self._norm:
+            further = 0.0
+        self._diagonal.append(own)
+        self._couplings.append(further)
+        self._last, self._now = self._now, (row / further if further else self._now)
+
+    def searched(self, beside: Beside) -> Recursed:
+        """What it has seen; see :class:`layerhess.linalg.eigen.process.Search` for the argument."""
+        diagonal, couplings = np.array(self._diagonal), np.array(self._couplings)
+        values = eigvalsh_tridiagonal(diagonal, couplings[:-1])
+        n = len(self._now) - len(self._locked)
+        return Recursed(n, float(values[-1]), float(values[0]), diagonal, couplings, beside)
