@@ -154,6 +154,11 @@ class Statements:
         self._tol = tol
         self._exclude = exclude
 
+    @property
+    def asked(self) -> bool:
+        """Whether anything is asked for."""
+        return self._exclude is not None
+
     def limits(self, found: Floats, norm: float, rounding: float) -> Limits:
         """Beyond what nothing may be left open; not asked where arithmetic allows no more."""
         if self._exclude is None:

@@ -96,7 +96,7 @@ class Power:
             ends=("top",),
             norm=self._norm,
             spectrum=None,
-            searches=dict.fromkeys(ENDS, (self._searched(),)) if self._count else {},
+            searches=dict.fromkeys(ENDS, (self._searched(),)) if self._count and self._said.asked else {},
             steps=self._steps,
         )
 
