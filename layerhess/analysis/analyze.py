@@ -10,6 +10,7 @@ from layerhess.analysis.arguments import check_arguments
 from layerhess.analysis.progress import Progress
 from layerhess.analysis.result import Analysis
 from layerhess.analysis.run import Run
+from layerhess.checks.second_derivative import named_operations
 from layerhess.objective.blocks import Scheme, partition
 from layerhess.objective.interrupts import deferred_interrupts
 from layerhess.objective.objective import Objective
@@ -110,7 +111,7 @@ def analyze(
     with ExitStack() as stack:
         run.checkpoint = stack.enter_context(deferred_interrupts())
         try:
-            with objective.session():
+            with objective.session(), named_operations(objective):
                 run.prepare()
                 run.solve()
             run.checkpoint()

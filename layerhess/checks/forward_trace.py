@@ -19,7 +19,7 @@ from layerhess.objective.containers import all_finite, tensors
 from layerhess.objective.objective import Objective
 from layerhess.objective.snapshot import version_of
 
-ONCE_DIFFERENTIABLE = {"embedding_bag", "cdist", "ctc_loss", "pdist", "grid_sample", "affine_grid"}
+ONCE_DIFFERENTIABLE = {"embedding_bag", "cdist", "ctc_loss", "pdist", "flex_attention"}
 KINKS = (
     "Relu", "Threshold", "Hardtanh", "HardTanh", "Clamp", "Abs", "MaxPool", "Max", "Min", "Amax", "Amin", "Maximum",
     "Minimum", "Hardswish", "Hardsigmoid", "Prelu", "Rrelu", "Elu", "Sort", "Topk", "Median", "SmoothL1", "Huber",
@@ -47,7 +47,9 @@ class Trace:
         stops: what takes values or gradients away from autograd, each as "detach() in module (Type)".
         non_finite: first module whose output has a NaN or an infinity, or "".
         nodes: names of torch's own autograd nodes behind the loss. coarsest: the coarsest floating dtype among them.
-        spans: for each module call, the range of autograd sequence numbers made in it, inner calls first.
+        spans: for each module call, the range of autograd sequence numbers made in it, inner calls first; None stands
+            for a module outside the model, as a criterion is. types: of the model's modules, by name.
+        numbers: for each kind of torch's own nodes behind the loss, as in :func:`_plain`, some sequence numbers.
     """
 
     calls: list[tuple[str, str]] = field(default_factory=list)
@@ -56,7 +58,9 @@ class Trace:
     stateful: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     stops: list[str] = field(default_factory=list)
-    spans: list[tuple[int, int, str]] = field(default_factory=list)
+    spans: list[tuple[int, int, str | None]] = field(default_factory=list)
+    types: dict[str, str] = field(default_factory=dict)
+    numbers: dict[str, list[int]] = field(default_factory=dict)
     non_finite: str = ""
     nodes: set[str] = field(default_factory=set)
     coarsest: torch.dtype = torch.float64
@@ -67,8 +71,23 @@ class Trace:
 
     def made_in(self, node: Any) -> str:
         """Name of the innermost module during whose call an autograd node of this pass was made."""
-        number = node._sequence_nr()
-        return next((name for start, end, name in self.spans if start <= number < end), "")
+        return self._made_in(node._sequence_nr()) or ""
+
+    def places_of(self, operation: str) -> list[str]:
+        """Where an operation behind the loss was called, each as "name (Type)" of the innermost module, or "the loss".
+
+        Args:
+            operation: as torch calls it, "embedding_bag" for nodes that are EmbeddingBagBackward0.
+        """
+        modules = [self._made_in(number) for number in self.numbers.get(_plain(operation), [])]
+        return list(dict.fromkeys(self.place(module) for module in reversed(modules)))
+
+    def place(self, module: str | None) -> str:
+        """A module's name and type; None stands for what is outside the model."""
+        return "the loss" if module is None else f"{module or '(root)'} ({self.types.get(module, 'module')})"
+
+    def _made_in(self, number: int) -> str | None:
+        return next((name for start, end, name in self.spans if start <= number < end), None)
 
     @property
     def attention(self) -> bool:
@@ -95,7 +114,9 @@ def trace(objective: Objective, batch: Any) -> Trace:
     found.coarsest = objective.dtype
     for node in walk([loss.grad_fn]):
         if not isinstance(node, BackwardCFunction):
-            found.nodes.add(node.name().rpartition("::")[2])
+            kind = node.name().rpartition("::")[2]
+            found.nodes.add(kind)
+            found.numbers.setdefault(_plain(kind.partition("Backward")[0]), []).append(node._sequence_nr())
         else:
             name = type(node).__name__.removesuffix("Backward")
             found.custom.append(f"{found.made_in(node) or '(root)'} ({name})")
@@ -126,17 +147,15 @@ def non_finite_weight(objective: Objective) -> str:
 
 
 class _Calls(TorchFunctionMode):
-    def __init__(self, stack: list[str], found: Trace, kinds: dict[str, str]) -> None:
+    def __init__(self, stack: list[str | None], found: Trace) -> None:
         super().__init__()
-        self._stack, self._found, self._kinds = stack, found, kinds
+        self._stack, self._found = stack, found
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         module, name = self._stack[-1] if self._stack else None, getattr(func, "__name__", str(func))
         self._found.calls.append((module or "", name))
         if (stop := _stop(func, name, args)) and len(self._found.stops) < MOST_STOPS:
-            place = "the loss" if module is None else f"{module or '(root)'} ({self._kinds.get(module, 'module')})"
-            if (sentence := f"{stop} in {place}") not in self._found.stops:
-                self._found.stops.append(sentence)
+            self._found.stops = list(dict.fromkeys([*self._found.stops, f"{stop} in {self._found.place(module)}"]))
         return func(*args, **(kwargs or {}))
 
 
@@ -155,8 +174,8 @@ def _stop(func: Any, name: str, args: Sequence[Any]) -> str:
 @contextmanager
 def _watching(model: nn.Module, found: Trace) -> Iterator[None]:
     names = {id(module): name for name, module in model.named_modules()}
-    kinds = {name: type(module).__name__.removeprefix("Parametrized") for name, module in model.named_modules()}
-    stack: list[str] = []
+    found.types = {name: type(module).__name__.removeprefix("Parametrized") for name, module in model.named_modules()}
+    stack: list[str | None] = []
     starts: list[int] = []
     one = torch.ones((), requires_grad=True)
     latest = 0
@@ -170,11 +189,11 @@ def _watching(model: nn.Module, found: Trace) -> Iterator[None]:
         return latest
 
     def before(module: nn.Module, inputs: Any) -> None:
-        name = names.get(id(module), stack[-1] if stack else "")
+        name = names.get(id(module), stack[-1] if stack else None)
         stack.append(name)
         starts.append(now())
-        if not torch.is_grad_enabled() and not any(_within(name, outer) for outer in found.without_grad):
-            found.without_grad.append(name)
+        if not torch.is_grad_enabled() and not any(_within(name or "", outer) for outer in found.without_grad):
+            found.without_grad.append(name or "")
 
     def after(module: nn.Module, inputs: Any, output: Any) -> None:
         if stack:
@@ -184,12 +203,17 @@ def _watching(model: nn.Module, found: Trace) -> Iterator[None]:
 
     handles = [register_module_forward_pre_hook(before), register_module_forward_hook(after, always_call=True)]
     try:
-        with _Calls(stack, found, kinds), warnings.catch_warnings():
+        with _Calls(stack, found), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Using `torch.compile")  # of global hooks on compiled modules
             yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _plain(operation: str) -> str:
+    """An operation's name without underscores and capitals: of "embedding_bag" and "EmbeddingBag"."""
+    return operation.replace("_", "").lower()
 
 
 def _within(name: str, outer: str) -> bool:

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from layerhess.checks.forward_trace import ONCE_DIFFERENTIABLE, Trace
+from layerhess.checks.forward_trace import ONCE_DIFFERENTIABLE, Trace, trace
 from layerhess.curvature.autograd_graph import walk
 from layerhess.curvature.batch_graph import BatchGraph, GraphMaker
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.device import is_out_of_memory
 from layerhess.curvature.hessian_graph import HessianGraph
+from layerhess.curvature.totals import Totals, add_up
 from layerhess.errors import InputError
 from layerhess.objective.containers import tensors
 from layerhess.objective.objective import Objective
 
 ONCE = "Error"  # torch's autograd node for what may be differentiated only once
-ADVICE = (
-    "replace that operation by one that torch can differentiate twice (for example embedding and a sum for "
-    "EmbeddingBag, plain tensor operations for cdist)"
-)
+MISSING = re.compile(r"derivative for (?:aten::|')?_?(\w+?)(?:_backward\b|:)")  # as torch says it
+ADVICE = "replace that operation by one that torch can differentiate twice"
+MATH = "leave the choice of attention kernels to the analysis, which takes SDPBackend.MATH, or choose that one"
+REPLACEMENTS = {
+    "embedding_bag": "embedding and a sum",
+    "cdist": "(x[:, None] - y).norm(dim=-1)",
+    "pdist": "(x[:, None] - x).norm(dim=-1) above the diagonal",
+    "multi_margin_loss": "clamp and a sum",
+    "multilabel_margin_loss": "clamp and a sum",
+    "segment_reduce": "index_add or scatter_reduce",
+}
 
 
 def check_second_derivative(
@@ -57,6 +68,59 @@ def check_second_derivative(
             raise
         raise refusal from error
     return seconds
+
+
+@contextmanager
+def named_operations(objective: Objective) -> Iterator[None]:
+    """Around everything that computes with an objective (in session).
+
+    Raises:
+        InputError: instead of torch's error where a batch beyond the self-check's sample has no second derivative, and
+            where the model cannot be differentiated at all; batch and module are named.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        refusal = _in_some_batch(error, objective)
+        if "FlexAttention" in str(error):
+            refusal = InputError(
+                "FlexAttention has no second derivative, and on the CPU none at all",
+                where=_running_in(error, objective) or "the model",
+                what_to_do="write it with torch.nn.functional.scaled_dot_product_attention(..., attn_mask=mask)",
+            )
+        if refusal is None:
+            raise
+        raise refusal from error
+
+
+def _in_some_batch(error: RuntimeError, objective: Objective) -> InputError | None:
+    if not MISSING.search(str(error)):
+        return None
+
+    def share(numbered: tuple[int, Any], totals: Totals) -> None:
+        number, batch = numbered
+        if places := trace(objective, batch).places_of(_missing(error)):
+            totals.append("places", f"batch {number}, {', '.join(places[:3])}")
+
+    places = add_up(enumerate(objective.batches()), share).listed("places")
+    return _without(error, places[:1]) if places else None
+
+
+def _running_in(error: BaseException, objective: Objective) -> str:
+    """The innermost module of the model whose forward raised the error, as "name (Type)"; or ""."""
+    names = {id(module): name for name, module in objective.model.named_modules()}
+    found = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = frame.f_locals.get("self")
+        if id(module) in names:
+            found = f"{names[id(module)] or '(root)'} ({type(module).__name__})"
+    return found
+
+
+def _missing(error: RuntimeError) -> str:
+    """The operation that torch has no derivative for, or ""."""
+    missing = MISSING.search(str(error))
+    return missing[1] if missing else ""
 
 
 def _refuse_cut_off(objective: Objective, graph: BatchGraph, seen: Trace) -> None:
@@ -125,9 +189,22 @@ def _no_second_derivative(error: RuntimeError, seen: Trace) -> InputError | None
     signs = ("derivative for", "not implemented", "once_differentiable", "does not require grad", "double backward")
     if not any(sign in text for sign in signs):
         return None
+    if places := seen.places_of(_missing(error)):
+        return _without(error, places)
     culprits = seen.modules_calling(ONCE_DIFFERENTIABLE) + seen.custom
     return InputError(
         f"the model has no second derivative: torch says '{text.splitlines()[0]}'",
         where=", ".join(culprits[:4]) or "an operation of the model",
         what_to_do=ADVICE,
+    )
+
+
+def _without(error: RuntimeError, places: Sequence[str]) -> InputError:
+    """The refusal for an operation without a derivative, in these places."""
+    operation = _missing(error)
+    instead = f" (for example {REPLACEMENTS[operation]})" if operation in REPLACEMENTS else ""
+    return InputError(
+        f"torch has no {'second ' if '_backward' in str(error) else ''}derivative of {operation}",
+        where=", ".join(places[:3]),
+        what_to_do=f"{MATH if operation.startswith('scaled_dot_product') else ADVICE}{instead}",
     )

@@ -121,7 +121,8 @@ def _float64_copy(objective: Objective, samples: list[Any], stack: ExitStack) ->
         copied = objective.cast(torch.float64, samples)
         stack.enter_context(copied.session())
         with torch.no_grad():
-            copied.terms(copied.data[0])
+            for batch in copied.data:
+                copied.terms(batch)
     except Exception:  # deepcopy and user code in another dtype can raise anything
         return None
     return copied

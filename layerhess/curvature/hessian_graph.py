@@ -30,8 +30,9 @@ class HessianGraph:
     def __init__(self, objective: Objective, batch: Any, names: Iterable[str], counters: Counters) -> None:
         self._counters = counters
         self._parameters = {name: objective.parameters[name] for name in names}
-        with Rewritten():
+        with Rewritten() as mode:
             loss, self.count = objective.terms(batch)
+        mode.refuse_wrong(loss)
         counters.count("forwards")
         self.loss_sum = float(loss.detach().double())
         self.loss = loss

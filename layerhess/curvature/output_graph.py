@@ -120,8 +120,9 @@ class GaussNewtonGraph(OutputGraph):
     """
 
     def __init__(self, objective: Objective, batch: Any, names: Iterable[str], counters: Counters) -> None:
-        with Rewritten():
+        with Rewritten() as mode:
             judged = objective.evaluation.with_output(objective.model, batch)
+        mode.refuse_wrong(judged.loss)
         counters.count("forwards")
         loss, output = judged.loss, judged.output
         self.loss = loss
@@ -161,8 +162,9 @@ class FisherGraph(OutputGraph):
     level = "item"
 
     def __init__(self, objective: Objective, batch: Any, names: Iterable[str], counters: Counters) -> None:
-        with Rewritten():
+        with Rewritten() as mode:
             losses, count = item_losses(objective.evaluation, objective.model, batch, self.level)
+        mode.refuse_wrong(losses)
         counters.count("forwards")
         total = float(losses.detach().double().sum())
         super().__init__(objective, losses, names, total, count, torch.ones_like(losses), counters)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint
 
 import layerhess as lh
@@ -76,9 +81,13 @@ case(
     "no second derivative: reentrant checkpointing of the first layer", "0.inner", "gradients switched off", *REENTRANT
 )(analysis(model=checkpointed_first))
 for _mode in ("sum", "mean", "max"):
-    case(f"no second derivative: EmbeddingBag, {_mode}", "0 (embedding_bag)", TWICE)(
-        analysis((WORDS, Y), model=lambda mode=_mode: nn.Sequential(nn.EmbeddingBag(10, 5, mode=mode), nn.Linear(5, 3)))
-    )
+    case(
+        f"no second derivative: EmbeddingBag, {_mode}",
+        "embedding_bag",
+        "0 (EmbeddingBag)",
+        TWICE,
+        "embedding and a sum",
+    )(analysis((WORDS, Y), model=lambda mode=_mode: nn.Sequential(nn.EmbeddingBag(10, 5, mode=mode), nn.Linear(5, 3))))
 
 
 class Distances(nn.Module):
@@ -90,16 +99,86 @@ class Distances(nn.Module):
         return -torch.cdist(x, self.centres)
 
 
-case("no second derivative: cdist", "2 (cdist)", TWICE)(
+case("no second derivative: cdist", "cdist", "2 (Distances)", TWICE)(
     analysis(model=lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), Distances()))
 )
 _lengths = torch.full((2,), 6), torch.full((2,), 3)
-case("no second derivative: CTC", "the loss (ctc_loss)", TWICE)(
+case("no second derivative: CTC", "ctc_loss", "the loss", TWICE)(
     analysis(
         SERIES,
         lh.batch_loss(lambda m, b: (F.ctc_loss(m(b[0]).log_softmax(-1), b[1], *_lengths, reduction="sum"), 2)),
         lambda: nn.Linear(4, 5),
     )
+)
+
+
+class Function(nn.Module):
+    """A module around a function of its input."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class Root(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -torch.cdist(torch.tanh(self.first(x)), torch.eye(3, 5))
+
+
+def fused(x: Tensor) -> Tensor:
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return F.scaled_dot_product_attention(*[x[None, None]] * 3)[0, 0]
+
+
+case("no second derivative: cdist in the model's own forward", "cdist", "(root) (Root)")(analysis(model=Root))
+case("no second derivative: pdist, by a function", "pdist", "2.function_of (Function)")(
+    analysis(model=lambda: mlp(nn.Sequential(OrderedDict(function_of=Function(lambda x: x * F.pdist(x).sum())))))
+)
+case("no second derivative: fused attention that the model insists on", "flash_attention", "2 (Function)", "MATH")(
+    analysis(model=lambda: mlp(Function(fused)))
+)
+for _name, _loss in {"module": nn.MultiMarginLoss(), "function": lambda o, t: F.multi_margin_loss(o, t)}.items():
+    case(f"no second derivative: multi_margin_loss, {_name}", "multi_margin_loss", "Where: the loss.")(
+        analysis(loss=_loss)
+    )
+case("no derivative at all: igamma", "no derivative of igamma", "2 (Function)")(
+    analysis(model=lambda: mlp(Function(lambda x: torch.igamma(x.exp(), x.exp() + 1.0))))
+)
+
+
+class Attends(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        made = flex_attention(*[x[None, None]] * 3)
+        assert isinstance(made, Tensor)
+        return made[0, 0]
+
+
+case("no derivative at all: FlexAttention on the CPU", "FlexAttention", "2 (Attends)", "scaled_dot_product_attention")(
+    analysis(model=lambda: mlp(Attends()))
+)
+
+
+class InOneBatch(nn.Module):
+    """cdist in a batch that is not in the self-check's sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        return self.last(torch.cdist(h, torch.eye(3).to(h)) if float(x.abs().max()) < 1.0 else h)
+
+
+case("no second derivative: cdist in one batch only", "cdist", "batch 3, (root) (InOneBatch)")(
+    analysis([(X * 9.0, Y)] * 3 + [(0.01 * X / X.abs().max(), Y)] + [(X * 9.0, Y)] * 3, model=InOneBatch)
 )
 for _name, _model in {"smooth": lambda f: mlp(Applies(f)), "with kinks": kinked}.items():
     case(f"no second derivative: once_differentiable, {_name}", "2 (Once)", "once_differentiable")(

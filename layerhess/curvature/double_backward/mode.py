@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from layerhess.curvature.autograd_graph import walk
 from layerhess.curvature.double_backward.activations import gelu, silu
 from layerhess.curvature.double_backward.batch_norm import batch_norm
 from layerhess.curvature.double_backward.binary_cross_entropy import binary_cross_entropy
@@ -17,6 +18,7 @@ from layerhess.curvature.double_backward.group_norm import group_norm, instance_
 from layerhess.curvature.double_backward.layer_norm import layer_norm
 from layerhess.curvature.double_backward.softmax import softmax
 from layerhess.curvature.double_backward.transforms import is_transformed
+from layerhess.errors import InputError
 
 NORMS: dict[Any, Any] = {
     F.batch_norm: batch_norm,
@@ -36,6 +38,8 @@ FORMS: dict[Any, Any] = {
     torch.softmax: softmax,
     Tensor.softmax: softmax,
 }
+DIFFERENTIATION = frozenset({torch.autograd.grad, torch.autograd.backward, Tensor.backward})  # torch.func calls them
+WRONG_AGAIN = ("NativeLayerNormBackwardBackward", "NativeBatchNormBackwardBackward", "CudnnBatchNormBackwardBackward")
 EXACT = (torch.float32, torch.float64)  # in half precision torch's kernels compute in float32, and these would not
 
 
@@ -48,8 +52,13 @@ class Rewritten(TorchFunctionMode):
     reverse over forward.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._differentiated = False
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self._differentiated |= func in DIFFERENTIATION
         form = FORMS.get(func)
         if form is None or "out" in kwargs or not _may_be_rewritten(args[0] if args else kwargs.get("input")):
             return func(*args, **kwargs)
@@ -57,6 +66,24 @@ class Rewritten(TorchFunctionMode):
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             return form(*args, **kwargs)
+
+    def refuse_wrong(self, loss: Tensor) -> None:
+        """Refuse a loss that differentiates through torch's own norms: their third derivative is wrong (torch 2.13).
+
+        Raises:
+            InputError: naming the norm.
+        """
+        if not self._differentiated:
+            return
+        for node in walk([loss.grad_fn]):
+            kind = node.name()
+            if kind.startswith(WRONG_AGAIN) and getattr(node, "_saved_train", True):
+                norm = "LayerNorm" if "Layer" in kind else "BatchNorm or InstanceNorm"
+                raise InputError(
+                    f"the loss differentiates the network through {norm}, whose third derivative in torch is wrong",
+                    where=f"a {norm} in half precision, TorchScript or activation checkpointing",
+                    what_to_do="use float32 or float64, plain modules, and no checkpointing: a right form is used then",
+                )
 
 
 def _may_be_rewritten(x: Any) -> bool:

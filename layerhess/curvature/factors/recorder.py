@@ -16,10 +16,9 @@ from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from layerhess.curvature.double_backward.geometry import CONVOLUTIONS, geometry
+from layerhess.curvature.double_backward.mode import DIFFERENTIATION
 from layerhess.curvature.factors import layers
 from layerhess.curvature.factors.layers import Entry
-
-DIFFERENTIATION = frozenset({torch.autograd.grad, torch.autograd.backward, Tensor.backward})  # torch.func calls them
 
 
 @dataclass(frozen=True)

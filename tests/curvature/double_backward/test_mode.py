@@ -248,6 +248,41 @@ def test_losses_that_differentiate_the_network_themselves_still_work(act: nn.Mod
         assert torch.allclose(block, dense, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "norm", [nn.LayerNorm(8), nn.BatchNorm1d(8), nn.BatchNorm1d(8).eval(), nn.GroupNorm(2, 8)], ids=str
+)
+def test_where_a_norm_stays_torchs_own_a_wrong_third_derivative_is_refused(norm: nn.Module) -> None:
+    """Of LayerNorm and of BatchNorm in train mode, under checkpoints; the others' are right."""
+    torch.manual_seed(0)
+    parts = nn.Sequential(nn.Linear(3, 8), norm, nn.Tanh())
+
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts, self.head = parts, nn.Linear(8, 1)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.head(checkpoint(self.parts, x, use_reentrant=False))
+
+    def slopes(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+        x = batch[0].clone().requires_grad_()
+        (g,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        return g.square().sum(), len(x)
+
+    model = Checkpointed().double()
+    data = (torch.randn(9, 3, dtype=torch.float64),)
+    objective = lh.Objective(model, data, lh.batch_loss(slopes))
+    if isinstance(norm, nn.GroupNorm) or not norm.training:
+        plain = lh.Objective(nn.Sequential(*parts, model.head), data, lh.batch_loss(slopes))
+        dense = lh.Hessian(objective).to_dense()
+        torch.testing.assert_close(dense, lh.Hessian(plain).to_dense())
+    else:
+        with pytest.raises(
+            lh.InputError, match=f"through {'Layer' if isinstance(norm, nn.LayerNorm) else 'Batch'}Norm"
+        ):
+            lh.analyze(objective)
+
+
 def test_what_layer_norm_returns_may_be_overwritten() -> None:
     class Modulated(nn.Module):
         def __init__(self) -> None:
