@@ -191,11 +191,13 @@ def _apart_at_moved_outputs(criterion: Criterion, output: Any, target: Any) -> t
         return None
     each = max(1, output.numel() // len(output))
     pair = batches.spread_slice((output.detach(), target), max(2, MOST_NUMBERS // each))
-    for precise in (torch.float64, output.dtype):
+    for precise in (torch.float64, output.dtype):  # on copies of a criterion that is a module: it may keep a state
         output, target = batches.cast(pair, precise) if precise == torch.float64 else pair
         for other in _moved(output):
             try:
-                judged = criterion.to(precise, output.device) if precise != pair[0].dtype else criterion
+                judged = criterion.to(
+                    None if precise == pair[0].dtype else precise, output.device
+                )  # a copy: it may count
                 value = judged(other, target)[0]
                 if not math.isfinite(float(value)):
                     continue

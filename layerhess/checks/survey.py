@@ -14,7 +14,6 @@ from layerhess.checks.forward_trace import non_finite_weight, trace
 from layerhess.checks.mean import MeanCheck
 from layerhess.checks.sample import Sample, Sampler, by_example
 from layerhess.checks.saturation import Saturation
-from layerhess.checks.workers import refuse_repeated_examples
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.device import is_out_of_memory, solver_device
@@ -26,8 +25,9 @@ from layerhess.objective.blocks import make_block
 from layerhess.objective.containers import all_finite, tensors
 from layerhess.objective.evaluation import Seen
 from layerhess.objective.losses import batch_loss
-from layerhess.objective.model_call import described, note_on_keys, refused
+from layerhess.objective.model_call import described, refused
 from layerhess.objective.objective import Objective
+from layerhess.objective.workers import refuse_repeated_examples
 
 LOSS, COUNT, SIZE = "loss", "count", "size"  # kinds of sums
 CURVATURE, EXAMPLES, ITEMS = "curvature", "examples", "items"
@@ -43,7 +43,7 @@ class Survey:
         samples: prepared parts of up to three batches, see :class:`layerhess.checks.sample.Sampler`. sample_size: their
             examples together, 0 if unknown. longest: the most terms summed up in one batch.
         places: which batches the samples are parts of. largest: the examples of the largest batch, 0 if unknown.
-        measured: what rounding is measured on. notes: sentences for the reader.
+        measured: what rounding is measured on.
     """
 
     loss_sum: float
@@ -56,7 +56,6 @@ class Survey:
     places: list[int]
     largest: int
     measured: Sample
-    notes: tuple[str, ...] = ()
 
     @property
     def sample(self) -> Any:
@@ -103,7 +102,6 @@ def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], N
     refuse_repeated_examples(objective.data)
     sampler, saturation = Sampler(objective), Saturation()
     mean = MeanCheck(objective)
-    notes: dict[str, None] = {}
 
     def share(numbered: tuple[int, Any], totals: Totals) -> None:
         number, batch = numbered
@@ -127,8 +125,6 @@ def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], N
         sampler.offer(number, batch, value, count, own)
         with torch.no_grad():
             mean.offer(batch, seen)
-        if not isinstance(objective.evaluation, batch_loss) and (note := note_on_keys(objective.model, batch)):
-            notes[note] = None
 
     totals = add_up(enumerate(objective.batches()), share, checkpoint=checkpoint)
     mean.close()
@@ -158,7 +154,6 @@ def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], N
         places=places,
         largest=max(size or 0 for size in sizes),
         measured=sampler.measured(samples, examples, by_examples, by_items),
-        notes=tuple(notes),
     )
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampl
 
 from layerhess.errors import InputError
 from layerhess.objective.arrays import as_tensors, refuse_frame
-from layerhess.objective.containers import can_be_cut, movable, tensors, tree_map
+from layerhess.objective.containers import can_be_cut, movable, outline, tensors, tree_map
 from layerhess.objective.processes import refuse_share
 
 BOTH_SPELLINGS = (
@@ -147,8 +147,23 @@ def _moved(leaf: Any, device: torch.device) -> Any:
 
 
 def cast(batch: Any, dtype: torch.dtype) -> Any:
-    """The batch with its floating point tensors in ``dtype``."""
-    return tree_map(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, batch)
+    """The batch with its floating point tensors in ``dtype``, complex ones in its complex dtype."""
+
+    def one(tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return tensor.to(dtype.to_complex())
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    def other(leaf: Any) -> Any:  # graphs and other batch objects that apply a function to all their tensors
+        if not movable(leaf) or not callable(getattr(type(leaf), "apply", None)):
+            return leaf
+        try:
+            made = copy.copy(leaf).apply(one)
+        except Exception:  # user code: it applies something else
+            return leaf
+        return made if type(made) is type(leaf) else leaf
+
+    return tree_map(one, batch, other)
 
 
 def leading_size(batch: Any) -> int | None:
@@ -218,12 +233,7 @@ def spread_slice(batch: Any, size: int) -> Any:
 def joined(pieces: Sequence[Any]) -> Any | None:
     """Parts of batches as one batch, along dimension 0; None where their tensors' shapes or other content differ."""
     first, rows = pieces[0], [tensors(piece) for piece in pieces]
-    if any(leading_size(piece) is None for piece in pieces) or len({_outline(piece) for piece in pieces}) > 1:
+    if any(leading_size(piece) is None for piece in pieces) or len({outline(piece) for piece in pieces}) > 1:
         return None
     columns = iter([torch.cat(column) for column in zip(*rows, strict=True)])
     return tree_map(lambda _: next(columns), first)
-
-
-def _outline(batch: Any) -> str:
-    """Everything about a batch except the numbers in its tensors and their first dimension."""
-    return repr(tree_map(lambda tensor: (tensor.shape[1:], tensor.dtype, tensor.device), batch))

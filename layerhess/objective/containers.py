@@ -62,6 +62,16 @@ def tensors(value: Any) -> list[Tensor]:
     return [tensor for item in _items(value) for tensor in tensors(item)] if _opened(value) else []
 
 
+def outline(value: Any) -> str:
+    """Everything about nested containers except the numbers in their tensors and those tensors' first dimension."""
+    if isinstance(value, Tensor):
+        return str((value.shape[1:], value.dtype, value.device))
+    if not _opened(value):
+        return repr(value)
+    names = list(value) if isinstance(value, Mapping) else ""
+    return f"{type(value).__name__}{names}{[outline(item) for item in _items(value)]}"
+
+
 def movable(value: Any) -> bool:
     """It has a way of its own to be moved."""
     return callable(getattr(type(value), "to", None))
@@ -115,11 +125,18 @@ def _attributes(value: Any) -> dict[str, Any]:
     """What an object holds beside its items, by name."""
     if dataclasses.is_dataclass(value) and not isinstance(value, Mapping):
         return {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
+    slots = [name for kind in type(value).__mro__ for name in _slots(kind)]
+    found = {name: getattr(value, name) for name in slots if hasattr(value, name)}
     try:
         own = object.__getattribute__(value, "__dict__")
     except AttributeError:
-        return {}
-    return dict(own) if own is not value else {}
+        return found
+    return {**found, **own} if own is not value else found
+
+
+def _slots(kind: type) -> list[str]:
+    names = kind.__dict__.get("__slots__", ())
+    return [name for name in ([names] if isinstance(names, str) else names) if name[:2] != "__"]
 
 
 def _items(value: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from layerhess.errors import InputError
 from layerhess.objective import batches
 from layerhess.objective.criteria import Criterion, Pair, check_scalar
 from layerhess.objective.evaluation import Evaluation, Judged, Seen, checked_tensor, gradients_on, kind_of
-from layerhess.objective.model_call import call
+from layerhess.objective.model_call import call, listed
 from layerhess.objective.model_loss import ModelLoss
 
 
@@ -147,8 +147,9 @@ class CriterionLoss:
             if "labels" not in batch:
                 raise InputError(
                     "a mapping batch has no 'labels' for the criterion",
-                    where=f"keys {sorted(map(str, batch))}",
-                    what_to_do="add 'labels', or use lh.batch_loss(fn) with fn(model, batch) -> (loss_sum, count)",
+                    where=f"keys {listed(batch)}",
+                    what_to_do="name the target 'labels', make each batch (inputs, target) with a dict of inputs, or use "
+                    "lh.batch_loss(fn) with fn(model, batch) -> (loss_sum, count)",
                 )
             output = call(model, batch)
             return _flatten_classes(getattr(output, "logits", output), batch["labels"])

@@ -38,7 +38,7 @@ def call(model: nn.Module, inputs: Any, target: Any = None) -> Any:
         if _binds(signature, (inputs,)):
             return model(inputs)
         raise InputError(
-            f"the model's forward{signature} cannot be called with the keys of a batch: {_listed(inputs)}",
+            f"the model's forward{signature} cannot be called with the keys of a batch: {listed(inputs)}",
             where=f"batches of type {type(inputs).__name__}",
             what_to_do="give the keys the names of forward's arguments, or use lh.batch_loss(fn) with "
             "fn(model, batch) -> (loss_sum, count), and call the model there",
@@ -58,22 +58,29 @@ def accepted(model: nn.Module, batch: Any) -> dict[str, Any]:
 
 
 def unnamed(model: nn.Module, batch: Any) -> list[str]:
-    """The keys of a mapping that forward does not name."""
+    """The keys of a mapping that forward does not name; if it takes any beside named ones, those that hold texts."""
     signature = _signature(model)
-    if signature is None or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
+    if signature is None:
         return []
-    return [key for key in batch.keys() if key not in signature.parameters]  # noqa: SIM118
+    keys = [key for key in batch.keys() if key not in signature.parameters]  # noqa: SIM118
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        return keys
+    return [key for key in keys if _is_text(batch[key])] if POSITIONAL[1] in kinds else []
 
 
-def note_on_keys(model: nn.Module, batch: Any) -> str:
-    """A sentence that names the keys of a batch which are not passed to the model; empty if there are none."""
-    inputs = batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
+def without_unnamed(model: nn.Module, batch: Any) -> tuple[Any, str]:
+    """A batch without the keys that forward does not name, and a sentence that names them; "labels" stay."""
+    pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+    inputs = batch[0] if pair else batch
     if not is_mapping(inputs) or not _binds(_signature(model), (), accepted(model, inputs)):
-        return ""
-    keys = [key for key in unnamed(model, inputs) if inputs is not batch or key != "labels"]
-    if not keys:
-        return ""
-    return f"keys of the batches that the model's forward does not name are not passed to it: {_listed(keys)}"
+        return batch, ""
+    left_out = [key for key in unnamed(model, inputs) if pair or key != "labels"]
+    if not left_out:
+        return batch, ""
+    kept = {key: inputs[key] for key in inputs.keys() if key not in left_out}  # noqa: SIM118
+    note = f"keys of the batches that the model's forward does not name are not passed to it: {listed(left_out)}"
+    return ((kept, batch[1]) if pair else kept), note
 
 
 def refused(model: nn.Module, batch: Any, where: str, error: Exception) -> InputError | None:
@@ -126,6 +133,11 @@ def kind(value: Any, depth: int = 3) -> str:
     return name
 
 
+def _is_text(value: Any) -> bool:
+    first = value[0] if isinstance(value, (list, tuple)) and value else value
+    return isinstance(first, (str, bytes))
+
+
 def _named(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -134,7 +146,8 @@ def _cut(parts: list[str]) -> str:
     return ", ".join(parts[:6]) + (f", ... {len(parts) - 6} more" if len(parts) > 6 else "")
 
 
-def _listed(keys: Any) -> str:
+def listed(keys: Any) -> str:
+    """Some keys in words."""
     return _cut([repr(key) for key in keys])
 
 

@@ -18,9 +18,11 @@ from layerhess.objective.batch_norm import TiedNorms, tied_norms
 from layerhess.objective.evaluation import Evaluation
 from layerhess.objective.kernels import plain_kernels
 from layerhess.objective.losses import batch_loss, evaluation_of
+from layerhess.objective.model_call import without_unnamed
 from layerhess.objective.parameters import coarsest, copied, trainable
 from layerhess.objective.processes import refuse_several_processes
 from layerhess.objective.snapshot import preserved_random_state, restored
+from layerhess.objective.workers import refuse_repeated_examples
 
 MODES = ("as-is", "eval")
 STOP_GRADIENTS = ("refuse", "constant")
@@ -109,13 +111,18 @@ class Objective:
             InputError: a batch that ``batch_size`` cannot split. Exceptions of the data come through unchanged.
         """
         refilled = batches.may_refill(self.data)
-        for raw in batches.iterate(self.data, arrays=self._arrays):
+        for raw in self._raw_batches():
             yield from batches.pieces(batches.prepare(raw, self.device, refilled), self.batch_size)
 
-    @property
-    def _arrays(self) -> bool:
-        """Arrays become tensors; the function of a batch_loss gets what it is written for."""
-        return not isinstance(self.evaluation, batch_loss)
+    def _raw_batches(self) -> Iterator[Any]:
+        """The batches as they come, but for what only the function of a batch_loss could use: arrays, other keys."""
+        own = isinstance(self.evaluation, batch_loss)
+        for raw in batches.iterate(self.data, arrays=not own):
+            no_target = hasattr(self.evaluation, "criterion") and batches.is_mapping(raw) and "labels" not in raw
+            batch, note = (raw, "") if own or no_target else without_unnamed(self.model, raw)
+            if note and note not in self.notes:
+                self.notes.append(note)
+            yield batch
 
     def terms(self, batch: Any) -> tuple[Tensor, float]:
         """(loss sum with graph, 0-d; count) of one prepared batch. Call within :meth:`session`."""
@@ -213,11 +220,13 @@ class Objective:
             seed: the same seed gives the same subset of the same data.
 
         Raises:
-            InputError: if ``examples`` < 1, or the batches cannot be split along dimension 0.
+            InputError: if ``examples`` < 1, or the batches cannot be split along dimension 0, or a loader's workers
+                repeat examples.
         """
         examples = checked_integer(examples, "examples", 1)
         with preserved_random_state():
-            kept = list(batches.iterate(self.data, arrays=self._arrays))
+            refuse_repeated_examples(self.data)
+            kept = list(self._raw_batches())
         sizes = [batches.leading_size(batch) for batch in kept]
         if any(size is None for size in sizes):
             raise InputError(

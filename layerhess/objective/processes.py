@@ -36,8 +36,8 @@ def refuse_share(data: Any) -> None:
     """
     if not isinstance(data, DataLoader):
         return
-    for sampler in (data.sampler, getattr(data.batch_sampler, "sampler", None)):
-        shares = getattr(sampler, "num_replicas", 1)
+    for sampler in (data.sampler, data.batch_sampler, getattr(data.batch_sampler, "sampler", None)):
+        shares = getattr(sampler, "num_replicas", getattr(sampler, "num_processes", 1))  # the latter of accelerate
         if isinstance(shares, int) and shares > 1:
             raise InputError(
                 f"the loader yields one of {shares} shares of the data set, which is not the whole",

@@ -85,6 +85,15 @@ class Plain:
         self.x, self.y, self.names = x, y, ["a"]
 
 
+class Slotted:
+    """One without a dict of attributes."""
+
+    __slots__ = ("x", "y")
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
+
+
 class Movable(Plain):
     """The same with its own ``to``, which changes it."""
 
@@ -119,6 +128,7 @@ KINDS: dict[str, tuple[Any, Callable[[Any], tuple[Tensor, Tensor]], bool]] = {
     "a list with a mode": (Moded([X, Y], "train"), by_place, False),
     "a dataclass": (Record(X, Y), by_name, False),
     "a plain object": (Plain(X, Y), by_name, False),
+    "an object with slots": (Slotted(X, Y), by_name, True),
     "a movable object": (Movable(X, Y), by_name, False),
     "a view of a dict": (types.MappingProxyType({"x": X, "y": Y}), by_key, True),
 }
@@ -224,3 +234,32 @@ def test_hugging_faces_own_containers() -> None:
         assert batches.take(batch, slice(0, 2))[next(iter(batch))].shape == (2, 2)
     assert batches.cast(output, torch.float64).last_hidden_state.dtype == torch.float64
     assert batches.cast(encoding, torch.float64).x.dtype == torch.float64 and encoding.x is X
+
+
+class Graph:
+    """As those of torch_geometric: its tensors lie deeper, ``to`` and ``apply`` change it, copies have their own."""
+
+    def __init__(self, **parts: Tensor) -> None:
+        self.parts = parts
+
+    def __copy__(self) -> Graph:
+        return Graph(**self.parts)
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> Graph:
+        self.parts = {name: function(part) for name, part in self.parts.items()}
+        return self
+
+    def to(self, device: Any) -> Graph:
+        return self.apply(lambda part: part.to(device))
+
+
+def test_objects_that_apply_a_function_to_their_tensors_are_cast() -> None:
+    graph = Graph(x=X, edges=Y)
+    made, _ = batches.cast(batches.prepare((graph, Y), torch.device("cpu")), torch.float64)
+    assert {name: part.dtype for name, part in made.parts.items()} == {"x": torch.float64, "edges": torch.int64}
+    assert graph.parts["x"] is X and batches.leading_size((graph, Y)) is None
+
+
+def test_complex_tensors_are_cast_with_the_others() -> None:
+    made = batches.cast((X.to(torch.complex64), X), torch.float64)
+    assert [part.dtype for part in made] == [torch.complex128, torch.float64]

@@ -188,7 +188,7 @@ case("no scalar: a number", "float, not a scalar")(analysis(loss=lambda o, t: F.
 case("no scalar: nothing returned", "NoneType, not a scalar")(analysis(loss=lambda o, t: None))
 case("no loss for tuples", "no loss was given", "third argument")(analysis(loss=None))
 case("no loss in the model's output", "returned no .loss")(analysis([{"input": X}], None))
-case("a mapping without labels", "no 'labels'", "keys ['input']")(analysis([{"input": X}]))
+case("a mapping without labels", "no 'labels'", "keys 'input'")(analysis([{"input": X}]))
 case("batch_loss: no pair", "not a pair", "(loss_sum, count)")(
     analysis(loss=lh.batch_loss(lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])))
 )

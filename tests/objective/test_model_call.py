@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import layerhess as lh
 from layerhess.errors import InputError
-from layerhess.objective.model_call import accepted, call, described, kind, note_on_keys
+from layerhess.objective.model_call import accepted, call, described, kind, without_unnamed
 from refusals import Table, analysis
 
 A, B, T = torch.ones(4, 2), torch.zeros(4, 2), torch.arange(4)
@@ -80,11 +80,18 @@ def test_names() -> None:
 
 
 def test_keys_that_are_left_out_are_named() -> None:
-    assert "'id', 'text'" in note_on_keys(model(one), {"x": A, "id": 1, "text": "a", "labels": T})
-    assert "'id'" in note_on_keys(model(one), ({"x": A, "id": 1}, T))
+    def rest(forward: Any, batch: Any) -> tuple[Any, str]:
+        return without_unnamed(model(forward), batch)
+
+    kept, note = rest(one, {"x": A, "id": 1, "text": "a", "labels": T})
+    assert kept == {"x": A, "labels": T} and note.endswith("not passed to it: 'id', 'text'")
+    kept, note = rest(one, ({"x": A, "id": 1}, T))
+    assert kept == ({"x": A}, T) and "'id'" in note
     for batch in ({"x": A, "labels": T}, (A, T), {"features": A, "labels": T}, ({"features": A}, T)):
-        assert note_on_keys(model(one), batch) == ""
-    assert note_on_keys(model(open_ended), {"id": 1}) == ""
+        assert rest(one, batch) == (batch, "")
+    assert rest(open_ended, {"id": 1, "text": "a"})[1] == ""
+    some, batch = model(lambda x, **others: (x, others)), {"x": A, "id": T, "text": ["a"] * 4, "name": "b"}
+    assert call(some, batch) == (A, {"id": T}) and "'text', 'name'" in without_unnamed(some, batch)[1]
 
 
 def test_a_batch_in_words() -> None:
@@ -187,6 +194,13 @@ def test_batches_of_every_form_give_the_same_number(form: str, loss: str) -> Non
     assert any("'id', 'weight'" in note for note in found.notes) is (form == "named")
 
 
+def test_other_keys_do_not_keep_batches_whole() -> None:
+    batch = {"x": torch.ones(6, 2), "labels": torch.arange(6) % 4, "text": ["a"] * 6}
+    made = lh.Objective(Scaled(), [batch], nn.CrossEntropyLoss(), batch_size=4)
+    assert [len(piece["labels"]) for piece in made.batches()] == [4, 2] and "'text'" in made.notes[0]
+    assert len(batch) == 3 and "text" not in next(iter(made.subset(2).batches()))
+
+
 TABLE = Table()
 TABLE.case("no second derivative of nested tensors", "nested tensors", "padded")(
     analysis(
@@ -216,6 +230,11 @@ class Needs(nn.Linear):
 
     def forward(self, x: Tensor, scale: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x) * scale
+
+
+class Scaled(Needs):
+    def forward(self, x: Tensor, scale: Any = 1.0) -> Tensor:  # type: ignore[override]
+        return super().forward(x, scale)
 
 
 @pytest.mark.parametrize("name", TABLE)

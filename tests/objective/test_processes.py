@@ -8,7 +8,7 @@ import pytest
 import torch.distributed
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler, TensorDataset
 
 import layerhess as lh
 from layerhess.errors import InputError
@@ -51,3 +51,7 @@ def test_a_share_of_the_data_set_is_refused() -> None:
         lh.Objective(mlp(), DataLoader(data, 4, sampler=DistributedSampler(data, 2, 0)), nn.CrossEntropyLoss())
     assert caught.value.where == "its DistributedSampler"
     lh.Objective(mlp(), DataLoader(data, 4, sampler=DistributedSampler(data, 1, 0)), nn.CrossEntropyLoss())
+    part = BatchSampler(SequentialSampler(data), 4, False)
+    part.num_processes = 3  # type: ignore[attr-defined]  # as accelerate's
+    with pytest.raises(InputError, match="one of 3 shares"):
+        lh.Objective(mlp(), DataLoader(data, batch_sampler=part), nn.CrossEntropyLoss())

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, get_worker_info
 
 import layerhess as lh
-from layerhess.checks.workers import refuse_repeated_examples
 from layerhess.errors import InputError
+from layerhess.objective.workers import refuse_repeated_examples
 from refusals import X, Y, mlp
 from witness import untouched
 
@@ -70,3 +70,9 @@ def test_the_analysis_looks_before_it_begins() -> None:
     alone = lh.analyze(lh.Objective(model, DataLoader(Rows(), 4), nn.CrossEntropyLoss()))
     assert shared.full is not None and alone.full is not None and shared.examples == alone.examples == 12
     torch.testing.assert_close(shared.full.eigenvalues, alone.full.eigenvalues, rtol=1e-4, atol=1e-6)
+
+
+def test_a_subset_looks_too() -> None:
+    objective = lh.Objective(mlp(), DataLoader(Rows(), 4, num_workers=2), nn.CrossEntropyLoss())
+    with pytest.raises(InputError, match="repeat examples"):
+        objective.subset(5)
