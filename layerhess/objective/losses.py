@@ -148,8 +148,8 @@ class CriterionLoss:
                 raise InputError(
                     "a mapping batch has no 'labels' for the criterion",
                     where=f"keys {listed(batch)}",
-                    what_to_do="name the target 'labels', make each batch (inputs, target) with a dict of inputs, or use "
-                    "lh.batch_loss(fn) with fn(model, batch) -> (loss_sum, count)",
+                    what_to_do="name the target 'labels', make each batch (inputs, target) with a dict of inputs, or "
+                    "use lh.batch_loss(fn) with fn(model, batch) -> (loss_sum, count)",
                 )
             output = call(model, batch)
             return _flatten_classes(getattr(output, "logits", output), batch["labels"])
