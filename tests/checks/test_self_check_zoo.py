@@ -133,3 +133,18 @@ def test_what_rounding_leaves_of_a_bias_before_a_norm_is_not_held_against_it(see
     objective = lh.Objective(model, (x, torch.randn(4, 2, generator=generator).double()), nn.MSELoss())
     bias = lh.analyze(objective, max_passes=3, full=False).blocks["0.bias"]  # a failed check would raise
     assert abs(bias.eigenvalues[0]) <= bias.error_bounds[0] < 1e-9
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.LeakyReLU])
+def test_a_curvature_that_no_difference_can_show_is_not_held_against_a_block(activation: type[nn.Module]) -> None:
+    """Far from its target a log-cosh is a straight line: 4e-21 for the last bias, and differences show exactly 0."""
+
+    def log_cosh(z: Tensor, y: Tensor) -> Tensor:
+        e = z - y
+        return (e - nn.functional.logsigmoid(2 * e)).mean()
+
+    model = grow(lambda: nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 3), activation(), nn.Linear(3, 1)),
+                 torch.float64, 0)  # fmt: skip
+    x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0)).double()
+    analysis = lh.analyze(lh.Objective(model, (x, model(x).detach() + 24.0), log_cosh))
+    assert abs(analysis.blocks["4.bias"].eigenvalues[0]) <= analysis.blocks["4.bias"].error_bounds[0] + 1e-20
