@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from layerhess.objective.objective import Objective
 from layerhess.objective.snapshot import moved
 
 MOST_NUMBERS = 1 << 24  # of an output that is moved; of a larger one, some examples stand for all
+FEW = 2  # examples of a batch that are joined with those of another
 IN_FLOAT64 = 1e-5  # relative difference of two sums; the callable may still cast to float32 inside
 BATCH_LOSS = "use lh.batch_loss(fn) with fn(model, batch) -> (loss_sum, count), which says how batches add up"
 
@@ -31,17 +32,14 @@ class _Unit:
 
     Attributes:
         content: (output, target), or the batch. judge: its loss as a pair. batch: prepared. where: its name.
+            whole_model: has to run for its parts.
     """
 
     content: Any
     judge: Callable[[Any], Pair]
     batch: Any
     where: str
-
-    @property
-    def is_batch(self) -> bool:
-        """The whole model has to run for its parts."""
-        return self.content is self.batch
+    whole_model: bool
 
 
 class MeanCheck:
@@ -49,7 +47,8 @@ class MeanCheck:
 
     At one point that can hold by accident: behind a head of zeros all examples have the same loss, and a penalty on a
     batch may be zero. So it must hold at moved outputs as well, or at moved weights where only the whole model gives
-    the loss. A batch of one example is joined with an example of another batch.
+    the loss. And a few examples of each batch are joined with those of another: within a batch of one class, class
+    weights cancel, and a batch of a single example has no parts.
 
     Args:
         objective: in session, and gradients off.
@@ -59,8 +58,7 @@ class MeanCheck:
         self._objective = objective
         self._criterion: Criterion | None = getattr(objective.evaluation, "criterion", None)
         self._first: tuple[Any, Seen] | None = None
-        self._partner: Any = None  # one example of a batch
-        self._alone: list[_Unit] = []  # units of one example, before there was a partner
+        self._partner: Any = None  # a few examples of the first batch that can be split
         self._number = 0
         self._held = 0
 
@@ -102,28 +100,19 @@ class MeanCheck:
             return
         if parts := batches.halves(unit.content):
             self._compare(unit, unit.content, parts)
-        elif self._partner is None:
-            self._alone.append(unit)
-        else:
-            self._join(unit)
-        if self._partner is None and (size > 1 or len(self._alone) > 1):
-            waiting, self._alone = self._alone, []
-            self._partner = batches.take(waiting.pop().content if size == 1 else unit.content, slice(0, 1))
-            for other in waiting:
-                self._join(other)
+        few = replace(unit, content=batches.spread_slice(unit.content, FEW))
+        if self._partner is None:
+            self._partner = few.content
+        elif (together := batches.joined([self._partner, few.content])) is not None:
+            self._compare(few, together, (self._partner, few.content))
 
     def _unit(self, batch: Any, seen: Seen, where: str) -> _Unit | None:
         criterion = self._criterion
         if criterion is not None and batches.leading_size((seen.output, seen.target)) is not None:
-            return _Unit((seen.output, seen.target), functools.partial(_of_pair, criterion), batch, where)
+            return _Unit((seen.output, seen.target), functools.partial(_of_pair, criterion), batch, where, False)
         if self._objective.tied_norms:  # a part of a batch has other outputs
             return None
-        return _Unit(batch, functools.partial(self._objective.evaluation, self._objective.model), batch, where)
-
-    def _join(self, unit: _Unit) -> None:
-        together = batches.joined([self._partner, unit.content])
-        if together is not None:
-            self._compare(unit, together, (self._partner, unit.content))
+        return _Unit(batch, functools.partial(self._objective.evaluation, self._objective.model), batch, where, True)
 
     def _compare(self, unit: _Unit, whole: Any, parts: Sequence[Any]) -> None:
         dtype, point = self._objective.dtype, ""
@@ -138,7 +127,7 @@ class MeanCheck:
             again = float(unit.judge(whole)[0])
             if not repeats(apart[0], again, dtype):
                 raise randomness_refused(self._objective, unit.batch, apart[0], again)
-        elif unit.is_batch:
+        elif unit.whole_model:
             point = ", with the weights moved a little,"
             with moved(self._objective.parameters.values()):
                 apart = apart_if_any(unit.judge, whole, dtype)

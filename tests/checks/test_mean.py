@@ -73,6 +73,17 @@ def test_batches_of_one_example_are_joined(kind: str) -> None:
         looked_at(zero_head(), (X, Y), NO_MEANS[kind], batch_size=1)
 
 
+@pytest.mark.parametrize("model", [zero_head(), nn.Linear(6, 3)], ids=["zero head", "random"])
+def test_batches_of_one_class_are_held_against_each_other(model: nn.Module) -> None:
+    """Within each of them, class weights cancel."""
+    sorted_by_class = [(X[i : i + 8], Y[i : i + 8]) for i in (0, 8, 16)]
+    with pytest.raises(InputError, match="not the mean"):
+        looked_at(model, sorted_by_class, weighted)
+    looked_at(model, sorted_by_class, lambda o, t: F.cross_entropy(o, t))
+    with pytest.raises(InputError, match="not the mean"):
+        looked_at(Own(weighted), [{"x": x, "labels": y} for x, y in sorted_by_class])
+
+
 def test_a_claim_that_nothing_shows_is_refused_for_more_than_one_batch() -> None:
     def loss(o: Tensor, t: Any) -> Tensor:
         return F.cross_entropy(o, t["of"][0])
