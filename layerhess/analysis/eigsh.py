@@ -30,6 +30,7 @@ class Eigenpairs:
         values: (k,) float64. vectors: (k, n) float64 tensor, unit rows, largest component positive.
         error_bounds: (k,) absolute: residual plus rounding. converged: (k,) bool.
         complete: the whole spectrum was computed. products: operator products spent.
+        status: "converged", "complete" or "not converged", and whether the operator was unchecked.
         rounding: the part of ``error_bounds`` that is rounding; measured for a network, estimated for other operators.
     """
 
@@ -40,6 +41,7 @@ class Eigenpairs:
     complete: bool
     products: int
     rounding: float
+    status: str
 
 
 def eigsh(
@@ -93,15 +95,19 @@ def eigsh(
         candidates = process.candidates()
         rounding = single.rounding(process) if rounding is None else rounding
         certificate = certify(candidates, tol=tol, rounding=rounding)
+    complete = candidates.spectrum is not None
+    converged = certificate.converged & process.proposes
+    status = "not converged" if not converged.all() else "complete" if complete else "converged"
     order = _order(candidates.values, which, wanted)
     return Eigenpairs(
         values=candidates.values[order],
         vectors=torch.stack([oriented(candidates.vectors[i]) for i in order]),
         error_bounds=certificate.error_bounds[order],
-        converged=certificate.converged[order] & process.proposes,
-        complete=candidates.spectrum is not None,
+        converged=converged[order],
+        complete=complete,
         products=candidates.steps,
         rounding=rounding,
+        status=single.said(status),
     )
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from layerhess.analysis.verification import verified
+from layerhess.checks import SelfCheck
+from layerhess.checks.survey import Survey
 from layerhess.curvature.data_pass import FULL, DataPass
 from layerhess.curvature.matrices import GAUSS_NEWTON, HESSIAN, ITEM_FISHER, TOKEN_FISHER, CurvatureMatrix
 from layerhess.curvature.operator import UncheckedOperator
@@ -28,12 +31,13 @@ class Operator:
     """The base of all curvature matrices A: products with A and with its diagonal blocks A_bb.
 
     A subclass sets the matrix by its ``curvature``. Each product is one pass over the data, exact up to rounding. The
-    loss is not checked here: for numbers to rely on use :func:`layerhess.analyze` or :func:`layerhess.eigsh`, which run
-    a self-check first.
+    first one runs the checks of :func:`layerhess.analyze`, once for all operators of an objective while its weights
+    stay, and again after they changed.
 
     Args:
         objective: the loss over the data.
         blocks: a block scheme, see :func:`layerhess.analyze`.
+        check: False leaves the checks out, for this operator and for all that is made with it.
 
     Attributes:
         shape: (P, P). block_names: in model order. uncovered: parameters in no block.
@@ -44,7 +48,8 @@ class Operator:
 
     curvature: CurvatureMatrix
 
-    def __init__(self, objective: Objective, blocks: Scheme = "parameter") -> None:
+    def __init__(self, objective: Objective, blocks: Scheme = "parameter", *, check: bool = True) -> None:
+        self.check = check
         self.unchecked = UncheckedOperator(objective, self.curvature, blocks)
         self.objective = objective
         self.blocks: dict[str, Block] = self.unchecked.blocks
@@ -71,15 +76,45 @@ class Operator:
         """
         return BlockOperator(self, self.unchecked.spec(name))
 
-    def session(self) -> AbstractContextManager[DataPass]:
+    def __repr__(self) -> str:
+        """Matrix, model, size, and whether it is checked."""
+        blocks = f"{len(self.blocks)} block{'s' if len(self.blocks) != 1 else ''}"
+        name = f"{type(self).__name__} of {type(self.objective.model).__name__}"
+        return f"{name}, {self.shape[0]} x {self.shape[1]}, {blocks}{'' if self.check else ', unchecked'}"
+
+    @contextmanager
+    def session(self) -> Iterator[DataPass]:
         """Keep the batches' graphs between products inside this context (the model must not change in it)."""
-        return self.unchecked.session()
+        self.verify()
+        with self.unchecked.session() as data_pass:
+            yield data_pass
+
+    def verify(self) -> tuple[Survey, SelfCheck] | None:
+        """Run the checks, unless they are known to pass for the present weights; None with ``check=False``.
+
+        Raises:
+            InputError, CheckError: what :func:`layerhess.analyze` raises.
+        """
+        if not self.check:
+            return None
+        return verified(self.objective, self.curvature, {**self.blocks, FULL: self.full})
 
     def apply(self, vectors: Mapping[str, tuple[Block, Tensor]]) -> dict[str, Tensor]:
         """Products of several blocks with (s, P_b) vectors, in one pass; (s, P_b) float64 each.
 
         Every product of this operator and of its blocks is made here.
+
+        Raises:
+            InputError: a vector that holds a NaN or an infinity, or a product that does (naming block and batch).
+            InputError, CheckError: as :meth:`verify`.
         """
+        for name, (_, rows) in vectors.items():
+            if not bool(torch.isfinite(rows).all()):
+                raise InputError(
+                    "the vector holds a NaN or an infinity", where=f"the vector of {name}", what_to_do="repair it"
+                )
+        if not self.unchecked.in_session:
+            self.verify()
         return self.unchecked.apply(vectors)
 
     @overload
@@ -181,12 +216,13 @@ class BlockOperator:
 class Hessian(Operator):
     """H = d2 L / d theta2 and its diagonal blocks H_bb, as linear operators.
 
-    Products are exact up to rounding (Pearlmutter 1994, by reverse over reverse), each one pass over the data. The loss
-    is not checked here: for numbers to rely on use :func:`layerhess.analyze`, which runs a self-check first.
+    Products are exact up to rounding (Pearlmutter 1994, by reverse over reverse), each one pass over the data. The
+    first one runs the checks of :func:`layerhess.analyze`, and refuses what that refuses.
 
     Args:
         objective: the loss over the data.
         blocks: a block scheme, see :func:`layerhess.analyze`.
+        check: False leaves the checks out.
 
     Attributes:
         shape: (P, P). block_names: in model order. uncovered: parameters in no block.
@@ -242,7 +278,8 @@ class EmpiricalFisher(Operator):
     ``.loss`` and a ``batch_loss`` without ``output=`` run the whole model once an item, which is slower.
 
     Args:
-        objective: the loss over the data. blocks: a block scheme, see :func:`layerhess.analyze`.
+        objective: the loss over the data. blocks: a block scheme, see :func:`layerhess.analyze`. check: False leaves
+            the checks out.
         level: "item", one gradient for each entry of dimension 0; or "token", one for each counted term of a cross
             entropy or NLL.
 
@@ -259,8 +296,10 @@ class EmpiricalFisher(Operator):
             [0., 8.]], dtype=torch.float64)
     """
 
-    def __init__(self, objective: Objective, blocks: Scheme = "parameter", level: str = "item") -> None:
+    def __init__(
+        self, objective: Objective, blocks: Scheme = "parameter", level: str = "item", *, check: bool = True
+    ) -> None:
         if level not in LEVELS:
             raise InputError(f"unknown level {level!r}", where="level", what_to_do="use 'item' or 'token'")
         self.curvature = TOKEN_FISHER if level == "token" else ITEM_FISHER
-        super().__init__(objective, blocks)
+        super().__init__(objective, blocks, check=check)

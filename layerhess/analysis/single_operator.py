@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,14 +11,11 @@ import torch
 from torch import Tensor
 
 from layerhess.analysis.operators import BlockOperator, Operator
-from layerhess.checks import self_check
 from layerhess.checks.rounding import RoundingMeter
-from layerhess.checks.survey import survey
-from layerhess.checks.suspects import refuse_failed
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.device import Budget, budget, solver_device
-from layerhess.errors import InputError, LayerhessWarning
+from layerhess.errors import InputError
 from layerhess.linalg.bounds import total_rounding, unit_rounding
 from layerhess.linalg.eigen.process import Process, Source
 from layerhess.linalg.random_vectors import random_signs, random_unit
@@ -54,6 +50,7 @@ class SingleOperator:
         directions, signs: draw number -> random unit vector, Rademacher vector, (n,) float64; independent.
         length: the most terms that a product sums up.
         spec: the block, for a network's operator. eps: unit roundoff of the products, times two.
+        unchecked: a network's operator with ``check=False``: its rounding is assumed, not measured.
         device: of the vectors. memory: what was free when this began, for a network's operator.
 
     Raises:
@@ -65,37 +62,36 @@ class SingleOperator:
         self._meter: RoundingMeter | None = None
         self._data_pass: DataPass | None = None
         self._first: tuple[Tensor, Tensor] | None = None
+        self.unchecked = False
         self.length = 1.0
         self.eps = float(np.finfo(np.float64).eps)
         self.device = torch.device("cpu")
         self.memory = Budget(0)
         if isinstance(self._op, BlockOperator):
-            objective = self._op.parent.objective
+            parent = self._op.parent
+            objective = parent.objective
             self.device, self.memory = solver_device(objective.device), budget(objective.device)
-            self._data_pass = stack.enter_context(self._op.parent.unchecked.session(self.memory))
-            counters = Counters()
-            surveyed = survey(objective, counters)
-            blocks = {self._op.name: self._op.spec}
-            curvature = self._op.parent.curvature
-            checked = self_check(
-                objective, surveyed, blocks, self._op.parent.full, seed, counters, curvature, self.memory
-            )
-            if checked.failed:
-                raise refuse_failed(objective, blocks, checked.failed)
-            for sentence in checked.concerns:  # there is no result whose notes could say it
-                warnings.warn(sentence, LayerhessWarning, stacklevel=3)
-            coarsest = checked.trace.coarsest
-            self.length = surveyed.longest
-            self.eps = torch.finfo(coarsest).eps
-            self._meter = stack.enter_context(
-                RoundingMeter(objective, surveyed.measured, coarsest, counters, curvature.make_graph, self.memory)
-            )
+            known = parent.verify()
+            self.eps, self.unchecked = torch.finfo(objective.dtype).eps, known is None
+            self._data_pass = stack.enter_context(parent.unchecked.session(self.memory))
+            if known is not None:
+                surveyed, checked = known
+                coarsest = checked.trace.coarsest
+                self.length, self.eps = surveyed.longest, torch.finfo(coarsest).eps
+                make = parent.curvature.make_graph
+                self._meter = stack.enter_context(
+                    RoundingMeter(objective, surveyed.measured, coarsest, Counters(), make, self.memory)
+                )
         elif not isinstance(op, np.ndarray) and getattr(op, "dtype", None) in (np.dtype(np.float32), torch.float32):
             self.eps = float(np.finfo(np.float32).eps)
         name = getattr(self._op, "name", "operator")
         self.spec: Block | None = self._op.spec if isinstance(self._op, BlockOperator) else None
         self.directions: Source = lambda number: random_unit(n, seed, name, number, self.device)
         self.signs: Source = lambda number: random_signs(n, seed, name, number, self.device)
+
+    def said(self, status: str) -> str:
+        """A status, which says so where nothing was checked."""
+        return f"{status}; the operator is unchecked" if self.unchecked else status
 
     def relative_rounding(self) -> float:
         """Relative rounding error of the products; for a network measured at the first vector and at its product."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from layerhess.analysis.operators import Operator
@@ -65,7 +66,8 @@ def trace(
     with ExitStack() as stack:
         single = SingleOperator(op, n, checked_integer(seed, "seed", 0), stack)
         found = _driven(trace_process(n, goal, single.signs, single.directions, device=single.device), single)
-        return rounded(found, single.relative_rounding())
+        found = rounded(found, single.relative_rounding())
+    return replace(found, status=single.said(found.status))
 
 
 def diagonal(
@@ -103,8 +105,9 @@ def diagonal(
         flat = _driven(diagonal_process(n, goal, single.signs, device=single.device), single)
         rounding = flat.rounding * coarser(single.relative_rounding())
     shaped = [{ARRAY: v} if single.spec is None else single.spec.split(v) for v in (flat.value, flat.standard_error)]
+    status = single.said(flat.status)
     return DiagonalEstimate(
-        shaped[0], shaped[1], flat.probes, flat.method, flat.status, flat.converged, flat.required, rounding
+        shaped[0], shaped[1], flat.probes, flat.method, status, flat.converged, flat.required, rounding
     )
 
 
@@ -139,7 +142,8 @@ def density(
         process = StochasticLanczos(n, options, single.directions)
         while not process.done:
             process.tell(single.apply(process.ask()))
-    return process.result()
+    found = process.result()
+    return replace(found, status=single.said(found.status))
 
 
 def coupling(op: Operator, probes: int = 8, seed: int = 0) -> CouplingEstimate:
@@ -190,7 +194,7 @@ def coupling(op: Operator, probes: int = 8, seed: int = 0) -> CouplingEstimate:
             probing.tell(products)
     found = probing.coupling_of()
     assert found is not None
-    return found
+    return replace(found, status=single.said(found.status))
 
 
 def _driven(process: EstimatorProcess[E], single: SingleOperator) -> E:

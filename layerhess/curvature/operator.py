@@ -57,6 +57,11 @@ class UncheckedOperator:
             )
         return self.blocks[name]
 
+    @property
+    def in_session(self) -> bool:
+        """Inside :meth:`session`."""
+        return self._data_pass is not None
+
     @contextmanager
     def session(self, memory: Budget | None = None) -> Iterator[DataPass]:
         """Keep the batches' graphs between products inside this context (the model must not change in it).
@@ -77,13 +82,22 @@ class UncheckedOperator:
                 self._data_pass = None
 
     def apply(self, vectors: Mapping[str, tuple[Block, Tensor]]) -> dict[str, Tensor]:
-        """Products of several blocks with (s, P_b) vectors, in one pass; (s, P_b) float64 each."""
+        """Products of several blocks with (s, P_b) vectors, in one pass; (s, P_b) float64 each.
+
+        Raises:
+            InputError: a product is NaN or infinite.
+        """
         asked = {key: Request(block, rows.double()) for key, (block, rows) in vectors.items()}
         if self._data_pass is not None:
-            return self._data_pass.run(asked)
+            return self._finite(self._data_pass, asked)
         with self.objective.session():
             names = dict.fromkeys(name for block, _ in vectors.values() for name in block.parameters)
-            return self._new_pass(names).run(asked)
+            return self._finite(self._new_pass(names), asked)
+
+    def _finite(self, data_pass: DataPass, asked: Mapping[str, Request]) -> dict[str, Tensor]:
+        products = data_pass.run(asked)
+        data_pass.refuse_not_finite(asked, products)
+        return products
 
     def _new_pass(self, names: Iterable[str], keep: float = 0.0) -> DataPass:
         return DataPass(self.objective, list(names), Counters(), keep=keep, make_graph=self.matrix.make_graph)

@@ -1,0 +1,110 @@
+"""The survey and the self-check behind the operators: made once for an objective and its weights, shared by all."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+import zlib
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from layerhess.checks import SelfCheck, check_unsampled, self_check
+from layerhess.checks.survey import Survey, survey
+from layerhess.checks.suspects import refuse_failed
+from layerhess.checks.symmetry import size_of_product
+from layerhess.curvature.counters import Counters
+from layerhess.curvature.data_pass import FULL, DataPass
+from layerhess.curvature.device import budget
+from layerhess.curvature.matrices import CurvatureMatrix
+from layerhess.errors import LayerhessWarning
+from layerhess.linalg.bounds import zero_level
+from layerhess.objective.blocks import Block
+from layerhess.objective.objective import Objective
+from layerhess.results.record import Check
+
+SEED = 0  # of the checks' random vectors
+
+
+@dataclass
+class Verification:
+    """What was found for an objective at one set of weights.
+
+    Attributes:
+        fingerprint: of the model, see :func:`fingerprint`.
+        checked: (matrix, blocks, dtype) -> the self-check.
+        failed: the blocks and failed checks of any of them, which refuse every product.
+    """
+
+    fingerprint: Hashable
+    surveyed: Survey
+    checked: dict[Hashable, SelfCheck] = field(default_factory=dict)
+    failed: tuple[Mapping[str, Block], Mapping[str, Check]] | None = None
+
+
+_known: weakref.WeakKeyDictionary[Objective, Verification] = weakref.WeakKeyDictionary()
+
+
+def verified(objective: Objective, matrix: CurvatureMatrix, blocks: Mapping[str, Block]) -> tuple[Survey, SelfCheck]:
+    """The survey and the self-check of an objective's matrix, made now unless they are known for these weights.
+
+    Args:
+        blocks: to check, and the full model under "(full)".
+
+    Raises:
+        InputError, CheckError: as :func:`layerhess.analyze` would.
+    """
+    now = fingerprint(objective)
+    known = _known.get(objective)
+    if known is None or known.fingerprint != now:
+        _known.pop(objective, None)
+        with objective.session():
+            known = _known[objective] = Verification(now, survey(objective, Counters()))
+    key = (matrix.name, tuple((name, block.parameters) for name, block in blocks.items()), objective.dtype)
+    if known.failed is None and key not in known.checked:
+        with objective.session():
+            checked = known.checked[key] = _checked(objective, matrix, blocks, known.surveyed)
+        if checked.failed:
+            known.failed = blocks, checked.failed
+        else:
+            for sentence in checked.concerns:  # there is no result whose notes could say it
+                warnings.warn(sentence, LayerhessWarning, stacklevel=5)
+    if known.failed is not None:
+        raise refuse_failed(objective, *known.failed)
+    return known.surveyed, known.checked[key]
+
+
+def _checked(objective: Objective, matrix: CurvatureMatrix, blocks: Mapping[str, Block], surveyed: Survey) -> SelfCheck:
+    """The self-check (in session); blocks that vanish on its sample are looked at on all data."""
+    counters = Counters()
+    found = self_check(objective, surveyed, blocks, blocks[FULL], SEED, counters, matrix, budget(objective.device))
+    if found.zero_suspects and not found.failed:
+        data_pass = DataPass(objective, list(blocks[FULL].parameters), counters, make_graph=matrix.make_graph)
+        full_norm = size_of_product(data_pass, blocks[FULL], SEED)
+        level = zero_level(torch.finfo(found.trace.coarsest).eps, full_norm)
+        awake = {
+            name: blocks[name] for name in found.zero_suspects
+            if name != FULL and size_of_product(data_pass, blocks[name], SEED) > level
+        }  # fmt: skip
+        if awake:
+            check_unsampled(objective, data_pass, awake, full_norm, SEED, found)
+    return found
+
+
+def fingerprint(objective: Objective) -> Hashable:
+    """Of the model: values of parameters and buffers, modes, requires_grad. Values escape torch's version counters."""
+    model = objective.model
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    values = tuple((name, tensor.requires_grad, _digest(tensor)) for name, tensor in tensors)
+    return values, tuple(module.training for module in model.modules())
+
+
+def _digest(tensor: Tensor) -> Hashable:
+    with torch.no_grad():
+        plain = tensor.detach()
+        if plain.layout is not torch.strided:
+            plain = plain.to_dense()
+        bits = plain.cpu().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8).numpy()
+    return tuple(tensor.shape), str(tensor.dtype), zlib.crc32(memoryview(bits))
