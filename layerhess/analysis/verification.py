@@ -107,4 +107,4 @@ def _digest(tensor: Tensor) -> Hashable:
         if plain.layout is not torch.strided:
             plain = plain.to_dense()
         bits = plain.cpu().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8).numpy()
-    return tuple(tensor.shape), str(tensor.dtype), zlib.crc32(memoryview(bits))
+    return tuple(tensor.shape), str(tensor.dtype), zlib.crc32(bits.tobytes())
