@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerhess.analysis.paths.exact import goes_dense, search_width
+from layerhess.analysis.paths.exact import LARGEST_WHOLE, goes_dense, search_width
 from layerhess.analysis.single_operator import SingleOperator, check_operator
 from layerhess.errors import InputError
 from layerhess.linalg.bounds import certify
@@ -30,8 +31,10 @@ class Eigenpairs:
         values: (k,) float64. vectors: (k, n) float64 tensor, unit rows, largest component positive.
         error_bounds: (k,) absolute: residual plus rounding. converged: (k,) bool.
         complete: the whole spectrum was computed. products: operator products spent.
-        status: "converged", "complete" or "not converged", and whether the operator was unchecked.
+        status: "converged", "complete", "not converged" or "not excluded", and whether the operator was unchecked.
         rounding: the part of ``error_bounds`` that is rounding; measured for a network, estimated for other operators.
+        missed_above, missed_below: no further eigenvalue beyond the k given, copies included, lies above or below, each
+            except with a probability of 1 % (0 where complete).
     """
 
     values: np.ndarray[Any, np.dtype[np.float64]]
@@ -42,10 +45,19 @@ class Eigenpairs:
     products: int
     rounding: float
     status: str
+    missed_above: float = math.inf
+    missed_below: float = -math.inf
 
 
 def eigsh(
-    op: Any, k: int = 1, which: str = "LA", tol: float = 1e-3, max_passes: int = 500, seed: int = 0
+    op: Any,
+    k: int = 1,
+    which: str = "LA",
+    tol: float = 1e-3,
+    max_passes: int = 500,
+    seed: int = 0,
+    *,
+    exclude: float | None = 0.05,
 ) -> Eigenpairs:
     """k eigenpairs of a symmetric operator.
 
@@ -55,10 +67,11 @@ def eigsh(
             LinearOperator; a NumPy array works too).
         k: how many. which: "LA" largest, "SA" smallest algebraic, "LM" largest modulus, "BE" both ends (one more at
             the top for odd k; top first, then the smallest).
-        tol: see :func:`layerhess.analyze`. max_passes: products with one (block of) vector(s) at most. seed: start.
+        tol, exclude: see :func:`layerhess.analyze`. max_passes: products with one (block of) vector(s) at most.
+        seed: start.
 
     Returns:
-        :class:`Eigenpairs`; ``converged`` is False where max_passes ended the search.
+        :class:`Eigenpairs`; ``converged`` is False for pairs that max_passes left open.
 
     Raises:
         InputError: bad k, which, tol or operator; network's data that cannot be used.
@@ -69,7 +82,7 @@ def eigsh(
     >>> [round(float(value), 9) for value in pairs.values]
     [-7.0, 5.0]
     """
-    n = _check(op, k, which, tol, max_passes)
+    n = _check(op, k, which, tol, max_passes, exclude)
     wanted = {
         "LA": Wanted(top=k),
         "SA": Wanted(bottom=k),
@@ -81,7 +94,16 @@ def eigsh(
         process: Process = (
             Dense(n, wanted, single.device)
             if goes_dense(n, wanted)
-            else Lanczos(n, wanted, tol, single.directions, device=single.device, width=search_width(wanted))
+            else Lanczos(
+                n,
+                wanted,
+                tol,
+                single.directions,
+                device=single.device,
+                width=search_width(wanted),
+                exclude=exclude,
+                basis_limit=n if n <= LARGEST_WHOLE else None,
+            )
         )
         rounding: float | None = None
         # A dense matrix takes two or three passes and gives no result before the last one: it is always finished.
@@ -94,10 +116,11 @@ def eigsh(
                 break
         candidates = process.candidates()
         rounding = single.rounding(process) if rounding is None else rounding
-        certificate = certify(candidates, tol=tol, rounding=rounding)
-    complete = candidates.spectrum is not None
-    converged = certificate.converged & process.proposes
-    status = "not converged" if not converged.all() else "complete" if complete else "converged"
+        certificate = certify(candidates, tol=tol, rounding=rounding, exclude=exclude)
+    complete, converged = candidates.spectrum is not None, certificate.converged
+    finished = process.proposes and bool(converged.all())
+    left_open = process.proposes and bool(np.all(converged | certificate.within))
+    status = ("complete" if complete else "converged") if finished else "not excluded" if left_open else "not converged"
     order = _order(candidates.values, which, wanted)
     return Eigenpairs(
         values=candidates.values[order],
@@ -108,10 +131,12 @@ def eigsh(
         products=candidates.steps,
         rounding=rounding,
         status=single.said(status),
+        missed_above=certificate.missed_above,
+        missed_below=certificate.missed_below,
     )
 
 
-def _check(op: Any, k: int, which: str, tol: float, max_passes: int) -> int:
+def _check(op: Any, k: int, which: str, tol: float, max_passes: int, exclude: float | None) -> int:
     n = check_operator(op)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= n:
         raise InputError(f"k is {k!r} for an operator of dimension {n}", where="k", what_to_do=f"use 1 <= k <= {n}")
@@ -119,6 +144,8 @@ def _check(op: Any, k: int, which: str, tol: float, max_passes: int) -> int:
         raise InputError(f"unknown which {which!r}", where="which", what_to_do="use 'LA', 'SA', 'LM' or 'BE'")
     if not (isinstance(tol, (int, float)) and 0.0 < tol < 1.0):
         raise InputError(f"tol is {tol!r}", where="tol", what_to_do="use a number between 0 and 1, such as 1e-3")
+    if exclude is not None and not (isinstance(exclude, (int, float)) and 0.0 < exclude < math.inf):
+        raise InputError(f"exclude is {exclude!r}", where="exclude", what_to_do="use a number above 0, or None")
     if not isinstance(max_passes, int) or max_passes < 1:
         raise InputError(f"max_passes is {max_passes!r}", where="max_passes", what_to_do="use an integer >= 1")
     return n

@@ -16,6 +16,7 @@ from layerhess.analysis.arguments import Arguments
 from layerhess.analysis.estimates import Estimation
 from layerhess.analysis.forecast import forecast
 from layerhess.analysis.microbatches import Microbatches, advice, default_budget, microbatches, step_bytes
+from layerhess.analysis.paths.exact import is_dear
 from layerhess.analysis.paths.factors import graph_maker, note_on_licence
 from layerhess.analysis.paths.gram import gram_processes, refuse_unlicensed
 from layerhess.analysis.progress import Progress
@@ -129,6 +130,7 @@ class Run:
             self._operators(), self.checked, self.wanted, tol=self.arguments.tol, seed=self.arguments.seed, ready=ready,
             method=self.arguments.method, device=self.objective.device, memory=self.budget,
             exclude=self.arguments.exclude, copies=self.arguments.copies == "search", kept=found.kept,
+            dear=not self.arguments.estimates.any and is_dear(objective.numel, self.surveyed.count),
         )  # fmt: skip
         self.estimation = self._estimation(tasks, torch.finfo(coarsest).eps, data_pass)
         self._note(*self.estimation.notes)

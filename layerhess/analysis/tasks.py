@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from layerhess.analysis.paths.exact import basis_limit, goes_dense, make_process, source
+from layerhess.analysis.paths.exact import LARGEST_WHOLE, basis_limit, goes_dense, make_process, source, whole_rows
 from layerhess.checks import SelfCheck
 from layerhess.curvature.device import Budget, solver_device
 from layerhess.linalg.bounds import Certificate, certify, total_rounding
@@ -69,13 +69,15 @@ def make_tasks(
     copies: bool = True,
     ready: Mapping[str, Process] | None = None,
     kept: bool = True,
+    dear: bool = False,
 ) -> list[Task]:
     """Make a task for every operator that passed the self-check.
 
     Args:
         operators: name -> block, the full model included if it is asked for. wanted: which eigenpairs; with none, small
             blocks are read whole nevertheless, since nothing is cheaper. ready: solvers that exist already.
-        kept: graphs or factors are kept between passes; if not, each pass should do as much as possible.
+        kept: graphs or factors are kept between passes; if not, each pass should do as much as possible. dear: exact
+            products cost so much that only their number counts, see :func:`goes_dense`.
 
     Raises:
         InputError: the solvers' vectors do not fit in memory.
@@ -87,6 +89,7 @@ def make_tasks(
         operators = {n: block for n, block in operators.items() if n in ready or goes_dense(block.numel, wanted)}
     open_ones = sum(block.numel for name, block in operators.items() if name not in ready)
     limit = basis_limit(open_ones, wanted, memory)
+    whole = whole_rows(sum(block.numel <= LARGEST_WHOLE for block in operators.values()), memory)
     place = solver_device(device)
     tasks = []
     for name, block in operators.items():
@@ -97,9 +100,10 @@ def make_tasks(
             seed=seed,
             method=method,
             device=device,
-            basis_limit=limit,
+            basis_limit=block.numel if block.numel <= whole else limit,
             exclude=exclude,
             copies=copies,
+            dear=dear and name not in checked.licence.blocks,
             streamed=not kept and name in checked.licence.blocks and name not in checked.zero_suspects,
         )
         test = ZeroTest(source(block, seed, place), place) if name in checked.zero_suspects else None

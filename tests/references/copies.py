@@ -21,18 +21,20 @@ def _bulk(n: int, rng: np.random.Generator, low: float = -1.0, high: float = 1.0
     return rng.uniform(low, high, n)
 
 
+N = 400  # more than a basis has rows, so that no search reads the whole matrix
+
 # Multiplicities 2 to 5, at the top, further down, at both ends, nearly equal, and in rows of their own.
 COPIES: dict[str, Family] = {
-    "four at the top": lambda rng: np.concatenate([[5.0] * 4, [2.0], _bulk(115, rng)]),
-    "two at the top": lambda rng: np.concatenate([[5.0] * 2, [4.0, 3.0], _bulk(116, rng)]),
-    "five at the top": lambda rng: np.concatenate([[5.0] * 5, _bulk(115, rng)]),
-    "one, then three": lambda rng: np.concatenate([[5.0], [4.0] * 3, _bulk(116, rng)]),
-    "two and three": lambda rng: np.concatenate([[5.0] * 2, [4.5] * 3, _bulk(115, rng)]),
-    "all that differ": lambda rng: np.concatenate([np.repeat([5.0, 4.0, 3.0], 2), _bulk(114, rng)]),
-    "at both ends": lambda rng: np.concatenate([[5.0] * 3, [-4.0] * 3, _bulk(114, rng)]),
-    "nearly equal": lambda rng: np.concatenate([5.0 + 1e-4 * rng.uniform(size=4), [2.0], _bulk(115, rng)]),
-    "in the bulk": lambda rng: np.concatenate([np.repeat(np.linspace(1.0, 0.8, 5), 4), _bulk(100, rng, -1.0, 0.75)]),
-    "negative": lambda rng: np.concatenate([[-1.0] * 4, [-1.5] * 2, _bulk(114, rng, -6.0, -2.0)]),
+    "four at the top": lambda rng: np.concatenate([[5.0] * 4, [2.0], _bulk(N - 5, rng)]),
+    "two at the top": lambda rng: np.concatenate([[5.0] * 2, [4.0, 3.0], _bulk(N - 4, rng)]),
+    "five at the top": lambda rng: np.concatenate([[5.0] * 5, _bulk(N - 5, rng)]),
+    "one, then three": lambda rng: np.concatenate([[5.0], [4.0] * 3, _bulk(N - 4, rng)]),
+    "two and three": lambda rng: np.concatenate([[5.0] * 2, [4.5] * 3, _bulk(N - 5, rng)]),
+    "all that differ": lambda rng: np.concatenate([np.repeat([5.0, 4.0, 3.0], 2), _bulk(N - 6, rng)]),
+    "at both ends": lambda rng: np.concatenate([[5.0] * 3, [-4.0] * 3, _bulk(N - 6, rng)]),
+    "nearly equal": lambda rng: np.concatenate([5.0 + 1e-4 * rng.uniform(size=4), [2.0], _bulk(N - 5, rng)]),
+    "in the bulk": lambda rng: np.concatenate([np.repeat(np.linspace(1.0, 0.8, 5), 4), _bulk(N - 20, rng, -1.0, 0.75)]),
+    "negative": lambda rng: np.concatenate([[-1.0] * 4, [-1.5] * 2, _bulk(N - 6, rng, -6.0, -2.0)]),
 }
 
 

@@ -16,6 +16,8 @@ from layerhess.objective.blocks import Block
 
 DENSE_LIMIT = 32  # parameters up to which the whole spectrum costs about as much as a few eigenvalues
 BASIS_SHARE = 0.25  # of the free memory, for the bases of all solvers together
+DEAR = 1e8  # parameters times terms of the loss: about a tenth of a second a product
+LARGEST_WHOLE = 2048  # parameters up to which a search keeps its basis whole, where memory allows that
 STREAMED_WIDTH = 8  # random vectors that a search begins with where a pass costs more than a few products
 METHODS = ("lanczos", "power")
 
@@ -27,19 +29,20 @@ def source(block: Block, seed: int, device: torch.device) -> Source:
 
 def make_process(
     block: Block, wanted: Wanted, *, tol: float, seed: int, method: str, device: torch.device, basis_limit: int,
-    exclude: float | None = None, copies: bool = True, streamed: bool = False,
+    exclude: float | None = None, copies: bool = True, streamed: bool = False, dear: bool = False,
 ) -> Process:  # fmt: skip
     """The solver for one block: LAPACK for a small one, thick-restart Lanczos otherwise, or power iteration.
 
     Args:
         exclude, copies: see :class:`layerhess.linalg.eigen.lanczos.Lanczos`.
-        streamed: a pass over the data costs more than the products of a few vectors in it.
+        streamed: a pass over the data costs more than the products of a few vectors in it. dear: see
+            :func:`goes_dense`.
     """
     device = solver_device(device)
     draw = source(block, seed, device)
     if method == "power":
         return Power(block.numel, tol, draw, exclude=exclude, device=device)
-    if goes_dense(block.numel, wanted):
+    if goes_dense(block.numel, wanted, dear):
         return Dense(block.numel, wanted, device)
     return Lanczos(
         block.numel, wanted, tol, draw, basis_limit=basis_limit, device=device,
@@ -58,18 +61,38 @@ def search_width(wanted: Wanted, streamed: bool = False, copies: bool = True) ->
     return 2 if copies and max(wanted.top, wanted.bottom) >= 2 else 1
 
 
-def goes_dense(numel: int, wanted: Wanted) -> bool:
-    """Whether the whole spectrum of a block of this size is computed."""
+def goes_dense(numel: int, wanted: Wanted, dear: bool = False) -> bool:
+    """Whether the whole spectrum of a block of this size is computed.
+
+    Args:
+        dear: a product costs so much that their number decides; else a small block is read whole, since that costs
+            about as much and leaves nothing open.
+    """
+    if dear and numel > wanted.total:
+        return numel + wanted.total <= expected_steps(wanted)
     return numel <= max(DENSE_LIMIT, 2 * wanted.total)
+
+
+def is_dear(numel: int, terms: float) -> bool:
+    """Whether an exact product costs that much: a network of so many parameters, and the terms of its loss."""
+    return numel * terms >= DEAR
 
 
 def expected_products(numel: int, wanted: Wanted) -> int:
     """Rough number of products a block will need, for the forecast."""
-    if goes_dense(numel, wanted):
-        return numel
+    return numel if goes_dense(numel, wanted) else min(numel, expected_steps(wanted))
+
+
+def expected_steps(wanted: Wanted) -> int:
+    """Rough number of products that Lanczos needs."""
     copies = max(wanted.top, wanted.bottom) >= 2
     # The lower end usually lies in the bulk near zero, where Lanczos is slow.
     return 6 + 5 * wanted.total + (12 if copies else 0) + (25 if wanted.bottom else 0)
+
+
+def whole_rows(count: int, memory: Budget) -> int:
+    """Dimension up to which each of ``count`` searches may keep as many rows as that, and so read the whole matrix."""
+    return min(LARGEST_WHOLE, int((BASIS_SHARE * memory.room / (16 * max(1, count))) ** 0.5))
 
 
 def basis_limit(total_numel: int, wanted: Wanted, memory: Budget) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from layerhess.linalg.eigen.process import Beside, Floats, Wanted
 
@@ -21,14 +22,22 @@ def crowded(found: Floats, allowed: Floats, wanted: Wanted, width: int) -> bool:
     )
 
 
-def belonging(values: Floats, locked: Floats, wanted: Wanted, slack: float) -> Floats:
+def ends_looked_at(values: Floats, wanted: Wanted, looked_at: tuple[bool, bool]) -> list[int]:
+    """Positions of the extreme Ritz values that a search for more pairs waits for: top and bottom, or the largest."""
+    if wanted.magnitude:
+        return [int(np.abs(values).argmax())]
+    return [end for end, looked in zip((len(values) - 1, 0), looked_at, strict=True) if looked]
+
+
+def belonging(values: Floats, locked: Floats, lengths: Floats, wanted: Wanted, slack: float) -> NDArray[np.bool_]:
     """(m,) bool: which Ritz values outside of the locked ones belong among the wanted.
 
     Args:
-        values: (m,) ascending. locked: (l,) ascending, at least as many as are wanted. slack: values this close cannot
-            be told apart by their bounds.
+        values: (m,) ascending. locked: (l,) ascending, at least as many as are wanted. lengths: (l,) of their
+            residuals. slack: values closer than this and half a residual cannot be told apart.
     """
     keep = wanted.indices(locked)
+    slack += 0.5 * float(lengths[keep].max())
     belongs = np.zeros(len(values), dtype=bool)
     if wanted.magnitude:
         belongs |= np.abs(values) > np.abs(locked[keep]).min() + slack

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerhess.linalg.eigen.copies import belonging, beside, crowded, other_end_is_smaller
+from layerhess.linalg.eigen.copies import belonging, beside, crowded, ends_looked_at, other_end_is_smaller
 from layerhess.linalg.eigen.exclusion import Limits, Reach, Statements
 from layerhess.linalg.eigen.krylov_basis import BREAKDOWN, Basis, comfortable_basis, frame, row_norms
 from layerhess.linalg.eigen.missed import MISSED_PROBABILITY, far_excluded
@@ -25,6 +25,9 @@ from layerhess.linalg.eigen.recursion import Recursion
 
 ARITHMETIC = 16.0 * float(np.finfo(np.float64).eps)
 JOINT = 5e-3  # tolerance up to which pairs are so good that the vectors that found them may also tell of copies
+CHUNK = 64  # vectors at a time where all of the space is read
+SMALL = 256  # rows of a basis up to which every step is looked at
+WORTH = 4  # times the steps so far: up to this dimension reading all of it is chosen before another search
 LARGEST_BLOCK = 4  # vectors at a time once copies of an eigenvalue were found
 LEAST_STEPS = 6  # that a basis must have room for before a restart; a wider start would leave too few
 
@@ -45,6 +48,7 @@ class Lanczos:
        a residual says nothing.
     4. With ``exclude`` it goes on until nothing is left open beyond the wanted pairs (see :class:`Limits`). Where a
        restart has dropped what the random vectors reached, a :class:`Recursion` from a new one does that.
+    5. With room for the whole space it reads all of it rather than take more than half of n, or a second long search.
 
     Cost: ``width`` products a step while searching; memory 2 * basis_limit * n float64 at most.
 
@@ -93,13 +97,11 @@ class Lanczos:
         self._draws = self._width
         self._rounding = 0.0
         self._phase = "search"
-        self._locked = 0
-        self._steps = 0
+        self._locked = self._steps = 0
         self.reach = Reach(n, self._width)
         self._recursion: Recursion | None = None
         self._done = False
-        self._estimate = np.inf
-        self._norm = 0.0
+        self._estimate, self._norm = np.inf, 0.0
 
     # -- ask, tell, result ----------------------------------------------------------------------------------------
 
@@ -119,8 +121,7 @@ class Lanczos:
         """The wanted Ritz pairs of the present basis, whatever their residuals."""
         values, coefficients = self._basis.ritz()
         keep = self.wanted.indices(values)
-        theta = values[keep]
-        chosen = coefficients[:, keep]
+        theta, chosen = values[keep], coefficients[:, keep]
         residuals = self._residual_norms(theta, chosen)
         near = neighbours(values, keep)
         others = self._residual_norms(values[near], coefficients[:, near])
@@ -140,11 +141,6 @@ class Lanczos:
     def proposes(self) -> bool:
         """True when every wanted pair is within tolerance and no further copy must be searched for."""
         return self._done
-
-    @property
-    def found(self) -> bool:
-        """True once the first search has all wanted pairs, even if copies are still being searched for."""
-        return self._done or self._phase != "search"
 
     @property
     def steps(self) -> int:
@@ -171,7 +167,7 @@ class Lanczos:
 
     @property
     def relative_residual(self) -> float:
-        """Largest residual of a wanted pair (estimated) over the norm; for deciding when rounding matters."""
+        """Largest residual of a wanted pair (estimated) over the norm."""
         return self._estimate / self._norm if self._norm else 0.0
 
     # -- decisions ----------------------------------------------------------------------------------------------
@@ -184,6 +180,14 @@ class Lanczos:
         return np.maximum(tolerated(values, self._norm, self.tol) - self._rounding, self._rounding)
 
     def _decide(self, rest: Tensor) -> None:
+        if self._basis.size < self.n:
+            if self._phase == "whole" or (self._phase == "search" and self._limit == self.n <= 2 * self._steps):
+                self._read_on()
+                return
+            size = self._basis.size  # in a large basis a decomposition costs as much as many products
+            if self._phase == "search" and size > SMALL and size % (size // 64):
+                self._frontier = self._next(rest)
+                return
         values, coefficients = self._basis.ritz()
         self._norm = max(self._norm, float(np.abs(values).max()))
         if self._basis.size == self.n:
@@ -195,6 +199,12 @@ class Lanczos:
             self._verify(rest)
         else:
             self._search(rest, values, coefficients)
+
+    def _read_on(self) -> None:
+        """Multiply the rest of the space: after half of it, and where another search would cost as much."""
+        self._phase = "whole"
+        count = min(CHUNK, self.n - self._basis.size)
+        self._frontier = self._next(torch.stack([self._random() for _ in range(count)]))
 
     def _search(self, rest: Tensor, values: Floats, coefficients: Tensor) -> None:
         keep = self.wanted.indices(values)
@@ -210,7 +220,8 @@ class Lanczos:
             self._said.begin(self.reach.searched())
             left = self._open(values, coefficients, keep)
             if self._said.copies and (self.reach.restarted or (not left and not self._sees_copies(values[keep]))):
-                self._lock(coefficients[:, keep])
+                whole = self._limit == self.n <= WORTH * self._steps
+                self._read_on() if whole else self._lock(coefficients[:, keep])
                 return
             if left and self.reach.restarted:
                 self._recurse(coefficients[:, keep])
@@ -297,7 +308,7 @@ class Lanczos:
         self._record(rest, values, coefficients)
         lengths = row_norms(coefficients[-len(rest) :].T.to(rest.device) @ rest)
         settled = lengths <= self._allowed(values)
-        ends = self._ends_to_verify(values)
+        ends = ends_looked_at(values, self.wanted, self._looked_at)
         known, inner = self._basis.ritz(stop=self._locked)
         clear = other_end_is_smaller(values, lengths, known, self._allowed(values), self.wanted)
         search = self.reach.searched(beside=self._beside(known, inner))
@@ -306,7 +317,10 @@ class Lanczos:
             self._estimate = float(max(lengths[end] for end in ends))
             self._go_on(rest, values, coefficients)
             return
-        found = [i for i in self._belonging(values) if settled[i]]
+        # Values this close cannot be told apart by the bounds; otherwise the search in a null space would never end.
+        slack = max(self._rounding, ARITHMETIC * self._norm)
+        belongs = belonging(values, known, self._residual_norms(known, inner), self.wanted, slack)
+        found = [int(i) for i in np.flatnonzero(belongs & settled)]
         if found:
             self._width = max(self._width, min(2 * self._width, LARGEST_BLOCK))
             self._lock(coefficients[:, found], after=self._locked)
@@ -347,20 +361,6 @@ class Lanczos:
 
     def _rules_out(self, search: Search, found: Floats) -> bool:
         return self._said.rules_out(search, found, self._allowed(found), self._looked_at)
-
-    def _ends_to_verify(self, values: Floats) -> list[int]:
-        if self.wanted.magnitude:
-            return [int(np.abs(values).argmax())]
-        return [end for end, looked in zip((len(values) - 1, 0), self._looked_at, strict=True) if looked]
-
-    def _belonging(self, values: Floats) -> list[int]:
-        """Which Ritz values of the deflated operator belong among the wanted ones."""
-        locked, coefficients = self._basis.ritz(stop=self._locked)
-        keep = self.wanted.indices(locked)
-        lengths = self._residual_norms(locked[keep], coefficients[:, keep])
-        # Values this close cannot be told apart by the bounds; otherwise the search in a null space would never end.
-        slack = 0.5 * float(lengths.max()) + max(self._rounding, ARITHMETIC * self._norm)
-        return [int(i) for i in np.flatnonzero(belonging(values, locked, self.wanted, slack))]
 
     def _polish(self) -> None:
         """Expand by the residual of the worst wanted pair until all are within tolerance."""

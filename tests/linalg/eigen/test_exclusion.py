@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import layerhess as lh
 from driven_solver import draw
 from layerhess.linalg.bounds import certify
 from layerhess.linalg.eigen.copies import beside
@@ -203,3 +204,17 @@ def test_exclusion_is_part_of_convergence_and_not_asked_of_rounding() -> None:
     assert found(1e-4, 1e-5, None) and not found(1e-4, 1e-5, 0.05)
     assert found(1e-3, 2e-3, 0.05), "limited by dtype"
     assert not found(1e-2, 2e-3, 0.05)
+
+
+@pytest.mark.parametrize("which", ["LA", "SA", "LM", "BE"])
+@pytest.mark.parametrize("family", ["four at the top", "at both ends", "in the bulk"])
+def test_eigsh_on_an_array_states_what_is_left_copies_included(family: str, which: str) -> None:
+    values = COPIES[family](np.random.default_rng(3))
+    for k in (1, 3):
+        pairs = lh.eigsh(rotated(values, seed=2), k=k, which=which)
+        assert pairs.converged.all()
+        left = list(values)
+        for value in pairs.values:
+            left.remove(min(left, key=lambda other: abs(other - value)))
+        slack = 1e-9 + pairs.error_bounds.max()  # which of nearly equal ones was given cannot be told
+        assert min(left) >= pairs.missed_below - slack and max(left) <= pairs.missed_above + slack
