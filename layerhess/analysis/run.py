@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from layerhess.analysis.arguments import Arguments
+from layerhess.analysis.estimate_options import EstimateOptions
 from layerhess.analysis.estimates import Estimation
 from layerhess.analysis.forecast import forecast
 from layerhess.analysis.microbatches import Microbatches, advice, default_budget, microbatches, step_bytes
@@ -249,8 +250,9 @@ class Run:
         whole = self.arguments.full and FULL not in self.checked.failed
         taken = {name for block in blocks.values() for name in block.parameters}
         parameters = self.objective.parameters
+        asked = self.arguments.estimates if blocks or whole else EstimateOptions()  # every block was refused
         return Estimation(
-            self.arguments.estimates, blocks=blocks, whole=whole, seed=self.arguments.seed,
+            asked, blocks=blocks, whole=whole, seed=self.arguments.seed,
             device=self.objective.device, full=make_block(FULL, {n: p for n, p in parameters.items() if whole or n in
             taken}), rest=make_block("(rest)", {n: p for n, p in parameters.items() if n not in taken}),
             tasks=tasks, eps=eps, length=self.surveyed.longest, memory=self.budget,

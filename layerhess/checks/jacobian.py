@@ -93,7 +93,9 @@ class Moves:
         sides = []
         for sign in (1.0, -1.0):
             self._move(part, sign * step)
-            sides.append(_made(self._make_graph, self._objective, self._batch, [], self._counters).output.detach())
+            sides.append(
+                _made(self._make_graph, self._objective, self._batch, [], self._counters).output.detach().clone()
+            )
             self._move(part, -sign * step)
         return (sides[0] - sides[1]) / (2.0 * step)
 

@@ -23,8 +23,10 @@ def walk(roots: Iterable[Any], before: Any = None) -> Iterator[Any]:
 
 
 def inputs_first(root: Any) -> list[Any]:
-    """All nodes behind ``root``, itself last, each after everything it was made from."""
-    order, seen, todo = [], set(), [(root, False)]
+    """All nodes behind ``root``, itself last, each after everything it was made from; none behind a leaf (None)."""
+    order: list[Any] = []
+    seen: set[Any] = set()
+    todo = [] if root is None else [(root, False)]
     while todo:
         node, ready = todo.pop()
         if ready:
