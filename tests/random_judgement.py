@@ -31,6 +31,7 @@ VISIBLE = 1e-3  # a derivative that is off by more must be refused
 UNSURE = 1e-3  # a truth that disagrees with its own differences by more is not used
 LONGEST = 400
 FAR = 6.0  # standard errors
+EXCLUDED = 0.05  # times max(|theta|, 0.1 ||A||): what "converged" leaves open
 Fault = dict[str, Any]
 Rows = Any
 
@@ -63,8 +64,6 @@ class Judgement:
             exact.model.out, exact.totals = torch.nn.Identity(), drawn.loss.before_head
         hessian = exact.hessian()
         finite = bool(np.isfinite(hessian).all()) and _finite(drawn)
-        first = exact.first_derivative_error() if finite else 0.0
-        second = exact.second_derivative_error() if finite else 0.0
         before = record(drawn.model)
         started = time.perf_counter()
         analysis, refusal = self._attempt()
@@ -74,9 +73,13 @@ class Judgement:
         if changed:
             self.fault("touched", what=str(changed[:3]))
         if refusal is not None:
-            self._judge_refusal(refusal, finite, first, second)
+            self._judge_refusal(refusal, finite)
         if analysis is None:
             return
+        names = [n for n in exact.parameters if any(n in spectrum.parameters for spectrum in analysis.spectra())]
+        judged = finite and not drawn.constant  # constants by request move in differences
+        first = exact.first_derivative_error(names) if judged else 0.0
+        second = exact.second_derivative_error(names) if judged else exact.asymmetry(names) if finite else 0.0
         needed = drawn.question["operator"] == "hessian"
         if drawn.wrong and (first > VISIBLE or (needed and second > VISIBLE)):
             self.fault("wrong accepted", first=first, second=second)
@@ -99,14 +102,14 @@ class Judgement:
         except Exception as error:
             return None, error
 
-    def _judge_refusal(self, error: Exception, finite: bool, first: float, second: float) -> None:
+    def _judge_refusal(self, error: Exception, finite: bool) -> None:
         said = f"{type(error).__name__}: {error}"
         if not isinstance(error, (lh.InputError, lh.CheckError)):
             self.fault("bare", said=said[:500])
             return
         if len(str(error)) > LONGEST:
             self.fault("long message", said=said)
-        if self.drawn.wrong:
+        if self.drawn.wrong and not self.drawn.constant:
             self.counts["refused, faulty"] += 1
         elif not finite:
             self.counts["refused, not finite"] += 1
@@ -117,7 +120,7 @@ class Judgement:
         elif self.drawn.question.get("path") in ("factors", "gram"):
             self.counts["refused, path"] += 1
         else:
-            self.fault("false alarm", said=said, first=first, second=second)
+            self.fault("false alarm", said=said)
 
     # -- numbers -------------------------------------------------------------------------------------------------------
 
@@ -147,21 +150,14 @@ class Judgement:
         found, bounds = spectrum.eigenvalues, spectrum.error_bounds
         tops = len(true) if len(found) == len(true) else sum(end == "top" for end in spectrum.end)
         wanted = [*true[:tops], *true[len(true) - (len(found) - tops) :]]
-        intervals = getattr(spectrum, "interval", None)
         if spectrum.spectrum is not None:
             reach = float(np.max(bounds, initial=spectrum.rounding))
             worst = int(np.argmax(np.abs(spectrum.spectrum - true)))
             off = abs(float(spectrum.spectrum[worst] - true[worst]))
             if off > reach + slack:
-                self.fault(
-                    "spectrum",
-                    off / max(reach + slack, 1e-300),
-                    block=spectrum.name,
-                    off=off,
-                    bound=reach,
-                    norm=norm,
-                    status=spectrum.status,
-                )
+                ratio = off / max(reach + slack, 1e-300)
+                facts = {"block": spectrum.name, "off": off, "bound": reach, "norm": norm, "status": spectrum.status}
+                self.fault("spectrum", ratio, **facts)
         for i, (value, bound) in enumerate(zip(found.tolist(), bounds.tolist(), strict=True)):
             facts = {
                 "block": spectrum.name, "numel": spectrum.numel, "value": value, "bound": bound,
@@ -178,18 +174,18 @@ class Judgement:
                     self.counts["zero blocks' pairs"] += 1
                 else:
                     self.fault("says nothing", bound / max(abs(value), 0.1 * norm), **facts)
-            if abs(value - wanted[i]) > bound + slack:  # another copy or another eigenvalue was found
-                self.counts["not the wanted one"] += 1
-                low, high = (value - bound, value + bound) if intervals is None else map(float, intervals[i])
-                if intervals is None:
-                    if i < tops:
-                        high = max(high, spectrum.missed_above)
-                    else:
-                        low = min(low, spectrum.missed_below)
-                if not low - slack <= wanted[i] <= high + slack:
-                    self.fault("missed", low=low, high=high, p=spectrum.missed_probability, **facts)
-                elif spectrum.converged[i] and high - value > 0.06 * max(abs(value), 0.1 * norm):
-                    self.counts["missed, not excluded, converged"] += 1
+            low, high = map(float, spectrum.interval[i])
+            if not low - slack <= wanted[i] <= high + slack:
+                self.fault("missed", low=low, high=high, p=spectrum.missed_probability, **facts)
+            self.counts["not the wanted one"] += abs(value - wanted[i]) > bound + slack
+            reach = max(high - value, value - low)
+            allowed = bound + 1.01 * EXCLUDED * max(abs(value), 0.1 * norm) + slack
+            if spectrum.converged[i] and not reach <= allowed and self._excludes(spectrum):
+                self.fault("converged and open", reach / allowed, low=low, high=high, **facts)
+
+    def _excludes(self, spectrum: lh.Spectrum) -> bool:
+        """Whether "converged" also says that nothing further is left open."""
+        return self.drawn.question.get("exclude", True) is not None and "dtype" not in spectrum.status
 
     def _judge_estimates(self, spectrum: lh.Spectrum, A: Matrix, slack: float, exact: Exact) -> None:
         n = len(A)

@@ -335,6 +335,8 @@ WRONG: dict[str, Callable[[int], nn.Module]] = {
     "detached norm": Normed,
 }
 
+STOPPED = ("straight-through rounding", "no_grad gate", "detached centre", "quantised weight", "detached norm")
+
 RIGHT: dict[str, Callable[[int], nn.Module]] = {
     "cube": lambda width: Call(lambda x: Cube.apply(x.clamp(-3, 3))),
     "own relu": lambda width: Call(OwnRelu.apply),

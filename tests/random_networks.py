@@ -72,7 +72,8 @@ class Drawn:
 
     Attributes:
         model: in ``dtype``. batches: (inputs, target) in ``dtype``. loss: from the table. wrong: the name of the faulty
-            stage, or empty. data, objective_options: how the Objective gets the batches. question: of ``analyze``.
+            stage, or empty. constant: stopped gradients are held constant by request.
+        data, objective_options: how the Objective gets the batches. question: of ``analyze``.
         words: what was drawn, for the report of a fault.
     """
 
@@ -82,6 +83,7 @@ class Drawn:
     loss: Loss
     dtype: torch.dtype
     wrong: str
+    constant: bool
     data: Any
     objective_options: dict[str, Any]
     question: dict[str, Any]
@@ -121,11 +123,15 @@ def _attempt(seed: int, stream: np.random.Generator, wide: bool) -> Drawn:
     batches = [(_cast(x, dtype), _cast(y, dtype)) for x, y in batches]
     data, options = _presented(model, batches, training, stream)
     question = _question(model, training, loss, stream)
+    constant = wrong in random_layers.STOPPED and stream.random() < 0.4
+    if constant:
+        options["stop_gradients"] = "constant"
     words = (
         f"{dtype}, {form}{' of tokens' if tokens else ''}, {loss.name}, batches {[len(x) for x, _ in batches]}, "
-        f"weights {scales}, data x {factor:.3g}, {'train' if training else 'eval'}, {wrong or 'honest'}, {question}"
+        f"weights {scales}, data x {factor:.3g}, {'train' if training else 'eval'}, {wrong or 'honest'}"
+        f"{' held constant' if constant else ''}, {question}"
     )
-    return Drawn(seed, model, batches, loss, dtype, wrong, data, options, question, words)
+    return Drawn(seed, model, batches, loss, dtype, wrong, constant, data, options, question, words)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -218,6 +224,8 @@ def _question(model: Network, training: bool, loss: Loss, stream: np.random.Gene
         asked["path"] = ("exact", "exact", "factors", "gram")[stream.integers(4)]
     if stream.random() < 0.15:
         asked["memory"] = 1_000_000  # the least that is taken
+    if stream.random() < 0.1:
+        asked["exclude"] = None
     if stream.random() < 0.05 and asked["top"] == 1 and not asked["bottom"]:
         asked["method"] = "power"
     return asked

@@ -19,7 +19,7 @@ from random_judgement import Judgement, judge
 from random_networks import draw
 
 NETWORKS = int(os.environ.get("LAYERHESS_RANDOM_NETWORKS", "3000"))
-FEW = (0, 3, 6, 12, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 29, 31, 34, 37, 38, 41)  # small and quick, all losses alike
+FEW = (3, 5, 6, 15, 16, 17, 19, 20, 21, 22, 24, 25, 28, 29, 31, 33, 37, 38, 41, 43)  # small and quick, five of them wrong
 
 
 def told(faults: list[dict[str, Any]]) -> str:
@@ -61,6 +61,6 @@ def test_the_judgement_sees_a_wrong_number(change: str, monkeypatch: pytest.Monk
         return dataclasses.replace(analysis, blocks={**analysis.blocks, name: spectrum})
 
     monkeypatch.setattr(lh, "analyze", altered)
-    kinds = {fault["kind"] for fault in Judgement(draw(FEW[0])).faults}
+    kinds = {fault["kind"] for fault in Judgement(draw(0)).faults}
     wanted = {"eigenvalues": {"outside"}, "error_bounds": {"says nothing"}, "trace": {"trace, exact"}, "nothing": set()}
     assert kinds == wanted[change]

@@ -8,7 +8,7 @@ gradient, and the gradient by central differences of the loss.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Matrix = NDArray[np.float64]
+Rows = NDArray[np.int64]
 Batch = tuple[Tensor, Tensor]
 Totals = Callable[[Tensor, Tensor], tuple[Tensor, Any]]
 STEPS = (1e-5, 1e-6, 1e-7, 1e-4)
@@ -66,7 +67,7 @@ class Exact:
         self.batches = [tuple(t.to(dtype) if t.is_floating_point() else t for t in batch) for batch in batches]
         self.totals = totals
         self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        self.places: dict[str, NDArray[np.int64]] = {}
+        self.places: dict[str, Rows] = {}
         start = 0
         for name, parameter in self.parameters.items():
             self.places[name] = np.arange(start, start + parameter.numel())
@@ -78,7 +79,7 @@ class Exact:
                 count = sum(float(totals(self.model(x), y)[1]) for x, y in self.batches)
         self.count = count
 
-    def index(self, names: tuple[str, ...]) -> NDArray[np.int64]:
+    def index(self, names: Sequence[str]) -> Rows:
         return np.concatenate([self.places[name] for name in names])
 
     def loss(self) -> Tensor:
@@ -143,41 +144,52 @@ class Exact:
 
     # -- are autograd's derivatives those of what is computed? ---------------------------------------------------------
 
-    def first_derivative_error(self, directions: int = 2) -> float:
-        """The gradient against differences of the loss: the largest relative difference over blocks and directions."""
+    def first_derivative_error(self, names: Sequence[str], directions: int = 2) -> float:
+        """The gradient of these tensors against differences of the loss: the largest relative difference."""
         with sdpa_kernel(SDPBackend.MATH):
             slope = self.gradient(self.loss()).detach()
-            return self._error(lambda: self.loss().detach(), lambda v: slope @ v, directions, 1e-3, slope)
 
-    def second_derivative_error(self, directions: int = 2) -> float:
-        """Rows of the Hessian against differences of the gradient along directions, and its asymmetry."""
-        H = torch.from_numpy(self.hessian())
-        norm = float(H.norm()) + 1e-300
-        asymmetry = float((H - H.T).norm()) / norm
+            def small(rows: Rows) -> float:
+                return 1e-3 * float(slope[rows].norm())
+
+            return self._error(names, lambda: self.loss().detach(), lambda v: slope @ v, directions, small)
+
+    def second_derivative_error(self, names: Sequence[str], directions: int = 2) -> float:
+        """The Hessian of these tensors against differences of their gradient, and its asymmetry."""
+        H, kept = torch.from_numpy(self.hessian()), self.index(names)
+
+        def slope() -> Tensor:
+            return self.gradient(self.loss()).detach()[kept]
+
         with sdpa_kernel(SDPBackend.MATH):
-            slope = lambda: self.gradient(self.loss()).detach()  # noqa: E731
-            found = self._error(slope, lambda v: H @ v, directions, 1e-6 * norm, None)
-        return max(asymmetry, found)
+            small = 1e-6 * float(H.norm())
+            found = self._error(names, slope, lambda v: (H @ v)[kept], directions, lambda rows: small)
+        return max(self.asymmetry(names), found)
+
+    def asymmetry(self, names: Sequence[str]) -> float:
+        """Of the Hessian of these tensors, relative."""
+        rows = self.index(names)
+        H = self.hessian()[np.ix_(rows, rows)]
+        return float(np.linalg.norm(H - H.T)) / (float(np.linalg.norm(H)) + 1e-300)
 
     def _error(
         self,
+        names: Sequence[str],
         value: Callable[[], Tensor],
         exact: Callable[[Tensor], Tensor],
         directions: int,
-        small: float,
-        slope: Tensor | None,
+        small: Callable[[Rows], float],
     ) -> float:
         generator = torch.Generator().manual_seed(5)
         worst = 0.0
-        for name, parameter in self.parameters.items():
-            rows = self.places[name]
+        for name in names:
+            rows, length = self.places[name], float(self.parameters[name].detach().norm())
             for _ in range(directions):
                 v = torch.zeros(self.size, dtype=torch.float64)
                 v[rows] = torch.randn(len(rows), generator=generator, dtype=torch.float64)
-                v *= max(float(parameter.detach().norm()), 1e-3) / v.norm()
-                wanted, size = exact(v), float(exact(v).norm())
-                size += small * float(v.norm()) * (1.0 if slope is None else float(slope[rows].norm()))
-                worst = max(worst, self._difference(value, v, wanted, size))
+                v *= max(length, 1e-3) / v.norm()
+                size = float(exact(v).norm()) + small(rows) * float(v.norm())
+                worst = max(worst, self._difference(value, v, exact(v), size))
         return worst
 
     def _difference(self, value: Callable[[], Tensor], v: Tensor, wanted: Tensor, size: float) -> float:
