@@ -19,7 +19,7 @@ from random_judgement import Judgement, judge
 from random_networks import draw
 
 NETWORKS = int(os.environ.get("LAYERHESS_RANDOM_NETWORKS", "3000"))
-FEW = (3, 5, 6, 15, 16, 17, 19, 20, 21, 22, 24, 25, 28, 29, 31, 33, 37, 38, 41, 43)  # small and quick, five of them wrong
+FEW = (3, 5, 6, 15, 19, 20, 21, 22, 24, 25, 28, 30, 31, 33, 37, 38, 48, 49, 53, 58)  # small and quick, wrong ones too
 
 
 def told(faults: list[dict[str, Any]]) -> str:
