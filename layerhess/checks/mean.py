@@ -20,7 +20,7 @@ from layerhess.objective.evaluation import Seen
 from layerhess.objective.objective import Objective
 from layerhess.objective.snapshot import moved
 
-MOST_NUMBERS = 1 << 24  # of an output that is moved; of a larger one, some examples stand for all
+MOST_NUMBERS = 1 << 22  # of an output that is moved; of a larger one, some examples stand for all
 FEW = 2  # examples of a batch that are joined with those of another
 IN_FLOAT64 = 1e-5  # relative difference of two sums; the callable may still cast to float32 inside
 BATCH_LOSS = "use lh.batch_loss(fn) with fn(model, batch) -> (loss_sum, count), which says how batches add up"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from layerhess.errors import CheckError, InputError
 from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective import batches
 from layerhess.objective.objective import Objective
+from layerhess.objective.snapshot import moved
 from layerhess.results.record import Check
 
 ROUTE = 1e-4  # relative difference of two gradients that rounding never makes: both go back through the same operations
@@ -117,7 +119,7 @@ def check_items(
     Raises:
         InputError: one of them fails; then a gradient of one item has no meaning.
     """
-    worst = moved = 0.0
+    worst, alone, looked = 0.0, 0.0, False
     for batch in samples:
         graph = make_graph(objective, batch, [], counters)
         assert isinstance(graph, OutputGraph)
@@ -133,41 +135,46 @@ def check_items(
                 what_to_do="use a loss that is a sum over the items of dimension 0, lh.batch_loss(fn) with the right "
                 "(loss_sum, count), or operator='gauss_newton'",
             )
-        change = _change_in_other_company(objective, batch, graph.output.detach(), make_graph, counters)
-        moved = max(moved, change)
-        if not change <= max(ALONE, 30.0 * torch.finfo(coarsest).eps):
-            raise InputError(
-                "an item's loss depends on the other items of its batch (with a part of the batch alone it changes by "
-                f"{change:.1e}): the empirical Fisher, which is made of the gradients of single items, is not defined",
-                where=type(objective.model).__name__,
-                what_to_do="take what ties a batch together out of the model (a normalisation over the batch), or use "
-                "another operator",
-            )
+        for weights in (nullcontext(), moved(objective.parameters.values())):  # a head of zeros hides the others
+            with weights:
+                change = _change_in_other_company(objective, batch, make_graph, counters)
+            looked |= change is not None
+            alone = max(alone, change or 0.0)
+            if change is not None and not change <= max(ALONE, 30.0 * torch.finfo(coarsest).eps):
+                raise InputError(
+                    "an item's loss depends on the other items of its batch (with a part of the batch alone it changes "
+                    f"by {change:.1e}): the empirical Fisher, made of the gradients of single items, is not defined",
+                    where=type(objective.model).__name__,
+                    what_to_do="take what ties a batch together out of the model (a normalisation over the batch), or "
+                    "use another operator",
+                )
     return Check(
         "items",
         True,
-        f"the losses of single items add up to those of their batches to {worst:.1e} and depend on the rest of the "
-        f"batch to {moved:.1e}",
+        f"the losses of single items add up to those of their batches to {worst:.1e} and "
+        + (f"depend on the rest of the batch to {alone:.1e}" if looked else "no batch can be cut to see more of them"),
     )
 
 
 def _change_in_other_company(
-    objective: Objective, batch: Any, losses: Tensor, make_graph: GraphMaker, counters: Counters
-) -> float:
-    """Largest change of an item's loss, over the largest loss, when the batch is evaluated in two parts."""
+    objective: Objective, batch: Any, make_graph: GraphMaker, counters: Counters
+) -> float | None:
+    """Largest change of an item's loss, over the largest loss, when the batch is evaluated in two parts.
+
+    None where it cannot be cut, or a part cannot be evaluated.
+    """
     parts = batches.halves(batch)
     if parts is None:
-        return 0.0
+        return None
     try:
         with torch.no_grad():
-            graphs = [make_graph(objective, part, [], counters) for part in parts]
+            graphs = [make_graph(objective, part, [], counters) for part in (batch, *parts)]
     except Exception:  # user code that needs whole batches can raise anything; nothing is known then
-        return 0.0
-    again = torch.cat([graph.output.reshape(-1) for graph in graphs if isinstance(graph, OutputGraph)])
-    losses = losses.reshape(-1).double()
-    if again.shape != losses.shape or not losses.numel():
-        return 0.0
-    return float((again.double() - losses).abs().max()) / max(float(losses.abs().max()), 1e-300)
+        return None
+    losses, *again = [graph.output.reshape(-1).double() for graph in graphs if isinstance(graph, OutputGraph)]
+    if (together := torch.cat(again)).shape != losses.shape or not losses.numel():
+        return None
+    return float((together - losses).abs().max()) / max(float(losses.abs().max()), 1e-300)
 
 
 def _alone(x: Tensor, probe: int) -> Tensor:

@@ -97,7 +97,7 @@ def refused(model: nn.Module, batch: Any, where: str, error: Exception) -> Input
             f"a batch has {_named(odd[0])} tensors, and the model's weights are {' and '.join(map(_named, own))}: "
             f"{said[:120]}",
             where=where,
-            what_to_do="give both one dtype, for example with x.to(torch.float32), or model.double()",
+            what_to_do=f"give both one dtype, for example with x.to(torch.{_named(min(own, key=str))})",
         )
     inputs = batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
     plain = all(isinstance(item, Tensor) for item in (inputs if isinstance(inputs, (tuple, list)) else [inputs]))
@@ -124,7 +124,7 @@ def kind(value: Any, depth: int = 3) -> str:
         layout = "" if str(value.layout) == "torch.strided" else f" {str(value.layout).removeprefix('torch.')}"
         return f"{str(value.dtype).removeprefix('torch.')} tensor {tuple(value.shape)}{layout}"
     name = type(value).__name__
-    if depth and is_mapping(value):
+    if depth and isinstance(value, Mapping):
         return f"{name}({_cut([f'{key}: {kind(value[key], depth - 1)}' for key in value.keys()])})"  # noqa: SIM118
     if depth and isinstance(value, (tuple, list)):
         return f"{name}({_cut([kind(item, depth - 1) for item in value])})"

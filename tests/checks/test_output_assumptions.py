@@ -99,6 +99,17 @@ def test_items_must_add_up_and_be_alone() -> None:
         )
         change = float(((whole - parts).abs().max() / whole.max()).detach())
     assert f"{change:.1e}" in str(caught.value) and caught.value.where == "Centred"
+    with torch.no_grad():
+        tied.model.inner[2].weight.zero_()
+        tied.model.inner[2].bias.zero_()
+    with (
+        tied.session(),
+        pytest.raises(InputError, match="depends on the other items"),
+    ):
+        check_items(tied, [(X, Y)], FisherGraph, torch.float64, Counters())
+    with made.session():
+        detail = check_items(made, [(X[:1], Y[:1])], FisherGraph, torch.float64, Counters()).detail
+    assert detail.endswith("no batch can be cut to see more of them")
     summed = objective(loss=lh.batch_loss(lambda model, batch: (CE(model(batch[0]), batch[1]), 1)))
     with summed.session(), pytest.raises(InputError, match="do not add up"):
         check_items(summed, [(X, Y)], FisherGraph, torch.float64, Counters())
