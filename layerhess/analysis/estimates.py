@@ -19,6 +19,7 @@ from layerhess.analysis.probing.shared_probes import SharedProbes
 from layerhess.analysis.sampling_errors import SamplingErrors
 from layerhess.analysis.schedule import Estimator
 from layerhess.analysis.tasks import Task
+from layerhess.analysis.zero_blocks import couplings_with_levels, is_zero, with_levels
 from layerhess.curvature.data_pass import FULL, Request
 from layerhess.curvature.device import Budget, solver_device
 from layerhess.linalg.bounds import unit_rounding
@@ -242,7 +243,7 @@ class Estimation:
                 diagonal=self._diagonal(name),
                 density=self._density(name, spectrum),
             )
-        return made
+        return with_levels(made, summed=FULL not in self._traces, assembled=FULL not in self._diagonals)
 
     def overall(self, spectra: Mapping[str, Spectrum]) -> tuple[CouplingEstimate | None, list[Check]]:
         """The couplings, and the checks of one estimate against another."""
@@ -276,6 +277,8 @@ class Estimation:
         found = self._shared.coupling_of()
         densities = [spectra[name].density for name in self.blocks if name in spectra]
         finished = [d for d in densities if d is not None and d.finished]
+        if found is not None:
+            found = couplings_with_levels(found, spectra)
         if found is None or len(finished) != len(found.blocks):
             return found
         distances, errors = divergences(finished)
@@ -337,7 +340,7 @@ class Estimation:
             return None
         if spectrum.spectrum is not None:
             return exact_density(spectrum.spectrum, options)
-        if spectrum.status.startswith("zero"):
+        if is_zero(spectrum):
             return exact_density(np.zeros(spectrum.numel), options)
         process = self._densities.get(name)
         return process.result() if process is not None and process.started else None

@@ -121,7 +121,7 @@ class Run:
         )  # fmt: skip
         data_pass.expected = (self.surveyed.loss_sum, self.surveyed.count)
         coarsest = self.checked.trace.coarsest
-        meter = RoundingMeter(self.objective, self.surveyed.measured, coarsest, self.counters, make, self.graph_budget)
+        meter = RoundingMeter(objective, self.surveyed.measured, coarsest, self.counters, make, self.graph_budget)
         ready = gram_processes(
             data_pass, self._operators(), self.checked, self.wanted, path=self.arguments.path, seed=self.arguments.seed,
             method=self.arguments.method, tol=self.arguments.tol, memory=self.budget,

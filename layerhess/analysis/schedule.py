@@ -161,13 +161,18 @@ class Schedule:
     def _measure(self, tasks: list[Task]) -> None:
         if not tasks:
             return
-        candidates = {task.name: task.process.candidates() for task in tasks}
-        largest = {name: float(np.abs(found.values).max()) for name, found in candidates.items()}
-        measured = self.meter.measure(
-            {task.name: (task.block, candidates[task.name].vectors, largest[task.name]) for task in tasks}
-        )
+        others = [t for t in self.tasks if t not in tasks and t.told and not t.done and t.rounding is None]
+        candidates = {task.name: task.process.candidates() for task in [*tasks, *others]}
+        known = {
+            task.name: (task.block, found.vectors, float(np.abs(found.values).max()))
+            for task in [*tasks, *others]
+            if len((found := candidates[task.name]).values)
+        }
+        asked = {task.name: known.pop(task.name) for task in tasks}
+        measured = self.meter.measure(asked, known)
         for task in tasks:
-            task.rounding, task.rounding_source = measured[task.name]
+            error, task.rounding_source = measured[task.name]
+            task.rounding = max(error, SMALLEST_NORM)
             task.process.rounding = total_rounding(task.rounding, self.eps, candidates[task.name].norm, self.length)
 
     def _give_best(self, task: Task) -> None:

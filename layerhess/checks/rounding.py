@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from layerhess.checks.heavy_examples import HeavyExamples
 from layerhess.checks.sample import Sample
 from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.counters import Counters
@@ -19,10 +21,12 @@ from layerhess.curvature.device import Budget
 from layerhess.curvature.factors.mixed_graph import MixedGraphs
 from layerhess.curvature.factors.output_hessian import curved
 from layerhess.linalg.bounds import ASSUMED_ROUNDING, FLOAT64_OF_FLOAT32, ROUNDING_SAFETY
+from layerhess.objective import batches
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
 
 Again = Callable[[Tensor], Tensor]
+Candidate = tuple[Block, Tensor, float]
 SHARE = 0.1  # of the budget, that the sample's graphs of either precision may keep between measurements
 DIGITS = 1e-3  # relative error of S from which on float32 counts as blind to it
 SMALLER = (16.0, 4.0, 1.0)  # the largest number in an output there
@@ -39,6 +43,9 @@ class RoundingMeter:
     are than the data's; and the relative error there times the eigenvalue. Three times the larger one is the rounding
     part of a bound, never less than what :func:`output_error` says. Where no copy of the model can be made, 1e-5
     |theta| is assumed (in float32).
+
+    A sample that is all the data needs no such scaling. One that is not is joined by the examples that carry the
+    candidates' eigenvalues (:mod:`layerhess.checks.heavy_examples`), where any stand out.
 
     Args:
         objective: in session. sample: to measure on, see :meth:`layerhess.checks.sample.Sampler.measured`.
@@ -72,27 +79,32 @@ class RoundingMeter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._data_passes is not None:
-            for data_pass in self._data_passes:
-                data_pass.release()
+        for data_pass in self._data_passes or ():
+            data_pass.release()
         self._stack.close()
 
-    def measure(self, blocks: Mapping[str, tuple[Block, Tensor, float]]) -> dict[str, tuple[float, str]]:
+    def measure(
+        self, blocks: Mapping[str, Candidate], beside: Mapping[str, Candidate] = MappingProxyType({})
+    ) -> dict[str, tuple[float, str]]:
         """For each key, the absolute rounding error of a product and how it was obtained.
 
         Args:
-            blocks: key -> (block, (k, P_b) unit candidates, largest |eigenvalue| among them).
+            blocks: key -> (block, (k, P_b) unit candidates, largest |eigenvalue| among them). beside: others, for which
+                rounding will be measured later: the sample is chosen at the first call, for all of them.
 
         Returns:
             key -> (bound, "measured" | "assumed").
         """
-        requests = {key: Request(block, _outermost(vectors)) for key, (block, vectors, _) in blocks.items()}
+        requests = {key: Request(block, outermost(vectors)) for key, (block, vectors, _) in blocks.items()}
+        norms = {key: norm for key, (_, _, norm) in blocks.items()}
         errors: dict[str, float] = {}
         with self._counters.during("rounding"):
+            if self._data_passes is None and not self._sample.whole:
+                self._join_heavy({**beside, **blocks})
             data_passes = self._open()
             if data_passes is not None:
                 try:
-                    errors = self._compare(data_passes, requests, {key: norm for key, (_, _, norm) in blocks.items()})
+                    errors = self._compare(data_passes, requests, norms)
                 except Exception as error:  # user code runs in another dtype here and may raise anything: fall back
                     self._give_up(error)
         scale = self._scale()
@@ -105,17 +117,39 @@ class RoundingMeter:
                 answer[key] = (ASSUMED_ROUNDING * norm * self._assumed_scale(), "assumed")
         return answer
 
+    def _join_heavy(self, candidates: Mapping[str, Candidate]) -> None:
+        """Add the examples that carry the candidates' eigenvalues to the sample."""
+        requests = {key: Request(block, outermost(vectors)) for key, (block, vectors, _) in candidates.items()}
+        try:
+            heavy = HeavyExamples(self._objective, self._counters).find(
+                requests, {key: norm for key, (_, _, norm) in candidates.items()}
+            )
+        except Exception:  # a model's outputs need not be known, nor its examples be along dimension 0
+            return
+        if heavy:
+            own = [one.batch for one in heavy]
+            whole = batches.joined([*self._samples, *own])  # one graph costs less than two
+            self._samples = [*self._samples, *own] if whole is None else [whole]
+
     def _compare(
         self, data_passes: tuple[DataPass, DataPass], requests: Mapping[str, Request], norms: Mapping[str, float]
     ) -> dict[str, float]:
         ours, other = (data_pass.run(requests) for data_pass in data_passes)
+        return self._differences(ours, other, norms, self._sample.excess)
+
+    def _differences(
+        self, ours: Mapping[str, Tensor], other: Mapping[str, Tensor], norms: Mapping[str, float], excess: float
+    ) -> dict[str, float]:
         errors = {}
         for key, rows in ours.items():
             difference = torch.linalg.vector_norm(rows - other[key], dim=1)
             # The relative error on the sample, used for all data: the sample may have less curvature than all of it.
             size = max(float(torch.linalg.vector_norm(other[key], dim=1).max()), 0.01 * norms[key])
             worst = float(difference.max())
-            errors[key] = worst * max(1.0 / self._sample.excess, norms[key] / size) if size > 0.0 else worst
+            if self._sample.whole:
+                errors[key] = worst
+                continue
+            errors[key] = worst * max(1.0 / excess, norms[key] / size) if size > 0.0 else worst
         return errors
 
     def _open(self) -> tuple[DataPass, DataPass] | None:
@@ -124,18 +158,22 @@ class RoundingMeter:
             try:
                 copied = self._objective.cast(dtype, self._samples)
                 self._stack.enter_context(copied.session())
-                if self._sample.curvature > 0.0:
-                    self._of_output = output_error(self._sample, copied, self._scale())
+                if self._sample.curvature > 0.0 or self._sample.whole:
+                    data = [batches.cast(piece, dtype) for piece in self._sample.pieces]
+                    self._of_output = output_error(self._sample, copied.narrowed(data), self._scale())
             except Exception as error:  # deepcopy of user modules and their forward passes can raise anything
                 self._give_up(error)
                 return None
-            own = self._objective.narrowed(self._samples)
-            names = list(self._objective.parameters)
-            self._data_passes = (
-                DataPass(own, names, self._counters, keep=SHARE * self._memory.room, make_graph=self._make_graph),
-                DataPass(copied, names, self._counters, keep=SHARE * self._memory.room, make_graph=self._make_graph),
-            )
+            self._data_passes = self._passes(self._objective.narrowed(self._samples), copied)
         return self._data_passes
+
+    def _passes(self, own: Objective, copied: Objective) -> tuple[DataPass, DataPass]:
+        names, keep = list(own.parameters), SHARE * self._memory.room
+        one, other = (
+            DataPass(objective, names, self._counters, keep=keep, make_graph=self._make_graph)
+            for objective in (own, copied)
+        )
+        return one, other
 
     def _give_up(self, error: Exception) -> None:
         self.failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -145,6 +183,8 @@ class RoundingMeter:
         """Relative error that rounding of the output causes in a block's products in any case."""
         factored = isinstance(self._make_graph, MixedGraphs) and key in self._make_graph.blocks  # with S in float64
         of_output = self._of_output
+        if self._sample.whole:  # the products show the rest
+            return of_output.lost
         return max(of_output.moved, of_output.lost, 0.0 if factored else of_output.evaluated)
 
     def _scale(self) -> float:
@@ -210,7 +250,7 @@ def output_error(sample: Sample, copied: Objective, scale: float = 1.0) -> Outpu
     alike = math.hypot(*(float(total.norm()) for total in sums.values())) / items  # the same in all items
     each = math.hypot(*(float(part.norm()) for part in clutter)) / items  # at random
     moving = float(every.square().mean().sqrt()) if len(every) else 0.0
-    return OutputError(moving, math.hypot(alike, each) / sample.curvature, lost)
+    return OutputError(moving, math.hypot(alike, each) / (sample.curvature or math.inf), lost)
 
 
 def _lost(z: Tensor, coarse: Again, fine: Again, off: float, most: float) -> float:
@@ -235,7 +275,8 @@ def _lost(z: Tensor, coarse: Again, fine: Again, off: float, most: float) -> flo
     return LOST_SAFETY * FLOAT64_OF_FLOAT32 * off / most
 
 
-def _outermost(vectors: Tensor) -> Tensor:
+def outermost(vectors: Tensor) -> Tensor:
+    """At most :data:`VECTORS` of the (k, n) vectors, from the first to the last."""
     if len(vectors) <= VECTORS:
         return vectors
     return vectors[torch.linspace(0, len(vectors) - 1, VECTORS).long()]

@@ -15,6 +15,7 @@ from layerhess.objective.objective import Objective
 
 SMALLEST, LARGEST, SHARE = 8, 32, 16  # a sixteenth of the examples, but 8 to 32: checks should cost little
 MOST_PIECES = 3
+WHOLE = 1 << 28  # parameters times numbers in the data: up to that, a product in float64 costs milliseconds
 MANY_TERMS = 32  # of the loss in an example (the tokens of a text): then half as many examples are still many items
 UNEVEN = 2.0  # times their mean: if no item of the output is more curved, evenly spread examples stand for all
 
@@ -26,13 +27,14 @@ class Sample:
     Attributes:
         pieces: parts of batches, prepared. excess: their curvature per example over that of the data, at least 1.
         curvature: mean over the output items of all data, if some are far more curved than others; else 0.
-        seen: the outputs of the pieces, if there is that curvature.
+        seen: the outputs of the pieces, if there is that curvature. whole: the pieces are all the data.
     """
 
     pieces: list[Any]
     excess: float = 1.0
     curvature: float = 0.0
     seen: list[Seen] = field(default_factory=list)
+    whole: bool = False
 
 
 def by_example(batch: Any, curvature: Tensor | None) -> Tensor | None:
@@ -41,6 +43,31 @@ def by_example(batch: Any, curvature: Tensor | None) -> Tensor | None:
     if curvature is None or not size or len(curvature) % size:
         return None
     return curvature.reshape(size, -1).sum(dim=1)
+
+
+class WholeData:
+    """Keeps all batches and their outputs while a product with them costs next to nothing.
+
+    No choice of examples can then miss the one that rounding matters for.
+
+    Args:
+        parameters: how many the model has.
+    """
+
+    def __init__(self, parameters: int) -> None:
+        self._room = WHOLE / max(parameters, 1)
+        self._kept: list[tuple[Any, Seen]] = []
+
+    def offer(self, batch: Any, seen: Seen) -> None:
+        """Take the next batch and what was seen of it."""
+        self._room -= sum(tensor.numel() for tensor in batches.tensors(batch))
+        self._kept = [*self._kept, (batch, seen)] if self._room >= 0.0 else []
+
+    def sample(self) -> Sample | None:
+        """All the data, None where that is too much."""
+        if self._room < 0.0 or not self._kept:
+            return None
+        return Sample([batch for batch, _ in self._kept], seen=[seen for _, seen in self._kept], whole=True)
 
 
 class Sampler:

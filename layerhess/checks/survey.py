@@ -12,7 +12,7 @@ import torch
 
 from layerhess.checks.forward_trace import non_finite_weight, trace
 from layerhess.checks.mean import MeanCheck
-from layerhess.checks.sample import Sample, Sampler, by_example
+from layerhess.checks.sample import Sample, Sampler, WholeData, by_example
 from layerhess.checks.saturation import Saturation
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
@@ -101,6 +101,7 @@ def too_large(objective: Objective) -> InputError:
 def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], None]) -> Survey:
     refuse_repeated_examples(objective.data)
     sampler, saturation = Sampler(objective), Saturation()
+    whole = WholeData(sum(p.numel() for p in objective.parameters.values()))
     mean = MeanCheck(objective)
 
     def share(numbered: tuple[int, Any], totals: Totals) -> None:
@@ -123,6 +124,7 @@ def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], N
             totals.add(EXAMPLES, len(own))
             totals.add(ITEMS, len(curvature))
         sampler.offer(number, batch, value, count, own)
+        whole.offer(batch, seen)
         with torch.no_grad():
             mean.offer(batch, seen)
 
@@ -153,7 +155,7 @@ def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], N
         longest=max(1.0, *totals.listed(COUNT), *(size or 1 for size in sizes)),
         places=places,
         largest=max(size or 0 for size in sizes),
-        measured=sampler.measured(samples, examples, by_examples, by_items),
+        measured=whole.sample() or sampler.measured(samples, examples, by_examples, by_items),
     )
 
 

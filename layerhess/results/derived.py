@@ -136,7 +136,8 @@ def _frobenius_squared(spectrum: SpectrumRecord) -> Figure:
     n = spectrum.numel
     # An estimate from few probes can be less than the sum of the squares of the eigenvalues found.
     least = float(np.square(spectrum.eigenvalues[spectrum.converged]).sum())
-    return Figure(max(n * spectrum.density.second, least), n * spectrum.density.second_error, "standard error")
+    kind = "standard error" if spectrum.density.probes else "bound"  # without probes: of a block that counts as zero
+    return Figure(max(n * spectrum.density.second, least), n * spectrum.density.second_error, kind)
 
 
 def _scaled(figure: Figure, factor: float) -> Figure:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from layerhess.results.spectrum import FULL_NAME, AnalysisRecord, Spectrum
 from layerhess.show.numbers import count, counted, duration, number, share, with_bound, with_reach
 
+LEAST_GRADIENT = 1e-3  # seconds, from which on a cost is told in gradients
+
 
 @dataclass(frozen=True)
 class Names:
@@ -267,10 +269,18 @@ def most_negative(analysis: AnalysisRecord) -> Fact:
 
 
 def cost(analysis: AnalysisRecord) -> str:
-    """The time in gradients, by phase, and what the solvers' products would have cost separately; "" if unknown."""
+    """The time by phase, and what the solvers' products would have cost separately; "" if unknown.
+
+    In gradients, which other machines can be compared by; in seconds where a gradient takes less than a millisecond:
+    then Python's own time is most of everything, and a number of gradients says nothing.
+    """
     spent = analysis.cost
     if spent is None:
         return ""
+    if spent.gradient_seconds < LEAST_GRADIENT:
+        seconds = {phase: size * spent.gradient_seconds for phase, size in spent.gradients.items()}
+        parts = [f"{phase} {duration(size)}" for phase, size in seconds.items() if size >= 0.005]
+        return f"Time: {duration(sum(seconds.values()))}" + (f" ({', '.join(parts)})." if parts else ".")
     parts = [f"{phase} {number(size, 2)}" for phase, size in spent.gradients.items() if size >= 0.05]
     text = (
         f"In gradients over the same data (about {duration(spent.gradient_seconds)} each): {number(spent.total, 3)} "

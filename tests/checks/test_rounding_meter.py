@@ -57,6 +57,20 @@ def test_a_measured_rounding_is_three_times_the_worst_difference_scaled_to_the_d
     assert how == "measured" and found == pytest.approx(3.0 * error, rel=1e-6, abs=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_on_all_the_data_an_error_is_what_it_is(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = make_block("b", {"w": torch.zeros(2)})
+    ours = torch.tensor([[3.0, 4.0], [0.0, 1.0]]).double()
+    other = ours + torch.tensor([[0.0, 3e-3], [4e-3, 3e-3]]).double()
+    factor = 2.0**-29 if dtype == torch.float64 else 1.0
+    for norm in (0.5, 1000.0):
+        for output, least in ((OutputError(moved=1.0, evaluated=1.0), 0.0), (OutputError(lost=2e-3), 2e-3 * norm)):
+            made = meter(dtype, Sample([], whole=True), output)
+            monkeypatch.setattr(made, "_open", lambda: TwoPasses(ours, other).passes)
+            found, how = made.measure({"b": (block, torch.eye(2).double(), norm)})["b"]
+            assert how == "measured" and found == pytest.approx(3.0 * max(5e-3 * factor, least), rel=1e-5, abs=0)
+
+
 def test_what_the_output_says_is_the_least_and_what_it_lost_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
     block = make_block("b", {"w": torch.zeros(2)})
     rows = torch.ones(1, 2).double()
@@ -131,8 +145,8 @@ def test_a_network_is_measured_against_its_copy_and_failures_are_told() -> None:
 def test_at_most_five_candidates_from_the_first_to_the_last_are_measured() -> None:
     for count in (1, 5):
         rows = torch.arange(float(count))[:, None]
-        assert rounding._outermost(rows) is rows
-    assert rounding._outermost(torch.arange(9.0)[:, None])[:, 0].tolist() == [0.0, 2.0, 4.0, 6.0, 8.0]
+        assert rounding.outermost(rows) is rows
+    assert rounding.outermost(torch.arange(9.0)[:, None])[:, 0].tolist() == [0.0, 2.0, 4.0, 6.0, 8.0]
 
 
 def seen(z: Tensor, again: Any) -> Any:

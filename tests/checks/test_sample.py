@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import layerhess as lh
-from layerhess.checks.sample import Sample, Sampler, by_example
+from layerhess.checks.sample import WHOLE, Sample, Sampler, WholeData, by_example
 from layerhess.curvature.factors.output_hessian import item_curvature
+from layerhess.objective.losses import Seen
 
 
 def sampled(data: list[tuple[Tensor, Tensor]], model: nn.Module, loss: object) -> Sample:
@@ -39,6 +40,21 @@ def test_the_undecided_examples_are_measured() -> None:
     (piece,) = sample.pieces
     assert int((piece[0][:, 0] == 0.5).sum()) >= 2 and len(piece[0]) <= 32
     assert sample.excess == pytest.approx(200 / len(piece[0]), rel=1e-6)
+
+
+def test_all_of_little_data_is_measured_and_nothing_of_it_is_kept_of_more() -> None:
+    parts = [((torch.ones(4, 8), torch.zeros(4, 8)), Seen(torch.zeros(()), 4.0)) for _ in range(3)]
+    for parameters, whole in ((WHOLE // 192, True), (WHOLE // 192 + 1, False)):
+        data = WholeData(parameters)
+        assert data.sample() is None
+        for batch, seen in parts:
+            data.offer(batch, seen)
+        found = data.sample()
+        assert (found is not None) is whole
+        if found is not None:
+            assert found.whole and found.excess == 1.0 and found.curvature == 0.0
+            assert [piece is batch for piece, (batch, _) in zip(found.pieces, parts, strict=True)] == [True] * 3
+            assert [one is seen for one, (_, seen) in zip(found.seen, parts, strict=True)] == [True] * 3
 
 
 class _Identity(nn.Module):

@@ -125,6 +125,24 @@ def curved(z: Tensor, again: Callable[[Tensor], Tensor]) -> Tensor | None:
     return rows if bool(torch.isfinite(rows).all()) else None
 
 
+def along(z: Tensor, change: Tensor, bend: Tensor, again: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """(N,) float64: |x_n' S_n x_n| + |<d loss / dz_n, y_n>| of every item of an output; None where that fails.
+
+    Args:
+        z: (N, ...). change: x, bend: y, of its shape. again: the loss sum of another z.
+    """
+    try:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(again(z), [z], create_graph=True)
+            rows = change.reshape(len(z), -1)
+            bent = _applied(slope, z, rows) if slope.requires_grad else torch.zeros_like(rows)
+    except Exception:  # whatever a user's loss raises where it cannot be differentiated twice
+        return None
+    first, second = (bent * rows).double().sum(dim=1), (slope.detach() * bend).double().reshape(len(z), -1).sum(dim=1)
+    return (first.abs() + second.abs()).cpu()
+
+
 def _apart(size: int, like: Tensor) -> Tensor:
     """(K,) numbers in [-1, 1), no two close: S r of two equally likely classes is proportional to their difference."""
     return (2.0 * torch.frac(torch.arange(size, dtype=torch.float64) * GOLDEN) - 1.0).to(like)

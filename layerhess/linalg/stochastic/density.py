@@ -109,7 +109,8 @@ class StochasticLanczos:
     def tell(self, products: Tensor) -> None:
         """One step of the three-term recurrence for each of them, from their (s, n) products."""
         alpha = (products * self._current).sum(dim=1)
-        before = torch.tensor([self._beta[i][-1] if self._beta[i] else 0.0 for i in self._alive]).to(products)
+        lengths = [self._beta[i][-1] if self._beta[i] else 0.0 for i in self._alive]
+        before = torch.tensor(lengths, dtype=products.dtype, device=products.device)
         rest = products - alpha[:, None] * self._current - before[:, None] * self._previous
         beta = torch.linalg.vector_norm(rest, dim=1)
         going = []

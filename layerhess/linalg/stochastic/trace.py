@@ -106,9 +106,12 @@ def rounded(found: TraceEstimate, relative: float) -> TraceEstimate:
 
     The interval and ``rounding`` grow; the standard error does not change, since it is over the random vectors.
     """
-    rounding = found.rounding * coarser(relative)
-    more = rounding - found.rounding
-    return dataclasses.replace(found, low=found.low - more, high=found.high + more, rounding=rounding)
+    return widened(found, found.rounding * (coarser(relative) - 1.0))
+
+
+def widened(found: TraceEstimate, more: float) -> TraceEstimate:
+    """The estimate with so much more rounding, and a wider interval."""
+    return dataclasses.replace(found, low=found.low - more, high=found.high + more, rounding=found.rounding + more)
 
 
 class TraceSamples:

@@ -1,0 +1,128 @@
+"""Finds the few examples that carry candidates' eigenvalues: those with the largest share in v'A v."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layerhess.checks.sample import by_example
+from layerhess.curvature.counters import Counters
+from layerhess.curvature.data_pass import Request
+from layerhess.curvature.factors.output_hessian import along
+from layerhess.curvature.totals import Totals, add_up
+from layerhess.linalg.random_vectors import random_signs
+from layerhess.objective import batches
+from layerhess.objective.objective import Objective
+
+HEAVY = 16  # examples that are measured in addition to the sample
+UNEVEN = 4.0  # times the mean share, from which on an example is heavy,
+DOMINANT = 0.1  # if it may also be so much of one candidate's v'A v
+STEP = 1e-4  # of a block's length, that its parameters are moved by at most
+
+SHARE, EXAMPLES = "share", "examples"  # kinds of sums
+
+
+@dataclass(frozen=True)
+class Heavy:
+    """One example: its share, its place (batch, index), and itself as a batch of one."""
+
+    share: float
+    place: tuple[int, int]
+    batch: Any
+
+
+class HeavyExamples:
+    """Compares the outputs of all examples at the weights and a little along the candidates, both ways, in float64.
+
+    Differences of z_n(theta + d), z_n(theta), z_n(theta - d) are J_n d and the second derivative of z_n along d. So
+    (J_n d)' S_n (J_n d) and the slope of the loss times the latter are an example's share in d'H d. The candidates of
+    all blocks are moved along at once, each with a random sign and scaled to v'A v = 1: an example that carries one
+    block's eigenvector then has a share of about one block in the whole. Neither the curvature of the loss nor an even
+    spread of examples shows these: with squared error all outputs are equally curved, and float32 may not see an
+    example behind saturated units at all. Cost: three forward passes of a float64 copy.
+
+    Args:
+        objective: in session; its model is copied, and the copy is moved. counters: counts the forward passes.
+    """
+
+    def __init__(self, objective: Objective, counters: Counters) -> None:
+        self._objective = objective
+        self._counters = counters
+
+    def find(self, requests: Mapping[str, Request], norms: Mapping[str, float]) -> list[Heavy]:
+        """At most :data:`HEAVY` examples; none where no example stands out.
+
+        Args:
+            requests: key -> (s, P_b) unit candidates of a block. norms: key -> the largest of their |eigenvalues|.
+
+        Raises:
+            Exception: whatever the model raises; where its outputs, or the examples of a batch, are not known.
+        """
+        directions = {key: request for key, request in requests.items() if norms[key] > 0.0}
+        if not directions:
+            return []
+        step = self._direction(directions, norms)
+        most: list[Heavy] = []
+        copied = self._objective.cast(torch.float64, [])
+
+        def share(numbered: tuple[int, Any], totals: Totals) -> None:
+            nonlocal most
+            number, batch = numbered
+            shares = self._shares(copied, batches.cast(batch, torch.float64), step)
+            totals.add(SHARE, float(shares.sum()))
+            totals.add(EXAMPLES, len(shares))
+            largest = torch.topk(shares, min(HEAVY, len(shares)))
+            most += [
+                Heavy(own, (number, i), batches.take(batch, slice(i, i + 1)))
+                for own, i in zip(largest.values.tolist(), largest.indices.tolist(), strict=True)
+            ]
+            most = sorted(most, key=lambda found: -found.share)[:HEAVY]
+
+        with copied.session(), torch.no_grad():
+            totals = add_up(enumerate(self._objective.batches()), share)
+        examples = max(totals.total(EXAMPLES), 1)
+        least = totals.total(SHARE) * max(UNEVEN / examples, DOMINANT / len(directions))
+        return [found for found in most if found.share > least]
+
+    def _shares(self, copied: Objective, batch: Any, step: Mapping[str, Tensor]) -> Tensor:
+        """(examples,) of a batch, not negative."""
+        here = copied.evaluation.surveyed(copied.model, batch, "a batch")
+        sides = []
+        for sign in (1.0, -1.0):
+            for name, part in step.items():
+                copied.parameters[name].add_(part, alpha=sign)
+            try:
+                sides.append(copied.evaluation.surveyed(copied.model, batch, "a batch").output)
+            finally:
+                for name in step:
+                    copied.parameters[name].copy_(self._objective.parameters[name])
+        self._counters.count("forwards", 3)
+        plus, minus = sides
+        if here.output is None or plus is None or minus is None or here.again is None:
+            raise ValueError("the outputs are not known")
+        z = here.output
+        forms = along(z, (plus - minus) / 2.0, plus - 2.0 * z + minus, here.again)
+        shares = None if forms is None else by_example(batch, forms)
+        if shares is None:
+            raise ValueError("the examples cannot be told apart")
+        return torch.nan_to_num(shares)
+
+    def _direction(self, requests: Mapping[str, Request], norms: Mapping[str, float]) -> dict[str, Tensor]:
+        """Parameter -> the step, small for every block."""
+        parameters = self._objective.parameters
+        step: dict[str, Tensor] = {}
+        longest = 0.0
+        for number, (key, request) in enumerate(requests.items()):
+            signs = random_signs(len(request.vectors), number, "heavy", 0, request.vectors.device)
+            row = (signs @ request.vectors) / math.sqrt(norms[key])
+            parts = request.block.split(row[None])
+            length = math.sqrt(sum(float(parameters[name].detach().double().square().sum()) for name in parts))
+            longest = max(longest, float(torch.linalg.vector_norm(row)) / (length or 1.0))
+            for name, part in parts.items():
+                step[name] = step[name] + part[0] if name in step else part[0]
+        return {n: (STEP / longest * part).to(parameters[n].device, torch.float64) for n, part in step.items()}

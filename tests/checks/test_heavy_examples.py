@@ -1,0 +1,88 @@
+"""The examples that carry a candidate's eigenvalue, against shares in closed form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import layerhess as lh
+from layerhess.checks import sample
+from layerhess.checks.heavy_examples import HEAVY, HeavyExamples
+from layerhess.curvature.counters import Counters
+from layerhess.curvature.data_pass import Request
+from layerhess.objective.blocks import make_block
+
+OUTLIER = 77
+
+
+def problem(dtype: torch.dtype) -> lh.Objective:
+    """z = w2 tanh(w1 x), squared error; one of 90 examples, in the second of three batches, is far out."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Tanh(), nn.Linear(1, 1, bias=False)).double()
+    x, y = torch.randn(90, 1, dtype=torch.float64), torch.randn(90, 1, dtype=torch.float64)
+    x[OUTLIER], y[OUTLIER] = 1.5, 400.0
+    with torch.no_grad():
+        model[0].weight.fill_(0.7)  # type: ignore[operator]
+        model[2].weight.fill_(3.0)  # type: ignore[operator]
+    x, y = x.to(dtype), y.to(dtype)
+    return lh.Objective(model.to(dtype), list(zip(x.split(40), y.split(40), strict=True)), nn.MSELoss())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shares_are_those_of_the_outputs_two_derivatives(dtype: torch.dtype) -> None:
+    objective = problem(dtype)
+    before = {name: p.detach().clone() for name, p in objective.model.named_parameters()}
+    x, y = (torch.cat(parts).double()[:, 0].numpy() for parts in zip(*objective.data, strict=True))
+    w1, w2 = (float(p.detach()) for p in objective.model.parameters())
+    t = np.tanh(w1 * x)
+    bend = 1.0 - t**2
+    shares = {  # 2 J^2 + |2 (z - y) z''| of z = w2 tanh(w1 x), in w1 and in w2
+        "0.weight": 2.0 * (w2 * bend * x) ** 2 + np.abs(2.0 * (w2 * t - y) * w2 * -2.0 * t * bend * x**2),
+        "2.weight": 2.0 * t**2,
+    }
+    with objective.session():
+        for name, expected in shares.items():
+            block = make_block(name, {name: objective.parameters[name]})
+            vector = torch.ones((1, 1), dtype=torch.float64)
+            found = HeavyExamples(objective, Counters()).find({name: Request(block, vector)}, {name: 2.0})
+            order = np.argsort(-expected)
+            least = expected.sum() * max(4.0 / 90.0, 0.1)
+            assert [40 * batch + i for batch, i in (one.place for one in found)] == [
+                int(i) for i in order[:HEAVY] if expected[i] > least
+            ]
+            assert bool(found) == (name == "0.weight")
+            scale = {one.share / expected[40 * one.place[0] + one.place[1]] for one in found}
+            assert not scale or max(scale) == pytest.approx(min(scale), rel=1e-3)
+            for one in found:
+                place = 40 * one.place[0] + one.place[1]
+                assert one.batch[0].dtype == dtype and float(one.batch[0]) == x[place]
+    after = dict(objective.model.named_parameters())
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_an_example_that_a_small_sample_would_miss_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "WHOLE", 0)
+    places: list[tuple[int, int]] = []
+    find = HeavyExamples.find
+
+    def noted(self: HeavyExamples, requests: dict[str, Request], norms: dict[str, float]) -> object:
+        found = find(self, requests, norms)
+        places.extend(one.place for one in found)
+        return found
+
+    monkeypatch.setattr(HeavyExamples, "find", noted)
+    found = lh.analyze(problem(torch.float32))
+    assert found.converged and places == [(1, OUTLIER - 40)]  # looked for once
+
+
+def test_without_outputs_the_sample_is_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "WHOLE", 0)
+    objective = problem(torch.float32)
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
+        return ((model(batch[0]) - batch[1]) ** 2).sum(), len(batch[0])
+
+    found = lh.analyze(lh.Objective(objective.model, objective.data, lh.batch_loss(loss)))
+    assert found.full is not None and found.full.rounding_source == "measured"
