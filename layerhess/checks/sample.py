@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from layerhess.objective import batches
+from layerhess.objective.containers import tensors
 from layerhess.objective.evaluation import Seen
 from layerhess.objective.objective import Objective
 
@@ -60,7 +61,7 @@ class WholeData:
 
     def offer(self, batch: Any, seen: Seen) -> None:
         """Take the next batch and what was seen of it."""
-        self._room -= sum(tensor.numel() for tensor in batches.tensors(batch))
+        self._room -= sum(tensor.numel() for tensor in tensors(batch))
         self._kept = [*self._kept, (batch, seen)] if self._room >= 0.0 else []
 
     def sample(self) -> Sample | None:
