@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +31,7 @@ STOPS = {
     "detach": "detach()", "detach_": "detach_()", "data": ".data", "item": "item()", "tolist": "tolist()",
     "numpy": "numpy()", "register_hook": "a tensor hook",
 }  # fmt: skip
+NO_GRAPH = "autograd.grad() without create_graph"
 MOST_STOPS = 12
 
 
@@ -154,13 +155,15 @@ class _Calls(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         module, name = self._stack[-1] if self._stack else None, getattr(func, "__name__", str(func))
         self._found.calls.append((module or "", name))
-        if (stop := _stop(func, name, args)) and len(self._found.stops) < MOST_STOPS:
+        if (stop := _stop(func, name, args, kwargs or {})) and len(self._found.stops) < MOST_STOPS:
             self._found.stops = list(dict.fromkeys([*self._found.stops, f"{stop} in {self._found.place(module)}"]))
         return func(*args, **(kwargs or {}))
 
 
-def _stop(func: Any, name: str, args: Sequence[Any]) -> str:
+def _stop(func: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """How a call takes a value that depends on the parameters away from autograd, or alters its gradient; or ""."""
+    if func is torch.autograd.grad:
+        return "" if kwargs.get("create_graph", args[4:5] == (True,)) else NO_GRAPH
     if name == "__get__":
         name = "data" if getattr(func, "__self__", None) is Tensor.data else ""
     known = STOPS.get(name, f"{name}()" if name.startswith("fake_quantize") else "")

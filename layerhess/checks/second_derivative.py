@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from layerhess.checks.forward_trace import ONCE_DIFFERENTIABLE, Trace, trace
+from layerhess.checks.forward_trace import NO_GRAPH, ONCE_DIFFERENTIABLE, Trace, trace
 from layerhess.curvature.autograd_graph import walk
 from layerhess.curvature.batch_graph import BatchGraph, GraphMaker
 from layerhess.curvature.counters import Counters
@@ -185,6 +185,17 @@ def _no_second_derivative(error: RuntimeError, seen: Trace) -> InputError | None
             "the model overwrites, in place, a tensor that its gradient needs",
             where=text.split("inplace operation: ")[-1].split(" Hint:")[0].rstrip("."),
             what_to_do="use the operation that makes a new tensor (x = x + y instead of x += y, relu instead of relu_)",
+        )
+    if "graph a second time" in text:
+        sources = [stop.removeprefix(f"{NO_GRAPH} in ") for stop in seen.stops if stop.startswith(NO_GRAPH)]
+        return InputError(
+            "the forward pass or the loss differentiates without create_graph=True, so the graph behind it is gone"
+            if sources
+            else "the model or the loss keeps a graph from an earlier pass, as with a hidden state from batch to batch",
+            where=", ".join(sources[:3]) or "the model",
+            what_to_do="call torch.autograd.grad(..., create_graph=True), in eval mode too"
+            if sources
+            else "detach() what is kept, or start every batch from a fresh state",
         )
     signs = ("derivative for", "not implemented", "once_differentiable", "does not require grad", "double backward")
     if not any(sign in text for sign in signs):

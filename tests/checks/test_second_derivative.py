@@ -165,6 +165,24 @@ case("no derivative at all: FlexAttention on the CPU", "FlexAttention", "2 (Atte
 )
 
 
+class Slopes(nn.Module):
+    """Differentiates a network as force fields do in eval mode."""
+
+    def __init__(self, **options: bool) -> None:
+        super().__init__()
+        self.energy, self.options = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), options
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        e = self.energy(x)
+        return e + torch.autograd.grad(e.square().sum(), x, **self.options)[0][:, :3]
+
+
+case("slopes whose graph is thrown away", "without create_graph=True", "(root) (Slopes)", "in eval mode too")(
+    analysis(model=Slopes)
+)
+
+
 class InOneBatch(nn.Module):
     """cdist in a batch that is not in the self-check's sample."""
 
@@ -216,6 +234,11 @@ case("a sparse gradient", "0.table", "sparse=False")(
 @pytest.mark.parametrize("name", MODELS)
 def test_models_that_cannot_be_analysed_are_refused_in_words(name: str) -> None:
     MODELS.check(name)
+
+
+def test_slopes_that_are_constants_to_autograd_are_refused_by_their_call() -> None:
+    with pytest.raises(lh.CheckError, match=r"autograd.grad\(\) without create_graph in \(root\) \(Slopes\)"):
+        lh.analyze(lh.Objective(Slopes(retain_graph=True), PAIRS, CE), full=False)
 
 
 def test_checkpointing_that_is_not_reentrant_just_works() -> None:
