@@ -146,12 +146,25 @@ def _refuse_cut_off(objective: Objective, graph: BatchGraph, seen: Trace) -> Non
             where=", ".join(sparse[:4]),
             what_to_do="use sparse=False in that embedding",
         )
-    if any(node.name().rpartition("::")[2] == ONCE for node in walk(g.grad_fn for g in graph.differentiable)):
+    nodes = list(walk(g.grad_fn for g in graph.differentiable))
+    if any(node.name().startswith("NativeGroupNorm") and _crashes(node) for node in nodes):
+        raise InputError(
+            "torch ends the process in the derivative of a GroupNorm whose channels are last in memory, on the CPU",
+            where="a GroupNorm in TorchScript",
+            what_to_do="analyse the plain module, or give it contiguous inputs",
+        )
+    if any(node.name().rpartition("::")[2] == ONCE for node in nodes):
         raise InputError(
             "a custom autograd function of the model may be differentiated only once (once_differentiable)",
             where=", ".join(seen.custom[:4]) or "a custom autograd function",
             what_to_do="write its backward with differentiable torch operations, or replace the function by them",
         )
+
+
+def _crashes(node: Any) -> bool:
+    """Whether a GroupNorm ran where our own form of it could not be put in its place."""
+    saved = getattr(node, "_saved_input", None)
+    return saved is not None and saved.device.type == "cpu" and not saved.is_contiguous()
 
 
 def _of_the_batch(error: RuntimeError, sample: Any) -> InputError | None:

@@ -236,6 +236,16 @@ def test_models_that_cannot_be_analysed_are_refused_in_words(name: str) -> None:
     MODELS.check(name)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_scripted_group_norm_is_refused_where_torch_would_end_the_process() -> None:
+    parts = nn.Sequential(nn.Conv2d(3, 4, 2), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(16, 3))
+    x = torch.linspace(-1.0, 1.0, 12 * 27).sin().view(12, 3, 3, 3)
+    last = x.contiguous(memory_format=torch.channels_last)
+    with pytest.raises(lh.InputError, match="GroupNorm whose channels are last"):
+        lh.analyze(lh.Objective(torch.jit.script(parts), (last, Y), CE))
+    lh.analyze(lh.Objective(torch.jit.script(parts), (x, Y), CE), full=False)
+
+
 def test_slopes_that_are_constants_to_autograd_are_refused_by_their_call() -> None:
     with pytest.raises(lh.CheckError, match=r"autograd.grad\(\) without create_graph in \(root\) \(Slopes\)"):
         lh.analyze(lh.Objective(Slopes(retain_graph=True), PAIRS, CE), full=False)
