@@ -186,7 +186,7 @@ def _refused(objective: Objective, batch: Any, where: str, error: Exception) -> 
             where=where,
             what_to_do="use targets from 0 to one less than the number of classes, or ignore_index (-100) to leave out",
         )
-    return None if isinstance(objective.evaluation, batch_loss) else refused(objective.model, batch, where, error)
+    return refused(objective.model, batch, where, error, own_call=isinstance(objective.evaluation, batch_loss))
 
 
 def _not_finite(objective: Objective, batch: Any, index: int, value: float) -> InputError:

@@ -152,7 +152,7 @@ class CriterionLoss:
                     "use lh.batch_loss(fn) with fn(model, batch) -> (loss_sum, count)",
                 )
             output = call(model, batch)
-            return _flatten_classes(getattr(output, "logits", output), batch["labels"])
+            return _flatten_classes(_logits(output), batch["labels"])
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
             raise InputError(
@@ -162,7 +162,7 @@ class CriterionLoss:
             )
         inputs, target = batch
         output = call(model, inputs, target)
-        return getattr(output, "logits", output), target
+        return _logits(output), target
 
     @gradients_on
     def surveyed(self, model: nn.Module, batch: Any, where: str) -> Seen:
@@ -203,6 +203,13 @@ def evaluation_of(loss: Any) -> Evaluation:
     if isinstance(loss, batch_loss):
         return loss
     return CriterionLoss(Criterion(loss))
+
+
+def _logits(output: Any) -> Any:
+    """What a criterion gets of the model's output: its "logits", if it has a part of that name."""
+    if batches.is_mapping(output):
+        return output["logits"] if "logits" in output.keys() else output  # noqa: SIM118
+    return getattr(output, "logits", output)
 
 
 def _flatten_classes(logits: Any, labels: Any) -> tuple[Any, Any]:

@@ -38,7 +38,7 @@ def call(model: nn.Module, inputs: Any, target: Any = None) -> Any:
         if _binds(signature, (inputs,)):
             return model(inputs)
         raise InputError(
-            f"the model's forward{signature} cannot be called with the keys of a batch: {listed(inputs)}",
+            f"the model's forward{_takes(signature)} cannot be called with the keys of a batch: {listed(inputs)}",
             where=f"batches of type {type(inputs).__name__}",
             what_to_do="give the keys the names of forward's arguments, or use lh.batch_loss(fn) with "
             "fn(model, batch) -> (loss_sum, count), and call the model there",
@@ -83,11 +83,11 @@ def without_unnamed(model: nn.Module, batch: Any) -> tuple[Any, str]:
     return ((kept, batch[1]) if pair else kept), note
 
 
-def refused(model: nn.Module, batch: Any, where: str, error: Exception) -> InputError | None:
+def refused(model: nn.Module, batch: Any, where: str, error: Exception, *, own_call: bool) -> InputError | None:
     """The refusal for an exception of the first forward pass that the form of the batch explains; else None.
 
     Args:
-        batch: for a criterion or the model's own loss.
+        own_call: a function of the user's calls the model, and knows what its batches are.
     """
     own = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     odd = [t.dtype for t in tensors(batch) if t.is_floating_point() and t.dtype not in own]
@@ -101,7 +101,7 @@ def refused(model: nn.Module, batch: Any, where: str, error: Exception) -> Input
         )
     inputs = batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
     plain = all(isinstance(item, Tensor) for item in (inputs if isinstance(inputs, (tuple, list)) else [inputs]))
-    if plain or not isinstance(error, (TypeError, AttributeError)):
+    if own_call or plain or not isinstance(error, (TypeError, AttributeError)):
         return None
     return InputError(
         f"the model's forward does not take the inputs of a batch, {kind(inputs, 1)}: {said[:120]}",
@@ -113,8 +113,7 @@ def refused(model: nn.Module, batch: Any, where: str, error: Exception) -> Input
 
 def described(model: nn.Module, batch: Any, where: str) -> str:
     """A sentence for an exception of the model's forward pass: which batch, what it is, and what forward takes."""
-    signature = _signature(model)
-    takes = f"{type(model).__name__}.forward{'(...)' if signature is None else signature}"
+    takes = f"{type(model).__name__}.forward{_takes(_signature(model))}"
     return f"This came from {where} = {kind(batch)}; the model's own is {takes}."
 
 
@@ -169,6 +168,18 @@ def _signature(model: nn.Module) -> inspect.Signature | None:
         return inspect.signature(model.forward)
     except (TypeError, ValueError):
         return None
+
+
+def _takes(signature: inspect.Signature | None) -> str:
+    """The names of its parameters, without annotations."""
+    if signature is None:
+        return "(...)"
+    stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    names = [
+        f"{stars.get(p.kind, '')}{p.name}" + ("" if p.default is p.empty else "=...")
+        for p in signature.parameters.values()
+    ]
+    return f"({_cut(names)})"
 
 
 def _binds(signature: inspect.Signature | None, args: tuple[Any, ...], named: Mapping[str, Any] | None = None) -> bool:

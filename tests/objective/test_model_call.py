@@ -13,12 +13,14 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import layerhess as lh
 from layerhess.errors import InputError
+from layerhess.objective.losses import evaluation_of
 from layerhess.objective.model_call import accepted, call, described, kind, without_unnamed
 from refusals import Table, analysis
 
 A, B, T = torch.ones(4, 2), torch.zeros(4, 2), torch.arange(4)
 Pair = namedtuple("Pair", ["a", "b"])
 Other = namedtuple("Other", ["c", "d"])
+Logits = namedtuple("Logits", ["logits"])
 
 
 def model(forward: Any) -> nn.Module:
@@ -41,6 +43,14 @@ def optional(x: Any, mask: Any = None) -> Any:
 
 def open_ended(*args: Any, **named: Any) -> Any:
     return (args, named)
+
+
+def test_logits_are_taken_from_what_holds_them() -> None:
+    net = nn.Linear(2, 4)
+    expected = nn.CrossEntropyLoss(reduction="sum")(net(A), T)
+    for wrap in (lambda z: z, lambda z: {"logits": z}, lambda z: Logits(z)):
+        total, count = evaluation_of(nn.CrossEntropyLoss())(model(lambda x, wrap=wrap: wrap(net(x))), (A, T))
+        assert count == 4.0 and total.equal(expected)
 
 
 def test_positions() -> None:
@@ -74,7 +84,7 @@ def test_names() -> None:
     assert call(model(one), {"features": A}) == ("one", {"features": A})  # the model takes the mapping itself
     assert call(model(open_ended), {"a": A, "id": 3}) == ((), {"a": A, "id": 3})
     assert accepted(model(two), {"a": A, "labels": T}) == {"a": A}
-    with pytest.raises(InputError, match=r"forward\(a: .*, b: .*\).* keys of a batch: 'a', 'c'") as caught:
+    with pytest.raises(InputError, match=r"forward\(a, b\) .* keys of a batch: 'a', 'c'") as caught:
         call(model(two), {"a": A, "c": B})
     assert "batch_loss" in caught.value.what_to_do
 
@@ -99,6 +109,8 @@ def test_a_batch_in_words() -> None:
     assert said == "dict(x: float32 tensor (4, 2), of: list(int64 tensor (4,), str), n: NoneType)"
     assert kind(A.to_sparse()) == "float32 tensor (4, 2) sparse_coo" and kind(A.numpy()) == "ndarray (4, 2) of float32"
     assert kind([A] * 9).endswith("... 3 more)")
+    many = model(lambda a, b=1, c=2, d=3, e=4, f=5, g=6, *args, **named: None)
+    assert described(many, A, "batch 3").endswith("Module.forward(a, b=..., c=..., d=..., e=..., f=..., ... 3 more).")
     assert described(model(two), (A, T), "batch 3").startswith("This came from batch 3 = tuple(float32 tensor (4, 2), ")
 
 
