@@ -92,8 +92,9 @@ def gradients_on(method: Callable[Concatenate[E, P], R]) -> Callable[Concatenate
             except InputError:
                 raise
             except Exception:  # its backward pass found nothing, or a transform of torch.func refused the hooks
-                with torch.enable_grad():
-                    made = method(evaluation, *args, **kwargs)
+                pass  # and not again in here: the error holds on to what was allocated
+            with torch.enable_grad():
+                made = method(evaluation, *args, **kwargs)
             evaluation.differentiates = True  # type: ignore[attr-defined]
             return cast(R, _without_graph(made))
         with torch.enable_grad():
