@@ -83,14 +83,18 @@ def named_operations(objective: Objective) -> Iterator[None]:
     except RuntimeError as error:
         refusal = _in_some_batch(error, objective)
         if "FlexAttention" in str(error):
-            refusal = InputError(
-                "FlexAttention has no second derivative, and on the CPU none at all",
-                where=_running_in(error, objective) or "the model",
-                what_to_do="write it with torch.nn.functional.scaled_dot_product_attention(..., attn_mask=mask)",
-            )
+            refusal = _flex_attention(_running_in(error, objective) or "the model")
         if refusal is None:
             raise
         raise refusal from error
+
+
+def _flex_attention(where: str) -> InputError:
+    return InputError(
+        "FlexAttention has no second derivative, and on the CPU none at all",
+        where=where,
+        what_to_do="write it with torch.nn.functional.scaled_dot_product_attention(..., attn_mask=mask)",
+    )
 
 
 def _in_some_batch(error: RuntimeError, objective: Objective) -> InputError | None:
@@ -154,6 +158,8 @@ def _refuse_cut_off(objective: Objective, graph: BatchGraph, seen: Trace) -> Non
             what_to_do="analyse the plain module, or give it contiguous inputs",
         )
     if any(node.name().rpartition("::")[2] == ONCE for node in nodes):
+        if flexible := [place for place in seen.custom if "FlexAttention" in place]:
+            raise _flex_attention(", ".join(flexible[:3]))
         raise InputError(
             "a custom autograd function of the model may be differentiated only once (once_differentiable)",
             where=", ".join(seen.custom[:4]) or "a custom autograd function",
