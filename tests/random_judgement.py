@@ -177,7 +177,7 @@ class Judgement:
             low, high = map(float, spectrum.interval[i])
             if not low - slack <= wanted[i] <= high + slack:
                 self.fault("missed", low=low, high=high, p=spectrum.missed_probability, **facts)
-            self.counts["not the wanted one"] += abs(value - wanted[i]) > bound + slack
+            self.counts["not the wanted one"] += bool(abs(value - wanted[i]) > bound + slack)
             reach = max(high - value, value - low)
             allowed = bound + 1.01 * EXCLUDED * max(abs(value), 0.1 * norm) + slack
             if spectrum.converged[i] and not reach <= allowed and self._excludes(spectrum):

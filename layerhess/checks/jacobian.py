@@ -17,6 +17,9 @@ from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
 
+ROUNDED = 30.0  # times eps and the largest tensor's product: rounding in that of another
+CANCELLED = 1e4  # the same in float64, which decides: what is left of a bias before a norm, see symmetry.noise_level
+
 
 def disagreements(
     objective: Objective, batch: Any, names: Sequence[str], make_graph: GraphMaker, seed: int, counters: Counters
@@ -41,9 +44,10 @@ def disagreements(
             pairs[name] = float(moved.double().square().sum()), float((back.double() * v.double()).sum())
     largest = max((math.sqrt(length) for length, _ in pairs.values()), default=0.0)
     eps = torch.finfo(objective.dtype).eps
+    share = CANCELLED if objective.dtype == torch.float64 else ROUNDED
     figures = {}
     for name, (length, form) in pairs.items():
-        noise = 30.0 * eps * (largest / max(math.sqrt(length), 1e-300) - 1.0)  # more of it in weaker tensors
+        noise = share * eps * (largest / max(math.sqrt(length), 1e-300) - 1.0)  # more of it in weaker tensors
         figures[name] = max(0.0, abs(length - form) / max(length, abs(form), 1e-300) - noise)
         if math.isnan(length) or math.isnan(form):
             figures[name] = math.inf
