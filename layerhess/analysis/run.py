@@ -6,7 +6,7 @@ import datetime
 import importlib.metadata
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass
 from layerhess.curvature.device import KEPT_SHARE, budget, solver_device
+from layerhess.curvature.matrices import HESSIAN
 from layerhess.errors import InputError, add_note
 from layerhess.linalg.eigen.process import Wanted
 from layerhess.linalg.random_vectors import random_unit
@@ -132,6 +133,7 @@ class Run:
             method=self.arguments.method, device=self.objective.device, memory=self.budget,
             exclude=self.arguments.exclude, copies=self.arguments.copies == "search", kept=found.kept,
             dear=not self.arguments.estimates.any and is_dear(objective.numel, self.surveyed.count),
+            definite=self._definite(), rank=self.surveyed.curved,
         )  # fmt: skip
         self.estimation = self._estimation(tasks, torch.finfo(coarsest).eps, data_pass)
         self._note(*self.estimation.notes)
@@ -239,6 +241,15 @@ class Run:
         if self.arguments.full:
             made[FULL] = self.full_block
         return made
+
+    def _definite(self) -> Collection[str]:
+        """Operators that are positive semidefinite: Fisher matrices, and G = J' S J of a loss convex in the output."""
+        assert self.surveyed is not None and self.checked is not None
+        if self.arguments.operator.startswith("empirical_fisher"):
+            return self._operators()
+        if self.surveyed.curved is None:
+            return ()
+        return self._operators() if self.arguments.operator != HESSIAN.name else self.checked.licence.blocks
 
     def _covered(self) -> list[str]:
         covered = {name for block in self.divided.blocks for name in block.parameters}

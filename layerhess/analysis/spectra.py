@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ def spectrum_of(
         return _empty(task.block, objective, operator, "not converged: stopped before its first product", "")
     candidates, certificate = task.candidates, task.certificate
     complete = candidates.spectrum is not None
+    candidates, certificate = _with_zeros(task, candidates, certificate)
     short = not complete and len(candidates.values) < wanted.total
     top_asked = complete or "top" in candidates.ends
     return Spectrum(
@@ -52,7 +54,7 @@ def spectrum_of(
         conditional_bounds=certificate.conditional_bounds,
         converged=certificate.converged,
         end=candidates.ends,
-        status=_status(task, tol, short, copies or max(wanted.top, wanted.bottom) < 2),
+        status=_status(task, candidates, certificate, tol, short, copies or max(wanted.top, wanted.bottom) < 2),
         complete=complete and task.done,
         spectrum=candidates.spectrum if task.done else None,
         eigenvectors=[_shaped(task.block, row, objective) for row in candidates.vectors],
@@ -105,9 +107,31 @@ def weight_norm_squared(block: Block, objective: Objective) -> float:
     return sum(float(objective.parameters[name].detach().double().square().sum()) for name in block.parameters)
 
 
-def _status(task: Task, tol: float, short: bool, copies: bool) -> str:
-    candidates, certificate = task.candidates, task.certificate
-    assert candidates is not None and certificate is not None
+def _with_zeros(task: Task, candidates: Candidates, certificate: Certificate) -> tuple[Candidates, Certificate]:
+    """The smallest eigenvalues of a semidefinite matrix whose rank is less than its dimension are 0, exactly."""
+    if not task.zeros:
+        return candidates, certificate
+    count, spectrum = len(candidates.values), candidates.spectrum
+    whole = count == task.block.numel
+    bottoms = [i for i, end in enumerate(candidates.ends) if end == "bottom" or whole]
+    known = np.isin(np.arange(count), bottoms[len(bottoms) - min(len(bottoms), task.zeros) :])
+    if spectrum is not None:
+        spectrum = np.concatenate([np.maximum(spectrum[: -task.zeros], 0.0), np.zeros(task.zeros)])
+    return (
+        replace(candidates, values=np.where(known, 0.0, np.maximum(candidates.values, 0.0)), spectrum=spectrum),
+        replace(
+            certificate,
+            error_bounds=np.where(known, 0.0, certificate.error_bounds),
+            conditional_bounds=np.where(known, 0.0, certificate.conditional_bounds),
+            converged=certificate.converged | known,
+            within=certificate.within | known,
+            excluded=certificate.excluded | known,
+            missed_below=max(certificate.missed_below, 0.0),
+        ),
+    )
+
+
+def _status(task: Task, candidates: Candidates, certificate: Certificate, tol: float, short: bool, copies: bool) -> str:
     if task.done and not short and blind(certificate):
         return (
             f"not converged: arithmetic allows no number (rounding {certificate.rounding:.1e}); use a float64 model, "

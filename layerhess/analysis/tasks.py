@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,8 @@ class Task:
     """The solution of one operator's eigenproblem, from the first product to the certificate.
 
     Attributes:
-        factors: its products come from factors. licence: why they may or may not.
+        factors: its products come from factors. licence: why they may or may not. zeros: how many of its smallest
+            eigenvalues are known to be 0.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Task:
     zero_test: ZeroTest | None = None
     factors: bool = False
     licence: str = ""
+    zeros: int = 0
     rounding: float | None = None
     rounding_source: str = "not measured"
     zero_bound: float | None = None
@@ -70,6 +72,8 @@ def make_tasks(
     ready: Mapping[str, Process] | None = None,
     kept: bool = True,
     dear: bool = False,
+    definite: Collection[str] = (),
+    rank: int | None = None,
 ) -> list[Task]:
     """Make a task for every operator that passed the self-check.
 
@@ -77,7 +81,8 @@ def make_tasks(
         operators: name -> block, the full model included if it is asked for. wanted: which eigenpairs; with none, small
             blocks are read whole nevertheless, since nothing is cheaper. ready: solvers that exist already.
         kept: graphs or factors are kept between passes; if not, each pass should do as much as possible. dear: exact
-            products cost so much that only their number counts, see :func:`goes_dense`.
+            products cost so much that only their number counts, see :func:`goes_dense`. definite: operators that are
+            known to be positive semidefinite, of at most the given rank.
 
     Raises:
         InputError: the solvers' vectors do not fit in memory.
@@ -103,10 +108,12 @@ def make_tasks(
             basis_limit=block.numel if block.numel <= whole else limit,
             exclude=exclude,
             copies=copies,
+            definite=name in definite,
             dear=dear and name not in checked.licence.blocks,
             streamed=not kept and name in checked.licence.blocks and name not in checked.zero_suspects,
         )
         test = ZeroTest(source(block, seed, place), place) if name in checked.zero_suspects else None
         licence = checked.licence
-        tasks.append(Task(name, block, process, test, name in licence.blocks, licence.sentence(name)))
+        zeros = max(0, block.numel - rank) if rank is not None and name in definite else 0
+        tasks.append(Task(name, block, process, test, name in licence.blocks, licence.sentence(name), zeros))
     return tasks

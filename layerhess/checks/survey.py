@@ -29,7 +29,7 @@ from layerhess.objective.model_call import described, refused
 from layerhess.objective.objective import Objective
 from layerhess.objective.workers import refuse_repeated_examples
 
-LOSS, COUNT, SIZE = "loss", "count", "size"  # kinds of sums
+LOSS, COUNT, SIZE, CURVED = "loss", "count", "size", "curved"  # kinds of sums
 CURVATURE, EXAMPLES, ITEMS = "curvature", "examples", "items"
 
 
@@ -43,7 +43,8 @@ class Survey:
         samples: prepared parts of up to three batches, see :class:`layerhess.checks.sample.Sampler`. sample_size: their
             examples together, 0 if unknown. longest: the most terms summed up in one batch.
         places: which batches the samples are parts of. largest: the examples of the largest batch, 0 if unknown.
-        measured: what rounding is measured on.
+        measured: what rounding is measured on. curved: how many directions of all outputs the loss curves at most,
+            where it is known to be convex in them; else None.
     """
 
     loss_sum: float
@@ -56,6 +57,7 @@ class Survey:
     places: list[int]
     largest: int
     measured: Sample
+    curved: int | None = None
 
     @property
     def sample(self) -> Any:
@@ -116,6 +118,9 @@ def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], N
         curvature = None if seen.again is None else item_curvature(seen.output, seen.again)
         totals.add(LOSS, value)
         totals.add(COUNT, count)
+        if seen.curved is None and count > 0.0:
+            totals.drop(CURVED, "not known to be convex")
+        totals.add(CURVED, seen.curved or 0)
         totals.append(COUNT, count)
         totals.append(SIZE, batches.leading_size(batch))
         own = by_example(batch, curvature)
@@ -156,6 +161,7 @@ def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], N
         places=places,
         largest=max(size or 0 for size in sizes),
         measured=whole.sample() or sampler.measured(samples, examples, by_examples, by_items),
+        curved=None if CURVED in totals.dropped else int(totals.total(CURVED)),
     )
 
 

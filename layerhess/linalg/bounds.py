@@ -69,6 +69,8 @@ def certify(
             above = min(above, missed(search, p / len(tops))[0] + rounding)
         for search in (bottoms := candidates.searches.get("bottom", ())):
             below = max(below, missed(search, p / len(bottoms))[1] - rounding)
+    if candidates.definite and candidates.spectrum is None:
+        below = max(below, 0.0)
     excluded = np.ones(len(bounds), dtype=bool)
     if exclude is not None and candidates.spectrum is None:
         beyond = reaches(candidates.values, candidates.norm, exclude)

@@ -38,6 +38,8 @@ _ELEMENTWISE: tuple[type[nn.Module], ...] = (
 _CLASSES: tuple[type[nn.Module], ...] = (nn.CrossEntropyLoss, nn.NLLLoss)
 _INDICES: tuple[type[nn.Module], ...] = (nn.MultiMarginLoss, nn.MultiLabelMarginLoss)
 _SAME_SHAPE: tuple[type[nn.Module], ...] = (*_ELEMENTWISE[:9], nn.KLDivLoss)
+_CONVEX = (nn.MSELoss, nn.SmoothL1Loss, nn.HuberLoss, nn.SoftMarginLoss)  # in the output, for any target
+_SHARES = (nn.BCELoss, nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)  # for targets between 0 and 1
 _FUNCTIONS: dict[Callable[..., Any], type[nn.Module]] = {
     F.cross_entropy: nn.CrossEntropyLoss,
     F.nll_loss: nn.NLLLoss,
@@ -128,6 +130,25 @@ class Criterion:
             return False
         weight = self.loss.weight
         return weight is None or bool((weight >= 0.0).all())
+
+    def curved_directions(self, output: Tensor, target: Any) -> int | None:
+        """At most how many directions of the output the sum curves, where it is convex in it; else None.
+
+        Read off the formulas: a cross entropy does not change along (1, ..., 1), so each item has one direction less
+        than classes; all others are taken to curve every number of the output.
+        """
+        kind = type(self.loss)
+        weights = (getattr(self.loss, "weight", None), getattr(self.loss, "pos_weight", None))
+        if not isinstance(target, Tensor) or any(w is not None and not bool((w >= 0.0).all()) for w in weights):
+            return None
+        if kind is nn.CrossEntropyLoss:
+            others = output.shape[1 if output.ndim > 1 else 0] - 1
+            if not target.is_floating_point():
+                return others * int((target != self.loss.ignore_index).sum())  # type: ignore[attr-defined]
+            return output.numel() // (others + 1) * others if bool((target >= 0.0).all()) else None
+        share = kind in _SHARES and bool(((target >= 0.0) & (target <= 1.0)).all())
+        counts = kind is nn.PoissonNLLLoss and (self.loss.log_input or bool((target >= 0.0).all()))  # type: ignore[attr-defined]
+        return output.numel() if kind in _CONVEX or share or counts else None
 
     def losses(self, output: Tensor, target: Any) -> Tensor | None:
         """The summands of the loss sum, unreduced, with the criterion's own weights; None for an unknown callable."""

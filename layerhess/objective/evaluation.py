@@ -39,7 +39,8 @@ class Seen:
     """The pair of a batch; its output and a (perhaps approximate) loss sum as a function of it, where known.
 
     Attributes:
-        target: what a criterion compared the output with.
+        target: what a criterion compared the output with. curved: how many directions of the output the loss curves at
+            most, where it is known to be convex in it.
     """
 
     loss: Tensor
@@ -47,6 +48,7 @@ class Seen:
     output: Tensor | None = None
     again: Callable[[Tensor], Tensor] | None = None
     target: Any = None
+    curved: int | None = None
 
 
 class Evaluation(Protocol):

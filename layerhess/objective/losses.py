@@ -173,7 +173,8 @@ class CriterionLoss:
         if not self.criterion.known:
             return Seen(*self.criterion(output, target), output, again, target)
         try:
-            return Seen(*self.criterion(output, target), output, again, target)
+            pair = self.criterion(output, target)
+            return Seen(*pair, output, again, target, self.criterion.curved_directions(output, target))
         except InputError:
             raise
         except (ValueError, RuntimeError, IndexError) as error:  # torch's own criterion on shapes or dtypes it rejects

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerhess.errors import InputError
@@ -59,7 +60,9 @@ class ModelLoss:
         result = model(**accepted(model, batch))
         logits = _field(result, "logits")
         # Nearly all such losses are cross entropies, whose second derivative is that of the normalisation.
-        return Seen(*self._pair(model, batch, self._loss(result, model)), logits, lambda z: z.logsumexp(dim=-1).sum())
+        loss = self._loss(result, model)
+        curved = _curved_directions(logits, batch.get("labels"), loss)
+        return Seen(*self._pair(model, batch, loss), logits, lambda z: z.logsumexp(dim=-1).sum(), curved=curved)
 
     def to(self, dtype: torch.dtype, device: torch.device) -> ModelLoss:
         """Itself: it has no tensors."""
@@ -112,6 +115,21 @@ class ModelLoss:
         if bool(again == self._loss(model(**named), model)):  # else the loss is random, and this decides nothing
             self._shifted = bool(again == without)
         return bool(again == without)
+
+
+def _curved_directions(logits: Any, labels: Any, loss: Tensor) -> int | None:
+    """See :class:`Seen`: known where the loss has the value of a cross entropy, of each label or of the next one."""
+    if not (isinstance(logits, Tensor) and isinstance(labels, Tensor) and labels.dtype == torch.long):
+        return None
+    if labels.shape != logits.shape[:-1]:
+        return None
+    pairs = [(logits, labels)] + ([(logits[..., :-1, :], labels[..., 1:])] if labels.ndim >= 2 else [])
+    for numbers, wanted in pairs:
+        flat = numbers.reshape(-1, numbers.shape[-1]).double()
+        value = F.cross_entropy(flat, wanted.reshape(-1), ignore_index=HF_IGNORE_INDEX)
+        if abs(float(value) - float(loss)) <= 1e-3 * abs(float(loss)):
+            return int((wanted != HF_IGNORE_INDEX).sum()) * (numbers.shape[-1] - 1)
+    return None
 
 
 def _field(result: Any, name: str) -> Any:

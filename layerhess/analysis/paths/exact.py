@@ -30,11 +30,12 @@ def source(block: Block, seed: int, device: torch.device) -> Source:
 def make_process(
     block: Block, wanted: Wanted, *, tol: float, seed: int, method: str, device: torch.device, basis_limit: int,
     exclude: float | None = None, copies: bool = True, streamed: bool = False, dear: bool = False,
+    definite: bool = False,
 ) -> Process:  # fmt: skip
     """The solver for one block: LAPACK for a small one, thick-restart Lanczos otherwise, or power iteration.
 
     Args:
-        exclude, copies: see :class:`layerhess.linalg.eigen.lanczos.Lanczos`.
+        exclude, copies, definite: see :class:`layerhess.linalg.eigen.lanczos.Lanczos`.
         streamed: a pass over the data costs more than the products of a few vectors in it. dear: see
             :func:`goes_dense`.
     """
@@ -47,6 +48,7 @@ def make_process(
     return Lanczos(
         block.numel, wanted, tol, draw, basis_limit=basis_limit, device=device,
         width=search_width(wanted, streamed, copies), exclude=exclude, copies=copies,
+        definite=definite,
     )  # fmt: skip
 
 

@@ -139,20 +139,27 @@ class Statements:
 
     Args:
         wanted: pairs. tol: their tolerance. exclude: see :func:`layerhess.linalg.bounds.certify`.
-        copies: whether further copies of the wanted ones are looked for.
+        copies: whether further copies of the wanted ones are looked for. definite: nothing lies below zero.
 
     Attributes:
         several: whether two or more pairs are wanted at the top, at the bottom: there a first search, from few vectors,
             says nothing of copies. searches: see :class:`layerhess.linalg.eigen.process.Candidates`.
     """
 
-    def __init__(self, wanted: Wanted, tol: float, exclude: float | None, copies: bool) -> None:
+    def __init__(self, wanted: Wanted, tol: float, exclude: float | None, copies: bool, definite: bool = False) -> None:
+        self.definite = definite
         self.several = wanted.top >= 2 or wanted.magnitude >= 2, wanted.bottom >= 2 or wanted.magnitude >= 2
         self.copies = copies and any(self.several)
         self.searches: Searches = {}
         self._wanted = wanted
         self._tol = tol
         self._exclude = exclude
+
+    def bounded(self, found: Floats, lengths: Floats) -> Floats:
+        """Residuals; at the bottom of a semidefinite matrix a Ritz value is no farther from its place than from 0."""
+        if self.definite:
+            lengths[self._wanted.top :] = np.minimum(lengths, np.abs(found))[self._wanted.top :]
+        return lengths
 
     @property
     def asked(self) -> bool:
@@ -165,7 +172,8 @@ class Statements:
             return Limits()
         aim = np.maximum(MARGIN * reaches(found, norm, self._exclude) - 2.0 * rounding, 0.0)
         asked = (rounding < tolerated(found, norm, self._tol)) | (norm == 0.0)
-        return limits_beyond(found, self._wanted.ends(len(found)), np.where(asked, aim, np.inf))
+        limits = limits_beyond(found, self._wanted.ends(len(found)), np.where(asked, aim, np.inf))
+        return limits.at(True, not (self.definite and limits.bottom <= 0.0))
 
     def so_far(self, reach: Reach) -> Searches:
         """What is excluded, at any time."""

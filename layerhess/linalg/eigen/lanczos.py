@@ -59,8 +59,8 @@ class Lanczos:
         starts: (k, n) vectors to begin with in addition, such as eigenvectors of a similar matrix. They help to find
             pairs, but prove nothing: only the random vectors exclude further eigenvalues.
             :func:`layerhess.linalg.eigen.missed.far_excluded` says when such a search may end.
-        exclude: see :func:`layerhess.linalg.bounds.certify`; None asks for nothing.
-        copies: look for further copies of the wanted eigenvalues; else all is stated up to multiplicity.
+        exclude: see :func:`layerhess.linalg.bounds.certify`; None asks for nothing. copies: look for further copies of
+            the wanted eigenvalues; else all is stated up to multiplicity. definite: nothing lies below zero.
     """
 
     path = "lanczos"
@@ -78,12 +78,13 @@ class Lanczos:
         starts: Tensor | None = None,
         exclude: float | None = None,
         copies: bool = True,
+        definite: bool = False,
     ) -> None:
         self.n = n
         self.wanted = wanted
         self.tol = tol
         self._draw = draw
-        self._said = Statements(wanted, tol, exclude, copies)
+        self._said = Statements(wanted, tol, exclude, copies, definite)
         self._looked_at = self._said.several  # the ends where a search for copies looks for more
         self._device = device or torch.device("cpu")
         self._limit = min(n, max(basis_limit or comfortable_basis(wanted), wanted.total + 6))
@@ -95,8 +96,7 @@ class Lanczos:
         rows += [] if starts is None else list(starts.to(self._device)[: self._widest - self._width])
         self._frontier: Tensor = frame(torch.stack(rows))  # the random ones first
         self._draws = self._width
-        self._rounding = 0.0
-        self._phase = "search"
+        self._rounding, self._phase = 0.0, "search"
         self._locked = self._steps = 0
         self.reach = Reach(n, self._width)
         self._recursion: Recursion | None = None
@@ -122,7 +122,7 @@ class Lanczos:
         values, coefficients = self._basis.ritz()
         keep = self.wanted.indices(values)
         theta, chosen = values[keep], coefficients[:, keep]
-        residuals = self._residual_norms(theta, chosen)
+        residuals = self._said.bounded(theta, self._residual_norms(theta, chosen))
         near = neighbours(values, keep)
         others = self._residual_norms(values[near], coefficients[:, near])
         return Candidates(
@@ -135,6 +135,7 @@ class Lanczos:
             spectrum=values[::-1].copy() if self._basis.size == self.n else None,
             searches=self._said.so_far(self.reach),
             steps=self._steps,
+            definite=self._said.definite,
         )
 
     @property
@@ -210,7 +211,7 @@ class Lanczos:
         keep = self.wanted.indices(values)
         self._record(rest, values, coefficients)
         every = row_norms(coefficients[-len(rest) :].T.to(rest.device) @ rest)
-        lengths = every[keep]
+        lengths = self._said.bounded(values[keep], every[keep])
         self._estimate = float(lengths.max())
         enough = len(keep) == self.wanted.total and other_end_is_smaller(
             values, every, values[keep], self._allowed(values), self.wanted
@@ -235,7 +236,7 @@ class Lanczos:
     def _within(self) -> bool:
         values, coefficients = self._basis.ritz()
         keep = self.wanted.indices(values)
-        lengths = self._residual_norms(values[keep], coefficients[:, keep])
+        lengths = self._said.bounded(values[keep], self._residual_norms(values[keep], coefficients[:, keep]))
         self._estimate = float(lengths.max())
         return bool(np.all(lengths <= self._allowed(values[keep])))
 

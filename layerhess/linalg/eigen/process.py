@@ -152,7 +152,7 @@ class Candidates:
         spectrum: all eigenvalues, descending, if the whole matrix was read; else None.
         searches: "top"/"bottom" -> the random searches at that end (the first, and the last deflated one), whose
             statements hold at any time.
-        steps: products spent.
+        steps: products spent. definite: the matrix is known to be positive semidefinite.
     """
 
     values: Floats
@@ -164,6 +164,7 @@ class Candidates:
     spectrum: Floats | None
     searches: Searches
     steps: int
+    definite: bool = False
 
 
 class Process(Protocol):
