@@ -58,9 +58,9 @@ class MeanCheck:
         self._objective = objective
         self._criterion: Criterion | None = getattr(objective.evaluation, "criterion", None)
         self._first: tuple[Any, Seen] | None = None
-        self._partner: Any = None  # a few examples of the first batch that can be split
+        self._partners: dict[bool, Any] = {}  # a few examples of the first batch that can be split, by whole_model
         self._number = 0
-        self._held = 0
+        self._held = False
 
     def offer(self, batch: Any, seen: Seen) -> None:
         """Check the next batch. A single batch may be summed up in any way, so the first one waits for the second.
@@ -94,35 +94,43 @@ class MeanCheck:
             )
 
     def _look(self, batch: Any, seen: Seen, number: int) -> None:
-        unit = self._unit(batch, seen, f"batch {number}")
-        size = batches.leading_size(unit.content) if unit is not None and seen.count > 0.0 else None
-        if unit is None or not size:
+        if seen.count <= 0.0:
             return
-        if parts := batches.halves(unit.content):
-            self._compare(unit, unit.content, parts)
-        few = replace(unit, content=batches.spread_slice(unit.content, FEW))
-        if self._partner is None:
-            self._partner = few.content
-        elif (together := batches.joined([self._partner, few.content])) is not None:
-            self._compare(few, together, (self._partner, few.content))
+        for unit in self._units(batch, seen, f"batch {number}"):
+            if self._held_against(unit):
+                return
 
-    def _unit(self, batch: Any, seen: Seen, where: str) -> _Unit | None:
+    def _units(self, batch: Any, seen: Seen, where: str) -> Iterator[_Unit]:
+        """What may be cut: output and target, or else the batch, of which the model has to run on the parts."""
         criterion = self._criterion
-        if criterion is not None and batches.leading_size((seen.output, seen.target)) is not None:
-            return _Unit((seen.output, seen.target), functools.partial(_of_pair, criterion), batch, where, False)
-        if self._objective.tied_norms:  # a part of a batch has other outputs
-            return None
-        return _Unit(batch, functools.partial(self._objective.evaluation, self._objective.model), batch, where, True)
+        if criterion is not None:
+            yield _Unit((seen.output, seen.target), functools.partial(_of_pair, criterion), batch, where, False)
+        if not self._objective.tied_norms:  # under those, a part of a batch has other outputs
+            judge = functools.partial(self._objective.evaluation, self._objective.model)
+            yield _Unit(batch, judge, batch, where, True)
 
-    def _compare(self, unit: _Unit, whole: Any, parts: Sequence[Any]) -> None:
+    def _held_against(self, unit: _Unit) -> bool:
+        """Hold a unit against its parts, and a few of its examples against those of another; False if neither goes."""
+        if not batches.leading_size(unit.content):
+            return False
+        parts = batches.halves(unit.content)
+        held = bool(parts) and self._compare(unit, unit.content, parts or ())
+        few = replace(unit, content=batches.spread_slice(unit.content, FEW))
+        partner = self._partners.setdefault(unit.whole_model, few.content)
+        if partner is not few.content and (together := batches.joined([partner, few.content])) is not None:
+            held |= self._compare(few, together, (partner, few.content))
+        self._held |= held
+        return held
+
+    def _compare(self, unit: _Unit, whole: Any, parts: Sequence[Any]) -> bool:
+        """False where the parts cannot be evaluated."""
         dtype, point = self._objective.dtype, ""
         try:
             apart = _apart(unit.judge, whole, parts, dtype)
         except Exception as error:  # user code that takes no parts can raise anything
             if is_out_of_memory(error):
                 raise
-            return
-        self._held += 1
+            return False
         if apart is not None:
             again = float(unit.judge(whole)[0])
             if not repeats(apart[0], again, dtype):
@@ -141,6 +149,7 @@ class MeanCheck:
                 where=unit.where,
                 what_to_do=BATCH_LOSS,
             )
+        return True
 
 
 def adds_up(

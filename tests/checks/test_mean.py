@@ -126,6 +126,27 @@ def test_means_are_taken_for_means(kind: str, dtype: torch.dtype) -> None:
             looked_at(model.to(dtype), data, loss)
 
 
+def test_a_loss_that_differentiates_the_network_is_held_as_a_whole() -> None:
+    """Parts of an output have no graph; parts of the batch have one."""
+    model, seen = nn.Sequential(nn.Linear(6, 3), nn.Tanh()), []
+
+    class Remembers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen[:] = [x.detach().requires_grad_()]
+            return self.net(seen[0])
+
+    def slopes(o: Tensor) -> Tensor:
+        return torch.autograd.grad(o.sum(), seen[0], create_graph=True)[0]
+
+    looked_at(Remembers(), BATCHES, lambda o, t: F.cross_entropy(o, t) + slopes(o).square().sum(1).mean())
+    with pytest.raises(InputError, match="not the mean"):
+        looked_at(Remembers(), BATCHES, lambda o, t: F.cross_entropy(o, t) + slopes(o).square().sum())
+
+
 class Own(nn.Module):
     """Returns its own loss, as Hugging Face's models do."""
 
