@@ -143,13 +143,15 @@ class Statements:
 
     Attributes:
         several: whether two or more pairs are wanted at the top, at the bottom: there a first search, from few vectors,
-            says nothing of copies. searches: see :class:`layerhess.linalg.eigen.process.Candidates`.
+            says nothing of copies. looked_at: the ends where a search for copies looks for more.
+        searches: see :class:`layerhess.linalg.eigen.process.Candidates`.
     """
 
     def __init__(self, wanted: Wanted, tol: float, exclude: float | None, copies: bool, definite: bool = False) -> None:
         self.definite = definite
         self.several = wanted.top >= 2 or wanted.magnitude >= 2, wanted.bottom >= 2 or wanted.magnitude >= 2
         self.copies = copies and any(self.several)
+        self.looked_at = self.several
         self.searches: Searches = {}
         self._wanted = wanted
         self._tol = tol
@@ -212,9 +214,9 @@ class Statements:
         """Does a search for copies leave something open? It has half the probability, the first search the other."""
         return not limits.at(*self.several).excluded_by(search, 0.5 * MISSED_PROBABILITY)
 
-    def rules_out(self, search: Search, found: Floats, allowed: Floats, looked_at: tuple[bool, bool]) -> bool:
+    def rules_out(self, search: Search, found: Floats, allowed: Floats) -> bool:
         """Has a search ruled out, converged or not, any further pair beyond the wanted ones at the ends looked at?"""
         if self._wanted.magnitude:
             return False
         limits = limits_beyond(found, self._wanted.ends(len(found)), allowed)
-        return limits.at(*looked_at).excluded_by(search, 0.5 * MISSED_PROBABILITY)
+        return limits.at(*self.looked_at).excluded_by(search, 0.5 * MISSED_PROBABILITY)

@@ -85,7 +85,6 @@ class Lanczos:
         self.tol = tol
         self._draw = draw
         self._said = Statements(wanted, tol, exclude, copies, definite)
-        self._looked_at = self._said.several  # the ends where a search for copies looks for more
         self._device = device or torch.device("cpu")
         self._limit = min(n, max(basis_limit or comfortable_basis(wanted), wanted.total + 6))
         self._basis = Basis(n, self._device)
@@ -213,22 +212,25 @@ class Lanczos:
         every = row_norms(coefficients[-len(rest) :].T.to(rest.device) @ rest)
         lengths = self._said.bounded(values[keep], every[keep])
         self._estimate = float(lengths.max())
-        enough = len(keep) == self.wanted.total and other_end_is_smaller(
-            values, every, values[keep], self._allowed(values), self.wanted
-        )
-        near = enough and bool(np.all(lengths <= 1.1 * self._allowed(values[keep])))
+        near = len(keep) == self.wanted.total and bool(np.all(lengths <= 1.1 * self._allowed(values[keep])))
+        near = near and other_end_is_smaller(values, every, values[keep], self._allowed(values), self.wanted)
         if near and self._within() and self._trusted():
             self._said.begin(self.reach.searched())
-            left = self._open(values, coefficients, keep)
-            if self._said.copies and (self.reach.restarted or (not left and not self._sees_copies(values[keep]))):
+            left, copies = self._open(values, coefficients, keep), self._said.copies
+            again = copies and (self.reach.restarted or (not left and not self._sees_copies(values[keep])))
+            self._done = not copies and not left
+            if copies and not left and not again and (search := self._alone(values, coefficients, every, keep)):
+                # The vectors that found the pairs may say less of copies than new ones would.
+                again = self._said.leaves(search, self._limits(values[keep]))
+                self._done = not again
+            if again:
                 whole = self._limit == self.n <= WORTH * self._steps
                 self._read_on() if whole else self._lock(coefficients[:, keep])
                 return
             if left and self.reach.restarted:
                 self._recurse(coefficients[:, keep])
                 return
-            self._done = not left and (not self._said.copies or self._alone(values, coefficients, every, keep))
-        # The next vector is made even when done: a rounding measured later may make more steps necessary.
+        # Made even when done: a rounding measured later may make more steps necessary.
         self._frontier = self._next(rest)
         if self._basis.size + len(self._frontier) > self._limit:
             self._restart(values, coefficients, start=0)
@@ -277,7 +279,7 @@ class Lanczos:
         limits = self._limits(found)
         if search.largest > limits.top or search.smallest < limits.bottom:  # a pair was missed: look for it
             self._recursion = None
-            self._looked_at = (self.wanted.bottom < self.wanted.total, self.wanted.top < self.wanted.total)
+            self._said.looked_at = (self.wanted.bottom < self.wanted.total, self.wanted.top < self.wanted.total)
             self._lock(coefficients)
         elif limits.excluded_by(search, 0.5 * MISSED_PROBABILITY) or search.closed:
             self._recursion = None
@@ -309,12 +311,13 @@ class Lanczos:
         self._record(rest, values, coefficients)
         lengths = row_norms(coefficients[-len(rest) :].T.to(rest.device) @ rest)
         settled = lengths <= self._allowed(values)
-        ends = ends_looked_at(values, self.wanted, self._looked_at)
+        ends = ends_looked_at(values, self.wanted, self._said.looked_at)
         known, inner = self._basis.ritz(stop=self._locked)
         clear = other_end_is_smaller(values, lengths, known, self._allowed(values), self.wanted)
         search = self.reach.searched(beside=self._beside(known, inner))
         locked = known[self.wanted.indices(known)]
-        if not (all(settled[end] for end in ends) and clear) and not self._rules_out(search, locked):
+        ruled_out = self._said.rules_out(search, locked, self._allowed(locked))
+        if not (all(settled[end] for end in ends) and clear) and not ruled_out:
             self._estimate = float(max(lengths[end] for end in ends))
             self._go_on(rest, values, coefficients)
             return
@@ -348,20 +351,16 @@ class Lanczos:
             return False
         return not crowded(found, self._allowed(found), self.wanted, self.reach.begun)
 
-    def _alone(self, values: Floats, coefficients: Tensor, lengths: Floats, keep: list[int]) -> bool:
-        """Have all random vectors together ruled out a further pair, or has the next pair converged below?"""
+    def _alone(self, values: Floats, coefficients: Tensor, lengths: Floats, keep: list[int]) -> Search | None:
+        """The random vectors together, if they have ruled out a further pair, or the next pair has converged below."""
         if len(values) <= self.wanted.total:
-            return False
+            return None
         search = self._without(values, coefficients, keep)
-        ends = [len(values) - 1 - self.wanted.top] if self.wanted.top >= 2 else []
-        ends += [self.wanted.bottom] if self.wanted.bottom >= 2 else []
-        settled = all(lengths[end] <= self._allowed(values)[end] for end in ends)
+        ends = zip((-1 - self.wanted.top, self.wanted.bottom), self._said.several, strict=True)
+        settled = all(lengths[end] <= self._allowed(values)[end] for end, several in ends if several)
         self._said.add(search)
-        done = settled or self._rules_out(search, values[keep])
-        return done and not self._said.leaves(search, self._limits(values[keep]))
-
-    def _rules_out(self, search: Search, found: Floats) -> bool:
-        return self._said.rules_out(search, found, self._allowed(found), self._looked_at)
+        found = values[keep]
+        return search if settled or self._said.rules_out(search, found, self._allowed(found)) else None
 
     def _polish(self) -> None:
         """Expand by the residual of the worst wanted pair until all are within tolerance."""
