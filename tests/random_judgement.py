@@ -63,7 +63,7 @@ class Judgement:
         if drawn.question["operator"] != "gauss_newton" and drawn.loss.before_head is not None:
             exact.model.out, exact.totals = torch.nn.Identity(), drawn.loss.before_head
         hessian = exact.hessian()
-        finite = bool(np.isfinite(hessian).all()) and _finite(drawn)
+        finite = bool(np.isfinite(hessian).all()) and _finite(drawn) and _fits(drawn, exact)
         before = record(drawn.model)
         started = time.perf_counter()
         analysis, refusal = self._attempt()
@@ -73,7 +73,7 @@ class Judgement:
         if changed:
             self.fault("touched", what=str(changed[:3]))
         if refusal is not None:
-            self._judge_refusal(refusal, finite)
+            self._judge_refusal(refusal, finite, exact)
         if analysis is None:
             return
         names = [n for n in exact.parameters if any(n in spectrum.parameters for spectrum in analysis.spectra())]
@@ -102,7 +102,7 @@ class Judgement:
         except Exception as error:
             return None, error
 
-    def _judge_refusal(self, error: Exception, finite: bool) -> None:
+    def _judge_refusal(self, error: Exception, finite: bool, exact: Exact) -> None:
         said = f"{type(error).__name__}: {error}"
         if not isinstance(error, (lh.InputError, lh.CheckError)):
             self.fault("bare", said=said[:500])
@@ -119,6 +119,8 @@ class Judgement:
                 self.fault("refused without the word", said=said)
         elif self.drawn.question.get("path") in ("factors", "gram"):
             self.counts["refused, path"] += 1
+        elif self.drawn.question["operator"] == "gauss_newton" and _flat(exact):
+            self.counts["refused, saturated"] += 1
         else:
             self.fault("false alarm", said=said)
 
@@ -249,6 +251,18 @@ def _finite(drawn: Drawn) -> bool:
         return bool(torch.isfinite(total))
     slopes = torch.autograd.grad(total, parameters, allow_unused=True)
     return all(bool(torch.isfinite(g).all()) for g in slopes if g is not None)
+
+
+def _fits(drawn: Drawn, exact: Exact) -> bool:
+    """Squares of gradients are numbers of the dtype."""
+    if drawn.question["operator"] != "empirical_fisher":
+        return True
+    return float(np.abs(exact.empirical_fisher()).max()) < 1e-3 * torch.finfo(drawn.dtype).max
+
+
+def _flat(exact: Exact) -> bool:
+    """All outputs saturate; what is left of the second derivative is what a softmax loses by cancelling."""
+    return max(float(np.abs(S).max()) for S in exact.output_curvatures()) < 1e-14
 
 
 @torch.no_grad()
