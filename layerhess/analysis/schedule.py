@@ -14,11 +14,10 @@ from layerhess.analysis.progress import Progress, Snapshot
 from layerhess.analysis.tasks import Task
 from layerhess.checks.rounding import RoundingMeter
 from layerhess.curvature.data_pass import DataPass, Request
-from layerhess.linalg.bounds import random_bound, total_rounding, zero_bound, zero_level
+from layerhess.linalg.bounds import SMALLEST_NORM, random_bound, total_rounding, zero_bound, zero_level
 from layerhess.objective.blocks import Block
 
 PROBE = "(probe)"  # no block has this name
-SMALLEST_NORM = float(np.finfo(np.float64).tiny) ** 0.5  # the squares in a smaller one vanish
 NOISE = 2000.0  # times eps: a relative residual this small may be rounding, so rounding is measured
 
 

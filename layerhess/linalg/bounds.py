@@ -14,6 +14,7 @@ from layerhess.linalg.eigen.process import Candidates, Floats, tolerated
 ROUNDING_SAFETY = 3.0  # times the one measured difference between two precisions
 ASSUMED_ROUNDING = 1e-5  # of |theta|, in float32, where no float64 copy of the model can be made
 FLOAT64_OF_FLOAT32 = 2.0**-29  # ratio of the unit roundoffs
+SMALLEST_NORM = float(np.finfo(np.float64).tiny) ** 0.5  # the squares in a smaller one vanish
 MOST = 0.05  # of max(|theta|, 0.1 ||A||): a larger bound is no number, whatever the arithmetic allows
 ZERO_LEVEL = 100.0  # eps: below this share of the full product a block's product is rounding
 
@@ -57,7 +58,7 @@ def certify(
         quadratic = np.where(candidates.gaps > 0, residuals**2 / candidates.gaps, np.nan)
     conditional = np.fmin(quadratic, residuals) + rounding
     conditional[np.isnan(quadratic)] = np.nan
-    within = bounds <= tolerated(candidates.values, candidates.norm, tol)
+    within = bounds <= np.maximum(tolerated(candidates.values, candidates.norm, tol), 2.0 * SMALLEST_NORM)
     at_floor = (bounds <= 2.0 * rounding) & (bounds <= tolerated(candidates.values, candidates.norm, MOST))
     above, below = math.inf, -math.inf
     if candidates.spectrum is not None:
