@@ -22,7 +22,6 @@ from layerhess.objective.objective import Objective
 HEAVY = 16  # examples that are measured in addition to the sample
 UNEVEN = 4.0  # times the mean share, from which on an example is heavy,
 DOMINANT = 0.1  # if it may also be so much of one candidate's v'A v
-STEP = 1e-4  # of a block's length, that its parameters are moved by at most
 
 SHARE, EXAMPLES = "share", "examples"  # kinds of sums
 
@@ -36,15 +35,22 @@ class Heavy:
     batch: Any
 
 
+def precision(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The precision of the copy: float64, but on GPUs, where that may be 64 times as slow, at most the model's own."""
+    if device.type == "cpu" or dtype == torch.float64:
+        return torch.float64
+    return torch.float32
+
+
 class HeavyExamples:
-    """Compares the outputs of all examples at the weights and a little along the candidates, both ways, in float64.
+    """Compares the outputs of all examples at the weights and a little along the candidates, both ways.
 
     Differences of z_n(theta + d), z_n(theta), z_n(theta - d) are J_n d and the second derivative of z_n along d. So
     (J_n d)' S_n (J_n d) and the slope of the loss times the latter are an example's share in d'H d. The candidates of
     all blocks are moved along at once, each with a random sign and scaled to v'A v = 1: an example that carries one
     block's eigenvector then has a share of about one block in the whole. Neither the curvature of the loss nor an even
     spread of examples shows these: with squared error all outputs are equally curved, and float32 may not see an
-    example behind saturated units at all. Cost: three forward passes of a float64 copy.
+    example behind saturated units at all, so a copy is moved, in float64 on the CPU. Cost: its three forward passes.
 
     Args:
         objective: in session; its model is copied, and the copy is moved. counters: counts the forward passes.
@@ -66,14 +72,14 @@ class HeavyExamples:
         directions = {key: request for key, request in requests.items() if norms[key] > 0.0}
         if not directions:
             return []
-        step = self._direction(directions, norms)
         most: list[Heavy] = []
-        copied = self._objective.cast(torch.float64, [])
+        copied = self._objective.cast(precision(self._objective.device, self._objective.dtype), [])
+        step = self._direction(directions, norms, copied.dtype)
 
         def share(numbered: tuple[int, Any], totals: Totals) -> None:
             nonlocal most
             number, batch = numbered
-            shares = self._shares(copied, batches.cast(batch, torch.float64), step)
+            shares = self._shares(copied, batches.cast(batch, copied.dtype), step)
             totals.add(SHARE, float(shares.sum()))
             totals.add(EXAMPLES, len(shares))
             largest = torch.topk(shares, min(HEAVY, len(shares)))
@@ -112,8 +118,10 @@ class HeavyExamples:
             raise ValueError("the examples cannot be told apart")
         return torch.nan_to_num(shares)
 
-    def _direction(self, requests: Mapping[str, Request], norms: Mapping[str, float]) -> dict[str, Tensor]:
-        """Parameter -> the step, small for every block."""
+    def _direction(
+        self, requests: Mapping[str, Request], norms: Mapping[str, float], dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        """Parameter -> the step in ``dtype``: at most eps^(1/4) of a block's length, as suits second differences."""
         parameters = self._objective.parameters
         step: dict[str, Tensor] = {}
         longest = 0.0
@@ -125,4 +133,5 @@ class HeavyExamples:
             longest = max(longest, float(torch.linalg.vector_norm(row)) / (length or 1.0))
             for name, part in parts.items():
                 step[name] = step[name] + part[0] if name in step else part[0]
-        return {n: (STEP / longest * part).to(parameters[n].device, torch.float64) for n, part in step.items()}
+        size = torch.finfo(dtype).eps ** 0.25
+        return {n: (size / longest * part).to(parameters[n].device, dtype) for n, part in step.items()}

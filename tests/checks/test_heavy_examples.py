@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import layerhess as lh
-from layerhess.checks import sample
-from layerhess.checks.heavy_examples import HEAVY, HeavyExamples
+from layerhess.checks import heavy_examples, sample
+from layerhess.checks.heavy_examples import HEAVY, HeavyExamples, precision
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import Request
 from layerhess.objective.blocks import make_block
@@ -75,6 +75,21 @@ def test_an_example_that_a_small_sample_would_miss_is_measured(monkeypatch: pyte
     monkeypatch.setattr(HeavyExamples, "find", noted)
     found = lh.analyze(problem(torch.float32))
     assert found.converged and places == [(1, OUTLIER - 40)]  # looked for once
+
+
+def test_a_gpu_is_spared_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind, dtype, expected in (
+        ("cpu", torch.float32, torch.float64), ("cuda", torch.float32, torch.float32),
+        ("cuda", torch.bfloat16, torch.float32), ("cuda", torch.float64, torch.float64),
+    ):  # fmt: skip
+        assert precision(torch.device(kind), dtype) == expected
+    monkeypatch.setattr(heavy_examples, "precision", lambda device, dtype: torch.float32)
+    objective = problem(torch.float32)
+    with objective.session():
+        block = make_block("0.weight", {"0.weight": objective.parameters["0.weight"]})
+        vector = torch.ones((1, 1), dtype=torch.float64)
+        found = HeavyExamples(objective, Counters()).find({"w": Request(block, vector)}, {"w": 2.0})
+    assert [one.place for one in found] == [(1, OUTLIER - 40)]
 
 
 def test_without_outputs_the_sample_is_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
