@@ -84,6 +84,27 @@ def _group_norm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return group_norm
 
 
+def _instance_norm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same as GroupNorm of single channels.
+
+    For one example torch's own has a wrong gradient (2.13) where the one that comes in is not contiguous, and for any
+    number a wrong third derivative.
+    """
+
+    def instance_norm(
+        input: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, use_input_stats: bool, momentum: float,
+        eps: float, cudnn_enabled: bool,
+    ) -> Tensor:  # fmt: skip
+        if not use_input_stats or input.ndim < 3 or not input.numel():
+            return original(input, weight, bias, mean, variance, use_input_stats, momentum, eps, cudnn_enabled)
+        if mean is not None:
+            with torch.no_grad():  # for the running statistics
+                original(input.detach(), None, None, mean, variance, True, momentum, eps, cudnn_enabled)
+        return torch.group_norm(input.contiguous(), input.shape[1], weight, bias, eps, cudnn_enabled)
+
+    return instance_norm
+
+
 def _hardsigmoid(original: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
     """The same from operations that can be differentiated twice."""
     return lambda input: nn.functional.hardtanh(input + 3.0, 0.0, 6.0) / 6.0
@@ -106,6 +127,7 @@ def in_layout_of(input: Tensor, made: Tensor) -> Tensor:
 # Where the functions that models call (torch.nn.functional, modules) look each other up.
 _REPAIRED: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = (
     (torch, "group_norm", _group_norm),
+    (torch, "instance_norm", _instance_norm),
     (torch._C._nn, "hardsigmoid", _hardsigmoid),
     (torch._C._nn, "hardsigmoid_", _hardsigmoid_in_place),
 )

@@ -81,6 +81,26 @@ def test_a_bias_alone_may_be_differentiated_where_the_channels_are_last() -> Non
         torch.testing.assert_close(slope, expected)
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_instance_norms_gradient_does_not_depend_on_the_layout_of_what_comes_back(n: int) -> None:
+    """Outside, torch 2.13 gives another one for a single example."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(n, 3, 2, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    weight, bias = (torch.randn(3, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2))
+    mean, variance = torch.zeros(3).double(), torch.ones(3).double()
+    expected = mean.clone(), variance.clone()
+    with plain_kernels(torch.device("cpu"), nn.Linear(1, 1)):
+        made = F.instance_norm(x, mean, variance, weight, bias)
+        loss = made.flatten(2).transpose(1, 2)[:, -1].square().sum()
+        found = torch.autograd.grad(loss, [x, weight, bias])
+    centred = x - x.mean((2, 3), keepdim=True)
+    normal = centred / (centred.square().mean((2, 3), keepdim=True) + 1e-5).sqrt()
+    plain = normal * weight.view(3, 1, 1) + bias.view(3, 1, 1)
+    torch.testing.assert_close(found, torch.autograd.grad(plain[:, :, 1, 2].square().sum(), [x, weight, bias]))
+    torch.testing.assert_close(made, F.instance_norm(x, *expected, weight, bias))
+    torch.testing.assert_close((mean, variance), expected)
+
+
 @pytest.mark.parametrize(
     ("strided", "dims"),
     [(X.permute(0, 2, 3, 1), 4), (X.flatten(2).mT, 3), (X[..., None].permute(0, 2, 3, 4, 1), 5), (X[:, :, ::2], 4)],
@@ -105,7 +125,7 @@ def test_hardsigmoid_is_torchs_to_the_last_bit_and_its_kinks_are_flat() -> None:
 
 
 def test_torch_is_as_it_was_after_the_last_of_several_sessions() -> None:
-    before = torch.group_norm, torch._C._nn.hardsigmoid, torch._C._nn.hardsigmoid_
+    before = torch.group_norm, torch.instance_norm, torch._C._nn.hardsigmoid, torch._C._nn.hardsigmoid_
     opened, leave = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -121,4 +141,4 @@ def test_torch_is_as_it_was_after_the_last_of_several_sessions() -> None:
     assert torch.group_norm is not before[0]
     leave.set()
     thread.join()
-    assert before == (torch.group_norm, torch._C._nn.hardsigmoid, torch._C._nn.hardsigmoid_)
+    assert before == (torch.group_norm, torch.instance_norm, torch._C._nn.hardsigmoid, torch._C._nn.hardsigmoid_)
