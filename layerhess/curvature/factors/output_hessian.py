@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from layerhess.curvature.double_backward.mode import Rewritten
+
 MOST_DIRECTIONS = 32  # per item of the output: with more, the backward passes cost more than exact products
 NEGLIGIBLE = 16.0  # eps: an eigenvalue of the scaled S of an item below this share of its largest is rounding
 MOST_CURVED = 1 << 20  # numbers in the output of a batch whose items are compared
@@ -43,19 +45,25 @@ def output_directions(
     Args:
         loss: 0-d. output: z, (N, ...) with K numbers an item, an inner node of the loss's graph.
         again: the same loss of another z. With it S of a float32 output is computed in float64: in float32, 1 - p has
-            no digits for a class that is nearly certain, and S would seem to have one direction too many.
+            no digits for a class that is nearly certain, and S would seem to have one direction too many. And it is
+            differentiated in the forms of :class:`layerhess.curvature.double_backward.mode.Rewritten`, as in products.
     """
     n = len(output)
     size = output.numel() // n
     if size > MOST_DIRECTIONS or not loss.requires_grad or output.dtype not in SAME_SUM:
         return None
-    if again is not None and output.dtype != torch.float64:
+    if again is not None:
         z = output.detach().double().requires_grad_()
         try:
-            return _of_items(again(z), z, output.dtype)
+            return _of_items(_loss(again, z), z, output.dtype)
         except Exception:  # class weights or targets in float32 may not fit; user code can raise anything
             pass
     return _of_items(loss, output, output.dtype)
+
+
+def _loss(again: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    with Rewritten():
+        return again(z)
 
 
 def _of_items(loss: Tensor, z: Tensor, dtype: torch.dtype) -> Directions | None:
@@ -116,7 +124,7 @@ def curved(z: Tensor, again: Callable[[Tensor], Tensor]) -> Tensor | None:
     try:
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(again(z), [z], create_graph=True)
+            (slope,) = torch.autograd.grad(_loss(again, z), [z], create_graph=True)
             if not slope.requires_grad:
                 return None
             rows = _applied(slope, z, _apart(z[0].numel(), z).expand(len(z), -1)).double().cpu()
@@ -134,7 +142,7 @@ def along(z: Tensor, change: Tensor, bend: Tensor, again: Callable[[Tensor], Ten
     try:
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(again(z), [z], create_graph=True)
+            (slope,) = torch.autograd.grad(_loss(again, z), [z], create_graph=True)
             rows = change.reshape(len(z), -1)
             bent = _applied(slope, z, rows) if slope.requires_grad else torch.zeros_like(rows)
     except Exception:  # whatever a user's loss raises where it cannot be differentiated twice

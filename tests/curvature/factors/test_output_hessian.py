@@ -91,3 +91,19 @@ def test_output_curvature_against_closed_forms() -> None:
     np.testing.assert_allclose(exponential, np.exp([0.0, 1.0, 2.0]), rtol=1e-12)
     assert item_curvature(z, lambda z: z.sum()) is None  # no second derivative
     assert item_curvature(z.long(), lambda z: z.sum()) is None
+
+
+def test_binary_cross_entropy_of_probabilities_has_its_own_second_derivative() -> None:
+    """y / p^2 + (1 - y) / (1 - p)^2; torch's double backward adds 1e-12 to p and to 1 - p."""
+    p = torch.tensor([[1e-3], [0.4], [0.999]], dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([[1.0], [0.3], [0.0]], dtype=torch.float64)
+
+    def loss(z: torch.Tensor) -> torch.Tensor:
+        return F.binary_cross_entropy(z, y, reduction="sum")
+
+    z = p * 1.0
+    found = output_directions(loss(z), z, loss)
+    assert found is not None
+    curved = (found.roots * found.signs[:, None] * found.roots).sum((1, 2)).detach()
+    exact = (y / p**2 + (1 - y) / (1 - p) ** 2).detach().flatten()
+    torch.testing.assert_close(curved, exact, rtol=1e-14, atol=0.0)
