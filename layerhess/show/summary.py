@@ -315,6 +315,8 @@ def missed_overall(analysis: AnalysisRecord) -> str:
             f"In {where} a further eigenvalue above {number(worst.missed_factor, 3)} times lambda_max is excluded, "
             f"except with a probability of at most {chance} (worst: {_called(worst)})."
         )
+        if analysis.settings.get("copies") == "unchecked":
+            sentences.append("Further copies of the eigenvalues found were not looked for.")
     if complete := sum(s.complete for s in spectra):
         sentences.append(f"Of {complete} the whole spectrum was computed: nothing can be missing there.")
     if open_ends := sum(s.missed_factor == math.inf for s in spectra):

@@ -121,6 +121,19 @@ def test_what_did_not_converge_gives_one_and_a_result(here: Path, capsys: Captur
     assert not lh.load(here / "run").converged
 
 
+@pytest.mark.parametrize(("given", "kept"), [((), 0.05), (("--exclude", "none"), None), (("--exclude", "0.2"), 0.2)])
+def test_what_is_excluded_is_a_flag(here: Path, given: tuple[str, ...], kept: float | None) -> None:
+    assert main(["analyze", "mine:make", "-q", "--out", "run", "--copies", "unchecked", *given]) == 0
+    settings = lh.load(here / "run").settings
+    assert (settings["exclude"], settings["copies"]) == (kept, "unchecked")
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--exclude", "much"), ("--exclude", "0"), ("--copies", "some")])
+def test_an_unusable_exclusion_is_refused(here: Path, capsys: Capture, flag: str, value: str) -> None:
+    assert main(["analyze", "mine:make", "-q", "--out", "run", flag, value]) == 2
+    assert f"{flag.strip('-')} is" in capsys.readouterr().err
+
+
 def test_the_default_folder_is_new_each_time_and_named(here: Path, capsys: Capture) -> None:
     assert main(["analyze", "package.inner:make", "-q"]) == 0
     (folder,) = (here / "layerhess-results").iterdir()

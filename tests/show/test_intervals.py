@@ -112,3 +112,10 @@ def test_each_end_is_settled_on_its_own(end: str, index: int) -> None:
     half[index] = True
     found: SpectrumRecord = spectrum("w", 1.0, -1.0, 0.1, converged=half, status="not converged: open")
     assert found.settled(end) and not found.settled("bottom" if end == "top" else "top") and not found.solved
+
+
+def test_unchecked_copies_are_mentioned_where_exclusion_is() -> None:
+    made = analysis(spectrum("(full)", 1.0, -2.0, 0.1))
+    assert "copies" not in summary.missed_overall(made)
+    unchecked = dataclasses.replace(made, settings=made.settings | {"copies": "unchecked"})
+    assert "Further copies of the eigenvalues found were not looked for." in summary.missed_overall(unchecked)
