@@ -10,11 +10,11 @@ import torch
 
 from layerhess.checks.findings import SelfCheck
 from layerhess.checks.finite_differences import AGREEMENT, finite_differences
-from layerhess.checks.forward_trace import trace
 from layerhess.checks.gradient import LIMIT, GradientCheck
 from layerhess.checks.jacobian import Moves, disagreements
 from layerhess.checks.survey import Survey
 from layerhess.checks.suspects import failure, gradient_failure
+from layerhess.curvature.autograd_graph import coarsest_dtype
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.matrices import CurvatureMatrix
 from layerhess.objective.blocks import Block, make_block
@@ -51,11 +51,11 @@ class Derivatives:
             self._passed("first derivative", "not checked: stopped gradients are held constant, as asked for")
             return
         judge = self.make_copy() or self.objective.narrowed(self.surveyed.samples)
-        coarsest = self.found.trace.coarsest if judge.dtype != torch.float64 else _coarsest(judge)
-        if coarsest not in LIMIT:
-            self._passed("first derivative", f"not applicable: the loss is computed in {coarsest}")
+        check = GradientCheck(judge, list(self.full.parameters), self.seed, self.counters)
+        seen = check.disagreement()
+        if check.coarsest not in LIMIT:
+            self._passed("first derivative", f"not applicable: the loss is computed in {check.coarsest}")
             return
-        seen = GradientCheck(judge, list(self.full.parameters), coarsest, self.seed, self.counters).disagreement()
         self.found.culprits.update(dict.fromkeys(seen.tensors, "not the gradient of the loss"))
         for key, block in self.blocks.items():
             members = {name: seen.tensors[name] for name in block.parameters if name in seen.tensors}
@@ -69,11 +69,19 @@ class Derivatives:
             self._passed("first derivative", f"the gradient agrees with differences of the loss to {seen.worst:.1e}")
 
     def check_products(self) -> None:
-        """Hessian products agree with differences of gradients."""
+        """Hessian products agree with differences of gradients.
+
+        Where the network has kinks only if a custom function, or a value taken away from autograd, gives cause: what is
+        made of torch's own operations is symmetric, or caught as asymmetric.
+        """
+        seen = self.found.trace
         copied = self._comparable()
         if copied is None:
             return
-        kinks = not self.found.trace.smooth or bool(self.found.trace.custom)  # which may have any
+        if not seen.smooth and not seen.custom and not seen.stops:
+            self._passed("finite differences", "not applicable: the network has kinks (ReLU-like)")
+            return
+        kinks = not seen.smooth or bool(seen.custom)  # a custom function may have any
         if kinks and _coarsest(copied) != torch.float64:
             self._passed("finite differences", "not applicable: the network has kinks, and computes in low precision")
             return
@@ -168,4 +176,4 @@ class Derivatives:
 
 
 def _coarsest(objective: Objective) -> torch.dtype:
-    return trace(objective, objective.data[0]).coarsest
+    return coarsest_dtype(objective.terms(objective.data[0])[0].grad_fn, objective.dtype)

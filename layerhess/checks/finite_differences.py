@@ -86,33 +86,36 @@ def _compared(
 def scaled_direction(objective: Objective, full: Block, seed: int) -> dict[str, Tensor]:
     """A random direction, each tensor's part as long as the tensor; padding rows of an embedding stay."""
     parts = full.split(random_unit(full.numel, seed, "finite differences", 0, objective.device))
-    sizes = {name: float(torch.linalg.vector_norm(p.detach())) for name, p in objective.parameters.items()}
+    sizes = norms({name: objective.parameters[name].detach() for name in parts})
     for module in objective.model.modules():
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             for name, parameter in objective.parameters.items():
-                if parameter is module.weight:  # autograd treats the padding row as a constant: do not move it
+                # Autograd treats the padding row as a constant: do not move it.
+                if parameter is module.weight and name in parts:
                     parts[name] = parts[name].index_fill(0, torch.tensor(module.padding_idx), 0.0)
     smallest = min((size for size in sizes.values() if size > 0.0), default=1.0)
-    return {
-        name: part * ((sizes[name] or smallest) / max(float(torch.linalg.vector_norm(part)), 1e-300))
-        for name, part in parts.items()
-    }
+    lengths = norms(parts)
+    return {name: part * ((sizes[name] or smallest) / max(lengths[name], 1e-300)) for name, part in parts.items()}
+
+
+def norms(parts: Mapping[str, Tensor]) -> dict[str, float]:
+    """Euclidean norms of many tensors, in one call of the kind that torch's optimisers use."""
+    return dict(zip(parts, torch.stack([*torch._foreach_norm(list(parts.values()))]).tolist(), strict=True))
 
 
 @contextmanager
 def displaced(objective: Objective, direction: Mapping[str, Tensor], step: float) -> Iterator[None]:
     """Add ``step`` times ``direction`` to the parameters, and put their values back bit by bit."""
-    kept = {name: objective.parameters[name].detach().clone() for name in direction}
+    parameters: list[Tensor] = [objective.parameters[name] for name in direction]
+    kept = [parameter.detach().clone() for parameter in parameters]
     try:
-        with torch.no_grad():
-            for name, part in direction.items():
-                parameter = objective.parameters[name]
-                parameter.add_(part.to(parameter), alpha=step)
+        with torch.no_grad():  # the functions of torch's optimisers: one call for all tensors
+            parts = [part.to(parameter) for part, parameter in zip(direction.values(), parameters, strict=True)]
+            torch._foreach_add_(parameters, parts, alpha=step)
         yield
     finally:
         with torch.no_grad():
-            for name, values in kept.items():
-                objective.parameters[name].copy_(values)
+            torch._foreach_copy_(parameters, kept)
 
 
 def _difference(

@@ -14,7 +14,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from layerhess.curvature.autograd_graph import walk
+from layerhess.curvature.autograd_graph import coarsest_dtype, walk
 from layerhess.objective.containers import all_finite, tensors
 from layerhess.objective.objective import Objective
 from layerhess.objective.snapshot import version_of
@@ -112,7 +112,7 @@ def trace(objective: Objective, batch: Any) -> Trace:
     with _watching(objective.model, found):
         loss, _ = objective.terms(batch)
     after = state_versions(objective.model)
-    found.coarsest = objective.dtype
+    found.coarsest = coarsest_dtype(loss.grad_fn, objective.dtype)
     for node in walk([loss.grad_fn]):
         if not isinstance(node, BackwardCFunction):
             kind = node.name().rpartition("::")[2]
@@ -121,9 +121,6 @@ def trace(objective: Objective, batch: Any) -> Trace:
         else:
             name = type(node).__name__.removesuffix("Backward")
             found.custom.append(f"{found.made_in(node) or '(root)'} ({name})")
-        for meta in getattr(node, "_input_metadata", ()):
-            if meta.dtype.is_floating_point and torch.finfo(meta.dtype).eps > torch.finfo(found.coarsest).eps:
-                found.coarsest = meta.dtype
     found.custom = list(dict.fromkeys(reversed(found.custom)))  # in the order of the forward pass
     moved = [name for name, version in after.items() if before.get(name) != version]
     found.changed = [name for name in moved if name in objective.parameters]

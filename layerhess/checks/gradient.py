@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from layerhess.checks.finite_differences import OFFSET, displaced, scaled_direction
+from layerhess.checks.finite_differences import OFFSET, displaced, norms, scaled_direction
+from layerhess.curvature.autograd_graph import coarsest_dtype
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.double_backward.mode import Rewritten
 from layerhess.objective.blocks import make_block
 from layerhess.objective.containers import tensors
 from layerhess.objective.objective import Objective
 
-STEPS = {torch.float64: (1e-6, 1e-5, 1e-4, 1e-7, 1e-3, 1e-2), torch.float32: (3e-4, 1e-3, 3e-3, 1e-4, 1e-2)}
+STEPS = {torch.float64: (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2), torch.float32: (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)}
 LIMIT = {torch.float64: 1e-5, torch.float32: 1e-2}  # wrong gradients are off by 1e-3 and more
 LARGEST_SCALE = {torch.float64: 30.0, torch.float32: 3.0}  # weak tensors move so much further
 NOISE = 30.0  # roundoffs of the loss
@@ -47,15 +48,17 @@ class GradientCheck:
 
     Args:
         objective: in session, a float64 copy where that can be made; its weights are moved, and put back bit by bit.
-        names: the parameters. coarsest: the coarsest floating dtype behind the loss.
+        names: the parameters.
+
+    Attributes:
+        coarsest: the coarsest floating dtype behind the loss, once that was evaluated.
     """
 
-    def __init__(
-        self, objective: Objective, names: Sequence[str], coarsest: torch.dtype, seed: int, counters: Counters
-    ) -> None:
-        self._objective, self._names, self._coarsest = objective, list(names), coarsest
-        self._seed, self._counters = seed, counters
+    def __init__(self, objective: Objective, names: Sequence[str], seed: int, counters: Counters) -> None:
+        self._objective, self._names, self._seed, self._counters = objective, list(names), seed, counters
+        self.coarsest = objective.dtype
         self._output = 0.0  # the largest magnitude in the model's outputs
+        self._size = 0.0  # of the loss
         self._full = make_block("(full)", {name: objective.parameters[name] for name in names})
 
     def disagreement(self) -> Disagreement:
@@ -68,18 +71,18 @@ class GradientCheck:
         """
         with displaced(self._objective, scaled_direction(self._objective, self._full, self._seed + 1), OFFSET):
             gradient = self._gradient()
-            if gradient is None:
+            if gradient is None or self.coarsest not in LIMIT:
                 return Disagreement(None, {})
             worst = None
             for attempt in range(2):
                 direction = self._direction(gradient, self._seed + 2 + attempt)
                 worst = self._judged(gradient, direction)
-                if worst is None or worst <= LIMIT[self._coarsest]:
+                if worst is None or worst <= LIMIT[self.coarsest]:
                     return Disagreement(worst, {})
             culprits = {}
             for name in self._names:
                 alone = self._judged(gradient, {name: direction[name]})
-                if alone is not None and alone > LIMIT[self._coarsest]:
+                if alone is not None and alone > LIMIT[self.coarsest]:
                     culprits[name] = alone
             return Disagreement(worst, culprits or dict.fromkeys(self._names, float(worst or 0.0)))
 
@@ -93,8 +96,10 @@ class GradientCheck:
                     loss, _ = self._objective.terms(batch)
                 self._counters.count("forwards")
                 self._counters.count("backwards")
+                self._size += abs(float(loss.detach()))
                 if not loss.requires_grad:
                     continue
+                self.coarsest = coarsest_dtype(loss.grad_fn, self.coarsest)
                 parameters = [self._objective.parameters[name] for name in self._names]
                 found: tuple[Tensor | None, ...] = torch.autograd.grad(loss, parameters, allow_unused=True)
                 for name, part in zip(self._names, found, strict=True):
@@ -117,20 +122,22 @@ class GradientCheck:
                     self._output = max(self._output, float(tensor.detach().abs().max()))
 
     def _direction(self, gradient: Mapping[str, Tensor | None], seed: int) -> dict[str, Tensor]:
-        direction = scaled_direction(self._objective, self._full, seed)
-        strength = {}
-        for name, drawn in direction.items():
-            part, length = gradient[name], float(torch.linalg.vector_norm(drawn))
-            size = 0.0 if part is None else float(torch.linalg.vector_norm(part))
-            if part is not None and size > 0.0:
-                both = drawn + part.to(drawn) * (length / size)
-                direction[name] = both * (length / max(float(torch.linalg.vector_norm(both)), 1e-300))
-            strength[name] = size * length
+        drawn = scaled_direction(self._objective, self._full, seed)
+        lengths = norms(drawn)
+        parts = {name: part.to(drawn[name]) for name, part in gradient.items() if part is not None}
+        sizes = {**dict.fromkeys(drawn, 0.0), **(norms(parts) if parts else {})}
+        strength = {name: sizes[name] * length for name, length in lengths.items()}
+        both = {
+            name: drawn[name] + parts[name] * (lengths[name] / sizes[name]) if sizes[name] > 0.0 else drawn[name]
+            for name in drawn
+        }
         strongest = max(strength.values(), default=0.0)
-        for name, value in strength.items():
-            if value < strongest:
-                direction[name] = direction[name] * min(LARGEST_SCALE[self._coarsest], strongest / max(value, 1e-300))
-        return direction
+        far = LARGEST_SCALE[self.coarsest]
+        scales = {
+            name: length / max(lengths_of_both, 1e-300) * max(1.0, min(far, strongest / max(strength[name], 1e-300)))
+            for (name, length), lengths_of_both in zip(lengths.items(), norms(both).values(), strict=True)
+        }
+        return {name: part * scales[name] for name, part in both.items()}
 
     def _judged(self, gradient: Mapping[str, Tensor | None], direction: Mapping[str, Tensor]) -> float | None:
         """The relative disagreement at the step whose error is least; None if no step can tell."""
@@ -139,9 +146,11 @@ class GradientCheck:
             if (own := gradient[name]) is not None:
                 slope += float((own.double() * part.double()).sum())
                 size += float(torch.linalg.vector_norm(own)) * float(torch.linalg.vector_norm(part))
-        limit = LIMIT[self._coarsest]
+        limit = LIMIT[self.coarsest]
         best: tuple[float, float] | None = None
-        for step in STEPS[self._coarsest]:
+        # First where the loss has enough digits.
+        noise = self._noise(self._size)
+        for step in sorted(STEPS[self.coarsest], key=lambda step: noise / step > limit * (abs(slope) + 1e-3 * size)):
             near, noise = self._difference(direction, step)
             scale = max(abs(slope), abs(near)) + 1e-3 * size
             if not math.isfinite(near) or scale == 0.0:
@@ -163,9 +172,11 @@ class GradientCheck:
         """(central difference of the loss, its rounding)."""
         above, size = self._loss(direction, step)
         below, other = self._loss(direction, -step)
-        # A loss that is almost 0 may be the difference of outputs: that of cross entropy is.
-        noise = NOISE * torch.finfo(self._coarsest).eps * (max(size, other) + self._output)
-        return (above - below) / (2.0 * step), noise / (2.0 * step)
+        return (above - below) / (2.0 * step), self._noise(max(size, other)) / (2.0 * step)
+
+    def _noise(self, size: float) -> float:
+        """Rounding of a loss of this size; one near 0 may be a difference of outputs, as that of cross entropy is."""
+        return NOISE * torch.finfo(self.coarsest).eps * (size + self._output)
 
     def _loss(self, direction: Mapping[str, Tensor], step: float) -> tuple[float, float]:
         """(the loss's sum over the sample, the sum of its batches' magnitudes)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from layerhess.checks.forward_trace import Trace
-from layerhess.checks.mean import adds_up, apart_if_any
+from layerhess.checks.mean import adds_up
 from layerhess.checks.randomness import randomness_refused, repeats
 from layerhess.errors import InputError
 from layerhess.objective import batches
@@ -66,9 +67,10 @@ class Additivity:
 
 
 def check_additivity(objective: Objective, samples: Sequence[Any]) -> Additivity:
-    """Compare the loss of a batch with the sum over its two parts, at these weights and at moved ones.
+    """Compare the loss of a batch with the sum over its two parts, at moved weights.
 
-    Behind a head of zeros all examples have the same loss, and a penalty on a batch may be zero at these weights.
+    Behind a head of zeros all examples have the same loss, and a penalty on a batch may be zero at these weights. Only
+    where the loss is not finite at the moved weights it is compared at these.
 
     Args:
         samples: the first one that can be split is taken; where ``batch_size`` leaves single examples, part of a batch
@@ -88,18 +90,17 @@ def check_additivity(objective: Objective, samples: Sequence[Any]) -> Additivity
         return _not_applicable("the sample cannot be split")
     try:
         with torch.no_grad():
-            (whole, count), *pairs = ((float(v), n) for v, n in map(objective.terms, (sample, *parts)))
+            with moved(objective.parameters.values()):
+                (whole, count), *pairs = _terms(objective, sample, *parts)
+            if not all(math.isfinite(value) for value in (whole, *(value for value, _ in pairs))):
+                (whole, count), *pairs = _terms(objective, sample, *parts)
     except Exception:  # user code that needs whole batches can raise anything
         return _not_applicable("a part of a batch cannot be evaluated")
     summed = sum(value for value, _ in pairs)
     if adds_up(whole, [value for value, _ in pairs], count, [number for _, number in pairs], objective.dtype):
-        with torch.no_grad(), moved(objective.parameters.values()):
-            apart = apart_if_any(objective.terms, sample, objective.dtype)
-        if apart is None:
-            difference = abs(whole - summed) / max(abs(whole), abs(summed), 1e-300)
-            detail = f"a sample's loss equals the sum over its two parts to {difference:.1e}"
-            return Additivity(Check("additivity", True, detail))
-        whole, summed = apart
+        difference = abs(whole - summed) / max(abs(whole), abs(summed), 1e-300)
+        detail = f"a sample's loss equals the sum over its two parts to {difference:.1e}"
+        return Additivity(Check("additivity", True, detail))
     if objective.batch_size is not None:
         raise InputError(
             "batch_size was given, but the loss of a batch is not the sum over its parts "
@@ -117,6 +118,10 @@ def check_additivity(objective: Objective, samples: Sequence[Any]) -> Additivity
     why = "the loss of a batch is not the sum over its examples"
     detail = f"{why}: the split into batches is part of the loss"
     return Additivity(Check("additivity", False, detail), why, detail)
+
+
+def _terms(objective: Objective, *given: Any) -> list[tuple[float, float]]:
+    return [(float(value), number) for value, number in map(objective.terms, given)]
 
 
 def _not_applicable(why: str) -> Additivity:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
+
 
 def walk(roots: Iterable[Any], before: Any = None) -> Iterator[Any]:
     """Every autograd node behind the given ones, themselves included (None is skipped).
@@ -36,6 +38,15 @@ def inputs_first(root: Any) -> list[Any]:
             todo.append((node, True))
             todo.extend((following, False) for following, _ in node.next_functions if following is not None)
     return order
+
+
+def coarsest_dtype(root: Any, dtype: torch.dtype) -> torch.dtype:
+    """The floating dtype of the largest roundoff behind ``root``, ``dtype`` included."""
+    for node in walk([root]):
+        for meta in getattr(node, "_input_metadata", ()):
+            if meta.dtype.is_floating_point and torch.finfo(meta.dtype).eps > torch.finfo(dtype).eps:
+                dtype = meta.dtype
+    return dtype
 
 
 def leaves(nodes: Iterable[Any]) -> set[int]:

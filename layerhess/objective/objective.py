@@ -188,13 +188,15 @@ class Objective:
     def cast(self, dtype: torch.dtype, data: list[Any]) -> Objective:
         """The same loss on a copy of the model and on ``data``, all in ``dtype``.
 
+        Made in session it is in session too, and the copy is not restored at its end.
+
         Raises:
             Exception: whatever ``copy.deepcopy`` raises for a model that cannot be copied.
         """
         model = copied(self.model).to(dtype)
         made = Objective.__new__(Objective)
         made.__dict__.update(self.__dict__)
-        made.model, made.data, made.dtype, made._depth = model, [batches.cast(b, dtype) for b in data], dtype, 0
+        made.model, made.data, made.dtype = model, [batches.cast(b, dtype) for b in data], dtype
         made.batch_size = None
         made.evaluation = self.evaluation.to(dtype, self.device)
         made.parameters, made.frozen = trainable(model)

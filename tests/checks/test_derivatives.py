@@ -12,7 +12,6 @@ import torch
 from checked_network import NAMES, blocks_of, full_of, mlp, objective, smooth
 from layerhess.checks import SelfCheck, derivatives
 from layerhess.checks.derivatives import Derivatives
-from layerhess.checks.forward_trace import Trace
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL
 from layerhess.curvature.matrices import GAUSS_NEWTON
@@ -50,7 +49,7 @@ def judged_jacobian(
 
     monkeypatch.setattr(derivatives, "disagreements", disagreements)
     monkeypatch.setattr(derivatives, "Moves", Moves)
-    monkeypatch.setattr(derivatives, "trace", lambda which, batch: Trace(coarsest=copied_dtype))
+    monkeypatch.setattr(derivatives, "_coarsest", lambda which: copied_dtype)
     other = SimpleNamespace(data=[0]) if copy else None
     found = smooth(dtype, kinks)
     surveyed = SimpleNamespace(sample=0, places=[5])

@@ -249,7 +249,7 @@ def test_the_figure_is_the_relative_error_of_the_gradient(factor: float) -> None
     objective = lh.Objective(model, (X.double(), Y), CE)
     objective.data = [objective.data]
     with untouched(model), objective.session():
-        found = GradientCheck(objective, list(objective.parameters), torch.float64, 0, Counters()).disagreement()
+        found = GradientCheck(objective, list(objective.parameters), 0, Counters()).disagreement()
     error = (factor - 1.0) / factor
     assert found.worst == pytest.approx(error, rel=3e-3, abs=1e-7)
     assert set(found.tensors) == (set(objective.parameters) if error > 1e-5 else set())
