@@ -15,6 +15,7 @@ from layerhess.checks.randomness import randomness_refused, repeats
 from layerhess.curvature.device import is_out_of_memory
 from layerhess.errors import InputError
 from layerhess.objective import batches
+from layerhess.objective.containers import tensors
 from layerhess.objective.criteria import Criterion, Pair
 from layerhess.objective.evaluation import Seen
 from layerhess.objective.objective import Objective
@@ -117,7 +118,8 @@ class MeanCheck:
         held = bool(parts) and self._compare(unit, unit.content, parts or ())
         few = replace(unit, content=batches.spread_slice(unit.content, FEW))
         partner = self._partners.setdefault(unit.whole_model, few.content)
-        if partner is not few.content and (together := batches.joined([partner, few.content])) is not None:
+        joined = partner is not few.content and not (unit.whole_model and _told_apart(partner, few.content))
+        if joined and (together := batches.joined([partner, few.content])) is not None:
             held |= self._compare(few, together, (partner, few.content))
         self._held |= held
         return held
@@ -150,6 +152,28 @@ class MeanCheck:
                 what_to_do=BATCH_LOSS,
             )
         return True
+
+
+def _told_apart(one: Any, other: Any) -> bool:
+    """Whether an input is the same for all examples of either part, but not of both: a model may take it for a flag.
+
+    What a model does to a whole batch with such a flag (a penalty in some batches) it would do to both parts joined.
+    """
+    rows = zip(*(tensors(_inputs(part)) for part in (one, other)), strict=False)
+    return any(
+        min(len(a), len(b)) > 1
+        and a.shape[1:] == b.shape[1:]
+        and bool((a == a[:1]).all() and (b == b[:1]).all() and (a[0] != b[0]).any())
+        for a, b in rows
+        if a.ndim and b.ndim
+    )
+
+
+def _inputs(batch: Any) -> Any:
+    """A batch without its labels or target."""
+    if batches.is_mapping(batch):
+        return {key: batch[key] for key in batch if key != "labels"}
+    return batch[:1] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
 
 
 def adds_up(
