@@ -27,6 +27,7 @@ STEPS = {torch.float64: (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2), torch.float32: (1e
 LIMIT = {torch.float64: 1e-5, torch.float32: 1e-2}  # wrong gradients are off by 1e-3 and more
 LARGEST_SCALE = {torch.float64: 30.0, torch.float32: 3.0}  # weak tensors move so much further
 NOISE = 30.0  # roundoffs of the loss
+PLACE = 1000  # far from other seeds
 RESOLVED = 0.02  # a step with more error, relative, tells nothing
 
 
@@ -66,16 +67,25 @@ class GradientCheck:
 
         Each tensor moves in proportion to its size, half along its gradient and half at random, weak ones further.
         The differences are taken near the weights rather than at them. The step of least |F(2r) - F(r)|, which tracks
-        the error of F(r), decides; kinks make that error O(r). The check fails if it does along two directions. The
-        tensors are then moved one by one. Two evaluations of the loss and one gradient when all is right.
+        the error of F(r), decides; kinks make that error O(r). The check fails if it does along two directions, at two
+        places. The tensors are then moved one by one. Two evaluations of the loss and one gradient when all is right.
         """
-        with displaced(self._objective, scaled_direction(self._objective, self._full, self._seed + 1), OFFSET):
+        # A kink right beside the weights that are looked at shifts every difference alike: elsewhere there is none.
+        found = self._at(self._seed + 1)
+        if not found.tensors:
+            return found
+        elsewhere = self._at(self._seed + PLACE)
+        return found if elsewhere.worst is None else elsewhere
+
+    def _at(self, seed: int) -> Disagreement:
+        """The comparison near the weights, at a place that ``seed`` draws."""
+        with displaced(self._objective, scaled_direction(self._objective, self._full, seed), OFFSET):
             gradient = self._gradient()
             if gradient is None or self.coarsest not in LIMIT:
                 return Disagreement(None, {})
             worst = None
             for attempt in range(2):
-                direction = self._direction(gradient, self._seed + 2 + attempt)
+                direction = self._direction(gradient, seed + 1 + attempt)
                 worst = self._judged(gradient, direction)
                 if worst is None or worst <= LIMIT[self.coarsest]:
                     return Disagreement(worst, {})
