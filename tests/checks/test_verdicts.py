@@ -13,7 +13,7 @@ import torch
 from checked_network import blocks_of, full_of, mlp, objective, smooth
 from layerhess.checks.forward_trace import Trace
 from layerhess.checks.self_check import SelfCheck
-from layerhess.checks.symmetry import Symmetry
+from layerhess.checks.symmetry import NOISE, Symmetry
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL
 from layerhess.curvature.matrices import HESSIAN
@@ -100,14 +100,17 @@ def test_symmetry_without_a_copy_or_with_a_coarse_one_has_the_wider_limit(
     assert bool(coarse.failed) is fails
 
 
-@pytest.mark.parametrize(("norm", "zero"), [(0.9, True), (1.1, False)])
-def test_blocks_below_the_zero_level_are_suspects_and_not_judged(
-    norm: float, zero: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("norm", "zero", "fails"),
+    [(0.9, True, False), (1.1, False, False), (0.9 * NOISE, False, False), (1.1 * NOISE, False, True)],
+)
+def test_blocks_below_the_zero_level_are_suspects_and_those_of_noise_are_not_judged(
+    norm: float, zero: bool, fails: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     level = 100 * torch.finfo(torch.float64).eps
     found, _ = judged_symmetry(monkeypatch, torch.float64, Symmetry(0.5, norm * level))
     assert found.zero_suspects == ({"first"} if zero else set())
-    assert set(found.failed) == (set() if zero else {"first"})
+    assert set(found.failed) == ({"first"} if fails else set())
 
 
 def test_a_quiet_block_that_wakes_up_is_judged_with_the_noise_of_a_weak_one(monkeypatch: pytest.MonkeyPatch) -> None:
