@@ -12,6 +12,7 @@ from torch import Tensor
 
 from layerhess.analysis.verification import verified
 from layerhess.checks import SelfCheck
+from layerhess.checks.second_derivative import named_operations
 from layerhess.checks.survey import Survey
 from layerhess.curvature.data_pass import FULL, DataPass
 from layerhess.curvature.matrices import GAUSS_NEWTON, HESSIAN, ITEM_FISHER, TOKEN_FISHER, CurvatureMatrix
@@ -115,7 +116,8 @@ class Operator:
                 )
         if not self.unchecked.in_session:
             self.verify()
-        return self.unchecked.apply(vectors)
+        with self.objective.session(), named_operations(self.objective):
+            return self.unchecked.apply(vectors)
 
     @overload
     def matvec(self, v: Tensor) -> Tensor: ...

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from layerhess.checks import SelfCheck, check_unsampled, self_check
+from layerhess.checks.second_derivative import named_operations
 from layerhess.checks.survey import Survey, survey
 from layerhess.checks.suspects import refuse_failed
 from layerhess.checks.symmetry import size_of_product
@@ -60,11 +61,11 @@ def verified(objective: Objective, matrix: CurvatureMatrix, blocks: Mapping[str,
     known = _known.get(objective)
     if known is None or known.fingerprint != now:
         _known.pop(objective, None)
-        with objective.session():
+        with objective.session(), named_operations(objective):
             known = _known[objective] = Verification(now, survey(objective, Counters()))
     key = (matrix.name, tuple((name, block.parameters) for name, block in blocks.items()), objective.dtype)
     if known.failed is None and key not in known.checked:
-        with objective.session():
+        with objective.session(), named_operations(objective):
             checked = known.checked[key] = _checked(objective, matrix, blocks, known.surveyed)
         if checked.failed:
             known.failed = blocks, checked.failed

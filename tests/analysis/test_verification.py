@@ -179,6 +179,19 @@ def test_without_checks_the_products_are_there_and_everything_says_so(monkeypatc
     assert calls == {"survey": 0, "self_check": 0}
 
 
+def test_an_operation_without_a_second_derivative_in_a_later_batch_is_named() -> None:
+    class Late(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            z = tanh(self.a, x)
+            return self.o(torch.cdist(z, torch.ones(6, 6)) if len(x) == 2 else z)  # type: ignore[no-any-return]
+
+    data = [(X[i : i + 5], Y[i : i + 5]) for i in (0, 0, 0, 5, 5)] + [(X[:2], Y[:2])]
+    model = Late(tanh)
+    for call in (lambda o: lh.analyze(o), lambda o: lh.Hessian(o).to_dense()):
+        with refused(model, "cdist", "batch 5"):
+            call(lh.Objective(model, data, CE))
+
+
 def test_vectors_and_products_that_are_not_finite_are_refused() -> None:
     hessian = lh.Hessian(lh.Objective(Net(tanh), (X, Y), CE))
     with refused(hessian.objective.model, "vector", "o.bias"):
