@@ -119,7 +119,7 @@ class Judgement:
                 self.fault("refused without the word", said=said)
         elif self.drawn.question.get("path") in ("factors", "gram"):
             self.counts["refused, path"] += 1
-        elif self.drawn.question["operator"] == "gauss_newton" and _flat(exact):
+        elif self.drawn.question["operator"] != "empirical_fisher" and _flat(exact):
             self.counts["refused, saturated"] += 1
         else:
             self.fault("false alarm", said=said)
