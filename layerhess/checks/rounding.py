@@ -183,8 +183,8 @@ class RoundingMeter:
         """Relative error that rounding of the output causes in a block's products in any case."""
         factored = isinstance(self._make_graph, MixedGraphs) and key in self._make_graph.blocks  # with S in float64
         of_output = self._of_output
-        if self._sample.whole:  # the products show the rest
-            return of_output.lost
+        if self._sample.whole:  # the products show the rest, but for luck where few items carry all
+            return max(of_output.lost, of_output.moved / math.sqrt(of_output.carrying))
         return max(of_output.moved, of_output.lost, 0.0 if factored else of_output.evaluated)
 
     def _scale(self) -> float:
@@ -201,12 +201,13 @@ class OutputError:
 
     Attributes:
         moved: because the output was rounded. evaluated: because S itself is computed from it. lost: even in float64,
-            because S is the difference of larger numbers.
+            because S is the difference of larger numbers. carrying: how many items carry the curvature, at least 1.
     """
 
     moved: float = 0.0
     evaluated: float = 0.0
     lost: float = 0.0
+    carrying: float = 1.0
 
 
 def output_error(sample: Sample, copied: Objective, scale: float = 1.0) -> OutputError:
@@ -223,7 +224,7 @@ def output_error(sample: Sample, copied: Objective, scale: float = 1.0) -> Outpu
         sample: with the outputs in the model's own precision. copied: the model in another, on the sample. scale: of
             the model's rounding errors over those of the coarser of the two.
     """
-    changes, clutter, lost = [], [], 0.0
+    changes, clutter, curvatures, lost = [], [], [], 0.0
     for ours, batch in zip(sample.seen, copied.data, strict=True):
         with torch.no_grad():
             other = copied.evaluation.surveyed(copied.model, batch, "a sample")
@@ -240,17 +241,21 @@ def output_error(sample: Sample, copied: Objective, scale: float = 1.0) -> Outpu
         sizes = torch.linalg.vector_norm(exact, dim=1)
         off = torch.linalg.vector_norm(moved - exact, dim=1)
         least = 0.0 if scale == 1.0 else FLOAT64_OF_FLOAT32 * float(sizes.max())  # noise of float64 below it
-        changes.append((off / sizes)[sizes > least])
+        if bool(((z < 0.0) | (z > 1.0)).any()):  # of probabilities near 1, S has no more digits than 1 - p
+            changes.append((off / sizes)[sizes > least])
+        curvatures.append(sizes)
         clutter.append(scale * (here - same))
         lost = max(lost, _lost(z, coarse.again, again, float((here - same).norm(dim=1).max()), float(sizes.max())))
-    every, items = torch.cat(changes), sum(len(part) for part in clutter)
+    every = torch.cat([*changes, torch.zeros(0, dtype=torch.float64)])
+    items, size = sum(len(part) for part in clutter), torch.cat(curvatures)
     sums: dict[int, Tensor] = {}  # by the number of outputs of an item, which may differ from batch to batch
     for part in clutter:
         sums[part.shape[1]] = sums.get(part.shape[1], 0.0) + part.sum(dim=0)
     alike = math.hypot(*(float(total.norm()) for total in sums.values())) / items  # the same in all items
     each = math.hypot(*(float(part.norm()) for part in clutter)) / items  # at random
     moving = float(every.square().mean().sqrt()) if len(every) else 0.0
-    return OutputError(moving, math.hypot(alike, each) / (sample.curvature or math.inf), lost)
+    carrying = float(size.sum() ** 2 / size.square().sum()) if bool(size.any()) else 1.0
+    return OutputError(moving, math.hypot(alike, each) / (sample.curvature or math.inf), lost, max(carrying, 1.0))
 
 
 def _lost(z: Tensor, coarse: Again, fine: Again, off: float, most: float) -> float:

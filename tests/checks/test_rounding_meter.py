@@ -64,7 +64,10 @@ def test_on_all_the_data_an_error_is_what_it_is(dtype: torch.dtype, monkeypatch:
     other = ours + torch.tensor([[0.0, 3e-3], [4e-3, 3e-3]]).double()
     factor = 2.0**-29 if dtype == torch.float64 else 1.0
     for norm in (0.5, 1000.0):
-        for output, least in ((OutputError(moved=1.0, evaluated=1.0), 0.0), (OutputError(lost=2e-3), 2e-3 * norm)):
+        for output, least in (
+            (OutputError(evaluated=1.0), 0.0), (OutputError(lost=2e-3), 2e-3 * norm),
+            (OutputError(moved=4e-3, carrying=4.0), 2e-3 * norm),
+        ):  # fmt: skip
             made = meter(dtype, Sample([], whole=True), output)
             monkeypatch.setattr(made, "_open", lambda: TwoPasses(ours, other).passes)
             found, how = made.measure({"b": (block, torch.eye(2).double(), norm)})["b"]
