@@ -28,7 +28,6 @@ from layerhess.objective.objective import Objective
 Again = Callable[[Tensor], Tensor]
 Candidate = tuple[Block, Tensor, float]
 SHARE = 0.1  # of the budget, that the sample's graphs of either precision may keep between measurements
-DIGITS = 1e-3  # relative error of S from which on float32 counts as blind to it
 SMALLER = (16.0, 4.0, 1.0)  # the largest number in an output there
 LOST_SAFETY = 8.0  # one of the items may be rounded less by luck
 VECTORS = 5  # of a block's candidates, spread from the first to the last
@@ -268,7 +267,7 @@ def _lost(z: Tensor, coarse: Again, fine: Again, off: float, most: float) -> flo
         z: (N, ...) float32 outputs. coarse, fine: the loss of others, in float32 and in float64. off: the largest error
             of S in float32. most: the largest S.
     """
-    if most == 0.0 or off <= DIGITS * most:
+    if most == 0.0:
         return 0.0
     flat = z.reshape(len(z), -1)
     largest = flat.abs().amax(dim=1).clamp(min=1.0)
