@@ -163,7 +163,11 @@ class Schedule:
         others = [t for t in self.tasks if t not in tasks and t.told and not t.done and t.rounding is None]
         candidates = {task.name: task.process.candidates() for task in [*tasks, *others]}
         known = {
-            task.name: (task.block, found.vectors, float(np.abs(found.values).max()))
+            task.name: (
+                task.block,
+                found.measured,
+                found.norm if found.spectrum is not None else float(np.abs(found.values).max()),
+            )
             for task in [*tasks, *others]
             if len((found := candidates[task.name]).values)
         }

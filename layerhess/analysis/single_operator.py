@@ -136,7 +136,7 @@ class SingleOperator:
         if self._meter is None or not isinstance(self._op, BlockOperator):
             figure = 4.0 * self.eps * math.sqrt(candidates.vectors.shape[1]) * candidates.norm
         else:
-            largest = float(np.abs(candidates.values).max())
-            asked = {self._op.name: (self._op.spec, candidates.vectors, largest)}
+            largest = candidates.norm if candidates.spectrum is not None else float(np.abs(candidates.values).max())
+            asked = {self._op.name: (self._op.spec, candidates.measured, largest)}
             figure = self._meter.measure(asked)[self._op.name][0]
         return total_rounding(figure, self.eps, candidates.norm, self.length)

@@ -34,6 +34,7 @@ class Dense:
         self._values: Floats = np.zeros(n)
         self._vectors = torch.empty((0, n), dtype=torch.float64, device=self._device)
         self._residuals: Floats | None = None
+        self._steepest: Tensor | None = None
 
     def ask(self) -> Tensor:
         """The next unit vectors, and at the end the wanted eigenvectors."""
@@ -81,11 +82,15 @@ class Dense:
             spectrum=self._values[::-1].copy() if self.proposes else None,
             searches={},
             steps=self._steps,
+            steepest=self._steepest,
         )
 
     def _solve(self) -> None:
         self._values, vectors = graded_eigh((self._matrix + self._matrix.T) / 2)
-        self._vectors = vectors[:, self.wanted.indices(self._values)].T.contiguous()
+        kept = self.wanted.indices(self._values)
+        self._vectors = vectors[:, kept].T.contiguous()
+        place = int(np.abs(self._values).argmax())
+        self._steepest = None if place in kept else vectors[:, [place]].T.contiguous()
 
     def _distances(self) -> Floats:
         keep = self.wanted.indices(self._values) if len(self._vectors) else []

@@ -81,7 +81,14 @@ class Gram:
             spectrum=values[::-1].copy() if self._complete else None,
             searches={},
             steps=self._steps,
+            steepest=self._steepest(),
         )
+
+    def _steepest(self) -> Tensor | None:
+        """The random vector's image: of its directions those of large eigenvalues are left."""
+        values, length = self._found.values, torch.linalg.vector_norm(self._found.image)
+        among = int(np.abs(values).argmax()) in self.wanted.indices(values)
+        return None if among or not length > 0.0 else (self._found.image / length)[None]
 
     def _wanted_values(self) -> Floats:
         return self._found.values[self.wanted.indices(self._found.values)]

@@ -153,6 +153,8 @@ class Candidates:
         searches: "top"/"bottom" -> the random searches at that end (the first, and the last deflated one), whose
             statements hold at any time.
         steps: products spent. definite: the matrix is known to be positive semidefinite.
+        steepest: (1, n) unit vector of (nearly) the largest |eigenvalue|, where the whole matrix was read and no pair
+            of it is among these: rounding is measured there too, since the bounds hold for the whole spectrum.
     """
 
     values: Floats
@@ -165,6 +167,12 @@ class Candidates:
     searches: Searches
     steps: int
     definite: bool = False
+    steepest: Tensor | None = None
+
+    @property
+    def measured(self) -> Tensor:
+        """(k or k + 1, n) vectors at which the products' rounding is to be measured."""
+        return self.vectors if self.steepest is None else torch.cat([self.vectors, self.steepest])
 
 
 class Process(Protocol):
