@@ -49,7 +49,10 @@ def test_bounds_carry_over_to_what_is_derived_from_them() -> None:
 
 def test_no_figure_from_what_has_not_converged() -> None:
     found = derive(fabricated.unconverged(fabricated.spectrum()))
-    assert not found.critical_learning_rate.known and not found.damping.known and not found.top_condition.known
+    assert not found.critical_learning_rate.known and not found.top_condition.known
+    assert found.damping.known  # of the smallest eigenvalue, which has converged
+    made = fabricated.spectrum()
+    assert not derive(dataclasses.replace(made, converged=np.zeros(len(made.converged), dtype=bool))).damping.known
 
 
 def test_a_refused_block_has_no_figures() -> None:

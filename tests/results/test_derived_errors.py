@@ -94,7 +94,8 @@ def test_only_the_leading_converged_values_count_at_the_top() -> None:
     assert (found.top_sum.value, found.top_sum.error) == (pytest.approx(12.0), pytest.approx(0.3))
     condition = found.top_condition
     assert condition.value == 2.0 and condition.error == pytest.approx(2.0 * (0.1 / 8.0 + 0.2 / 3.8))
-    assert not found.damping.known  # not all has converged
+    assert found.damping.value == pytest.approx(1.3)  # of the smallest, which has converged
+    assert not derive(dataclasses.replace(block, converged=np.array([True, True, True, False]))).damping.known
     one = derive(dataclasses.replace(block, converged=np.array([True, False, True, True])))
     assert one.top_sum.value == 8.0 and not one.top_condition.known
     rate = one.critical_learning_rate
