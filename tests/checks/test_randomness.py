@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import layerhess as lh
 from refusals import Table, Y, analysis, mlp
 
 TABLE = Table()
@@ -88,3 +89,21 @@ case("weights that the forward pass changes", "0.weight", "max_norm")(
 @pytest.mark.parametrize("name", TABLE)
 def test_models_that_cannot_be_analysed_are_refused_in_words(name: str) -> None:
     TABLE.check(name)
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_dropout_behind_a_head_of_zeros_is_seen(active: bool) -> None:
+    """No mask changes the loss at these weights, and all of them its curvature."""
+    torch.manual_seed(0)
+    head = nn.Linear(5, 3)
+    nn.init.zeros_(head.weight), nn.init.zeros_(head.bias)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Dropout(0.5), head).double().train(active)
+    x, y = torch.randn(12, 4).double(), torch.arange(12) % 3
+    objective = lh.Objective(model, (x, y), nn.CrossEntropyLoss())
+    for call in (lambda: lh.analyze(objective), lambda: lh.Hessian(objective).to_dense()):
+        if active:
+            with pytest.raises(lh.InputError, match="the loss is random") as caught:
+                call()
+            assert "2" in caught.value.where
+        else:
+            call()
