@@ -21,9 +21,10 @@ WEIGHT_NORM = (
 UNKNOWN = "use plain torch operations there instead of custom autograd functions or fused kernels"
 NOT_FINITE = "look at sqrt, norm, log and division by 0 there, and at custom autograd functions"
 STOPPED = (
-    "use values that autograd differentiates, or hold the others constant with Objective(..., "
-    "stop_gradients='constant') or --stop-gradients constant"
+    "differentiate these values, or hold them constant: Objective(..., stop_gradients='constant'), "
+    "--stop-gradients constant"
 )
+LONGEST_NAME = 24  # characters of a name in a message
 SKIP = "; skip_failed=True leaves such blocks out"
 
 
@@ -57,7 +58,7 @@ def failure(name: str, objective: Objective, key: str, tensors: Sequence[str], s
         module += f", or {seen.stops[0]}"
     if seen.without_grad:
         module += f", or the call without gradients of {' or '.join(seen.without_grad[:2])}"
-    return Check(name, False, f"the product of block {key!r} is {figure}; suspect module {module}",
+    return Check(name, False, f"the product of block {_brief(key)!r} is {figure}; suspect module {module}",
                  block=key, module=module)  # fmt: skip
 
 
@@ -67,14 +68,20 @@ def gradient_failure(objective: Objective, key: str, tensors: Sequence[str], see
     stops = [stop for stop in seen.stops if not (stop.startswith("no_grad in ") and stop.split(" ")[2] in places)]
     suspects = [f"the custom autograd function in {place}" for place in seen.custom[:2]] + stops
     module = " or ".join(suspects[:2]) if suspects else suspects_of(objective, tensors)
-    detail = f"the gradient of block {key!r} is not the gradient of the loss (off by {off:.1e} from differences of it)"
+    figure = f"off by {off:.1e} from differences of it"
+    detail = f"the gradient of block {_brief(key)!r} is not the gradient of the loss ({figure})"
     return Check(FIRST_DERIVATIVE, False, f"{detail}; suspect: {module}", block=key, module=module)
 
 
 def _listed(kind: str, names: Sequence[str]) -> str:
     """Three names, and the number of the others."""
     rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{kind}{'s' if len(names) > 1 else ''} {', '.join(names[:3])}{rest}"
+    return f"{kind}{'s' if len(names) > 1 else ''} {', '.join(_brief(name) for name in names[:3])}{rest}"
+
+
+def _brief(name: str) -> str:
+    """A long name without its middle: layers differ at the beginning, parameters at the end."""
+    return name if len(name) <= LONGEST_NAME else f"{name[:8]}...{name[-(LONGEST_NAME - 11) :]}"
 
 
 def suspects_of(objective: Objective, parameters: Sequence[str]) -> str:
@@ -87,7 +94,7 @@ def suspects_of(objective: Objective, parameters: Sequence[str]) -> str:
         module = modules.get(owner, objective.model)
         normed = f".{name}".find(".parametrizations.") >= 0 or name.endswith(("weight_g", "weight_v"))
         note = ", weight_norm" if normed and _has_weight_norm(module) else ""
-        found.append(f"{owner or '(root)'} ({_kind(module)}){note}")
+        found.append(f"{_brief(owner) or '(root)'} ({_kind(module)}){note}")
     return "; ".join(list(dict.fromkeys(found))[:3])
 
 

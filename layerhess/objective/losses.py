@@ -124,6 +124,7 @@ class CriterionLoss:
         self.is_sum = criterion.is_sum
         self.count_is_exact = criterion.known
         self.name = criterion.name
+        self.readings: set[str] = set()  # how lists of inputs that forward takes either way reached it
 
     @gradients_on
     def __call__(self, model: nn.Module, batch: Any) -> Pair:
@@ -161,7 +162,7 @@ class CriterionLoss:
                 what_to_do="make it (inputs, target), with a tuple of inputs for several, or use lh.batch_loss(fn)",
             )
         inputs, target = batch
-        output = call(model, inputs, target)
+        output = call(model, inputs, target, self.readings)
         return _logits(output), target
 
     @gradients_on

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from layerhess.objective.containers import is_namedtuple, tensors
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def call(model: nn.Module, inputs: Any, target: Any = None) -> Any:
+def call(model: nn.Module, inputs: Any, target: Any = None, readings: set[str] | None = None) -> Any:
     """The model's output for the inputs of a batch.
 
     A mapping goes in by name, without the keys that forward does not name; a plain tuple or list by position; where
@@ -25,10 +26,10 @@ def call(model: nn.Module, inputs: Any, target: Any = None) -> Any:
     list of tensors of different sizes, one for each target, where forward would take it either way.
 
     Args:
-        target: what the output is to be compared with.
+        target: what the output is to be compared with. readings: how such lists of this loss reached it before.
 
     Raises:
-        InputError: forward needs an argument that a mapping has no key for.
+        InputError: forward needs an argument that a mapping has no key for; lists of one loss would reach it both ways.
     """
     signature = _signature(model)
     if is_mapping(inputs):
@@ -46,9 +47,24 @@ def call(model: nn.Module, inputs: Any, target: Any = None) -> Any:
     if type(inputs) in (tuple, list) or is_namedtuple(inputs):
         if signature is None or not _binds(signature, (inputs,)):
             return model(*inputs)
-        if _binds(signature, tuple(inputs)) and not _one_object(signature, inputs, target):
-            return model(*inputs)
+        if _binds(signature, tuple(inputs)):
+            whole = _one_object(signature, inputs, target)
+            _refuse_both_ways(readings, "as one list" if whole else "by position", inputs)
+            return model(inputs) if whole else model(*inputs)
     return model(inputs)
+
+
+def _refuse_both_ways(readings: set[str] | None, reading: str, inputs: Any) -> None:
+    """Sizes tell how forward is to be called, and by chance they may tell otherwise in another batch."""
+    if readings is None or len(inputs) == 1:
+        return
+    readings.add(reading)
+    if len(readings) > 1:
+        raise InputError(
+            "the inputs of some batches would reach the model's forward by position, those of others as one list",
+            where=f"a batch with {len(inputs)} inputs, {kind(inputs, 1)}",
+            what_to_do="use lh.batch_loss(fn) with fn(model, batch) -> (loss_sum, count), and call the model there",
+        )
 
 
 def accepted(model: nn.Module, batch: Any) -> dict[str, Any]:
@@ -101,7 +117,7 @@ def refused(model: nn.Module, batch: Any, where: str, error: Exception, *, own_c
         )
     inputs = batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
     plain = all(isinstance(item, Tensor) for item in (inputs if isinstance(inputs, (tuple, list)) else [inputs]))
-    if own_call or plain or not isinstance(error, (TypeError, AttributeError)):
+    if own_call or plain or not isinstance(error, (TypeError, AttributeError)) or not _inside(model, error):
         return None
     return InputError(
         f"the model's forward does not take the inputs of a batch, {kind(inputs, 1)}: {said[:120]}",
@@ -115,6 +131,13 @@ def described(model: nn.Module, batch: Any, where: str) -> str:
     """A sentence for an exception of the model's forward pass: which batch, what it is, and what forward takes."""
     takes = f"{type(model).__name__}.forward{_takes(_signature(model))}"
     return f"This came from {where} = {kind(batch)}; the model's own is {takes}."
+
+
+def _inside(model: nn.Module, error: BaseException) -> bool:
+    """Whether the call of the model raised it, and not the loss."""
+    modules = {id(module) for module in model.modules()}
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(id(frame.f_locals.get("self")) in modules for frame in frames)
 
 
 def kind(value: Any, depth: int = 3) -> str:

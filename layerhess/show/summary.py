@@ -253,7 +253,9 @@ def most_negative(analysis: AnalysisRecord) -> Fact:
     of = f"the full {names.words} {names.full}" if full else f"{names.block} of the block {spectrum.name}"
     most, source = min((s.bottom[0] + s.bottom[1], _called(s)) for s in analysis.spectra() if s.bottom is not None)
     # Without the full model any block may hold the smallest one.
-    open_ones = [s for s in ([spectrum] if full else analysis.blocks.values()) if s.bottom and not s.settled("bottom")]
+    among = [spectrum] if full else list(analysis.blocks.values())
+    lost = [s for s in analysis.spectra() if s.status.startswith("refused")]
+    open_ones = [*(s for s in among if s.bottom and not s.settled("bottom")), *([] if full else lost)]
     if open_ones or most < min(0.0, value - bound):
         unsettled = some([_called(s) for s in open_ones])
         why = f"not converged: {unsettled}" if open_ones else f"{of} has converged to {with_bound(value, bound)}"

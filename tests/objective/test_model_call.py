@@ -261,3 +261,35 @@ def test_other_exceptions_of_the_forward_pass_say_which_batch_and_what_forward_t
     (note,) = caught.value.__notes__
     assert note.startswith("This came from batch 1 = tuple(float32 tensor (4, 3), int64 tensor (4,)); ")
     assert "Sequential.forward(input" in note
+
+
+def test_lists_of_inputs_reach_forward_in_one_way_only() -> None:
+    """Two bags of two rows look like two arguments, bags of other sizes like one list."""
+
+    class Bags(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(3, 1)
+
+        def forward(self, bags: Any, scale: Any = None) -> Tensor:
+            means = torch.stack([self.a(bag).mean() for bag in bags])
+            return means if scale is None else means * scale.mean()
+
+    bags, target = [torch.randn(n, 3) for n in (2, 2, 3, 5)], torch.randn(4)
+    for data in ([(bags[:2], target[:2]), (bags[2:], target[2:])], [(bags[2:], target[2:]), (bags[:2], target[:2])]):
+        with pytest.raises(lh.InputError, match="by position, those of others as one list"):
+            lh.analyze(lh.Objective(Bags(), data, nn.MSELoss()))
+
+
+def test_an_error_of_the_loss_is_not_blamed_on_the_model() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x)  # type: ignore[no-any-return]
+
+    data = [({"x": torch.randn(5, 3)}, torch.randn(5, 1))]
+    with pytest.raises(AttributeError, match="prediction"):
+        lh.analyze(lh.Objective(Named(), data, lambda out, y: (out.prediction - y).square().mean()))
