@@ -108,6 +108,8 @@ def _self_check(
             found.checks.extend(found.licence.checks(_size(data_pass)))
         if curvature.name != HESSIAN.name:
             derivatives.check_jacobian(curvature)
+            if objective.stop_gradients == "constant":
+                _gradient_of_nothing(objective, surveyed.samples, blocks, full, seed, found, counters)
         _symmetry(objective, data_pass, copied, blocks, full, seed, found, counters, curvature, keep, surveyed.places)
         if curvature.name == HESSIAN.name:
             derivatives.check_products()
@@ -126,6 +128,20 @@ def _float64_copy(objective: Objective, samples: list[Any], stack: ExitStack) ->
     except Exception:  # deepcopy and user code in another dtype can raise anything
         return None
     return copied
+
+
+def _gradient_of_nothing(
+    objective: Objective, samples: list[Any], blocks: Mapping[str, Block], full: Block, seed: int, found: SelfCheck,
+    counters: Counters,
+) -> None:  # fmt: skip
+    """Fail all blocks where the Hessian is asymmetric: J' S J and F are symmetric with any backward pass."""
+    data_pass = DataPass(objective.narrowed(samples), list(full.parameters), counters, make_graph=HESSIAN.make_graph)
+    asymmetry = symmetry(data_pass, {FULL: full}, seed)[FULL].asymmetry
+    data_pass.release()
+    if not asymmetry <= WRONG.get(found.trace.coarsest, 0.3):
+        figure = f"of no function: its Hessian is {_asymmetric(asymmetry, found)}"
+        for key in blocks:
+            found.failed[key] = failure("symmetry", objective, key, list(blocks[key].parameters), found.trace, figure)
 
 
 def _symmetry(

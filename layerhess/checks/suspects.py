@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from layerhess.checks.forward_trace import Trace
+from layerhess.checks.forward_trace import STOPS, Trace
 from layerhess.curvature.data_pass import FULL
 from layerhess.errors import CheckError
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
 from layerhess.results.record import Check
 
-FIRST_DERIVATIVE = "first derivative"  # the name of that check
+FIRST_DERIVATIVE = "first derivative"  # the names of checks
+DIFFERENCES = "finite differences"
 WEIGHT_NORM = (
     "torch's weight_norm has a wrong second derivative: fold it (remove_weight_norm or remove_parametrizations), or "
     "write w = g * v / v.norm() yourself"
@@ -54,8 +55,8 @@ def failure(name: str, objective: Objective, key: str, tensors: Sequence[str], s
     module = suspects_of(objective, tensors)
     if seen.custom:
         module += f", or the custom autograd function in {' or '.join(seen.custom[:2])}"
-    if seen.stops:
-        module += f", or {seen.stops[0]}"
+    if stops := _stops(seen):
+        module += f", or {stops[0]}"
     if seen.without_grad:
         module += f", or the call without gradients of {' or '.join(seen.without_grad[:2])}"
     return Check(name, False, f"the product of block {_brief(key)!r} is {figure}; suspect module {module}",
@@ -64,13 +65,17 @@ def failure(name: str, objective: Objective, key: str, tensors: Sequence[str], s
 
 def gradient_failure(objective: Objective, key: str, tensors: Sequence[str], seen: Trace, off: float) -> Check:
     """The failed check of a block whose gradient is off, relative, because of one of these tensors."""
-    places = [place.partition(" (")[0] for place in seen.custom]  # whose forward runs without gradients
-    stops = [stop for stop in seen.stops if not (stop.startswith("no_grad in ") and stop.split(" ")[2] in places)]
-    suspects = [f"the custom autograd function in {place}" for place in seen.custom[:2]] + stops
+    suspects = [f"the custom autograd function in {place}" for place in seen.custom[:2]] + _stops(seen)
     module = " or ".join(suspects[:2]) if suspects else suspects_of(objective, tensors)
     figure = f"off by {off:.1e} from differences of it"
     detail = f"the gradient of block {_brief(key)!r} is not the gradient of the loss ({figure})"
     return Check(FIRST_DERIVATIVE, False, f"{detail}; suspect: {module}", block=key, module=module)
+
+
+def _stops(seen: Trace) -> list[str]:
+    """What takes values away from autograd, but for the forward passes of custom functions, which run without it."""
+    places = [place.partition(" (")[0] for place in seen.custom]
+    return [stop for stop in seen.stops if not (stop.startswith("no_grad in ") and stop.split(" ")[2] in places)]
 
 
 def _listed(kind: str, names: Sequence[str]) -> str:
@@ -100,7 +105,8 @@ def suspects_of(objective: Objective, parameters: Sequence[str]) -> str:
 
 def advice(failed: Check, skippable: bool) -> str:
     """What to do about a failed check; ``skippable`` where blocks can be left out."""
-    if failed.name == FIRST_DERIVATIVE:
+    stopped = failed.name == DIFFERENCES and any(stop in failed.module for stop in (*STOPS.values(), "no_grad in "))
+    if failed.name == FIRST_DERIVATIVE or stopped:
         return STOPPED
     if "weight_norm" in failed.module:
         return WEIGHT_NORM

@@ -242,7 +242,7 @@ def test_the_choice_is_checked_and_kept_by_variants() -> None:
 # -- the figure itself -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("factor", [1.0, 1.0 + 1e-6, 1.0 + 1e-3, 2.0])
+@pytest.mark.parametrize("factor", [1.0, 1.0 + 1e-7, 1.0 + 1e-3, 2.0])
 def test_the_figure_is_the_relative_error_of_the_gradient(factor: float) -> None:
     scaled = function(torch.sin, lambda g, z: factor * g * z.cos())
     model = nn.Sequential(nn.Linear(6, 3), Hidden(scaled)).double()
@@ -252,4 +252,44 @@ def test_the_figure_is_the_relative_error_of_the_gradient(factor: float) -> None
         found = GradientCheck(objective, list(objective.parameters), 0, Counters()).disagreement()
     error = (factor - 1.0) / factor
     assert found.worst == pytest.approx(error, rel=3e-3, abs=1e-7)
-    assert set(found.tensors) == (set(objective.parameters) if error > 1e-5 else set())
+    assert set(found.tensors) == (set(objective.parameters) if error > 5e-7 else set())
+
+
+def test_a_weak_detach_in_a_weak_block_is_seen() -> None:
+    """Off by 2e-3 in a block whose gradient is a thousandth of the whole."""
+
+    class Weak(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.m, self.b = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, z: Tensor) -> Tensor:
+            size = 1.0 + 0.005 * self.m.weight.norm().detach()
+            return self.b(torch.relu(self.m(torch.relu(self.a(z)))) / size)  # type: ignore[no-any-return]
+
+    for seed in (128, 189):
+        torch.manual_seed(seed)
+        x, y = torch.randn(20, 5).double(), torch.randint(3, (20,))
+        model = Weak().double()
+        with refused(model, "stop_gradients='constant'"):
+            lh.analyze(lh.Objective(model, (x, y), CE), full=False)
+
+
+@pytest.mark.parametrize("operator", ["gauss_newton", "empirical_fisher"])
+def test_the_gradient_of_nothing_is_refused_whatever_the_matrix(operator: str) -> None:
+    rolled = function(torch.tanh, lambda g, z: g * (1 - torch.tanh(z.roll(1, 1)) ** 2))
+    for dtype in (torch.float32, torch.float64):
+        model = Net(rolled, lambda z: z).to(dtype)
+        objective = lh.Objective(model, (X.to(dtype), Y), CE, stop_gradients="constant")
+        with refused(model, "asymmetric"):
+            lh.analyze(objective, operator=operator)
+
+
+def test_a_stopped_value_without_a_gradient_has_the_same_way_out() -> None:
+    def squared(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+        output = model(batch[0])
+        return F.cross_entropy(output, batch[1], reduction="sum") + (output - output.detach()).square().sum(), 12
+
+    model = Net(lambda z: z, torch.relu)
+    with refused(model, "detach() in the loss", "stop_gradients='constant'"):
+        lh.analyze(lh.Objective(model, (X, Y), lh.batch_loss(squared)))
