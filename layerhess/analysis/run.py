@@ -227,7 +227,7 @@ class Run:
         if not failed:
             return
         if not self.skip_failed:
-            raise refuse_failed(self.objective, self._operators(), failed, skippable=True)
+            raise refuse_failed(failed, skippable=True)
         self._note("blocks refused by the self-check: " + ", ".join(failed))
 
     def _check_unsampled(self, data_pass: DataPass, blocks: dict[str, Block], full_norm: float) -> Mapping[str, Check]:

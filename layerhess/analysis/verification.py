@@ -36,13 +36,13 @@ class Verification:
     Attributes:
         fingerprint: of the model, see :func:`fingerprint`.
         checked: (matrix, blocks, dtype) -> the self-check.
-        failed: the blocks and failed checks of any of them, which refuse every product.
+        failed: the failed checks of any of them, which refuse every product.
     """
 
     fingerprint: Hashable
     surveyed: Survey
     checked: dict[Hashable, SelfCheck] = field(default_factory=dict)
-    failed: tuple[Mapping[str, Block], Mapping[str, Check]] | None = None
+    failed: Mapping[str, Check] | None = None
 
 
 _known: weakref.WeakKeyDictionary[Objective, Verification] = weakref.WeakKeyDictionary()
@@ -68,12 +68,12 @@ def verified(objective: Objective, matrix: CurvatureMatrix, blocks: Mapping[str,
         with objective.session(), named_operations(objective):
             checked = known.checked[key] = _checked(objective, matrix, blocks, known.surveyed)
         if checked.failed:
-            known.failed = blocks, checked.failed
+            known.failed = checked.failed
         else:
             for sentence in checked.concerns:  # there is no result whose notes could say it
                 warnings.warn(sentence, LayerhessWarning, stacklevel=5)
     if known.failed is not None:
-        raise refuse_failed(objective, *known.failed)
+        raise refuse_failed(known.failed)
     return known.surveyed, known.checked[key]
 
 

@@ -13,7 +13,7 @@ from layerhess.checks.finite_differences import AGREEMENT, finite_differences
 from layerhess.checks.gradient import LIMIT, GradientCheck
 from layerhess.checks.jacobian import Moves, disagreements
 from layerhess.checks.survey import Survey
-from layerhess.checks.suspects import failure, gradient_failure
+from layerhess.checks.suspects import DIFFERENCES, FIRST_DERIVATIVE, failure, gradient_failure
 from layerhess.curvature.autograd_graph import coarsest_dtype
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.matrices import CurvatureMatrix
@@ -48,13 +48,13 @@ class Derivatives:
     def check_gradient(self) -> None:
         """The gradient is the derivative of the loss (first derivative)."""
         if self.objective.stop_gradients == "constant":
-            self._passed("first derivative", "not checked: stopped gradients are held constant, as asked for")
+            self._passed(FIRST_DERIVATIVE, "not checked: stopped gradients are held constant, as asked for")
             return
         judge = self.make_copy() or self.objective.narrowed(self.surveyed.samples)
         check = GradientCheck(judge, list(self.full.parameters), self.seed, self.counters)
         seen = check.disagreement()
         if check.coarsest not in LIMIT:
-            self._passed("first derivative", f"not applicable: the loss is computed in {check.coarsest}")
+            self._passed(FIRST_DERIVATIVE, f"not applicable: the loss is computed in {check.coarsest}")
             return
         self.found.culprits.update(dict.fromkeys(seen.tensors, "not the gradient of the loss"))
         for key, block in self.blocks.items():
@@ -64,9 +64,9 @@ class Derivatives:
                     self.objective, key, list(members), self.found.trace, max(members.values())
                 )
         if seen.worst is None:
-            self._passed("first derivative", "not judged: no step shows the derivative of this loss")
+            self._passed(FIRST_DERIVATIVE, "not judged: no step shows the derivative of this loss")
         elif not seen.tensors:
-            self._passed("first derivative", f"the gradient agrees with differences of the loss to {seen.worst:.1e}")
+            self._passed(FIRST_DERIVATIVE, f"the gradient agrees with differences of the loss to {seen.worst:.1e}")
 
     def check_products(self) -> None:
         """Hessian products agree with differences of gradients.
@@ -79,11 +79,11 @@ class Derivatives:
         if copied is None:
             return
         if not seen.smooth and not seen.custom and not seen.stops:
-            self._passed("finite differences", "not applicable: the network has kinks (ReLU-like)")
+            self._passed(DIFFERENCES, "not applicable: the network has kinks (ReLU-like)")
             return
         kinks = not seen.smooth or bool(seen.custom)  # a custom function may have any
         if kinks and _coarsest(copied) != torch.float64:
-            self._passed("finite differences", "not applicable: the network has kinks, and computes in low precision")
+            self._passed(DIFFERENCES, "not applicable: the network has kinks, and computes in low precision")
             return
         # A row holds the couplings as well, so tensors that are known to be wrong do not move.
         right = {name: p for name, p in self.objective.parameters.items() if name not in self.found.culprits}
@@ -95,7 +95,7 @@ class Derivatives:
         )
         wrong = sorted((name for name, off in judged.items() if off > AGREEMENT), key=judged.__getitem__, reverse=True)
         figures = {name: f"off by {judged[name]:.1e} from finite differences" for name in wrong}
-        failed = self.fail_tensors("finite differences", figures)
+        failed = self.fail_tensors(DIFFERENCES, figures)
         self.found.checks.extend(failed.values())
         good = [
             key for key, block in self.blocks.items()
@@ -104,7 +104,7 @@ class Derivatives:
         if good:
             agreement = max(step, *(off for name, off in judged.items() if name not in figures), 0.0)
             self._passed(
-                "finite differences",
+                DIFFERENCES,
                 f"products agree with differences of gradients to {agreement:.1e} in {len(good)} operators "
                 "(float64 copy)",
             )
@@ -133,7 +133,7 @@ class Derivatives:
             self._passed("transpose", detail)
         self.fail_tensors("transpose", wrong)
         if not self.found.trace.smooth:
-            self._passed("finite differences", "not applicable: the network has kinks (ReLU-like)")
+            self._passed(DIFFERENCES, "not applicable: the network has kinks (ReLU-like)")
         elif (copied := self._comparable()) is not None:
             self._check_moves(Moves(copied, copied.data[0], self.full, make, seed, counters), names)
 
@@ -153,12 +153,12 @@ class Derivatives:
         if off is not None and off <= AGREEMENT:
             figure = max(off, moves.error)
             detail = f"products with J agree with differences of the output to {figure:.1e} (float64 copy)"
-            self._passed("finite differences", detail)
+            self._passed(DIFFERENCES, detail)
         elif off is not None:
             each = {name: alone for name in names if (alone := moves.disagreement([name])) is not None}
             wrong = {n: f"off by {alone:.1e} from finite differences" for n, alone in each.items() if alone > AGREEMENT}
             whole = dict.fromkeys(names, f"part of one that is off by {off:.1e} from finite differences")
-            self.fail_tensors("finite differences", wrong or whole)
+            self.fail_tensors(DIFFERENCES, wrong or whole)
 
     def _comparable(self) -> Objective | None:
         """The float64 copy, where differences of gradients or outputs can be compared; says why not, else."""
@@ -168,7 +168,7 @@ class Derivatives:
         elif (copied := self.make_copy()) is None:
             why = "no float64 copy of the model"
         if why:
-            self._passed("finite differences", f"not applicable: {why}")
+            self._passed(DIFFERENCES, f"not applicable: {why}")
         return copied
 
     def _passed(self, name: str, detail: str) -> None:

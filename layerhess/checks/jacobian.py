@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerhess.checks.finite_differences import AGREEMENT, STEPS, scaled_direction
+from layerhess.checks.finite_differences import AGREEMENT, STEPS, displaced, scaled_direction
 from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.output_graph import OutputGraph
@@ -96,17 +96,10 @@ class Moves:
     def _difference(self, part: dict[str, Tensor], step: float) -> Tensor:
         sides = []
         for sign in (1.0, -1.0):
-            self._move(part, sign * step)
-            sides.append(
-                _made(self._make_graph, self._objective, self._batch, [], self._counters).output.detach().clone()
-            )
-            self._move(part, -sign * step)
+            with displaced(self._objective, part, sign * step):
+                graph = _made(self._make_graph, self._objective, self._batch, [], self._counters)
+                sides.append(graph.output.detach().clone())
         return (sides[0] - sides[1]) / (2.0 * step)
-
-    def _move(self, part: dict[str, Tensor], step: float) -> None:
-        with torch.no_grad():
-            for name, direction in part.items():
-                self._objective.parameters[name].add_(direction, alpha=step)
 
 
 def _made(

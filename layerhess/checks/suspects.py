@@ -9,7 +9,6 @@ from torch import nn
 from layerhess.checks.forward_trace import STOPS, Trace
 from layerhess.curvature.data_pass import FULL
 from layerhess.errors import CheckError
-from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
 from layerhess.results.record import Check
 
@@ -29,9 +28,7 @@ LONGEST_NAME = 24  # characters of a name in a message
 SKIP = "; skip_failed=True leaves such blocks out"
 
 
-def refuse_failed(
-    objective: Objective, blocks: Mapping[str, Block], failed: Mapping[str, Check], *, skippable: bool = False
-) -> CheckError:
+def refuse_failed(failed: Mapping[str, Check], *, skippable: bool = False) -> CheckError:
     """The error that refuses a whole analysis, naming blocks and modules; its ``details`` have a line for each block.
 
     Args:

@@ -133,14 +133,14 @@ def test_a_failed_check_and_the_refusal_made_of_several() -> None:
         "0 (Linear), or the custom autograd function in f (X), or the call without gradients of g"
     )  # fmt: skip
     whole = failure("symmetry", made, FULL, ["2.weight"], Trace(), "quite off")
-    error = refuse_failed(made, {}, {FULL: whole, "0.weight": one}, skippable=True)
+    error = refuse_failed({FULL: whole, "0.weight": one}, skippable=True)
     assert (
         "block 0.weight; suspect module 0 (Linear)" in error.where
         and "quite off" not in str(error)
         and error.what_to_do.endswith(SKIP)
     )
     assert error.details == (one.detail,)
-    assert f"block {FULL}" in refuse_failed(made, {}, {FULL: whole}).where
+    assert f"block {FULL}" in refuse_failed({FULL: whole}).where
 
 
 def test_a_refusal_of_many_blocks_is_short_and_has_the_rest_in_its_details() -> None:
@@ -149,7 +149,7 @@ def test_a_refusal_of_many_blocks_is_short_and_has_the_rest_in_its_details() -> 
         f"layer.{i}.weight": failure("symmetry", made, f"layer.{i}.weight", ["0.weight"], Trace(), "asymmetric by 0.5")
         for i in range(30)
     }
-    error = refuse_failed(made, {}, failed, skippable=True)
+    error = refuse_failed(failed, skippable=True)
     assert len(str(error)) <= 400 and "layer.2.weight and 27 more" in error.where and "layer.3" not in str(error)
     assert len(error.details) == 30 and "layer.29.weight" in error.details[-1]
 
