@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from layerhess.checks.findings import SelfCheck
 from layerhess.checks.finite_differences import AGREEMENT, finite_differences
+from layerhess.checks.forward_trace import Trace, trace
 from layerhess.checks.gradient import LIMIT, GradientCheck
 from layerhess.checks.jacobian import Moves, disagreements
+from layerhess.checks.silent_tensors import speaking_batches
 from layerhess.checks.survey import Survey
 from layerhess.checks.suspects import DIFFERENCES, FIRST_DERIVATIVE, failure, gradient_failure
 from layerhess.curvature.autograd_graph import coarsest_dtype
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.matrices import CurvatureMatrix
+from layerhess.objective import batches
 from layerhess.objective.blocks import Block, make_block
 from layerhess.objective.objective import Objective
 from layerhess.results.record import Check
@@ -50,23 +54,46 @@ class Derivatives:
         if self.objective.stop_gradients == "constant":
             self._passed(FIRST_DERIVATIVE, "not checked: stopped gradients are held constant, as asked for")
             return
-        judge = self.make_copy() or self.objective.narrowed(self.surveyed.samples)
-        check = GradientCheck(judge, list(self.full.parameters), self.seed, self.counters)
+        surveyed = self.surveyed
+        # Of little data all is looked at.
+        examples = surveyed.measured.pieces if surveyed.measured.whole else surveyed.samples
+        check = self._gradient_of(examples)
         seen = check.disagreement()
+        if seen.silent and not seen.tensors and not surveyed.measured.whole:
+            for batch in speaking_batches(self.objective, seen.silent, self.counters):
+                further = self._gradient_of([batch]).disagreement()
+                if further.tensors:
+                    seen, examples = further, [batch]
+                    break
         if check.coarsest not in LIMIT:
             self._passed(FIRST_DERIVATIVE, f"not applicable: the loss is computed in {check.coarsest}")
             return
         self.found.culprits.update(dict.fromkeys(seen.tensors, "not the gradient of the loss"))
+        graph = self._suspect_graph(examples) if seen.tensors else self.found.trace
         for key, block in self.blocks.items():
             members = {name: seen.tensors[name] for name in block.parameters if name in seen.tensors}
             if members and key not in self.found.failed:
                 self.found.failed[key] = gradient_failure(
-                    self.objective, key, list(members), self.found.trace, max(members.values())
+                    self.objective, key, list(members), graph, max(members.values())
                 )
         if seen.worst is None:
             self._passed(FIRST_DERIVATIVE, "not judged: no step shows the derivative of this loss")
         elif not seen.tensors:
             self._passed(FIRST_DERIVATIVE, f"the gradient agrees with differences of the loss to {seen.worst:.1e}")
+
+    def _suspect_graph(self, examples: list[Any]) -> Trace:
+        """Of the sample, or of the first of these batches where something takes values from autograd, if that shows."""
+        traced = (trace(self.objective, batch) for batch in examples)
+        known = self.found.trace
+        return known if known.custom or known.stops else next((t for t in traced if t.custom or t.stops), known)
+
+    def _gradient_of(self, examples: list[Any]) -> GradientCheck:
+        copied = self.make_copy()
+        judge = self.objective if copied is None else copied
+        judge = judge.narrowed(
+            examples if copied is None else [batches.cast(batch, torch.float64) for batch in examples]
+        )
+        return GradientCheck(judge, list(self.full.parameters), self.seed, self.counters)
 
     def check_products(self) -> None:
         """Hessian products agree with differences of gradients.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from layerhess.checks.finite_differences import OFFSET, displaced, norms, scaled_direction
+from layerhess.checks.silent_tensors import silent_tensors
 from layerhess.curvature.autograd_graph import coarsest_dtype
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.double_backward.mode import Rewritten
@@ -38,10 +39,12 @@ class Disagreement:
     Attributes:
         worst: relative, beyond what step and rounding explain; None where no step can tell.
         tensors: parameter -> the same for it alone, for those that are off; all of them where none is off alone.
+        silent: the parameters of which these examples show no gradient, so that nothing is known of theirs.
     """
 
     worst: float | None
     tensors: dict[str, float]
+    silent: tuple[str, ...] = ()
 
 
 class GradientCheck:
@@ -83,18 +86,19 @@ class GradientCheck:
             gradient = self._gradient()
             if gradient is None or self.coarsest not in LIMIT:
                 return Disagreement(None, {})
+            silent = tuple(silent_tensors(self._objective, gradient))
             worst = None
             for attempt in range(2):
                 direction = self._direction(gradient, seed + 1 + attempt)
                 worst = self._judged(gradient, direction)
                 if worst is None or worst <= LIMIT[self.coarsest]:
-                    return Disagreement(worst, {})
+                    return Disagreement(worst, {}, silent)
             culprits = {}
             for name in self._names:
                 alone = self._judged(gradient, {name: direction[name]})
                 if alone is not None and alone > LIMIT[self.coarsest]:
                     culprits[name] = alone
-            return Disagreement(worst, culprits or dict.fromkeys(self._names, float(worst or 0.0)))
+            return Disagreement(worst, culprits or dict.fromkeys(self._names, float(worst or 0.0)), silent)
 
     def _gradient(self) -> dict[str, Tensor | None] | None:
         """Of the loss's sum over the sample; None where that is not finite."""

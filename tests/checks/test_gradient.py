@@ -275,6 +275,46 @@ def test_a_weak_detach_in_a_weak_block_is_seen() -> None:
             lh.analyze(lh.Objective(model, (x, y), CE), full=False)
 
 
+class Sometimes(nn.Module):
+    """Units that one example wakes, or an expert that one example is sent to; what they do is not differentiated."""
+
+    def __init__(self, expert: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.hidden, self.last = nn.Linear(6, 8), Hidden(hooked), nn.Linear(6, 3)
+        self.expert = expert
+        with torch.no_grad():
+            self.first.weight.abs_()
+            self.first.bias.fill_(-0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.last(x)
+        if not self.expert or bool((x[:, 0] > 0).any()):
+            z = z + self.hidden(torch.relu(self.first(x)))[:, :3]
+        return z  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("little", [True, False])
+@pytest.mark.parametrize("expert", [False, True])
+def test_a_gradient_that_the_sample_does_not_show_is_looked_at_where_it_is(
+    expert: bool, little: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not little:
+        monkeypatch.setattr("layerhess.checks.sample.WHOLE", 0)
+    x, y = -torch.rand(60, 6, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
+    x[27] += 1.0
+    data = [(x[:20], y[:20]), (x[20:40], y[20:40]), (x[40:], y[40:])]
+    for change in (hooked, lambda z: z):
+        model = Sometimes(expert)
+        model.hidden.change = change
+        objective = lh.Objective(model, data, CE)
+        if change is hooked:
+            with refused(model, "block 'first.weight' is not the gradient of the loss", "a tensor hook in hidden"):
+                lh.analyze(objective, full=False)
+        else:
+            assert lh.analyze(objective, full=False).converged
+
+
 @pytest.mark.parametrize("operator", ["gauss_newton", "empirical_fisher"])
 def test_the_gradient_of_nothing_is_refused_whatever_the_matrix(operator: str) -> None:
     rolled = function(torch.tanh, lambda g, z: g * (1 - torch.tanh(z.roll(1, 1)) ** 2))
