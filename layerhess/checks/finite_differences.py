@@ -20,6 +20,8 @@ STEPS = (1e-3, 1e-4, 1e-5)  # relative to the size of each tensor
 SMALL_STEPS = (1e-6, 1e-7, 1e-8)  # that cross few kinks
 OFFSET = 1e-3  # away from the weights, where units at a kink (a zero bias on a blank image) have no derivative
 AGREEMENT = 1e-4
+ROUNDING = 10.0  # units in the last place of a gradient
+UNSETTLED = 0.02  # relative error of a difference from which it tells nothing
 QUIET = 1e-9  # times the largest block's product: may be rounding, and no difference of gradients can tell
 
 
@@ -63,15 +65,17 @@ def _compared(
     judged: dict[str, float] = {}
     worst_step = 0.0
     for step in steps:
-        near = _difference(objective, batch, direction, step, counters)
-        far = _difference(objective, batch, direction, 2.0 * step, counters)
+        near, gradient = _difference(objective, batch, direction, step, counters)
+        far, _ = _difference(objective, batch, direction, 2.0 * step, counters)
         settled = True
         for key, block in blocks.items():
             if judged.get(key, 1.0) <= AGREEMENT:
                 continue
             size = max(products[key], _norm(near, block))
-            error = _norm(_minus(far, near), block)
-            if size <= quiet or error > 0.02 * size:
+            # The gradient behind saturated outputs is the same number on both sides: no error, and nothing seen.
+            noise = ROUNDING * torch.finfo(torch.float64).eps * _norm(gradient, block) / step
+            error = max(_norm(_minus(far, near), block), noise)
+            if size <= quiet or error > UNSETTLED * size:
                 settled &= size <= quiet
                 continue
             disagreement = _norm(_minus(exact, near), block)
@@ -120,7 +124,8 @@ def displaced(objective: Objective, direction: Mapping[str, Tensor], step: float
 
 def _difference(
     objective: Objective, batch: object, direction: Mapping[str, Tensor], step: float, counters: Counters
-) -> dict[str, Tensor | None]:
+) -> tuple[dict[str, Tensor | None], dict[str, Tensor | None]]:
+    """(the central difference of the gradient, the gradient on one side)."""
     sides = []
     moving = [objective.parameters[name] for name in direction]
     for sign in (1.0, -1.0):
@@ -130,10 +135,11 @@ def _difference(
             sides.append(torch.autograd.grad(loss, moving, allow_unused=True))
         counters.count("forwards")
         counters.count("backwards")
-    return {
+    difference = {
         name: None if plus is None or minus is None else (plus - minus) / (2.0 * step)
         for name, plus, minus in zip(direction, *sides, strict=True)
     }
+    return difference, dict(zip(direction, sides[0], strict=True))
 
 
 def _minus(a: Mapping[str, Tensor | None], b: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,6 +51,8 @@ class Trace:
         spans: for each module call, the range of autograd sequence numbers made in it, inner calls first; None stands
             for a module outside the model, as a criterion is. types: of the model's modules, by name.
         numbers: for each kind of torch's own nodes behind the loss, as in :func:`_plain`, some sequence numbers.
+        saturated: says what rounding may have spoilt, see :func:`layerhess.checks.saturation.saturated`; asked only
+            where a check fails.
     """
 
     calls: list[tuple[str, str]] = field(default_factory=list)
@@ -65,6 +67,7 @@ class Trace:
     non_finite: str = ""
     nodes: set[str] = field(default_factory=set)
     coarsest: torch.dtype = torch.float64
+    saturated: Callable[[], str] = lambda: ""
 
     def modules_calling(self, names: set[str]) -> list[str]:
         """Modules that called one of the functions, each as "name (function)"."""

@@ -1,8 +1,9 @@
-"""Finds outputs at which torch's binary cross entropy on probabilities is no longer differentiated rightly."""
+"""Finds saturated outputs: there binary cross entropy is differentiated wrongly, and other losses lose their digits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,20 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from layerhess.curvature.autograd_graph import walk
 from layerhess.errors import CheckError
+from layerhess.objective.objective import Objective
 
 CLAMPED = 1e-12  # p (1 - p) below it is replaced by it in torch's gradient; log p is clamped at -100 further out
 HARMLESS = 1e-7  # share of the curvature that such outputs may falsify
+NEAR = 1e-7  # of 0 or 1: no float32 number is between it and 1, and in float64 1 - p has nine digits
+LOG = "the log of saturated probabilities (within 1e-7 of 0 or 1)"
+SURE = "outputs that are all saturated (every largest probability within 1e-7 of 1)"
+# torch's nodes -> what they saved of the argument, and what is added to it before the log is taken
+LOGS = {
+    "Log": ("self", 0.0), "Log2": ("self", 0.0), "Log10": ("self", 0.0), "Log1P": ("self", 1.0),
+    "Logit": ("self", 0.0), "SpecialEntr": ("self", 0.0), "Xlogy": ("other", 0.0), "SpecialXlog1Py": ("other", 1.0),
+}  # fmt: skip
 BLIND = 3e-8  # relative error of the curvature that rounding in float64 may cause; above it products are asymmetric
 
 
@@ -95,3 +106,55 @@ class _Watch(TorchFunctionMode):
             if isinstance(p, Tensor) and isinstance(y, Tensor) and p.shape == y.shape and p.is_floating_point():
                 self._found.look(p, y, weight if isinstance(weight, Tensor) else None)
         return func(*args, **(kwargs or {}))
+
+
+def saturated(objective: Objective, samples: Sequence[Any]) -> str:
+    """What may explain a failed check: :data:`LOG`, :data:`SURE`, or "" (in session).
+
+    In log(1 - p) rounding leaves eps / (1 - p) of the digits, and as many of the curvature p (1 - p) of an output. The
+    loss's derivatives are then those of the rounded function no more.
+    """
+    unsure: list[float] = []  # the largest probability of all other classes together
+    for batch in samples:
+        with torch.enable_grad():
+            loss, _ = objective.terms(batch)
+        for node in walk([loss.grad_fn]):
+            kind = node.name().partition("Backward")[0]
+            if kind in LOGS:
+                saved, shift = LOGS[kind]
+                if _near_the_ends(_saved(node, saved), shift):
+                    return LOG
+            elif kind in ("LogSoftmax", "BinaryCrossEntropyWithLogits"):
+                unsure.append(_unsure(node, kind))
+    return SURE if unsure and max(unsure) < NEAR else ""
+
+
+def _saved(node: Any, name: str) -> Tensor | None:
+    """A tensor that an autograd node keeps; None where it is gone, or was changed in place."""
+    try:
+        value = getattr(node, f"_saved_{name}")
+    except RuntimeError:
+        return None
+    return value.detach().double() if isinstance(value, Tensor) and value.numel() else None
+
+
+def _near_the_ends(x: Tensor | None, shift: float) -> bool:
+    """Whether all numbers are between 0 and 1, and some next to one of them."""
+    if x is None:
+        return False
+    x = x + shift
+    inside = bool(((x >= 0.0) & (x <= 1.0 + NEAR)).all())
+    return inside and bool(((x < NEAR) | (x > 1.0 - NEAR)).any())
+
+
+def _unsure(node: Any, kind: str) -> float:
+    """Of all items of a normalisation, the largest probability that is not that of the likeliest class."""
+    if kind == "LogSoftmax":
+        result, dim = _saved(node, "result"), node._saved_dim
+        if result is None:
+            return math.inf
+        dim = dim if dim < result.ndim else dim - (1 << 64)  # torch keeps it as an unsigned number
+        likeliest = result.argmax(dim=dim, keepdim=True)
+        return float(result.exp().scatter(dim, likeliest, 0.0).sum(dim=dim).max())
+    logits = _saved(node, "self")
+    return math.inf if logits is None else float(torch.sigmoid(-logits.abs()).max())

@@ -17,6 +17,7 @@ from layerhess.checks.forward_trace import trace
 from layerhess.checks.loss import check_additivity, check_determinism
 from layerhess.checks.output import check_cut, check_items, notes_on_convexity
 from layerhess.checks.randomness import refuse_state_that_follows
+from layerhess.checks.saturation import saturated
 from layerhess.checks.second_derivative import check_second_derivative
 from layerhess.checks.survey import Survey, too_large
 from layerhess.checks.suspects import failure
@@ -65,6 +66,7 @@ def _self_check(
 ) -> SelfCheck:  # fmt: skip
     sample = surveyed.sample
     found = SelfCheck(trace(objective, sample))
+    found.trace.saturated = functools.cache(lambda: saturated(objective, surveyed.samples))
     if found.trace.attention:
         found.notes.append(
             "scaled-dot-product attention runs under torch's MATH kernels: the fused ones have no second derivative"

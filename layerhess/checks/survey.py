@@ -13,7 +13,8 @@ import torch
 from layerhess.checks.forward_trace import non_finite_weight, trace
 from layerhess.checks.mean import MeanCheck
 from layerhess.checks.sample import Sample, Sampler, WholeData, by_example
-from layerhess.checks.saturation import Saturation
+from layerhess.checks.saturation import LOG, Saturation, saturated
+from layerhess.checks.suspects import LOGITS
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.device import is_out_of_memory, solver_device
@@ -198,14 +199,19 @@ def _refused(objective: Objective, batch: Any, where: str, error: Exception) -> 
 def _not_finite(objective: Objective, batch: Any, index: int, value: float) -> InputError:
     weight = non_finite_weight(objective)
     module = "" if weight else trace(objective, batch).non_finite
+    advice = "repair that weight or batch; a model that diverged has no curvature to measure"
     if weight:
         culprit = f", the weight {weight!r} holds a NaN or an infinity"
     elif not all(map(all_finite, tensors(batch))):
         culprit = ", the batch itself holds a NaN or an infinity"
+    elif module:
+        culprit = f", first seen in the output of module {module!r}"
+    elif saturated(objective, [batch]) == LOG:
+        culprit, advice = f", first seen in the loss, which takes {LOG}", LOGITS
     else:
-        culprit = f", first seen in the output of module {module!r}" if module else ", first seen in the loss"
+        culprit = ", first seen in the loss"
     return InputError(
         f"the loss is {value}",
         where=f"batch {index}{culprit}",
-        what_to_do="repair that weight or batch; a model that diverged has no curvature to measure",
+        what_to_do=advice,
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from layerhess.checks.forward_trace import STOPS, Trace
+from layerhess.checks.saturation import LOG, SURE
 from layerhess.curvature.data_pass import FULL
 from layerhess.errors import CheckError
 from layerhess.objective.objective import Objective
@@ -24,6 +25,11 @@ STOPPED = (
     "differentiate these values, or hold them constant: Objective(..., stop_gradients='constant'), "
     "--stop-gradients constant"
 )
+LOGITS = (
+    "end the model at the logits, without Sigmoid or Softmax, and use BCEWithLogitsLoss or CrossEntropyLoss (by hand: "
+    "F.logsigmoid or F.log_softmax)"
+)
+LESS_SURE = "curvature is only rounding there: take data of which the model is less sure, or an earlier checkpoint"
 LONGEST_NAME = 24  # characters of a name in a message
 SKIP = "; skip_failed=True leaves such blocks out"
 
@@ -49,21 +55,23 @@ def refuse_failed(failed: Mapping[str, Check], *, skippable: bool = False) -> Ch
 
 def failure(name: str, objective: Objective, key: str, tensors: Sequence[str], seen: Trace, figure: str) -> Check:
     """The failed check of a block: its product is ``figure``, because of one of these tensors."""
-    module = suspects_of(objective, tensors)
+    module = f"module {suspects_of(objective, tensors)}"
+    if (saturated := seen.saturated()) and "weight_norm" not in module:
+        module = saturated
     if seen.custom:
         module += f", or the custom autograd function in {' or '.join(seen.custom[:2])}"
     if stops := _stops(seen):
         module += f", or {stops[0]}"
     if seen.without_grad:
         module += f", or the call without gradients of {' or '.join(seen.without_grad[:2])}"
-    return Check(name, False, f"the product of block {_brief(key)!r} is {figure}; suspect module {module}",
-                 block=key, module=module)  # fmt: skip
+    return Check(name, False, f"the product of block {_brief(key)!r} is {figure}; suspect {module}",
+                 block=key, module=module.removeprefix("module "))  # fmt: skip
 
 
 def gradient_failure(objective: Objective, key: str, tensors: Sequence[str], seen: Trace, off: float) -> Check:
     """The failed check of a block whose gradient is off, relative, because of one of these tensors."""
     suspects = [f"the custom autograd function in {place}" for place in seen.custom[:2]] + _stops(seen)
-    module = " or ".join(suspects[:2]) if suspects else suspects_of(objective, tensors)
+    module = " or ".join(suspects[:2]) if suspects else seen.saturated() or suspects_of(objective, tensors)
     figure = f"off by {off:.1e} from differences of it"
     detail = f"the gradient of block {_brief(key)!r} is not the gradient of the loss ({figure})"
     return Check(FIRST_DERIVATIVE, False, f"{detail}; suspect: {module}", block=key, module=module)
@@ -102,6 +110,8 @@ def suspects_of(objective: Objective, parameters: Sequence[str]) -> str:
 
 def advice(failed: Check, skippable: bool) -> str:
     """What to do about a failed check; ``skippable`` where blocks can be left out."""
+    if failed.module in (LOG, SURE):
+        return LOGITS if failed.module == LOG else LESS_SURE
     stopped = failed.name == DIFFERENCES and any(stop in failed.module for stop in (*STOPS.values(), "no_grad in "))
     if failed.name == FIRST_DERIVATIVE or stopped:
         return STOPPED

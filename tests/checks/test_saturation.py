@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import layerhess as lh
-from layerhess.checks.saturation import Saturation
+from layerhess.checks.saturation import LOG, SURE, Saturation, saturated
 
 X = torch.randn(12, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 HALF = torch.rand(12, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64) / 2.0
@@ -137,3 +137,103 @@ def test_what_saturation_falsifies_is_added_up_over_calls() -> None:
     for bad in (Saturation(wrong=2e-7, right=1.0, outputs=1), Saturation(right=1e-9, slope=1.0, outputs=1)):
         with pytest.raises(lh.CheckError, match="BCELoss"):
             bad.refuse()
+
+
+# -- losses written by hand --------------------------------------------------------------------------------------------
+
+
+def by_hand(p: Tensor, y: Tensor) -> Tensor:
+    return -(y * torch.log(p) + (1.0 - y) * torch.log(1.0 - p)).mean()
+
+
+def away_from_zero(p: Tensor, y: Tensor) -> Tensor:
+    return -(y * torch.log2(p + 1e-12) + (1.0 - y) * torch.log2(1.0 - p + 1e-12)).mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("last", "shift", "loss"),
+    [(nn.Sigmoid(), 25.0, by_hand), (nn.Sigmoid(), 30.0, by_hand), (nn.Sigmoid(), -30.0, by_hand),
+     (nn.Sigmoid(), 30.0, away_from_zero), (nn.Softmax(dim=1), 30.0, nll)],
+    ids=["25", "30", "-30", "away from zero", "softmax"],
+)  # fmt: skip
+def test_a_log_of_saturated_probabilities_is_named_and_so_is_the_way_out(
+    last: nn.Module, shift: float, loss: Any, dtype: torch.dtype
+) -> None:
+    model = nn.Sequential(nn.Linear(5, 4), last).double()
+    with torch.no_grad():
+        model[0].bias[:3] += shift  # type: ignore[index]
+        model[0].bias[3] -= shift  # type: ignore[index]
+    y = CLASSES if loss is nll else HARD.to(dtype)
+    with pytest.raises((lh.CheckError, lh.InputError)) as caught:  # the latter where the loss is NaN
+        lh.analyze(lh.Objective(model.to(dtype), (X.to(dtype), y), loss))
+    said = str(caught.value)
+    assert LOG in said and "logits" in said and "BCEWithLogitsLoss" in said and "Linear" not in said
+    assert len(said) <= 400
+
+
+@pytest.mark.parametrize("operator", ["gauss_newton", "hessian"])
+def test_outputs_that_all_saturate_are_named(operator: str) -> None:
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 4)).double()
+    with torch.no_grad():
+        model[2].bias[0] = 32.0  # type: ignore[index]
+    with pytest.raises(lh.CheckError) as caught:
+        lh.analyze(lh.Objective(model, (X, 0 * CLASSES), nn.CrossEntropyLoss()), operator=operator)
+    said = str(caught.value)
+    assert SURE in said and "earlier checkpoint" in said and "Linear" not in said and len(said) <= 400
+
+
+class Shifted(nn.Module):
+    """One weight, and outputs that it hardly moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight + 30.0
+
+
+def test_a_gradient_that_moves_by_less_than_its_rounding_cannot_refute_a_product() -> None:
+    """Its differences are all 0, and so is their error."""
+    x, y = X[:3, :1], torch.tensor([[1.0], [1.0], [0.0]]).double()
+    z = x.numpy() + 30.0
+    true = float(np.mean(x.numpy() ** 2 * np.exp(-z) / (1.0 + np.exp(-z)) ** 2))
+    found = lh.analyze(lh.Objective(Shifted(), (x, y), nn.BCEWithLogitsLoss()))
+    assert found.full is not None and abs(found.full.eigenvalues[0] - true) <= found.full.error_bounds[0] < 0.05 * true
+
+
+def named(loss: Callable[[Tensor], Tensor], numbers: list[float]) -> str:
+    model = nn.Linear(1, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    x = torch.tensor(numbers, dtype=torch.float64)[:, None]
+    objective = lh.Objective(model, (x, x), lambda o, t: loss(o).sum())
+    return saturated(objective, [(x, x)])
+
+
+def test_logs_of_every_spelling_are_looked_at_and_only_of_what_is_between_0_and_1() -> None:
+    ends, inner, beyond = [0.5, 1e-9], [0.5, 1e-6], [1.5, 1e-9]
+    spellings: list[Callable[[Tensor], Tensor]] = [
+        torch.log, torch.log2, torch.log10, torch.special.entr, torch.logit, lambda p: torch.log(1.0 - p),
+        lambda p: torch.log1p(-p), lambda p: torch.xlogy(torch.ones_like(p), p),
+        lambda p: torch.special.xlog1py(torch.ones_like(p), -p),
+    ]  # fmt: skip
+    for spelled in spellings:
+        assert named(spelled, ends) == LOG and named(spelled, inner) == ""
+    assert named(lambda v: torch.log(v), beyond) == "" and named(lambda v: (v + 1.0).log(), ends) == ""
+
+
+def test_all_outputs_saturate_or_they_are_no_cause() -> None:
+    def pair(z: Tensor) -> Tensor:
+        return torch.cat([z, 0.0 * z], dim=1)
+
+    normalisations: list[Callable[[Tensor], Tensor]] = [
+        lambda z: pair(z).log_softmax(dim=1)[:, 0],
+        lambda z: pair(z).T.log_softmax(dim=-2)[0],
+        lambda z: F.cross_entropy(pair(z), torch.zeros(len(z), dtype=torch.long)),
+        lambda z: F.binary_cross_entropy_with_logits(z, torch.ones_like(z)),
+    ]
+    for loss in normalisations:
+        assert named(loss, [20.0, -30.0]) == SURE and named(loss, [900.0, -900.0]) == SURE
+        assert named(loss, [20.0, 9.0]) == "" == named(loss, [0.0, 30.0])
