@@ -19,6 +19,7 @@ from layerhess.checks.survey import Survey
 from layerhess.checks.suspects import DIFFERENCES, FIRST_DERIVATIVE, failure, gradient_failure
 from layerhess.curvature.autograd_graph import coarsest_dtype
 from layerhess.curvature.counters import Counters
+from layerhess.curvature.data_pass import FULL
 from layerhess.curvature.matrices import CurvatureMatrix
 from layerhess.objective import batches
 from layerhess.objective.blocks import Block, make_block
@@ -169,7 +170,8 @@ class Derivatives:
         failed = {}
         for key, block in self.blocks.items():
             members = [tensor for tensor in figures if tensor in block.parameters]
-            if members and key not in self.found.failed and key not in self.found.zero_suspects:
+            zero = key in self.found.zero_suspects and key != FULL
+            if members and key not in self.found.failed and not zero:
                 failed[key] = failure(name, self.objective, key, members, self.found.trace, figures[members[0]])
         self.found.failed.update(failed)
         self.found.culprits.update(figures)

@@ -171,7 +171,9 @@ def _symmetry(
     found.block_seconds = data_pass.seconds + found.licence.seconds
     norms.update({key: float(torch.linalg.vector_norm(product)) for key, product in compared.items()})
     floor = zero_level(torch.finfo(coarsest).eps, norms[FULL])
-    found.zero_suspects = {key for key in blocks if key != FULL and norms[key] <= floor}
+    found.zero_suspects = {
+        key for key in blocks if norms[key] <= floor
+    }  # the full model where its product is exactly 0
     live = {key: m for key, m in measured.items() if key not in found.zero_suspects}
     suspicious = SUSPICIOUS.get(coarsest, 0.0)  # half precision shows nothing: always use the float64 copy
     doubtful = {key for key, m in live.items() if not m.asymmetry <= suspicious}

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from layerhess.linalg.bounds import SMALLEST_NORM
 from layerhess.results.spectrum import FULL_NAME, AnalysisRecord, Spectrum
 from layerhess.show.numbers import count, counted, duration, number, share, with_bound, with_reach
 
@@ -204,7 +205,8 @@ def stable_step(analysis: AnalysisRecord) -> Fact:
     value, bound = spectrum.top
     names = operator_names(spectrum.operator)
     full = spectrum is analysis.full
-    if not spectrum.settled("top") or (value <= 0.0 < spectrum.highest and value + bound > 0.0 != bound):
+    open_sign = value <= 0.0 < spectrum.highest and value + bound > 0.0 != bound
+    if not spectrum.settled("top") or (open_sign and bound > SMALLEST_NORM):
         return _step_so_far(analysis, spectrum)
     if value <= 0:
         return Fact("no limit", f"No positive curvature was found: lambda_max is {with_bound(value, bound)}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,3 +92,52 @@ def test_a_block_that_nothing_depends_on_is_exactly_zero() -> None:
     )
     trace, diagonal = found["unused"].trace, found["unused"].diagonal
     assert trace is not None and diagonal is not None and trace.rounding == diagonal.rounding == 0.0
+
+
+def linear(outputs: int) -> nn.Module:
+    return nn.Linear(4, outputs)
+
+
+def dead() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4))
+    with torch.no_grad():
+        model[0].weight.zero_()  # type: ignore[operator]
+        model[0].bias.fill_(-1.0)  # type: ignore[operator]
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("make", "loss", "operator"),
+    [(lambda: linear(3), nn.L1Loss(), "hessian"), (lambda: linear(12), nn.L1Loss(), "hessian"),
+     (lambda: linear(12), lambda o, t: (o * t).mean(), "hessian"), (dead, nn.L1Loss(), "hessian"),
+     (lambda: nn.Sequential(linear(6), nn.Tanh(), nn.Linear(6, 4)), nn.L1Loss(), "gauss_newton")],
+    ids=["small", "large", "linear in the output", "dead units", "gauss_newton"],
+)  # fmt: skip
+def test_a_matrix_that_is_zero_as_a_whole_is_an_answer(make: Any, loss: Any, operator: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model, x = make().to(dtype), torch.randn(10, 4, dtype=dtype)
+    objective = lh.Objective(model, (x, torch.randn_like(model(x))), loss)
+    found = lh.analyze(objective, operator=operator, top=2, bottom=1, trace=True)
+    assert found.converged and found.full is not None and found.full.trace is not None
+    for s in found.spectra():
+        assert s.status.startswith(("zero", "complete")) and not s.eigenvalues.any() and s.error_bounds.max() <= 1e-150
+        assert np.abs(s.interval).max() <= 1e-150
+    assert found.full.trace.value == 0.0 and found.full.trace.high <= 1e-150
+    assert (
+        ("no limit" in str(found)) is (operator == "hessian")
+        and "xcluded: " not in str(found)
+        and "unknown" not in str(found)
+    )
+
+
+def test_a_model_without_curvature_on_the_sample_is_looked_at_on_all_data() -> None:
+    x = -torch.rand(64, 5, dtype=torch.float64)
+    x[5] *= -1.0  # evenly spread examples miss it
+    model = nn.Linear(5, 8, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.rand(8, 5))
+    found = lh.analyze(lh.Objective(model, (x, x), lambda o, t: (o.relu() ** 2).sum(1).mean()))
+    true = 2.0 / 64 * float(x[5].square().sum())
+    for s in found.spectra():
+        assert s.solved and abs(s.eigenvalues[0] - true) <= s.error_bounds[0] <= 1e-3 * true
