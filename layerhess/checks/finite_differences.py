@@ -15,6 +15,7 @@ from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
+from layerhess.objective.snapshot import kept_values
 
 STEPS = (1e-3, 1e-4, 1e-5)  # relative to the size of each tensor
 SMALL_STEPS = (1e-6, 1e-7, 1e-8)  # that cross few kinks
@@ -22,6 +23,7 @@ OFFSET = 1e-3  # away from the weights, where units at a kink (a zero bias on a 
 AGREEMENT = 1e-4
 ROUNDING = 10.0  # units in the last place of a gradient
 UNSETTLED = 0.02  # relative error of a difference from which it tells nothing
+NEARBY = "near the weights"  # the random direction to the place that is looked at
 QUIET = 1e-9  # times the largest block's product: may be rounding, and no difference of gradients can tell
 
 
@@ -47,7 +49,7 @@ def finite_differences(
         Blocks without a usable step are absent.
     """
     if kinks:
-        with displaced(objective, scaled_direction(objective, full, seed + 1), OFFSET):
+        with displaced(objective, scaled_direction(objective, full, seed, NEARBY), OFFSET):
             return _compared(objective, batch, blocks, full, seed, counters, SMALL_STEPS)
     return _compared(objective, batch, blocks, full, seed, counters, STEPS)
 
@@ -75,11 +77,11 @@ def _compared(
             # The gradient behind saturated outputs is the same number on both sides: no error, and nothing seen.
             noise = ROUNDING * torch.finfo(torch.float64).eps * _norm(gradient, block) / step
             error = max(_norm(_minus(far, near), block), noise)
-            if size <= quiet or error > UNSETTLED * size:
+            off = None if size <= quiet else beyond_error(_norm(_minus(exact, near), block), error, size)
+            if off is None:
                 settled &= size <= quiet
                 continue
-            disagreement = _norm(_minus(exact, near), block)
-            judged[key] = min(judged.get(key, math.inf), max(0.0, disagreement - 3.0 * error) / size)
+            judged[key] = min(judged.get(key, math.inf), off)
             worst_step = max(worst_step, error / size)
             settled &= judged[key] <= AGREEMENT
         if settled:
@@ -87,9 +89,25 @@ def _compared(
     return judged, worst_step
 
 
-def scaled_direction(objective: Objective, full: Block, seed: int) -> dict[str, Tensor]:
-    """A random direction, each tensor's part as long as the tensor; padding rows of an embedding stay."""
-    parts = full.split(random_unit(full.numel, seed, "finite differences", 0, objective.device))
+def beyond_error(off: float, error: float, size: float, noise: float = 0.0) -> float | None:
+    """A disagreement beyond what the step's error explains, relative; None where the step tells nothing.
+
+    Args:
+        off: between what is judged and F(r). error: |F(2r) - F(r)|, which tracks the error of F(r). size: of both.
+            noise: of F(r), by rounding.
+    """
+    return max(0.0, off - 3.0 * error) / size if error + noise <= UNSETTLED * size else None
+
+
+def scaled_direction(
+    objective: Objective, full: Block, seed: int, name: str = "finite differences", draw: int = 0
+) -> dict[str, Tensor]:
+    """A random direction, each tensor's part as long as the tensor; padding rows of an embedding stay.
+
+    Args:
+        name, draw: as for :func:`layerhess.linalg.random_vectors.random_unit`.
+    """
+    parts = full.split(random_unit(full.numel, seed, name, draw, objective.device))
     sizes = norms({name: objective.parameters[name].detach() for name in parts})
     for module in objective.model.modules():
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
@@ -111,15 +129,11 @@ def norms(parts: Mapping[str, Tensor]) -> dict[str, float]:
 def displaced(objective: Objective, direction: Mapping[str, Tensor], step: float) -> Iterator[None]:
     """Add ``step`` times ``direction`` to the parameters, and put their values back bit by bit."""
     parameters: list[Tensor] = [objective.parameters[name] for name in direction]
-    kept = [parameter.detach().clone() for parameter in parameters]
-    try:
-        with torch.no_grad():  # the functions of torch's optimisers: one call for all tensors
+    with kept_values(parameters):
+        with torch.no_grad():
             parts = [part.to(parameter) for part, parameter in zip(direction.values(), parameters, strict=True)]
             torch._foreach_add_(parameters, parts, alpha=step)
         yield
-    finally:
-        with torch.no_grad():
-            torch._foreach_copy_(parameters, kept)
 
 
 def _difference(

@@ -14,7 +14,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from layerhess.curvature.autograd_graph import coarsest_dtype, walk
+from layerhess.curvature.autograd_graph import coarsest_of, walk
 from layerhess.objective.containers import all_finite, tensors
 from layerhess.objective.objective import Objective
 from layerhess.objective.snapshot import version_of
@@ -115,8 +115,9 @@ def trace(objective: Objective, batch: Any) -> Trace:
     with _watching(objective.model, found):
         loss, _ = objective.terms(batch)
     after = state_versions(objective.model)
-    found.coarsest = coarsest_dtype(loss.grad_fn, objective.dtype)
-    for node in walk([loss.grad_fn]):
+    nodes = list(walk([loss.grad_fn]))
+    found.coarsest = coarsest_of(nodes, objective.dtype)
+    for node in nodes:
         if not isinstance(node, BackwardCFunction):
             kind = node.name().rpartition("::")[2]
             found.nodes.add(kind)

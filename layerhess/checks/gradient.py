@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from layerhess.checks.finite_differences import OFFSET, displaced, norms, scaled_direction
+from layerhess.checks.finite_differences import NEARBY, OFFSET, beyond_error, displaced, norms, scaled_direction
 from layerhess.checks.silent_tensors import silent_tensors
 from layerhess.curvature.autograd_graph import coarsest_dtype
 from layerhess.curvature.counters import Counters
@@ -28,8 +29,6 @@ STEPS = {torch.float64: (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2), torch.float32: (1e
 LIMIT = {torch.float64: 5e-7, torch.float32: 1e-2}  # honest networks stay below 3e-8 in float64
 LARGEST_SCALE = {torch.float64: 30.0, torch.float32: 3.0}  # weak tensors move so much further
 NOISE = 30.0  # roundoffs of the loss
-PLACE = 1000  # far from other seeds
-RESOLVED = 0.02  # a step with more error, relative, tells nothing
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,7 @@ class GradientCheck:
         self.coarsest = objective.dtype
         self._output = 0.0  # the largest magnitude in the model's outputs
         self._size = 0.0  # of the loss
+        self._differentiates = False  # the loss itself, or the model
         self._full = make_block("(full)", {name: objective.parameters[name] for name in names})
 
     def disagreement(self) -> Disagreement:
@@ -74,22 +74,23 @@ class GradientCheck:
         places. The tensors are then moved one by one. Two evaluations of the loss and one gradient when all is right.
         """
         # A kink right beside the weights that are looked at shifts every difference alike: elsewhere there is none.
-        found = self._at(self._seed + 1)
+        found = self._at(0)
         if not found.tensors:
             return found
-        elsewhere = self._at(self._seed + PLACE)
+        elsewhere = self._at(1)
         return found if elsewhere.worst is None else elsewhere
 
-    def _at(self, seed: int) -> Disagreement:
-        """The comparison near the weights, at a place that ``seed`` draws."""
-        with displaced(self._objective, scaled_direction(self._objective, self._full, seed), OFFSET):
+    def _at(self, place: int) -> Disagreement:
+        """The comparison near the weights, at one of the random places there."""
+        there = scaled_direction(self._objective, self._full, self._seed, NEARBY, place)
+        with displaced(self._objective, there, OFFSET):
             gradient = self._gradient()
             if gradient is None or self.coarsest not in LIMIT:
                 return Disagreement(None, {})
             silent = tuple(silent_tensors(self._objective, gradient))
             worst = None
             for attempt in range(2):
-                direction = self._direction(gradient, seed + 1 + attempt)
+                direction = self._direction(gradient, f"gradient, place {place}", attempt)
                 worst = self._judged(gradient, direction)
                 if worst is None or worst <= LIMIT[self.coarsest]:
                     return Disagreement(worst, {}, silent)
@@ -106,8 +107,9 @@ class GradientCheck:
         handle = register_module_forward_hook(self._measure)
         try:
             for batch in self._objective.data:
-                with Rewritten():  # as in products: torch's own derivative may be wrong where a loss differentiates
+                with Rewritten() as mode:  # as in products, whose gradient this is
                     loss, _ = self._objective.terms(batch)
+                self._differentiates |= mode.differentiated
                 self._counters.count("forwards")
                 self._counters.count("backwards")
                 self._size += abs(float(loss.detach()))
@@ -135,8 +137,8 @@ class GradientCheck:
                 if tensor.is_floating_point() and tensor.numel() and not wrapped:
                     self._output = max(self._output, float(tensor.detach().abs().max()))
 
-    def _direction(self, gradient: Mapping[str, Tensor | None], seed: int) -> dict[str, Tensor]:
-        drawn = scaled_direction(self._objective, self._full, seed)
+    def _direction(self, gradient: Mapping[str, Tensor | None], name: str, draw: int) -> dict[str, Tensor]:
+        drawn = scaled_direction(self._objective, self._full, self._seed, name, draw)
         lengths = norms(drawn)
         parts = {name: part.to(drawn[name]) for name, part in gradient.items() if part is not None}
         sizes = {**dict.fromkeys(drawn, 0.0), **(norms(parts) if parts else {})}
@@ -176,10 +178,11 @@ class GradientCheck:
                 return off
             far, _ = self._difference(direction, 2.0 * step)
             error, noise = abs(far - near) / scale, noise / scale
-            if not error + noise <= RESOLVED:
+            beyond = beyond_error(off, error, 1.0, noise)
+            if beyond is None:
                 continue
             if best is None or error + noise < best[0]:
-                best = error + noise, max(0.0, off - 3.0 * error)
+                best = error + noise, beyond
             if error + noise <= limit:
                 break
         return None if best is None else best[1]
@@ -199,7 +202,8 @@ class GradientCheck:
         total, size = 0.0, 0.0
         with displaced(self._objective, direction, step):
             for batch in self._objective.data:
-                with Rewritten():
+                # The user's own functions, which the others stand for; but derivatives of torch's own may be wrong.
+                with Rewritten() if self._differentiates else nullcontext():
                     value = float(self._objective.terms(batch)[0].detach().double())
                 self._counters.count("forwards")
                 total, size = total + value, size + abs(value)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerhess.checks.finite_differences import AGREEMENT, STEPS, displaced, scaled_direction
+from layerhess.checks.finite_differences import AGREEMENT, STEPS, beyond_error, displaced, scaled_direction
 from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.output_graph import OutputGraph
@@ -84,9 +84,9 @@ class Moves:
                 break
             near, far = self._difference(part, step), self._difference(part, 2.0 * step)
             error = float(torch.linalg.vector_norm(far - near))
-            if not error <= 0.02 * size:
+            off = beyond_error(float(torch.linalg.vector_norm(product - near)), error, size)
+            if off is None:
                 continue
-            off = max(0.0, float(torch.linalg.vector_norm(product - near)) - 3.0 * error) / size
             if found is None or off < found:
                 found, self.error = off, error / size
             if found <= AGREEMENT:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from layerhess.checks.forward_trace import Trace
-from layerhess.checks.mean import adds_up
+from layerhess.checks.mean import compared, cuts
 from layerhess.checks.randomness import randomness_refused, repeats
 from layerhess.errors import InputError
 from layerhess.objective import batches
@@ -90,34 +90,24 @@ def check_additivity(objective: Objective, samples: Sequence[Any]) -> Additivity
     if sample is None and objective.batch_size is not None:
         whole_batch = next(filter(batches.halves, objective.resized(None).batches()), None)
         sample = None if whole_batch is None else batches.spread_slice(whole_batch, FEW)
-    parts = batches.halves(sample)
-    if parts is None:
+    if batches.halves(sample) is None:
         return _not_applicable("the sample cannot be split")
-    # Halves show what the order of the examples hides, mixed parts what it shows only there.
-    cuts = [parts, batches.mixed(sample)]
     try:
-        with torch.no_grad(), moved(objective.parameters.values()):
-            whole, *pieces = _terms(objective, sample, *(part for cut in cuts for part in cut))
-        if not all(math.isfinite(value) for value, _ in (whole, *pieces)):
-            with torch.no_grad():
-                whole, *pieces = _terms(objective, sample, *(part for cut in cuts for part in cut))
+        with torch.no_grad():
+            with moved(objective.parameters.values()):
+                found = compared(objective.terms, objective.terms(sample), cuts(sample), objective.dtype)
+            if not found.finite:
+                found = compared(objective.terms, objective.terms(sample), cuts(sample), objective.dtype)
     except Exception:  # user code that needs whole batches can raise anything
         return _not_applicable("a part of a batch cannot be evaluated")
-    worst, summed = 0.0, whole[0]
-    for pair in (pieces[:2], pieces[2:]):
-        values, counts = [value for value, _ in pair], [number for _, number in pair]
-        if not adds_up(whole[0], values, whole[1], counts, objective.dtype):
-            summed = sum(values)
-            break
-        worst = max(worst, abs(whole[0] - sum(values)) / max(abs(whole[0]), abs(sum(values)), 1e-300))
-    else:
+    if found.adds_up:
         return Additivity(
-            Check("additivity", True, f"a sample's loss equals the sum over its two parts to {worst:.1e}")
+            Check("additivity", True, f"a sample's loss equals the sum over its two parts to {found.off:.1e}")
         )
     if objective.batch_size is not None:
         raise InputError(
             "batch_size was given, but the loss of a batch is not the sum over its parts "
-            f"({whole[0]:.6g} against {summed:.6g})",
+            f"({found.whole:.6g} against {found.parts:.6g})",
             where=f"batch_size={objective.batch_size}",
             what_to_do="drop batch_size: here the split into batches is part of the loss",
         )
@@ -131,10 +121,6 @@ def check_additivity(objective: Objective, samples: Sequence[Any]) -> Additivity
     why = "the loss of a batch is not the sum over its examples"
     detail = f"{why}: the split into batches is part of the loss"
     return Additivity(Check("additivity", False, detail), why, detail)
-
-
-def _terms(objective: Objective, *given: Any) -> list[tuple[float, float]]:
-    return [(float(value), number) for value, number in map(objective.terms, given)]
 
 
 def _not_applicable(why: str) -> Additivity:

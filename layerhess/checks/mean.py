@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -128,7 +128,7 @@ class MeanCheck:
         """False where the parts cannot be evaluated."""
         dtype, point = self._objective.dtype, ""
         try:
-            apart = _apart(unit.judge, whole, parts, dtype)
+            apart = _differing(compared(unit.judge, unit.judge(whole), [parts], dtype))
         except Exception as error:  # user code that takes no parts can raise anything
             if is_out_of_memory(error):
                 raise
@@ -140,7 +140,7 @@ class MeanCheck:
         elif unit.whole_model:
             point = ", with the weights moved a little,"
             with moved(self._objective.parameters.values()):
-                apart = apart_if_any(unit.judge, whole, dtype)
+                apart = _apart_if_any(unit.judge, whole, dtype)
         elif self._criterion is not None:
             point = ", with the outputs moved a little,"
             apart = _apart_at_moved_outputs(self._criterion, *whole)
@@ -189,22 +189,69 @@ def adds_up(
     return abs(whole - sum(parts)) <= tolerance * size and abs(count - sum(counts)) <= 1e-6 * max(count, *counts)
 
 
-def apart_if_any(judge: Callable[[Any], Pair], whole: Any, dtype: torch.dtype) -> tuple[float, float] | None:
-    """(loss sum, that of two parts with examples from all over the batch) where they differ and can be evaluated."""
+@dataclass(frozen=True)
+class Comparison:
+    """The loss sum of a batch, and that of its parts.
+
+    Attributes:
+        adds_up: they are the same but for the order of summation, and so are the counts.
+    """
+
+    whole: float
+    parts: float
+    adds_up: bool
+
+    @property
+    def finite(self) -> bool:
+        """Neither is NaN or infinite."""
+        return math.isfinite(self.whole) and math.isfinite(self.parts)
+
+    @property
+    def off(self) -> float:
+        """Relative difference."""
+        return abs(self.whole - self.parts) / max(abs(self.whole), abs(self.parts), 1e-300)
+
+
+def cuts(content: Any) -> list[tuple[Any, ...]]:
+    """A batch in two parts, twice: halves show what the order of the examples hides, mixed parts what only it shows.
+
+    Empty if it cannot be split.
+    """
+    halves = batches.halves(content)
+    return [] if halves is None else [halves, batches.mixed(content)]
+
+
+def compared(
+    judge: Callable[[Any], Pair], whole: Pair, cut: Iterable[Sequence[Any]], dtype: torch.dtype, least: float = 1e-4
+) -> Comparison:
+    """Hold a batch's pair against those of its parts, by every way to cut it until one does not add up.
+
+    Returns:
+        That one, or else the one that is furthest off.
+    """
+    value, count = float(whole[0]), whole[1]
+    furthest = Comparison(value, value, True)
+    for parts in cut:
+        pairs = [(float(v), n) for v, n in map(judge, parts)]
+        same = adds_up(value, [v for v, _ in pairs], count, [n for _, n in pairs], dtype, least)
+        found = Comparison(value, sum(v for v, _ in pairs), same)
+        if not same:
+            return found
+        furthest = max(furthest, found, key=lambda one: one.off)
+    return furthest
+
+
+def _differing(found: Comparison) -> tuple[float, float] | None:
+    """(loss sum, that of the parts) where they differ; None where they add up, or the whole is not finite."""
+    return None if found.adds_up or not math.isfinite(found.whole) else (found.whole, found.parts)
+
+
+def _apart_if_any(judge: Callable[[Any], Pair], whole: Any, dtype: torch.dtype) -> tuple[float, float] | None:
+    """The same for two parts with examples from all over the batch, where they can be evaluated."""
     try:
-        return _apart(judge, whole, batches.mixed(whole), dtype)
+        return _differing(compared(judge, judge(whole), [batches.mixed(whole)], dtype))
     except Exception:  # user code at other weights than its own can raise anything
         return None
-
-
-def _apart(
-    judge: Callable[[Any], Pair], whole: Any, parts: Sequence[Any], dtype: torch.dtype, least: float = 1e-4
-) -> tuple[float, float] | None:
-    """(loss sum, that of the parts) where they differ; None where they add up, or the whole is not finite."""
-    (value, count), *pairs = ((float(v), n) for v, n in map(judge, (whole, *parts)))
-    if not math.isfinite(value) or adds_up(value, [v for v, _ in pairs], count, [n for _, n in pairs], dtype, least):
-        return None
-    return value, sum(v for v, _ in pairs)
 
 
 def _apart_at_moved_outputs(criterion: Criterion, output: Any, target: Any) -> tuple[float, float] | None:
@@ -220,22 +267,15 @@ def _apart_at_moved_outputs(criterion: Criterion, output: Any, target: Any) -> t
                 judged = criterion.to(
                     None if precise == pair[0].dtype else precise, output.device
                 )  # a copy: it may count
-                value = judged(other, target)[0]
-                if not math.isfinite(float(value)):
+                whole = judged(other, target)
+                dtype = whole[0].dtype
+                if not math.isfinite(float(whole[0])):
                     continue
-                least = IN_FLOAT64 if value.dtype == torch.float64 else 1e-4
-                return _apart_twice(functools.partial(_of_pair, judged), (other, target), value.dtype, least)
+                least = IN_FLOAT64 if dtype == torch.float64 else 1e-4
+                judge = functools.partial(_of_pair, judged)
+                return _differing(compared(judge, whole, cuts((other, target)), dtype, least))
             except Exception:  # user code: it takes no float64, or no such outputs
                 continue
-    return None
-
-
-def _apart_twice(
-    judge: Callable[[Any], Pair], whole: Any, dtype: torch.dtype, least: float
-) -> tuple[float, float] | None:
-    for parts in (batches.halves(whole) or (), batches.mixed(whole)):
-        if (apart := _apart(judge, whole, parts, dtype, least)) is not None:
-            return apart
     return None
 
 

@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from layerhess.checks.forward_trace import state_versions
 from layerhess.errors import InputError
 from layerhess.objective.objective import Objective
-from layerhess.objective.snapshot import random_states
+from layerhess.objective.snapshot import kept_values, random_states
 
 NUDGE = 0.1  # relative to a tensor's mean size
 SETTLED = 1e-9  # relative difference of two float64 losses
@@ -55,14 +55,11 @@ def refuse_state_that_follows(objective: Objective, batch: Any, modules: list[st
     Raises:
         InputError: naming ``modules``.
     """
-    kept = [parameter.detach().clone() for parameter in objective.parameters.values()]
-    with torch.no_grad():
+    with kept_values(objective.parameters.values()), torch.no_grad():
         for parameter in objective.parameters.values():
             ramp = torch.linspace(-1.0, 1.0, parameter.numel(), dtype=parameter.dtype, device=parameter.device)
             parameter.add_(ramp.view_as(parameter) * parameter.abs().mean(), alpha=NUDGE)
         first, second = (objective.terms(batch)[0].item() for _ in range(2))
-        for parameter, value in zip(objective.parameters.values(), kept, strict=True):
-            parameter.copy_(value)
     if abs(first - second) > SETTLED * max(abs(first), abs(second)):
         raise InputError(
             "the loss depends on a state that every call adapts to the weights, and derivatives take for a constant",

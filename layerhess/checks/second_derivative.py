@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from layerhess.checks.forward_trace import NO_GRAPH, ONCE_DIFFERENTIABLE, Trace, trace
 from layerhess.curvature.autograd_graph import walk
 from layerhess.curvature.batch_graph import BatchGraph, GraphMaker
 from layerhess.curvature.counters import Counters
+from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.device import is_out_of_memory
-from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.curvature.totals import Totals, add_up
 from layerhess.errors import InputError
+from layerhess.objective.blocks import Block
 from layerhess.objective.containers import tensors
 from layerhess.objective.objective import Objective
 
@@ -35,39 +37,74 @@ REPLACEMENTS = {
 }
 
 
-def check_second_derivative(
-    objective: Objective,
-    sample: Any,
-    names: Sequence[str],
-    seen: Trace,
-    counters: Counters,
-    make_graph: GraphMaker = HessianGraph,
-) -> float:
-    """Make a graph of the sample and one product with it.
+class ExaminedGraphs:
+    """Makes graphs, and looks at the first one before any product is made with it.
 
-    Returns:
-        Seconds it took to make the graph.
+    Args:
+        make: makes them. seen: the trace of the first sample.
+
+    Attributes:
+        seconds: that all of them took.
 
     Raises:
-        InputError: the loss depends on no parameter, or only while gradients are off; no second derivative, or one that
-            autograd would silently leave out. The modules are named.
+        InputError: the loss depends on no parameter, or only while gradients are off; autograd would silently leave out
+            what may be differentiated only once. The modules are named.
     """
-    start = counters.clock()
+
+    def __init__(self, make: GraphMaker, seen: Trace) -> None:
+        self._make, self._seen = make, seen
+        self._looked = False
+        self.seconds = 0.0
+
+    def __call__(self, objective: Objective, batch: Any, names: Iterable[str], counters: Counters) -> BatchGraph:
+        """The graph of one batch."""
+        start = counters.clock()
+        graph = self._make(objective, batch, names, counters)
+        self.seconds += counters.clock() - start
+        if not self._looked:
+            _refuse_cut_off(graph, self._seen)
+            self._looked = True
+        return graph
+
+
+def check_second_derivative(
+    data_pass: DataPass, full: Block, vector: Tensor, sample: Any, seen: Trace, make_graph: GraphMaker
+) -> Tensor:
+    """Make one product of all parameters on the sample: its graphs may be kept, and the product is of use later.
+
+    Args:
+        data_pass: over the sample. vector: (P,), to be multiplied. sample: its first batch. make_graph: as the pass's
+            own, whose errors are looked at where there are any.
+
+    Returns:
+        (P,) float64, the product.
+
+    Raises:
+        InputError: the first batch has no second derivative; the modules are named.
+    """
     try:
-        graph = make_graph(objective, sample, names, counters)
-        seconds = counters.clock() - start
-        _refuse_cut_off(objective, graph, seen)
-        graph.product(names, {name: torch.ones_like(objective.parameters[name]) for name in names})
-    except InputError:
-        raise
+        return data_pass.run({FULL: Request(full, vector[None])})[FULL][0]
     except RuntimeError as error:
-        refusal = (
-            None if is_out_of_memory(error) else _of_the_batch(error, sample) or _no_second_derivative(error, seen)
-        )
+        if is_out_of_memory(error):
+            raise
+        first_error = error
+    _differentiate(data_pass.objective, sample, full, seen, make_graph, data_pass.counters)
+    raise first_error  # of another batch
+
+
+def _differentiate(
+    objective: Objective, batch: Any, full: Block, seen: Trace, make_graph: GraphMaker, counters: Counters
+) -> None:
+    """One product with one batch's graph; what torch says is said in our words."""
+    names = full.parameters
+    try:
+        graph = make_graph(objective, batch, names, counters)
+        graph.product(names, {name: torch.ones_like(objective.parameters[name]) for name in names})
+    except RuntimeError as error:
+        refusal = None if is_out_of_memory(error) else _of_the_batch(error, batch) or _no_second_derivative(error, seen)
         if refusal is None:
             raise
         raise refusal from error
-    return seconds
 
 
 @contextmanager
@@ -127,7 +164,7 @@ def _missing(error: RuntimeError) -> str:
     return missing[1] if missing else ""
 
 
-def _refuse_cut_off(objective: Objective, graph: BatchGraph, seen: Trace) -> None:
+def _refuse_cut_off(graph: BatchGraph, seen: Trace) -> None:
     missing = [name for name, gradient in graph.gradient.items() if gradient is None]
     hidden = [m for m in seen.without_grad if m and any(name.startswith(m + ".") for name in missing)]
     if hidden:

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from layerhess.checks.derivatives import SUSPICIOUS, WRONG, WRONG_IN_FLOAT64, Derivatives
 from layerhess.checks.factors import licence
@@ -18,10 +19,10 @@ from layerhess.checks.loss import check_additivity, check_determinism
 from layerhess.checks.output import check_cut, check_items, notes_on_convexity
 from layerhess.checks.randomness import refuse_state_that_follows
 from layerhess.checks.saturation import saturated
-from layerhess.checks.second_derivative import check_second_derivative
+from layerhess.checks.second_derivative import ExaminedGraphs, check_second_derivative
 from layerhess.checks.survey import Survey, too_large
 from layerhess.checks.suspects import failure
-from layerhess.checks.symmetry import Symmetry, asymmetric_tensors, noise_level, size_of_product, symmetry
+from layerhess.checks.symmetry import Symmetry, asymmetric_tensors, noise_level, start, symmetry
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.device import Budget, is_out_of_memory
@@ -32,6 +33,7 @@ from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective import batches
 from layerhess.objective.blocks import Block, make_block
 from layerhess.objective.objective import HALF, Objective
+from layerhess.objective.snapshot import version_of
 from layerhess.results.record import Check
 
 SHARE = 0.2  # of the free memory, for the sample's graphs
@@ -78,16 +80,14 @@ def _self_check(
     found.checks.append(additivity.check)
     found.uncut = additivity.uncut
     found.concerns.extend([additivity.note] if additivity.note else [])
-    seconds = check_second_derivative(objective, sample, full.parameters, found.trace, counters, curvature.make_graph)
-    found.graph_seconds = seconds * len(surveyed.samples)
     keep = SHARE * memory.room
-    data_pass = DataPass(
-        objective.narrowed(surveyed.samples),
-        list(full.parameters),
-        counters,
-        keep=keep,
-        make_graph=curvature.make_graph,
-    )
+    examined = ExaminedGraphs(curvature.make_graph, found.trace)
+    narrowed, names = objective.narrowed(surveyed.samples), list(full.parameters)
+    data_pass = DataPass(narrowed, names, counters, keep=keep, make_graph=examined)
+    vector = start(full, FULL, seed, device=objective.device)
+    product = check_second_derivative(data_pass, full, vector, sample, found.trace, curvature.make_graph)
+    found.graph_seconds, found.block_seconds = examined.seconds, data_pass.seconds - examined.seconds
+    versions = _versions(objective)
     with ExitStack() as stack:
         # The copy is made only if a check needs it.
         copied = functools.cache(lambda: _float64_copy(objective, surveyed.samples, stack))
@@ -96,13 +96,14 @@ def _self_check(
         derivatives = Derivatives(objective, surveyed, copied, blocks, full, seed, found, counters)
         derivatives.check_gradient()
         if curvature.name == GAUSS_NEWTON.name:
-            names = list(full.parameters)
             found.checks.append(check_cut(objective, surveyed.samples, surveyed.places, names, counters))
             found.concerns.extend(notes_on_convexity(objective, surveyed.samples, seed, counters))
         elif curvature.name != HESSIAN.name:
             found.checks.append(
                 check_items(objective, surveyed.samples, curvature.make_graph, found.trace.coarsest, counters)
             )
+        if _versions(objective) != versions:  # autograd refuses graphs of weights that were moved meanwhile
+            data_pass.release()
         if factors:
             found.licence = licence(
                 objective, surveyed, blocks, curvature, found.trace.coarsest, data_pass, seed, counters, copied
@@ -112,11 +113,17 @@ def _self_check(
             derivatives.check_jacobian(curvature)
             if objective.stop_gradients == "constant":
                 _gradient_of_nothing(objective, surveyed.samples, blocks, full, seed, found, counters)
-        _symmetry(objective, data_pass, copied, blocks, full, seed, found, counters, curvature, keep, surveyed.places)
+        _symmetry(
+            objective, data_pass, copied, blocks, full, product, seed, found, counters, curvature, keep, surveyed.places
+        )
         if curvature.name == HESSIAN.name:
             derivatives.check_products()
     data_pass.release()
     return found
+
+
+def _versions(objective: Objective) -> list[int]:
+    return [version_of(parameter) for parameter in objective.parameters.values()]
 
 
 def _float64_copy(objective: Objective, samples: list[Any], stack: ExitStack) -> Objective | None:
@@ -152,6 +159,7 @@ def _symmetry(
     make_copy: Callable[[], Objective | None],
     blocks: Mapping[str, Block],
     full: Block,
+    product: Tensor,
     seed: int,
     found: SelfCheck,
     counters: Counters,
@@ -163,12 +171,12 @@ def _symmetry(
     # With a product that is symmetric by construction, see checks/factors.py.
     compared = {} if objective.stop_gradients == "constant" else found.licence.exact
     rest = {key: block for key, block in blocks.items() if key not in compared}
-    measured = symmetry(data_pass, {**rest, FULL: full}, seed) if rest else {}
-    norms = {key: m.norm for key, m in measured.items()} or {FULL: size_of_product(data_pass, full, seed)}
+    measured = symmetry(data_pass, {**rest, FULL: full}, seed, {FULL: product}) if rest else {}
+    norms = {key: m.norm for key, m in measured.items()} or {FULL: float(torch.linalg.vector_norm(product))}
     everything = {**blocks, FULL: full}
     found.place = _not_finite_in(data_pass, {key: everything[key] for key in measured}, measured, seed, places)
     # The last pass makes one product of each, on graphs that exist already.
-    found.block_seconds = data_pass.seconds + found.licence.seconds
+    found.block_seconds = (data_pass.seconds if rest else found.block_seconds) + found.licence.seconds
     norms.update({key: float(torch.linalg.vector_norm(product)) for key, product in compared.items()})
     floor = zero_level(torch.finfo(coarsest).eps, norms[FULL])
     found.zero_suspects = {

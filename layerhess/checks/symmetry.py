@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -31,20 +32,27 @@ class Symmetry:
     norm: float
 
 
-def symmetry(data_pass: DataPass, blocks: Mapping[str, Block], seed: int) -> dict[str, Symmetry]:
+def symmetry(
+    data_pass: DataPass, blocks: Mapping[str, Block], seed: int, known: Mapping[str, Tensor] = MappingProxyType({})
+) -> dict[str, Symmetry]:
     """Compare <u, A v> with <v, A u> for each block, on the pass's (small) data.
 
     Two pairs a block: two random unit vectors, whose inner products are of size ||A u|| / sqrt(n) and are scaled so;
     and a random vector with its own product, v = A u / ||A u||, which tests where A is large. A block of several
     tensors has a third: random vectors whose parts are larger where the product was small, so that a fault in one
     tensor shows next to others of more curvature. Three to five products a block; the last pass has one of each.
+
+    Args:
+        known: key -> (P_b,) the product with :func:`start`, for blocks where that was made before.
     """
     device = data_pass.objective.device
     first = {
-        key: Request(block, torch.stack([random_unit(block.numel, seed, f"symmetry {key}", i, device) for i in (0, 1)]))
+        key: Request(block, torch.stack([start(block, key, seed, i, device) for i in (0, 1)]))
         for key, block in blocks.items()
     }
-    applied = data_pass.run(first)
+    asked = {key: Request(r.block, r.vectors[1:]) if key in known else r for key, r in first.items()}
+    applied = data_pass.run(asked)
+    applied |= {key: torch.cat([known[key][None], applied[key]]) for key in blocks if key in known}
     scales = {key: _scale(block, applied[key]) for key, block in blocks.items() if len(block.parameters) > 1}
     scaled = {key: Request(blocks[key], first[key].vectors * scale) for key, scale in scales.items()}
     balanced = data_pass.run(scaled) if scaled else {}
@@ -64,9 +72,14 @@ def symmetry(data_pass: DataPass, blocks: Mapping[str, Block], seed: int) -> dic
     return measured
 
 
+def start(block: Block, key: str, seed: int, number: int = 0, device: torch.device | None = None) -> Tensor:
+    """The random unit vector (P_b,) that a block is multiplied by first; number 1 is the one beside it."""
+    return random_unit(block.numel, seed, f"symmetry {key}", number, device)
+
+
 def size_of_product(data_pass: DataPass, block: Block, seed: int) -> float:
     """||A u|| for a random unit u: :attr:`Symmetry.norm` without the check of symmetry."""
-    u = random_unit(block.numel, seed, f"symmetry {block.name}", 0, data_pass.objective.device)
+    u = start(block, block.name, seed, device=data_pass.objective.device)
     return float(torch.linalg.vector_norm(data_pass.run({block.name: Request(block, u[None])})[block.name]))
 
 

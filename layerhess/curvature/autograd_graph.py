@@ -42,7 +42,12 @@ def inputs_first(root: Any) -> list[Any]:
 
 def coarsest_dtype(root: Any, dtype: torch.dtype) -> torch.dtype:
     """The floating dtype of the largest roundoff behind ``root``, ``dtype`` included."""
-    for node in walk([root]):
+    return coarsest_of(walk([root]), dtype)
+
+
+def coarsest_of(nodes: Iterable[Any], dtype: torch.dtype) -> torch.dtype:
+    """The same, of some nodes."""
+    for node in nodes:
         for meta in getattr(node, "_input_metadata", ()):
             if meta.dtype.is_floating_point and torch.finfo(meta.dtype).eps > torch.finfo(dtype).eps:
                 dtype = meta.dtype

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from checked_network import CE, Bent, Moving, X, Y, mlp, objective
+import layerhess as lh
+from checked_network import CE, Bent, Moving, X, Y, full_of, mlp, objective
 from layerhess.checks.forward_trace import Trace, non_finite_weight, state_versions, trace
-from layerhess.checks.second_derivative import check_second_derivative
+from layerhess.checks.second_derivative import ExaminedGraphs, check_second_derivative
 from layerhess.checks.suspects import (
     FIRST_DERIVATIVE,
     NOT_FINITE,
@@ -26,7 +28,8 @@ from layerhess.checks.suspects import (
     suspects_of,
 )
 from layerhess.curvature.counters import Counters
-from layerhess.curvature.data_pass import FULL
+from layerhess.curvature.data_pass import FULL, DataPass
+from layerhess.curvature.matrices import HESSIAN
 from layerhess.errors import InputError
 from layerhess.objective.objective import Objective
 from layerhess.results.record import Check
@@ -157,9 +160,18 @@ def test_a_refusal_of_many_blocks_is_short_and_has_the_rest_in_its_details() -> 
 # -- the second derivative ---------------------------------------------------------------------------------------------
 
 
-def second(made: Objective) -> float:
+def second(made: Objective, batches: Sequence[Any] = ((X, Y),)) -> tuple[Tensor, DataPass]:
+    """The product with ones, and the pass that made it."""
     with made.session():
-        return check_second_derivative(made, (X, Y), list(made.parameters), trace(made, (X, Y)), Counters())
+        seen = trace(made, batches[0])
+        graphs = ExaminedGraphs(HESSIAN.make_graph, seen)
+        data_pass = DataPass(
+            made.narrowed(list(batches)), list(made.parameters), Counters(), keep=1e9, make_graph=graphs
+        )
+        ones = torch.ones(made.numel, dtype=torch.float64)
+        product = check_second_derivative(data_pass, full_of(made), ones, batches[0], seen, HESSIAN.make_graph)
+        assert 0.0 < graphs.seconds < data_pass.seconds
+    return product, data_pass
 
 
 class Cut(nn.Module):
@@ -198,4 +210,26 @@ def test_what_cannot_be_differentiated_twice_is_named(how: str, words: str, wher
     with pytest.raises(InputError, match=words) as caught:
         second(objective(Cut(how)))
     assert where in caught.value.where or how == "cdist"
-    assert 0.0 < second(objective(Cut(""))) < 60.0
+
+
+def test_the_product_that_shows_the_second_derivative_is_one_of_the_matrix_and_its_graphs_are_kept() -> None:
+    made = objective(Cut(""))
+    product, data_pass = second(made, [(X[:2], Y[:2]), (X[2:], Y[2:])])
+    expected = lh.Hessian(made).matvec(torch.ones(made.numel, dtype=torch.float64))
+    torch.testing.assert_close(product, expected)
+    assert data_pass.kept == 2
+
+
+def test_an_error_of_another_batch_than_the_first_is_left_to_who_names_the_batch() -> None:
+    class Later(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 3).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cdist(self.a(x), torch.zeros(3, 3).double()) if len(x) == 2 else self.a(x)
+
+    with pytest.raises(RuntimeError, match="derivative for"):
+        second(objective(Later()), [(X[2:], Y[2:]), (X[:2], Y[:2])])
+    with pytest.raises(InputError, match="no second derivative"):
+        second(objective(Later()), [(X[:2], Y[:2]), (X[2:], Y[2:])])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from checked_network import CPU, X, Y, objective
 from layerhess.checks.forward_trace import Trace
 from layerhess.checks.self_check import SelfCheck
-from layerhess.checks.symmetry import Symmetry, asymmetric_tensors, size_of_product, symmetry
+from layerhess.checks.symmetry import Symmetry, asymmetric_tensors, size_of_product, start, symmetry
 from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective.blocks import make_block
 from layerhess.objective.objective import Objective
@@ -70,6 +70,19 @@ def test_asymmetry_is_that_of_two_random_vectors_and_of_one_with_its_product(siz
     assert found.asymmetry == pytest.approx(max(random, steered), rel=1e-6, abs=1e-14)
     assert (found.asymmetry > 1e-9) is (size > 0.0)
     assert size_of_product(Dense(matrix), one_tensor()["b"], 3) == pytest.approx(np.linalg.norm(matrix @ u))  # type: ignore[arg-type]
+
+
+def test_a_product_that_was_made_before_is_not_made_again() -> None:
+    matrix = asymmetric(1e-3)
+    u = start(one_tensor()["b"], "b", 3)
+    known = {"b": torch.from_numpy(matrix @ u.numpy())}
+    fresh, again = Dense(matrix), Dense(matrix)
+    expected = symmetry(fresh, one_tensor(), 3)["b"]  # type: ignore[arg-type]
+    found = symmetry(again, one_tensor(), 3, known)["b"]  # type: ignore[arg-type]
+    assert found.norm == pytest.approx(expected.norm) and found.asymmetry == pytest.approx(expected.asymmetry)
+    assert sum(map(len, again.vectors)) == sum(map(len, fresh.vectors)) - 1
+    doubled = symmetry(Dense(matrix), one_tensor(), 3, {"b": 2.0 * known["b"]})["b"]  # type: ignore[arg-type]
+    assert doubled.asymmetry > 0.1  # it is used
 
 
 def test_nothing_and_not_a_number() -> None:

@@ -33,7 +33,8 @@ def judged_symmetry(
     made = objective(mlp().to(dtype))
     measured: list[list[str]] = []
 
-    def symmetry(which: Any, blocks: Any, seed: int) -> dict[str, Symmetry]:
+    def symmetry(which: Any, blocks: Any, seed: int, known: Any = ()) -> dict[str, Symmetry]:
+        assert list(known) == ([] if measured else [FULL])  # the copy's own product is not known
         measured.append(list(blocks))
         own = first if len(measured) == 1 else again
         return {key: own if key == "first" and own is not None else Symmetry(0.0, 1.0) for key in blocks}
@@ -57,7 +58,7 @@ def judged_symmetry(
     blocks = {**blocks_of(made), "known": make_block("known", {"0.bias": made.parameters["0.bias"]})}
     other = SimpleNamespace(data=[0]) if copy else None
     self_check._symmetry(
-        made, Pass(), lambda: other, blocks, full_of(made), 0, found, Counters(), HESSIAN, 0.0, [0]
+        made, Pass(), lambda: other, blocks, full_of(made), torch.ones(()), 0, found, Counters(), HESSIAN, 0.0, [0]
     )  # fmt: skip
     return found, measured
 

@@ -50,15 +50,18 @@ class Rewritten(TorchFunctionMode):
     save the same tensors: then nothing is rewritten. Inside transforms of torch.func and forward-mode differentiation
     only normalisations are, by plain operations: torch's own have wrong third derivatives, and a wrong second one by
     reverse over forward.
+
+    Attributes:
+        differentiated: something inside was differentiated.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._differentiated = False
+        self.differentiated = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self._differentiated |= func in DIFFERENTIATION
+        self.differentiated |= func in DIFFERENTIATION
         form = FORMS.get(func)
         if form is None or "out" in kwargs or not _may_be_rewritten(args[0] if args else kwargs.get("input")):
             return func(*args, **kwargs)
@@ -73,7 +76,7 @@ class Rewritten(TorchFunctionMode):
         Raises:
             InputError: naming the norm.
         """
-        if not self._differentiated:
+        if not self.differentiated:
             return
         for node in walk([loss.grad_fn]):
             kind = node.name()
