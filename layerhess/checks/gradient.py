@@ -27,6 +27,7 @@ from layerhess.objective.objective import Objective
 
 STEPS = {torch.float64: (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2), torch.float32: (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)}
 LIMIT = {torch.float64: 5e-7, torch.float32: 1e-2}  # honest networks stay below 3e-8 in float64
+STRICT = {torch.float64: 2e-9, torch.float32: 1e-3}  # for single tensors, once something is known to be wrong
 LARGEST_SCALE = {torch.float64: 30.0, torch.float32: 3.0}  # weak tensors move so much further
 NOISE = 30.0  # roundoffs of the loss
 
@@ -71,7 +72,8 @@ class GradientCheck:
         Each tensor moves in proportion to its size: along its gradient, along itself and at random, weak ones further.
         The differences are taken near the weights rather than at them. The step of least |F(2r) - F(r)|, which tracks
         the error of F(r), decides; kinks make that error O(r). The check fails if it does along two directions, at two
-        places. The tensors are then moved one by one. Two evaluations of the loss and one gradient when all is right.
+        places. The tensors are then moved one by one, and judged strictly. Two evaluations of the loss and one gradient
+        when all is right.
         """
         # A kink right beside the weights that are looked at shifts every difference alike: elsewhere there is none.
         found = self._at(0)
@@ -94,11 +96,14 @@ class GradientCheck:
                 worst = self._judged(gradient, direction)
                 if worst is None or worst <= LIMIT[self.coarsest]:
                     return Disagreement(worst, {}, silent)
-            culprits = {}
+            # What is wrong for one tensor may be wrong, and weaker, for those whose values pass through the same place.
+            strict, culprits = STRICT[self.coarsest], {}
             for name in self._names:
-                alone = self._judged(gradient, {name: direction[name]})
-                if alone is not None and alone > LIMIT[self.coarsest]:
+                alone = self._judged(gradient, {name: direction[name]}, strict)
+                if alone is not None and alone > strict:
                     culprits[name] = alone
+            if not max(culprits.values(), default=0.0) > LIMIT[self.coarsest]:
+                culprits = {}
             return Disagreement(worst, culprits or dict.fromkeys(self._names, float(worst or 0.0)), silent)
 
     def _gradient(self) -> dict[str, Tensor | None] | None:
@@ -157,14 +162,16 @@ class GradientCheck:
         }
         return {name: part * scales[name] for name, part in both.items()}
 
-    def _judged(self, gradient: Mapping[str, Tensor | None], direction: Mapping[str, Tensor]) -> float | None:
+    def _judged(
+        self, gradient: Mapping[str, Tensor | None], direction: Mapping[str, Tensor], limit: float | None = None
+    ) -> float | None:
         """The relative disagreement at the step whose error is least; None if no step can tell."""
         slope, size = 0.0, 0.0
         for name, part in direction.items():
             if (own := gradient[name]) is not None:
                 slope += float((own.double() * part.double()).sum())
                 size += float(torch.linalg.vector_norm(own)) * float(torch.linalg.vector_norm(part))
-        limit = LIMIT[self.coarsest]
+        limit = LIMIT[self.coarsest] if limit is None else limit
         best: tuple[float, float] | None = None
         # First where the loss has enough digits.
         noise = self._noise(self._size)

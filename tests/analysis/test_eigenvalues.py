@@ -19,13 +19,13 @@ SMALL = [case for case in CASES if "large" not in case.tags]
 
 every_case = pytest.mark.parametrize("case", SMALL, ids=str)
 
-# Every case by modules and under one of the other schemes, each of them in turn; the whole table is slow.
-OTHERS = [scheme for scheme in dense.SCHEMES if scheme not in ("parameter", "module")]
+# Every case under one of the schemes, each of them in turn; the whole table is slow.
+OTHERS = [scheme for scheme in dense.SCHEMES if scheme != "parameter"]
 SCHEMES_OF_CASES = [
     pytest.param(case, scheme, id=f"{case}-{scheme}", marks=marks)
     for number, case in enumerate(SMALL)
-    for scheme in ("module", *OTHERS)
-    for marks in [() if scheme in ("module", OTHERS[number % len(OTHERS)]) else pytest.mark.slow]
+    for scheme in OTHERS
+    for marks in [() if scheme == OTHERS[number % len(OTHERS)] else pytest.mark.slow]
 ]
 
 

@@ -333,3 +333,38 @@ def test_a_stopped_value_without_a_gradient_has_the_same_way_out() -> None:
     model = Net(lambda z: z, torch.relu)
     with refused(model, "detach() in the loss", "stop_gradients='constant'"):
         lh.analyze(lh.Objective(model, (X, Y), lh.batch_loss(squared)))
+
+
+class TwoDetaches(nn.Module):
+    """One is plain in the gradient of ``middle``; the other is far below the limit in that of ``first``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = torch.tanh(self.first(x))
+        z = z * (1.0 + 1e-7 * self.first.weight.square().sum().detach())
+        z = self.middle(z) * (1.0 + self.middle.weight.norm().detach())
+        return self.last(torch.tanh(z))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_where_one_gradient_is_wrong_the_others_are_judged_strictly(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = TwoDetaches().to(dtype)
+    objective = lh.Objective(model, (X.to(dtype), Y), CE)
+    found = lh.analyze(objective, blocks="weight", full=False, skip_failed=True)
+    refused = {name for name, s in found.blocks.items() if s.status.startswith("refused")}
+    assert refused == {"first.weight", "middle.weight"}
+    double = TwoDetaches().double()
+    double.load_state_dict(model.state_dict())
+    head = flat_parameters(double.last)
+
+    def loss(flat: Tensor) -> Tensor:
+        parts = {"last.weight": flat[:15].view(3, 5), "last.bias": flat[15:]}
+        return CE(torch.func.functional_call(double, parts, (X.double(),)), Y)
+
+    true = np.linalg.eigvalsh(rows_of_hessian(loss, head)[:15, :15])[-1]
+    last = found.blocks["last.weight"]
+    assert abs(last.eigenvalues[0] - true) <= last.error_bounds[0] + 1e-14

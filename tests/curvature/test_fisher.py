@@ -56,7 +56,7 @@ def test_one_call_gives_every_diagonal_block(case: Case, scheme: str) -> None:
     vectors = {
         name: random_vector(len(reference.index(members)), seed) for seed, (name, members) in enumerate(groups.items())
     }
-    products = lh.EmpiricalFisher(objective, scheme).block_matvec(vectors)
+    products = lh.EmpiricalFisher(objective, scheme, check=False).block_matvec(vectors)
     floor = FLOOR * np.linalg.norm(reference.matrix)
     for name, members in groups.items():
         expected = reference.block(members) @ vectors[name].numpy()
@@ -80,7 +80,7 @@ def test_at_token_level_every_counted_term_has_a_gradient_of_its_own(case: Case)
     reference = curvature.of_case(case.name, "empirical_fisher:token")
     if case.name in TIED:
         return
-    operator = lh.EmpiricalFisher(case.build(torch.float64, 0).objective(), level="token")
+    operator = lh.EmpiricalFisher(case.build(torch.float64, 0).objective(), level="token", check=False)
     assert operator.operator == "empirical_fisher:token"
     vector = random_vector(len(reference.matrix), seed=1)
     expected = reference.matrix @ vector.numpy()

@@ -56,7 +56,7 @@ def test_one_call_gives_every_diagonal_block(case: Case, scheme: str) -> None:
     vectors = {
         name: random_vector(len(reference.index(members)), seed) for seed, (name, members) in enumerate(groups.items())
     }
-    operator = lh.GaussNewton(objective, scheme)
+    operator = lh.GaussNewton(objective, scheme, check=False)  # the test above has the checks
     products = operator.block_matvec(vectors)
     assert list(products) == list(groups) == list(operator.block_names)
     floor = FLOOR * np.linalg.norm(reference.matrix)
