@@ -216,10 +216,8 @@ class Judgement:
                     continue
                 part = matrix[np.ix_(places[a], places[b])]
                 slack = float(np.linalg.norm(noise[np.ix_(places[a], places[b])])) + 1e-15 * np.linalg.norm(matrix)
-                relative = 1e-4 if self.drawn.dtype == torch.float32 else 1e-10
-                scale = relative * np.linalg.norm(matrix)
                 self._compare("coupling", f"{a} x {b}", coupling.value[i, j], np.linalg.norm(part),
-                              coupling.standard_error[i, j], scale, slack, f"{coupling.probes} probes")  # fmt: skip
+                              coupling.standard_error[i, j], 0.0, slack, f"{coupling.probes} probes")  # fmt: skip
 
     def _compare(
         self, kind: str, block: str, value: Any, true: Any, error: Any, rounding: float, slack: float, how: str

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from layerhess.analysis.estimate_options import EstimateOptions
+from layerhess.analysis.matrix_errors import couplings_with_errors, is_zero, matrix_errors, with_errors
 from layerhess.analysis.probing.block_samples import Known, room_for, shaped
 from layerhess.analysis.probing.density_start import DensityEstimator
 from layerhess.analysis.probing.shared_probes import SharedProbes
 from layerhess.analysis.sampling_errors import SamplingErrors
 from layerhess.analysis.schedule import Estimator
 from layerhess.analysis.tasks import Task
-from layerhess.analysis.zero_blocks import couplings_with_levels, is_zero, with_levels
+from layerhess.checks.matrix_rounding import MatrixRounding, RowRounding
+from layerhess.checks.rounding import RoundingMeter
 from layerhess.curvature.data_pass import FULL, Request
 from layerhess.curvature.device import Budget, solver_device
 from layerhess.linalg.bounds import unit_rounding
@@ -78,7 +80,7 @@ class Estimation:
             of the blocks that need no probes for it.
 
     Attributes:
-        notes: sentences for the reader. estimators: of the schedule.
+        notes: sentences for the reader. estimators: of the schedule. row_rounding: of the couplings.
     """
 
     options: EstimateOptions
@@ -95,6 +97,7 @@ class Estimation:
     diagonals: Callable[[Mapping[str, Block]], Mapping[str, Tensor]] = lambda blocks: {}
     estimators: list[Estimator] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    row_rounding: RowRounding = field(default_factory=RowRounding)
     _shared: SharedProbes | None = None
     _densities: dict[str, StochasticLanczos] = field(default_factory=dict)
     _density_estimators: dict[str, DensityEstimator] = field(default_factory=dict)
@@ -243,7 +246,8 @@ class Estimation:
                 diagonal=self._diagonal(name),
                 density=self._density(name, spectrum),
             )
-        return with_levels(made, summed=FULL not in self._traces, assembled=FULL not in self._diagonals)
+        known = self._matrix_errors(spectra)
+        return with_errors(made, known, summed=FULL not in self._traces, assembled=FULL not in self._diagonals)
 
     def overall(self, spectra: Mapping[str, Spectrum]) -> tuple[CouplingEstimate | None, list[Check]]:
         """The couplings, and the checks of one estimate against another."""
@@ -278,11 +282,21 @@ class Estimation:
         densities = [spectra[name].density for name in self.blocks if name in spectra]
         finished = [d for d in densities if d is not None and d.finished]
         if found is not None:
-            found = couplings_with_levels(found, spectra)
+            found = couplings_with_errors(found, self._matrix_errors(spectra), self.row_rounding, self.blocks)
         if found is None or len(finished) != len(found.blocks):
             return found
         distances, errors = divergences(finished)
         return dataclasses.replace(found, divergence=distances, divergence_error=errors)
+
+    def _matrix_errors(self, spectra: Mapping[str, Spectrum]) -> dict[str, MatrixRounding]:
+        measured = {t.name: t.matrix_rounding for t in self.tasks if t.done and t.matrix_rounding is not None}
+        return matrix_errors(spectra, measured)
+
+    def measure_rows(self, meter: RoundingMeter) -> None:
+        """Measure the rounding of the couplings, once they are known."""
+        found = None if self._shared is None or self.options.coupling is None else self._shared.coupling_of()
+        if found is not None:
+            self.row_rounding = meter.measure_rows(self.full, float(np.linalg.norm(found.value)))
 
     def _trace(self, name: str) -> TraceEstimate | None:
         found = self._found_trace(name)

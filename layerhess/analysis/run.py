@@ -157,6 +157,8 @@ class Run:
         with meter, self.counters.during("solve"):
             try:
                 self.schedule.run()
+                if not self.schedule.stopped:
+                    self.estimation.measure_rows(meter)
             except KeyboardInterrupt:
                 self.schedule.judge_unfinished()
                 self.partial = "interrupted"

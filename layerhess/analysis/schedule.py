@@ -7,14 +7,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from layerhess.analysis.progress import Progress, Snapshot
 from layerhess.analysis.tasks import Task
-from layerhess.checks.rounding import RoundingMeter
+from layerhess.checks.rounding import Candidate, RoundingMeter
 from layerhess.curvature.data_pass import DataPass, Request
-from layerhess.linalg.bounds import SMALLEST_NORM, random_bound, total_rounding, zero_bound, zero_level
+from layerhess.linalg.bounds import SMALLEST_NORM, random_bound, zero_bound, zero_level
 from layerhess.objective.blocks import Block
 
 PROBE = "(probe)"  # no block has this name
@@ -142,9 +141,9 @@ class Schedule:
 
     def _unseen(self, tasks: list[Task]) -> dict[str, float]:
         """Zero bounds where even the full product is 0: in another precision it may not be."""
-        rows = {task.name: (task.block, task.zero_test.ask(), 0.0) for task in tasks if task.zero_test is not None}
+        rows = {t.name: Candidate(t.block, t.zero_test.ask(), 0.0) for t in tasks if t.zero_test is not None}
         seen = self.meter.measure(rows)
-        return {task.name: max(random_bound(seen[task.name][0], task.block.numel), SMALLEST_NORM) for task in tasks}
+        return {task.name: max(random_bound(seen[task.name].norm, task.block.numel), SMALLEST_NORM) for task in tasks}
 
     def _settle(self, tasks: list[Task]) -> None:
         unmeasured = [task for task in tasks if task.rounding is None and (task.process.proposes or self._noisy(task))]
@@ -161,22 +160,11 @@ class Schedule:
         if not tasks:
             return
         others = [t for t in self.tasks if t not in tasks and t.told and not t.done and t.rounding is None]
-        candidates = {task.name: task.process.candidates() for task in [*tasks, *others]}
-        known = {
-            task.name: (
-                task.block,
-                found.measured,
-                found.norm if found.spectrum is not None else float(np.abs(found.values).max()),
-            )
-            for task in [*tasks, *others]
-            if len((found := candidates[task.name]).values)
-        }
+        known = {task.name: one for task in [*tasks, *others] if (one := task.candidate()) is not None}
         asked = {task.name: known.pop(task.name) for task in tasks}
         measured = self.meter.measure(asked, known)
         for task in tasks:
-            error, task.rounding_source = measured[task.name]
-            task.rounding = max(error, SMALLEST_NORM)
-            task.process.rounding = total_rounding(task.rounding, self.eps, candidates[task.name].norm, self.length)
+            task.settle(measured[task.name], self.eps, self.length)
 
     def _give_best(self, task: Task) -> None:
         if task.rounding is None and self.time_limit is None and len(task.process.candidates().values):

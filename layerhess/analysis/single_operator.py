@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from layerhess.analysis.operators import BlockOperator, Operator
-from layerhess.checks.rounding import RoundingMeter
+from layerhess.checks.rounding import Candidate, RoundingMeter, candidate
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.device import Budget, budget, solver_device
@@ -103,8 +103,8 @@ class SingleOperator:
         if size == 0.0 or length == 0.0:
             return floor
         vectors = torch.stack([row / length, product / size])
-        figure, _ = self._meter.measure({self.spec.name: (self.spec, vectors, size / length)})[self.spec.name]
-        return max(floor, figure / (size / length))
+        asked = {self.spec.name: Candidate(self.spec, vectors, size / length)}
+        return max(floor, self._meter.measure(asked)[self.spec.name].norm / (size / length))
 
     def apply(self, rows: Tensor) -> Tensor:
         """(s, n) products, float64.
@@ -136,7 +136,6 @@ class SingleOperator:
         if self._meter is None or not isinstance(self._op, BlockOperator):
             figure = 4.0 * self.eps * math.sqrt(candidates.vectors.shape[1]) * candidates.norm
         else:
-            largest = candidates.norm if candidates.spectrum is not None else float(np.abs(candidates.values).max())
-            asked = {self._op.name: (self._op.spec, candidates.measured, largest)}
-            figure = self._meter.measure(asked)[self._op.name][0]
+            asked = candidate(self._op.spec, process)
+            figure = 0.0 if asked is None else self._meter.measure({self._op.name: asked})[self._op.name].worst
         return total_rounding(figure, self.eps, candidates.norm, self.length)

@@ -10,8 +10,10 @@ import torch
 
 from layerhess.analysis.paths.exact import LARGEST_WHOLE, basis_limit, goes_dense, make_process, source, whole_rows
 from layerhess.checks import SelfCheck
+from layerhess.checks.matrix_rounding import MatrixRounding
+from layerhess.checks.rounding import Candidate, Rounding, candidate
 from layerhess.curvature.device import Budget, solver_device
-from layerhess.linalg.bounds import Certificate, certify, total_rounding
+from layerhess.linalg.bounds import SMALLEST_NORM, Certificate, certify, total_rounding
 from layerhess.linalg.eigen.process import Candidates, Process, Wanted
 from layerhess.linalg.eigen.zero_test import ZeroTest
 from layerhess.objective.blocks import Block
@@ -34,6 +36,7 @@ class Task:
     licence: str = ""
     zeros: int = 0
     rounding: float | None = None
+    matrix_rounding: MatrixRounding | None = None
     rounding_source: str = "not measured"
     zero_bound: float | None = None
     candidates: Candidates | None = None
@@ -44,6 +47,16 @@ class Task:
     def ask(self) -> torch.Tensor:
         """The vectors it needs next."""
         return self.zero_test.ask() if self.zero_test is not None else self.process.ask()
+
+    def candidate(self) -> Candidate | None:
+        """Where the rounding of its products is to be measured; None before there are pairs."""
+        return candidate(self.block, self.process)
+
+    def settle(self, measured: Rounding, eps: float, length: float) -> None:
+        """Take the rounding that was measured."""
+        self.matrix_rounding, self.rounding_source = measured.matrix, measured.source
+        self.rounding = max(measured.worst, SMALLEST_NORM)
+        self.process.rounding = total_rounding(self.rounding, eps, self.process.candidates().norm, length)
 
     def judge(self, tol: float, eps: float, length: float, exclude: float | None) -> None:
         """Make the certificate of the present candidates; rounding that was not measured has its least value."""

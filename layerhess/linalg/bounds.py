@@ -12,6 +12,7 @@ from layerhess.linalg.eigen.missed import MISSED_PROBABILITY, missed
 from layerhess.linalg.eigen.process import Candidates, Floats, tolerated
 
 ROUNDING_SAFETY = 3.0  # times the one measured difference between two precisions
+OTHER_SAFETY = 25.0  # where another product's rounding stands for it, both may by luck be small (1 of 1000)
 ASSUMED_ROUNDING = 1e-5  # of |theta|, in float32, where no float64 copy of the model can be made
 FLOAT64_OF_FLOAT32 = 2.0**-29  # ratio of the unit roundoffs
 SMALLEST_NORM = float(np.finfo(np.float64).tiny) ** 0.5  # the squares in a smaller one vanish

@@ -267,7 +267,7 @@ def test_a_block_of_one_parameter() -> None:
     assert analysis.coupling.value == pytest.approx(np.abs(matrix), rel=1e-9, abs=1e-12)
 
 
-def test_couplings_of_a_small_model_are_read_without_an_error() -> None:
+def test_couplings_of_a_small_model_are_read_but_for_rounding() -> None:
     """Three weights of 40 parameters: reading them costs no more than four times the probes."""
     model = nn.Sequential(nn.Linear(8, 3), nn.Tanh(), nn.Linear(3, 4), nn.Softplus(), nn.Linear(4, 1)).double()
     data = (torch.randn(9, 8).double(), torch.randn(9, 1).double())
@@ -279,7 +279,7 @@ def test_couplings_of_a_small_model_are_read_without_an_error() -> None:
         assert analysis.coupling is not None and analysis.coupling.probes == 0
         truth = [[np.linalg.norm(matrix[np.ix_(places[a], places[b])]) for b in names] for a in names]
         assert analysis.coupling.value == pytest.approx(np.array(truth), rel=1e-9)
-        assert not analysis.coupling.standard_error.any()
+        assert (analysis.coupling.standard_error <= 1e-11 * np.linalg.norm(matrix)).all()  # rounding, no probes
 
 
 def test_a_steps_count_above_the_block_shrinks_and_says_so() -> None:

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from checked_network import X, Y, mlp, objective
-from layerhess.checks import rounding
 from layerhess.checks.factors import Licence, _off
-from layerhess.checks.rounding import OutputError, RoundingMeter, output_error
+from layerhess.checks.output_rounding import OutputError, output_error
+from layerhess.checks.rounding import Candidate, Rounding, RoundingMeter, outermost
 from layerhess.checks.sample import Sample
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.device import Budget
@@ -51,10 +51,11 @@ def test_a_measured_rounding_is_three_times_the_worst_difference_scaled_to_the_d
     other = ours + torch.tensor([[0.0, 3e-3], [4e-3, 3e-3]]).double()
     made = meter(dtype, Sample([], excess))
     monkeypatch.setattr(made, "_open", lambda: TwoPasses(ours, other).passes)
-    found, how = made.measure({"b": (block, torch.eye(2).double(), norm)})["b"]
+    found = made.measure({"b": Candidate(block, torch.eye(2).double(), norm)})["b"]
     size = max(float(other.norm(dim=1).max()), 0.01 * norm)
-    error = 5e-3 * max(1.0 / excess, norm / size) * (2.0**-29 if dtype == torch.float64 else 1.0)
-    assert how == "measured" and found == pytest.approx(3.0 * error, rel=1e-6, abs=0)
+    error = 5e-3 * max(1.0 / excess, norm / size)
+    wanted = 25.0 * 2.0**-29 * error if dtype == torch.float64 else 3.0 * error
+    assert found.source == "measured" and found.norm == pytest.approx(wanted, rel=1e-6, abs=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -62,7 +63,7 @@ def test_on_all_the_data_an_error_is_what_it_is(dtype: torch.dtype, monkeypatch:
     block = make_block("b", {"w": torch.zeros(2)})
     ours = torch.tensor([[3.0, 4.0], [0.0, 1.0]]).double()
     other = ours + torch.tensor([[0.0, 3e-3], [4e-3, 3e-3]]).double()
-    factor = 2.0**-29 if dtype == torch.float64 else 1.0
+    safety = 25.0 * 2.0**-29 if dtype == torch.float64 else 3.0
     for norm in (0.5, 1000.0):
         for output, least in (
             (OutputError(evaluated=1.0), 0.0), (OutputError(lost=2e-3), 2e-3 * norm),
@@ -70,8 +71,9 @@ def test_on_all_the_data_an_error_is_what_it_is(dtype: torch.dtype, monkeypatch:
         ):  # fmt: skip
             made = meter(dtype, Sample([], whole=True), output)
             monkeypatch.setattr(made, "_open", lambda: TwoPasses(ours, other).passes)
-            found, how = made.measure({"b": (block, torch.eye(2).double(), norm)})["b"]
-            assert how == "measured" and found == pytest.approx(3.0 * max(5e-3 * factor, least), rel=1e-5, abs=0)
+            found = made.measure({"b": Candidate(block, torch.eye(2).double(), norm)})["b"]
+            wanted = max(safety * 5e-3, 3.0 * least)
+            assert found.source == "measured" and found.norm == pytest.approx(wanted, rel=1e-5, abs=0)
 
 
 def test_what_the_output_says_is_the_least_and_what_it_lost_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +86,9 @@ def test_what_the_output_says_is_the_least_and_what_it_lost_is_added(monkeypatch
     ):  # fmt: skip
         made = meter(torch.float32, Sample([]), given)
         monkeypatch.setattr(made, "_open", lambda: TwoPasses(rows, rows).passes)
-        assert made.measure({"b": (block, rows, 2.0)})["b"] == (pytest.approx(2.0 * expected), "measured")
+        assert made.measure({"b": Candidate(block, rows, 2.0)})["b"] == Rounding(
+            pytest.approx(2.0 * expected), "measured"
+        )
 
 
 @pytest.mark.parametrize(
@@ -96,9 +100,8 @@ def test_without_a_copy_a_rounding_is_assumed(
     made = meter(torch.float32, Sample([]), coarsest=coarsest)
     monkeypatch.setattr(made, "_open", lambda: None)
     block = make_block("b", {"w": torch.zeros(2)})
-    assert made.measure({"b": (block, torch.eye(2).double(), 3.0)})["b"] == (
-        pytest.approx(3e-5 * factor, rel=1e-9, abs=0),
-        "assumed",
+    assert made.measure({"b": Candidate(block, torch.eye(2).double(), 3.0)})["b"] == Rounding(
+        pytest.approx(3e-5 * factor, rel=1e-9, abs=0), "assumed"
     )
 
 
@@ -112,8 +115,8 @@ def test_a_network_is_measured_against_its_copy_and_failures_are_told() -> None:
         made.session(),
         RoundingMeter(made, Sample([(X.float(), Y)]), torch.float32, Counters(), HessianGraph, ROOM) as measuring,
     ):
-        found, how = measuring.measure({"all": (block, v[None], 1.0)})["all"]
-        assert measuring.failure == "" and how == "measured"
+        found = measuring.measure({"all": Candidate(block, v[None], 1.0)})["all"]
+        assert measuring.failure == "" and found.source == "measured"
         double = made.cast(torch.float64, [(X.float(), Y)])
         with double.session():
             coarse = HessianGraph(made, (X.float(), Y), names, Counters()).product(
@@ -123,7 +126,7 @@ def test_a_network_is_measured_against_its_copy_and_failures_are_told() -> None:
         pairs = [(a, b) for a, b in zip(coarse, fine, strict=True) if a is not None and b is not None]
         off = torch.cat([(a.double() - b).reshape(-1) for a, b in pairs]).norm() / 9
         size = torch.cat([b.reshape(-1) for _, b in pairs]).norm() / 9
-        assert found == pytest.approx(3.0 * float(off) * max(1.0, 1.0 / float(size)), rel=1e-3)
+        assert found.norm == pytest.approx(3.0 * float(off) * max(1.0, 1.0 / float(size)), rel=1e-3)
 
     class Stuck(nn.Module):
         def __init__(self) -> None:
@@ -141,15 +144,17 @@ def test_a_network_is_measured_against_its_copy_and_failures_are_told() -> None:
         stuck.session(),
         RoundingMeter(stuck, Sample([(X.float(), Y)]), torch.float32, Counters(), HessianGraph, ROOM) as measuring,
     ):
-        assert measuring.measure({"all": (whole, v[None], 2.0)})["all"] == (pytest.approx(2e-5), "assumed")
+        assert measuring.measure({"all": Candidate(whole, v[None], 2.0)})["all"] == Rounding(
+            pytest.approx(2e-5), "assumed"
+        )
         assert measuring.failure == "ValueError: no float64"
 
 
 def test_at_most_five_candidates_from_the_first_to_the_last_are_measured() -> None:
     for count in (1, 5):
         rows = torch.arange(float(count))[:, None]
-        assert rounding.outermost(rows) is rows
-    assert rounding.outermost(torch.arange(9.0)[:, None])[:, 0].tolist() == [0.0, 2.0, 4.0, 6.0, 8.0]
+        assert outermost(rows) is rows
+    assert outermost(torch.arange(9.0)[:, None])[:, 0].tolist() == [0.0, 2.0, 4.0, 6.0, 8.0]
 
 
 def seen(z: Tensor, again: Any) -> Any:

@@ -32,6 +32,42 @@ class PlainHardsigmoid(nn.Module):
         return nn.functional.relu6(x + 3) / 6
 
 
+class SiLUSlope(torch.autograd.Function):
+    """sigmoid(x) (1 + x sigmoid(-x)) and its derivative, with all digits where 1 - sigmoid(x) has none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sigmoid() * (1 + x * (-x).sigmoid())
+
+    @staticmethod
+    def backward(ctx: Any, above: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        on, off = x.sigmoid(), (-x).sigmoid()
+        return above * on * off * (2 + x * (off - on))
+
+
+class ExactSiLU(torch.autograd.Function):
+    """torch's own second derivative holds 1 - sigmoid(x), which has no digits of a saturated unit's slope."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x.sigmoid()
+
+    @staticmethod
+    def backward(ctx: Any, above: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return above * SiLUSlope.apply(x)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class PlainSiLU(nn.Module):
+    """:class:`ExactSiLU` as a module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ExactSiLU.apply(x)  # type: ignore[no-any-return,no-untyped-call]
+
+
 class PlainInstanceNorm(nn.Module):
     """torch's own has a wrong gradient for a batch of one example where the incoming one is not contiguous (2.13)."""
 
@@ -62,6 +98,8 @@ class Exact:
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.Hardsigmoid):
                     setattr(module, name, PlainHardsigmoid())
+                elif isinstance(child, nn.SiLU):
+                    setattr(module, name, PlainSiLU())
                 elif isinstance(child, nn.InstanceNorm1d | nn.InstanceNorm2d):
                     setattr(module, name, PlainInstanceNorm(child))
         self.batches = [tuple(t.to(dtype) if t.is_floating_point() else t for t in batch) for batch in batches]
