@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from references.stable_softmax import stable_softmax
+
 Matrix = NDArray[np.float64]
 Rows = NDArray[np.int64]
 Batch = tuple[Tensor, Tensor]
@@ -114,15 +116,26 @@ class Exact:
         self._hessian: Matrix | None = None
         if count is None:
             with torch.no_grad():
-                count = sum(float(totals(self.model(x), y)[1]) for x, y in self.batches)
+                count = sum(float(self._terms(x, y)[1]) for x, y in self.batches)
         self.count = count
 
     def index(self, names: Sequence[str]) -> Rows:
         return np.concatenate([self.places[name] for name in names])
 
+    def output(self, x: Tensor) -> Tensor:
+        with stable_softmax():
+            return self.model(x)  # type: ignore[no-any-return]
+
     def loss(self) -> Tensor:
-        total = sum(self.totals(self.model(x), y)[0] for x, y in self.batches)
+        total = sum(self._terms(x, y)[0] for x, y in self.batches)
         return total / self.count  # type: ignore[no-any-return]
+
+    def _terms(self, x: Tensor, y: Tensor) -> tuple[Tensor, Any]:
+        return self._totals(self.output(x), y)
+
+    def _totals(self, z: Tensor, y: Tensor) -> tuple[Tensor, Any]:
+        with stable_softmax():
+            return self.totals(z, y)
 
     def gradient(self, loss: Tensor, **options: Any) -> Tensor:
         if not loss.requires_grad:
@@ -143,7 +156,7 @@ class Exact:
     def gauss_newton(self) -> Matrix:
         made = np.zeros((self.size, self.size))
         for (x, _), S in zip(self.batches, self.output_curvatures(), strict=True):
-            z = self.model(x)
+            z = self.output(x)
             J = np.stack([self.gradient(entry, retain_graph=True).numpy() for entry in z.reshape(-1)])
             made += J.T @ S @ J
         return made / self.count
@@ -151,8 +164,8 @@ class Exact:
     def output_curvatures(self) -> Iterator[Matrix]:
         """d2 (loss sum) / d output2 of each batch, over all entries of the output."""
         for x, y in self.batches:
-            free = self.model(x).detach().requires_grad_(True)
-            (slope,) = torch.autograd.grad(self.totals(free, y)[0], free, create_graph=True)
+            free = self.output(x).detach().requires_grad_(True)
+            (slope,) = torch.autograd.grad(self._totals(free, y)[0], free, create_graph=True)
             yield np.stack([
                 _or_zero(torch.autograd.grad(s, free, retain_graph=True, allow_unused=True)[0], free)
                 if s.requires_grad else np.zeros(free.numel())
@@ -163,7 +176,7 @@ class Exact:
         made = np.zeros((self.size, self.size))
         for x, y in self.batches:
             for i in range(len(x)):
-                g = self.gradient(self.totals(self.model(x[i : i + 1]), y[i : i + 1])[0]).detach().numpy()
+                g = self.gradient(self._terms(x[i : i + 1], y[i : i + 1])[0]).detach().numpy()
                 made += np.outer(g, g)
         return made / self.count
 

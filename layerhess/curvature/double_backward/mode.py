@@ -14,6 +14,7 @@ from layerhess.curvature.double_backward.activations import gelu, silu
 from layerhess.curvature.double_backward.batch_norm import batch_norm
 from layerhess.curvature.double_backward.binary_cross_entropy import binary_cross_entropy
 from layerhess.curvature.double_backward.convolution import conv1d, conv2d, conv3d
+from layerhess.curvature.double_backward.cross_entropy import cross_entropy, log_softmax
 from layerhess.curvature.double_backward.group_norm import group_norm, instance_norm
 from layerhess.curvature.double_backward.layer_norm import layer_norm
 from layerhess.curvature.double_backward.softmax import softmax
@@ -29,11 +30,15 @@ NORMS: dict[Any, Any] = {
 FORMS: dict[Any, Any] = {
     **NORMS,
     F.binary_cross_entropy: binary_cross_entropy,
+    F.cross_entropy: cross_entropy,
     F.conv1d: conv1d,
     F.conv2d: conv2d,
     F.conv3d: conv3d,
     F.gelu: gelu,
     F.silu: silu,
+    F.log_softmax: log_softmax,
+    torch.log_softmax: log_softmax,
+    Tensor.log_softmax: log_softmax,
     F.softmax: softmax,
     torch.softmax: softmax,
     Tensor.softmax: softmax,

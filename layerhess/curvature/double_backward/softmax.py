@@ -9,6 +9,8 @@ from torch import Tensor
 
 from layerhess.curvature.double_backward.transforms import is_batched
 
+SURE = 0.5  # a probability above it loses digits in 1 - p
+
 
 class _Softmax(torch.autograd.Function):
     """y = softmax(x) along a dimension."""
@@ -24,41 +26,59 @@ class _Softmax(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         x, y = ctx.saved_tensors
         if not torch.is_grad_enabled() or is_batched(gradients[0]):
-            return _back(gradients[0], y, ctx.dim), None
+            return spread(gradients[0], y, ctx.dim), None
         return _Back.apply(gradients[0], x, y.detach(), ctx.dim), None  # type: ignore[no-untyped-call]
 
 
 class _Back(torch.autograd.Function):
     """Y g with Y = diag(y) - y y', the derivative of softmax and symmetric.
 
-    The derivative of <h, Y g> is Y h in g, and in x, since dy = Y dx, it is Y w with w = h (g - y'g) - (y'h) g. Where
+    The derivative of <h, Y g> is Y h in g, and in x, since dy = Y dx, it is Y w with w = (h - y'h) (g - y'g). Where
     that is to be differentiated again, y is made from x once more, by operations that autograd follows.
     """
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, x: Tensor, y: Tensor, dim: int) -> Tensor:
         ctx.dim = dim
-        ctx.save_for_backward(g, x, y, g - (g * y).sum(dim, keepdim=True))
-        return _back(g, y, dim)
+        ctx.save_for_backward(g, x, y)
+        return spread(g, y, dim)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        g, x, y, centred = ctx.saved_tensors
+        g, x, y = ctx.saved_tensors
         h = gradients[0]
         if torch.is_grad_enabled():
             y = torch.softmax(x, ctx.dim)
-            centred = g - (g * y).sum(ctx.dim, keepdim=True)
-        own = _back(h, y, ctx.dim)
-        mean = (h * y).sum(ctx.dim, keepdim=True)
-        bent = _back(h * centred - mean * g, y, ctx.dim)
+        own = spread(h, y, ctx.dim)
+        bent = spread(centred(h, y, ctx.dim) * centred(g, y, ctx.dim), y, ctx.dim)
         return own, bent, None, None
 
 
-def _back(g: Tensor, y: Tensor, dim: int) -> Tensor:
+def spread(g: Tensor, y: Tensor, dim: int) -> Tensor:
+    """Y g = y (g - y'g) for probabilities y; its entries sum to zero."""
     if torch.is_grad_enabled():
-        return y * (g - (g * y).sum(dim, keepdim=True))
-    made: Tensor = torch.ops.aten._softmax_backward_data(g, y, dim, y.dtype)
-    return made
+        made = y * (g - (g * y).sum(dim, keepdim=True))
+    else:
+        made = torch.ops.aten._softmax_backward_data(g, y, dim, y.dtype)
+    return balanced(made, y, dim)
+
+
+def balanced(rows: Tensor, y: Tensor, dim: int) -> Tensor:
+    """Rows that sum to zero, where one y is more than 1/2 with minus the sum of the others there.
+
+    As a difference, like g - y'g, that entry has no digits left where y is almost 1; the others have.
+    """
+    largest, top = y.detach().max(dim, keepdim=True)
+    others = rows.scatter(dim, top, 0.0).sum(dim, keepdim=True)
+    return rows.scatter(dim, top, torch.where(largest > SURE, -others, rows.gather(dim, top)))
+
+
+def centred(g: Tensor, y: Tensor, dim: int) -> Tensor:
+    """g - y'g, whose mean under y is zero; made of the others where one y is more than 1/2, as in :func:`balanced`."""
+    made = g - (g * y).sum(dim, keepdim=True)
+    largest, top = y.detach().max(dim, keepdim=True)
+    others = (made * y).scatter(dim, top, 0.0).sum(dim, keepdim=True)
+    return made.scatter(dim, top, torch.where(largest > SURE, -others / y.gather(dim, top), made.gather(dim, top)))
 
 
 def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:

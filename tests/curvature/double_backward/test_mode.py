@@ -25,6 +25,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax along the middle": lambda x: x.softmax(1),
     "softmax with a dtype": lambda x: torch.softmax(x, -1, dtype=x.dtype),
     "softmax, masked": lambda x: x.masked_fill(MASK, float("-inf")).softmax(-1),
+    "log softmax": lambda x: F.log_softmax(x, 1),
     "layer norm": lambda x: F.layer_norm(x, (6,)),
     "layer norm, large eps": lambda x: F.layer_norm(x, (6,), eps=0.5),
     "layer norm over two dimensions": lambda x: F.layer_norm(x, (4, 6)),

@@ -1,0 +1,138 @@
+"""Cross entropy and softmax: torch's values and refusals, and derivatives that keep their digits when saturated."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import layerhess as lh
+from layerhess.curvature.double_backward.mode import Rewritten
+from references.small_networks import Exact
+
+X = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+WEIGHT = torch.tensor([0.5, 2.0, 1.25, 0.75], dtype=torch.float64)
+INDICES = torch.tensor([[0, 1, 2], [3, -100, 1], [2, 2, 0], [1, 3, -100], [0, 0, 3]])
+LIKELY = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64).softmax(1)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+@pytest.mark.parametrize("target", [INDICES, LIKELY], ids=["indices", "distributions"])
+def test_its_values_and_derivatives_are_torchs(
+    target: Tensor, weight: Tensor | None, smoothing: float, reduction: str
+) -> None:
+    def two_orders() -> list[Tensor]:
+        x = X.clone().requires_grad_()
+        value = F.cross_entropy(x, target, weight, label_smoothing=smoothing, reduction=reduction)
+        (slope,) = torch.autograd.grad((value * value).sum(), x, create_graph=True)
+        return [value, slope, *torch.autograd.grad((slope * X.cos()).sum(), x)]
+
+    theirs = two_orders()
+    with Rewritten():
+        ours = two_orders()
+    for mine, its in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-12, atol=1e-14)
+
+
+def test_a_single_item_and_modules_are_served_and_bad_input_is_refused_in_torchs_words() -> None:
+    x = X[0, :, 0].clone().requires_grad_()
+    with Rewritten():
+        assert "LogSoftmaxBackward0" not in str(_inner(nn.CrossEntropyLoss()(x, torch.tensor(2))))
+        torch.testing.assert_close(F.cross_entropy(x, torch.tensor(2)), -F.log_softmax(x, 0)[2])
+        old: Any = {"size_average": False}
+        assert float(F.cross_entropy(X, INDICES, **old)) == float(F.cross_entropy(X, INDICES, reduction="sum"))
+    for bad in (torch.tensor([0, 1, 2, 3, 9]), torch.zeros(3, dtype=torch.long), torch.zeros(5, 3).double()):
+        said = []
+        for context in (torch.enable_grad(), Rewritten()):
+            with context, pytest.raises((RuntimeError, ValueError, IndexError)) as caught:
+                F.cross_entropy(X[:, :, 0], bad)
+            said.append(str(caught.value))
+        assert said[0] == said[1]
+
+
+def _inner(loss: Tensor) -> list[str]:
+    assert loss.grad_fn is not None
+    return [node.name() for node, _ in loss.grad_fn.next_functions if node is not None]
+
+
+# -- saturation --------------------------------------------------------------------------------------------------------
+
+
+def curvature(gap: float) -> Tensor:
+    """diag(p) - p p' for logits (gap, 0, -1), with 1 - p_1 as the sum of the others."""
+    others = torch.tensor([-gap, -gap - 1.0]).double().exp()
+    p = torch.cat([torch.ones(1).double(), others]) / (1.0 + others.sum())
+    made = torch.diag(p) - torch.outer(p, p)
+    made[0, 0] = p[0] * p[1:].sum()
+    return made
+
+
+@pytest.mark.parametrize("gap", [5.0, 17.0, 40.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    "target", [torch.tensor([0]), torch.tensor([[0.25, 0.25, 0.5]])], ids=["index", "distribution"]
+)
+def test_the_curvature_of_a_nearly_certain_class_has_all_its_digits(
+    gap: float, dtype: torch.dtype, target: Tensor
+) -> None:
+    x = torch.tensor([[gap, 0.0, -1.0]], dtype=dtype, requires_grad=True)
+    target = target.to(dtype) if target.is_floating_point() else target
+    with Rewritten():
+        loss = F.cross_entropy(x, target)
+    (slope,) = torch.autograd.grad(loss, x, create_graph=True)
+    rows = torch.stack([torch.autograd.grad(s, x, retain_graph=True)[0][0] for s in slope[0]])
+    off = (rows.double() / curvature(gap) - 1.0).abs().max()
+    assert off <= 20 * torch.finfo(dtype).eps
+    if not target.is_floating_point():
+        others = math.exp(-gap) + math.exp(-gap - 1.0)
+        assert float(slope[0, 0]) == pytest.approx(-others / (1.0 + others), rel=20 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("gap", [5.0, 40.0])
+def test_the_derivatives_of_a_saturated_softmax_have_all_their_digits(gap: float) -> None:
+    """The first is p (1 - p), the second along g, h the third cumulant: p_i (g_i - m) (h_i - n), centred, times Y."""
+    x = torch.tensor([gap, 0.0, -1.0]).double().requires_grad_()
+    g, h = torch.tensor([1.0, 2.0, 4.0]).double(), torch.tensor([3.0, -1.0, 0.5]).double()
+    with Rewritten():
+        y = x.softmax(0)
+    (first,) = torch.autograd.grad(y, x, g, create_graph=True)
+    Y = curvature(gap)
+    torch.testing.assert_close(first, Y @ g, rtol=1e-13, atol=0.0)
+    (second,) = torch.autograd.grad(first, x, h)
+    far, near = (torch.cat([torch.zeros(1).double(), v[1:] - v[0]]) for v in (g, h))  # from the certain class
+    p = x.detach().softmax(0)
+    w = (far - p @ far) * (near - p @ near)
+    spread = w - w[0]
+    wanted = torch.cat([-(p[1:] * (spread[1:] - p @ spread)).sum().view(1), p[1:] * (spread[1:] - p @ spread)])
+    torch.testing.assert_close(second, wanted, rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize("operator", ["gauss_newton", "hessian"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_network_whose_outputs_all_saturate_is_analysed(operator: str, dtype: torch.dtype) -> None:
+    """It was refused as asymmetric: what torch's second derivative leaves there is rounding."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    with torch.no_grad():
+        model[2].weight.mul_(100.0)
+    model = model.to(dtype)
+    x = 20.0 * torch.randn(6, 3, dtype=dtype)
+    y = model(x).argmax(1)
+    gaps = model(x).topk(2, dim=1).values.diff(dim=1).abs()
+    assert gaps.min() > 30.0
+
+    def totals(z: Tensor, target: Tensor) -> tuple[Tensor, int]:
+        return -z.log_softmax(1).gather(1, target.unsqueeze(1)).sum(), len(target)
+
+    truth = Exact(model, [(x, y)], totals).matrix(operator)
+    analysis = lh.analyze(lh.Objective(model, (x, y), nn.CrossEntropyLoss()), operator=operator, top=1, exclude=None)
+    assert analysis.full is not None
+    largest = torch.linalg.eigvalsh(torch.from_numpy(truth))[-1].item()
+    assert analysis.full.eigenvalues[0] == pytest.approx(largest, rel=1e-3 if dtype == torch.float32 else 1e-9)
+    assert 0.0 < largest < 1e-9
