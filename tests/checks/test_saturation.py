@@ -172,13 +172,13 @@ def test_a_log_of_saturated_probabilities_is_named_and_so_is_the_way_out(
     assert len(said) <= 400
 
 
-@pytest.mark.parametrize("operator", ["gauss_newton", "hessian"])
-def test_outputs_that_all_saturate_are_named(operator: str) -> None:
+def test_outputs_that_all_saturate_are_named() -> None:
+    """Cross entropy keeps its digits there, in a form of our own; this loss does not."""
     model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 4)).double()
     with torch.no_grad():
-        model[2].bias[0] = 32.0  # type: ignore[index]
+        model[2].bias.fill_(32.0)  # type: ignore[union-attr, operator]
     with pytest.raises(lh.CheckError) as caught:
-        lh.analyze(lh.Objective(model, (X, 0 * CLASSES), nn.CrossEntropyLoss()), operator=operator)
+        lh.analyze(lh.Objective(model, (X, torch.ones(len(X), 4).double()), nn.BCEWithLogitsLoss()))
     said = str(caught.value)
     assert SURE in said and "earlier checkpoint" in said and "Linear" not in said and len(said) <= 400
 
