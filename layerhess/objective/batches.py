@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampl
 
 from layerhess.errors import InputError
 from layerhess.objective.arrays import as_tensors, refuse_frame
-from layerhess.objective.containers import can_be_cut, movable, outline, tensors, tree_map
+from layerhess.objective.containers import movable, obstacle, outline, rows, tensors, tree_map
 from layerhess.objective.processes import refuse_share
 
 BOTH_SPELLINGS = (
@@ -166,19 +166,27 @@ def cast(batch: Any, dtype: torch.dtype) -> Any:
     return tree_map(one, batch, other)
 
 
-def leading_size(batch: Any) -> int | None:
+def leading_size(batch: Any, sparse: bool = False) -> int | None:
     """Number of examples: the size of dimension 0 if all tensors agree on it, else None (cannot be split).
 
-    A batch that holds anything but tensors, numbers and flags cannot be split either; see :func:`can_be_cut`.
+    A batch that holds anything but tensors, numbers and flags cannot be split either; see :func:`obstacle`.
     """
-    sizes = {tensor.shape[0] for tensor in tensors(batch)} if can_be_cut(batch) else set()
+    sizes = set() if obstacle(batch, sparse) else {tensor.shape[0] for tensor in tensors(batch)}
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def uncut(batch: Any, sparse: bool = False) -> str:
+    """Why a batch has no :func:`leading_size`, in words."""
+    if found := obstacle(batch, sparse):
+        return f"it holds {found}"
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors(batch)[:4])
+    return f"its tensors have no common first dimension ({shapes})" if shapes else "it holds no tensors"
 
 
 @torch.enable_grad()  # parts of an input that the loss differentiates by can be differentiated by as well
 def take(batch: Any, index: slice | Tensor) -> Any:
     """The examples ``index`` of a batch along dimension 0."""
-    return tree_map(lambda tensor: tensor[index.to(tensor.device) if isinstance(index, Tensor) else index], batch)
+    return tree_map(lambda tensor: rows(tensor, index), batch)
 
 
 def halves(batch: Any) -> tuple[Any, Any] | None:
@@ -203,19 +211,21 @@ def mixed(batch: Any) -> tuple[Any, ...]:
 def pieces(batch: Any, size: int | None) -> Iterator[Any]:
     """The batch in parts of at most ``size`` examples along dimension 0 (the batch itself when None).
 
+    Here, where it is asked for, sparse tensors are cut too.
+
     Raises:
-        InputError: if the tensors of the batch disagree on dimension 0.
+        InputError: the batch holds something without rows, or its tensors disagree on their number.
     """
     if size is None:
         yield batch
         return
-    total = leading_size(batch)
+    total = leading_size(batch, sparse=True)
     if total is None:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors(batch)[:4])
         raise InputError(
-            f"batch_size={size} was asked for, but the tensors of a batch have no common first dimension ({shapes})",
+            f"batch_size={size} was asked for, and a batch cannot be cut: {uncut(batch, sparse=True)}",
             where="data",
-            what_to_do="drop batch_size, or put the examples along dimension 0 of every tensor",
+            what_to_do="drop batch_size and give smaller batches yourself, or put the examples along dimension 0 of "
+            "every tensor, with nothing else in a batch",
         )
     for start in range(0, total, size) if total else [0]:
         yield take(batch, slice(start, start + size))

@@ -13,6 +13,7 @@ import torch.utils._pytree
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+ROWS = (torch.sparse_coo, torch.sparse_csr)  # sparse layouts whose rows can be taken
 On = Callable[[Tensor], Any]
 Other = Callable[[Any], Any]
 _REGISTERED: dict[Any, Any] = torch.utils._pytree.SUPPORTED_NODES
@@ -82,22 +83,50 @@ def is_namedtuple(value: Any) -> bool:
     return isinstance(value, tuple) and hasattr(type(value), "_fields") and not movable(value)
 
 
-def can_be_cut(value: Any) -> bool:
-    """Whether taking some rows of each tensor of a batch can be some of its examples.
+def obstacle(value: Any, sparse: bool = False) -> str:
+    """What keeps a batch from being cut along dimension 0, in words; "" where nothing does.
 
-    Not with sparse or nested tensors, packed sequences, sets, objects with more attributes than their items, and leaves
-    that are neither numbers nor flags.
+    That is a sparse or nested tensor, a packed sequence, a set, an object with more attributes than its items, and a
+    leaf that is neither number nor flag.
+
+    Args:
+        sparse: rows of sparse tensors are examples, which those of an adjacency matrix are not.
     """
     if isinstance(value, Tensor):
-        return value.layout == torch.strided and not value.is_nested and value.ndim > 0
+        return _obstacle_of_tensor(value, sparse)
     if value is None or isinstance(value, Number):
-        return True
+        return ""
     if isinstance(value, (PackedSequence, set, frozenset)) or not _opened(value):
-        return False
+        return f"a {type(value).__name__}"
     items, attributes = _items(value), _attributes(value)
     known = {id(item) for item in (*items, attributes.get("data"), None)}  # BatchEncoding keeps its items in data
     beside = [name for name, item in attributes.items() if name[:1] != "_" and id(item) not in known]
-    return not beside and all(map(can_be_cut, items))
+    if beside:
+        return f"a {type(value).__name__} with more than its items ({', '.join(beside[:3])})"
+    return next((found for item in items if (found := obstacle(item, sparse))), "")
+
+
+def _obstacle_of_tensor(tensor: Tensor, sparse: bool) -> str:
+    if tensor.is_nested:
+        return "a nested tensor"
+    if tensor.ndim == 0:
+        return "a tensor without dimensions"
+    if tensor.layout == torch.strided or (sparse and tensor.layout in ROWS):
+        return ""
+    return f"a {str(tensor.layout).removeprefix('torch.')} tensor"
+
+
+def rows(tensor: Tensor, index: slice | Tensor) -> Tensor:
+    """Some rows of a tensor along dimension 0; sparse tensors keep their layout."""
+    if isinstance(index, Tensor):
+        index = index.to(tensor.device)
+    if tensor.layout == torch.strided:
+        return tensor[index]
+    chosen = torch.arange(len(tensor), device=tensor.device)[index]
+    if tensor.layout == torch.sparse_coo:
+        return tensor.index_select(0, chosen)
+    coordinates: Tensor = tensor.to_sparse(layout=torch.sparse_coo)
+    return coordinates.index_select(0, chosen).to_sparse_csr()
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -83,8 +83,8 @@ def _sliced(whole: Any, loss: Callable[[Any], Tensor]) -> Tensor:
     size = batches.leading_size(whole)
     if size is None:
         raise InputError(
-            "the empirical Fisher needs one gradient for each item, and the items of a batch cannot be told apart: its "
-            "tensors have no common first dimension",
+            "the empirical Fisher needs one gradient for each item, and the items of a batch cannot be told apart: "
+            f"{batches.uncut(whole)}",
             where="data",
             what_to_do="put the items along dimension 0 of every tensor, or use another operator",
         )

@@ -229,10 +229,10 @@ class Objective:
         with preserved_random_state():
             refuse_repeated_examples(self.data)
             kept = list(self._raw_batches())
-        sizes = [batches.leading_size(batch) for batch in kept]
+        sizes = [batches.leading_size(batch, sparse=True) for batch in kept]
         if any(size is None for size in sizes):
             raise InputError(
-                "the examples of a batch cannot be told apart: its tensors have no common first dimension",
+                f"the examples of a batch cannot be told apart: {batches.uncut(kept[sizes.index(None)], sparse=True)}",
                 where=f"batch {sizes.index(None)}",
                 what_to_do="drop examples, or put the examples along dimension 0 of every tensor",
             )

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
+import layerhess as lh
 from layerhess.objective import batches
-from layerhess.objective.containers import all_finite, can_be_cut, tensors, tree_map
+from layerhess.objective.containers import all_finite, obstacle, tensors, tree_map
 
 X, Y = torch.arange(20.0).view(10, 2), torch.arange(10)
 Pair = namedtuple("Pair", ["x", "y"])
@@ -147,7 +148,7 @@ def test_every_container_keeps_its_type_and_its_attributes(kind: str) -> None:
     assert not isinstance(batch, Record) or double.name == "r"
     assert read(batch)[0] is X and getattr(batch, "__dict__", {}) == before  # the user's own is as it was
     assert [t is u for t, u in zip(tensors(batch), (X, Y), strict=True)] == [True, True]
-    assert can_be_cut(batch) is cut and batches.leading_size(batch) == (10 if cut else None)
+    assert (not obstacle(batch)) is cut and batches.leading_size(batch) == (10 if cut else None)
     if cut:
         part = batches.take(batch, slice(2, 5))
         assert type(part) is type(batch) and read(part)[1].tolist() == [2, 3, 4]
@@ -185,6 +186,43 @@ def test_what_has_no_examples_along_dimension_0_is_not_cut() -> None:
     moved = batches.cast(packed, torch.float64)
     assert moved.batch_sizes is packed.batch_sizes and len(tensors(packed)) == 3
     assert {t.dtype for t in batches.cast({X, Y}, torch.float64)} == {torch.float64, torch.int64}
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_rows_of_sparse_inputs_are_cut_where_that_is_asked_for(layout: torch.layout) -> None:
+    x = X.to_sparse(layout=layout)
+    parts = list(batches.pieces((x, Y), 4))
+    assert [part[0].layout for part in parts] == [layout] * 3
+    assert all(torch.equal(got[0].to_dense(), X[i : i + 4]) for got, i in zip(parts, (0, 4, 8), strict=True))
+    chosen = batches.take((x, Y), torch.tensor([1, 7]))
+    assert chosen[0].layout == layout and torch.equal(chosen[0].to_dense(), X[[1, 7]])
+
+    class Sparse(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sparse.mm(x, self.weight.T) + self.bias
+
+    torch.manual_seed(0)
+    model = Sparse(X.shape[1], 10)
+    whole, cut = (
+        lh.analyze(lh.Objective(model, (0.1 * x, Y), nn.CrossEntropyLoss(), batch_size=size)).full for size in (None, 4)
+    )
+    assert whole is not None and cut is not None and whole.solved and cut.solved
+    assert abs(whole.eigenvalues[0] - cut.eigenvalues[0]) <= whole.error_bounds[0] + cut.error_bounds[0]
+
+
+def test_what_keeps_a_batch_whole_is_told() -> None:
+    packed = pack_sequence([X, X[:3]], enforce_sorted=False)
+    nested = torch.nested.nested_tensor([X, X[:3]], layout=torch.jagged)
+    for batch, words in (
+        ((packed, Y), "it holds a PackedSequence"), ((nested, Y), "it holds a nested tensor"),
+        (Record(X, Y, "r"), "it holds a str"), ((X, {Y}), "it holds a set"), ((X, Y[0]), "a tensor without dimensions"),
+        ((X.to_sparse_csc(), Y), "it holds a sparse_csc tensor"), ("words", "it holds a str"),
+        (Moded([X, Y], "a"), "Moded with more than its items (mode)"), ((X, Y[:5]), "no common first dimension ((10, "),
+        ((1.0, True), "it holds no tensors"),
+    ):  # fmt: skip
+        with pytest.raises(lh.InputError) as caught:
+            list(batches.pieces(batch, 4))
+        assert words in str(caught.value) and "batch_size=4" in str(caught.value) and len(str(caught.value)) <= 400
 
 
 class Stubborn(list):  # type: ignore[type-arg]
