@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from layerhess.checks.forward_trace import Trace
 from layerhess.checks.mean import compared, cuts
 from layerhess.checks.randomness import randomness_refused, repeats
+from layerhess.curvature.double_backward.mode import Rewritten
 from layerhess.errors import InputError
 from layerhess.objective import batches
 from layerhess.objective.objective import Objective
@@ -55,6 +57,35 @@ def check_determinism(objective: Objective, sample: Any, seen: Trace) -> Check:
         raise randomness_refused(objective, sample, first, second)
     difference = abs(first - second) / max(abs(first), abs(second), 1e-300)
     return Check("determinism", True, f"the loss of a sample repeats to {difference:.1e}")
+
+
+def refuse_wrong_derivatives(objective: Objective, sample: Any, seen: Trace) -> None:
+    """Refuse a loss with a derivative of the network in it that torch gets wrong (after :func:`check_determinism`).
+
+    Through torch's LayerNorm and BatchNorm a third derivative, as of a PINN, is another number. The curvature would be
+    that of the right loss, and whoever trains has the other.
+
+    Raises:
+        InputError: naming the norms.
+    """
+    if not getattr(objective.evaluation, "differentiates", False):
+        return
+    own = float(objective.terms(sample)[0].detach())
+    with Rewritten():
+        right = float(objective.terms(sample)[0].detach())
+    if repeats(own, right, seen.coarsest):
+        return
+    norms = [
+        f"{name or '(root)'} ({type(module).__name__})"
+        for name, module in objective.model.named_modules()
+        if isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase))
+    ]
+    raise InputError(
+        f"the loss differentiates the network through a normalisation more often than torch can: it gives {own:.6g} "
+        f"for a sample whose loss is {right:.6g}",
+        where=", ".join(norms[:3]) or "a normalisation",
+        what_to_do="write that norm with plain operations, as (x - mean) / sqrt(var + eps), for training too",
+    )
 
 
 @dataclass(frozen=True)
@@ -105,9 +136,10 @@ def check_additivity(objective: Objective, samples: Sequence[Any]) -> Additivity
             Check("additivity", True, f"a sample's loss equals the sum over its two parts to {found.off:.1e}")
         )
     if objective.batch_size is not None:
+        kind, whole, parts = found.told
         raise InputError(
-            "batch_size was given, but the loss of a batch is not the sum over its parts "
-            f"({found.whole:.6g} against {found.parts:.6g})",
+            f"batch_size was given, but the {kind} of a batch is not the sum over its parts ({whole:.6g} against "
+            f"{parts:.6g})",
             where=f"batch_size={objective.batch_size}",
             what_to_do="drop batch_size: here the split into batches is part of the loss",
         )
@@ -118,7 +150,7 @@ def check_additivity(objective: Objective, samples: Sequence[Any]) -> Additivity
             where="data",
             what_to_do="use shuffle=False, or lh.batch_loss(fn) with the right (loss_sum, count)",
         )
-    why = "the loss of a batch is not the sum over its examples"
+    why = f"the {found.told[0]} of a batch is not the sum over its examples"
     detail = f"{why}: the split into batches is part of the loss"
     return Additivity(Check("additivity", False, detail), why, detail)
 

@@ -135,8 +135,8 @@ class MeanCheck:
             return False
         if apart is not None:
             again = float(unit.judge(whole)[0])
-            if not repeats(apart[0], again, dtype):
-                raise randomness_refused(self._objective, unit.batch, apart[0], again)
+            if not repeats(apart.whole, again, dtype):
+                raise randomness_refused(self._objective, unit.batch, apart.whole, again)
         elif unit.whole_model:
             point = ", with the weights moved a little,"
             with moved(self._objective.parameters.values()):
@@ -145,9 +145,11 @@ class MeanCheck:
             point = ", with the outputs moved a little,"
             apart = _apart_at_moved_outputs(self._criterion, *whole)
         if apart is not None:
+            kind, one, other = apart.told
             raise InputError(
-                f"{self._objective.evaluation.name} is not the mean over its first dimension: a batch's loss times its "
-                f"count is{point} {apart[0]:.6g}, its two parts give {apart[1]:.6g}",
+                f"{self._objective.evaluation.name} is not the mean over its first dimension: a batch's "
+                f"{'loss times its count' if kind == 'loss' else 'count'} is{point} {one:.6g}, its two parts give "
+                f"{other:.6g}",
                 where=unit.where,
                 what_to_do=BATCH_LOSS,
             )
@@ -195,16 +197,26 @@ class Comparison:
 
     Attributes:
         adds_up: they are the same but for the order of summation, and so are the counts.
+        counts: of the batch, and of its parts together.
     """
 
     whole: float
     parts: float
     adds_up: bool
+    counts: tuple[float, float] = (0.0, 0.0)
 
     @property
     def finite(self) -> bool:
         """Neither is NaN or infinite."""
         return math.isfinite(self.whole) and math.isfinite(self.parts)
+
+    @property
+    def told(self) -> tuple[str, float, float]:
+        """What differs, of the batch and of its parts: "loss", or "count" where only that does."""
+        count, counted = self.counts
+        if self.off <= 1e-5 and abs(count - counted) > 1e-6 * max(count, counted):
+            return "count", count, counted
+        return "loss", self.whole, self.parts
 
     @property
     def off(self) -> float:
@@ -234,19 +246,19 @@ def compared(
     for parts in cut:
         pairs = [(float(v), n) for v, n in map(judge, parts)]
         same = adds_up(value, [v for v, _ in pairs], count, [n for _, n in pairs], dtype, least)
-        found = Comparison(value, sum(v for v, _ in pairs), same)
+        found = Comparison(value, sum(v for v, _ in pairs), same, (count, sum(n for _, n in pairs)))
         if not same:
             return found
         furthest = max(furthest, found, key=lambda one: one.off)
     return furthest
 
 
-def _differing(found: Comparison) -> tuple[float, float] | None:
-    """(loss sum, that of the parts) where they differ; None where they add up, or the whole is not finite."""
-    return None if found.adds_up or not math.isfinite(found.whole) else (found.whole, found.parts)
+def _differing(found: Comparison) -> Comparison | None:
+    """The comparison where they differ; None where they add up, or the whole is not finite."""
+    return None if found.adds_up or not math.isfinite(found.whole) else found
 
 
-def _apart_if_any(judge: Callable[[Any], Pair], whole: Any, dtype: torch.dtype) -> tuple[float, float] | None:
+def _apart_if_any(judge: Callable[[Any], Pair], whole: Any, dtype: torch.dtype) -> Comparison | None:
     """The same for two parts with examples from all over the batch, where they can be evaluated."""
     try:
         return _differing(compared(judge, judge(whole), [batches.mixed(whole)], dtype))
@@ -254,7 +266,7 @@ def _apart_if_any(judge: Callable[[Any], Pair], whole: Any, dtype: torch.dtype) 
         return None
 
 
-def _apart_at_moved_outputs(criterion: Criterion, output: Any, target: Any) -> tuple[float, float] | None:
+def _apart_at_moved_outputs(criterion: Criterion, output: Any, target: Any) -> Comparison | None:
     """The same at outputs that differ from example to example; None also where the criterion takes none of them."""
     if not isinstance(output, Tensor) or not output.is_floating_point():
         return None

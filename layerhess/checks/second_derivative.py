@@ -191,8 +191,8 @@ def _refuse_cut_off(graph: BatchGraph, seen: Trace) -> None:
     if any(node.name().startswith("NativeGroupNorm") and _crashes(node) for node in nodes):
         raise InputError(
             "torch ends the process in the derivative of a GroupNorm whose channels are last in memory, on the CPU",
-            where="a GroupNorm in TorchScript",
-            what_to_do="analyse the plain module, or give it contiguous inputs",
+            where=", ".join(seen.places_of("native_group_norm")[:3]) or "a GroupNorm",
+            what_to_do="use nn.GroupNorm or F.group_norm outside of TorchScript, or give it contiguous inputs",
         )
     if any(node.name().rpartition("::")[2] == ONCE for node in nodes):
         if flexible := [place for place in seen.custom if "FlexAttention" in place]:

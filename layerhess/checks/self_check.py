@@ -15,7 +15,7 @@ from layerhess.checks.derivatives import SUSPICIOUS, WRONG, WRONG_IN_FLOAT64, De
 from layerhess.checks.factors import licence
 from layerhess.checks.findings import SelfCheck
 from layerhess.checks.forward_trace import trace
-from layerhess.checks.loss import check_additivity, check_determinism
+from layerhess.checks.loss import check_additivity, check_determinism, refuse_wrong_derivatives
 from layerhess.checks.output import check_cut, check_items, notes_on_convexity
 from layerhess.checks.randomness import refuse_state_that_follows
 from layerhess.checks.saturation import saturated
@@ -76,6 +76,7 @@ def _self_check(
     if found.trace.coarsest in HALF and objective.dtype not in HALF:
         found.concerns.append(_half_precision_inside(found.trace.coarsest))
     found.checks.append(check_determinism(objective, sample, found.trace))
+    refuse_wrong_derivatives(objective, sample, found.trace)
     additivity = check_additivity(objective, surveyed.samples)
     found.checks.append(additivity.check)
     found.uncut = additivity.uncut

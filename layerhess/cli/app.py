@@ -260,7 +260,7 @@ def _run(
             stack.enter_context(stdout_on_stderr())
         stack.enter_context(display.with_warnings())
         objective = make()
-        display.say(f"the result will be in {folder}")
+        display.heading = f"the result will be in {folder}"  # once the arguments have passed
         try:
             with display:
                 analysis = analyze_now(objective, **arguments, out=folder, progress=display)

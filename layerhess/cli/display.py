@@ -37,6 +37,7 @@ class Display:
         self.quiet = quiet
         self.console = console if console is not None else Console(stderr=True, highlight=False, soft_wrap=True)
         self.offer_examples = offer_examples
+        self.heading = ""  # a line to write before the next one
         self._said: set[str] = set()
         self._live: Progress | None = None
         self._task: Any = None
@@ -82,10 +83,12 @@ class Display:
             self.say(f"note: {sentence}")
 
     def say(self, sentence: str) -> None:
-        """Write one line, unless quiet."""
+        """Write one line, unless quiet; the heading before it, once."""
+        heading, self.heading = self.heading, ""
         if not self.quiet:
             console = self._live.console if self._live is not None else self.console
-            console.print(Text(sentence))
+            for line in filter(None, (heading, sentence)):
+                console.print(Text(line))
 
     @contextmanager
     def with_warnings(self) -> Iterator[None]:

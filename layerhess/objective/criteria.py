@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from layerhess.errors import InputError
+from layerhess.objective.containers import tensors
 
 Pair = tuple[Tensor, float]
 
@@ -167,7 +168,7 @@ class Criterion:
         Raises:
             InputError: class index out of range, or a broadcast hidden in an unknown callable.
         """
-        if not isinstance(output, Tensor):
+        if not isinstance(output, Tensor) and (self.known or not tensors(output)):
             raise InputError(
                 f"the model returned {type(output).__name__}, and a criterion needs a tensor",
                 where=where,
@@ -197,7 +198,7 @@ class Criterion:
                     where=where,
                     what_to_do=f"use targets from 0 to {classes - 1}, or ignore_index for those to leave out",
                 )
-        if not self.known and isinstance(target, Tensor):
+        if not self.known and isinstance(output, Tensor) and isinstance(target, Tensor):
             self._refuse_hidden_broadcast(output, target, where)
 
     def to(self, dtype: torch.dtype | None, device: torch.device) -> Criterion:

@@ -135,10 +135,11 @@ class CriterionLoss:
     def with_output(self, model: nn.Module, batch: Any) -> Judged:
         """The pair and the output that the criterion gets."""
         output, target = self.output_and_target(model, batch)
+        checked_tensor(output, "the model's output is to be one tensor here, and it is", "model")
         convex = self.criterion.is_convex(target)
         return Judged(*self.criterion(output, target), output, convex, lambda z: self.criterion(z, target)[0])
 
-    def output_and_target(self, model: nn.Module, batch: Any) -> tuple[Tensor, Any]:
+    def output_and_target(self, model: nn.Module, batch: Any) -> tuple[Any, Any]:
         """The model's output and the target it is compared with.
 
         Raises:
@@ -171,6 +172,8 @@ class CriterionLoss:
         output, target = self.output_and_target(model, batch)
         self.criterion.validate(output, target, where)
         again = lambda z: self.criterion(z, target)[0]  # noqa: E731
+        if not isinstance(output, Tensor):  # whatever a callable makes of it
+            return Seen(*self.criterion(output, target))
         if not self.criterion.known:
             return Seen(*self.criterion(output, target), output, again, target)
         try:

@@ -119,6 +119,16 @@ def refused(model: nn.Module, batch: Any, where: str, error: Exception, *, own_c
     plain = all(isinstance(item, Tensor) for item in (inputs if isinstance(inputs, (tuple, list)) else [inputs]))
     if own_call or plain or not isinstance(error, (TypeError, AttributeError)) or not _inside(model, error):
         return None
+    keys = [key for key in unnamed(model, inputs) if key != "labels"] if is_mapping(inputs) else []
+    if keys:
+        names = list(inspect.signature(model.forward).parameters)
+        return InputError(
+            f"the model's forward({', '.join(names)}) was given the whole {type(inputs).__name__}, since it has no "
+            f"arguments of the names {listed(keys)}: {said[:100]}",
+            where=where,
+            what_to_do=f"name the key {names[0]!r} instead, or give the tensor itself: (x, target); or use "
+            "lh.batch_loss(fn) with fn(model, batch) -> (loss_sum, count)",
+        )
     return InputError(
         f"the model's forward does not take the inputs of a batch, {kind(inputs, 1)}: {said[:120]}",
         where=where,

@@ -104,7 +104,8 @@ def test_estimates_are_right_on_average_and_know_how_far_off_they_are(name: str)
         assert np.median(diagonal_scores) <= 1.6 and max(diagonal_scores) <= 6.0
 
 
-def test_intervals_cover_where_probes_are_few_and_skewed() -> None:
+@pytest.mark.parametrize("seeds", [20, pytest.param(40, marks=pytest.mark.slow)])
+def test_intervals_cover_where_probes_are_few_and_skewed(seeds: int) -> None:
     """A trained network, whose spectra have outliers: who stops on a lucky standard error covers too rarely."""
     images, digits = load_digits(return_X_y=True)
     x, y = torch.tensor(images[:200] / 16.0), torch.tensor(digits[:200])
@@ -118,7 +119,7 @@ def test_intervals_cover_where_probes_are_few_and_skewed() -> None:
     objective = lh.Objective(model, (x, y), nn.CrossEntropyLoss())
     matrix = lh.Hessian(objective).to_dense().numpy()
     covered, scores = [], []
-    for seed in range(40):
+    for seed in range(seeds):
         analysis = lh.analyze(objective, seed=seed, trace=True, path="exact")  # with factors it would be exact
         start = 0
         for name, spectrum in analysis.blocks.items():
@@ -133,7 +134,7 @@ def test_intervals_cover_where_probes_are_few_and_skewed() -> None:
         assert full is not None
         covered.append(full.low <= np.trace(matrix) <= full.high)
         scores.append((full.value - np.trace(matrix)) / full.standard_error)
-    assert len(covered) >= 120
+    assert len(covered) >= 3 * seeds
     assert np.mean(covered) >= 0.9
     assert abs(np.mean(scores)) <= 0.4
 

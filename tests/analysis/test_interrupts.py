@@ -237,7 +237,7 @@ def assert_honest_estimates(analysis: lh.Analysis) -> None:
             assert "stopped early" in spectrum.density.status or spectrum.density.steps == 30
 
 
-@pytest.mark.parametrize("passes", [1, 5, 20, 29])
+@pytest.mark.parametrize("passes", [1, 20, *(pytest.param(n, marks=pytest.mark.slow) for n in (5, 29))])
 def test_a_limit_in_mid_estimation_leaves_an_honest_result(tmp_path: Path, passes: int) -> None:
     objective = lh.Objective(delicate(), BATCHES, nn.CrossEntropyLoss())
     with untouched(objective.model):

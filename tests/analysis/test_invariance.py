@@ -141,8 +141,8 @@ def test_batch_norm_in_training_mode_depends_on_the_split() -> None:
 def test_the_number_of_threads_does_not_matter() -> None:
     """On batches large enough for torch to share the work between threads."""
     generator = torch.Generator().manual_seed(3)
-    inputs = torch.randn(3000, 40, generator=generator, dtype=torch.float64)
-    data = (inputs, torch.randint(0, 5, (3000,), generator=generator))
+    inputs = torch.randn(1000, 40, generator=generator, dtype=torch.float64)
+    data = (inputs, torch.randint(0, 5, (1000,), generator=generator))
     model = grow(lambda: nn.Sequential(nn.Linear(40, 20), nn.GELU(), nn.Linear(20, 5)), torch.float64, 0)
     built = Built(model, data, nn.CrossEntropyLoss(), {})
     found: list[tuple[Tensor, lh.Analysis]] = []

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import layerhess as lh
+from witness import refused
 
 STEP = 1e-6
 
@@ -110,6 +111,29 @@ def test_curvature_is_that_of_the_loss_as_it_is_written(loss: Any, norm: Any, pl
     assert (
         abs(found.full.eigenvalues[0] - np.linalg.eigvalsh(reference)[-1]) <= found.full.error_bounds[0] + 1e-6 * scale
     )
+
+
+def third(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+    x = batch[0].detach().requires_grad_(True)
+    u = model(x)
+    for _ in range(3):
+        (u,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+    return u.square().sum(), len(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_loss_whose_own_value_torch_gets_wrong_is_refused_by_the_norm(dtype: torch.dtype) -> None:
+    """The third derivative of the network is in the loss itself; with plain operations it is right."""
+    x, z = (t.to(dtype) for t in _data())
+    with refused(None, "gives", "1 (LayerNorm)", "plain operations"):
+        lh.analyze(lh.Objective(_network(nn.LayerNorm(4), nn.Tanh()).to(dtype), [(x, z)], lh.batch_loss(third)))
+    if dtype == torch.float64:
+        model = _network(PlainLayerNorm(4), nn.Tanh())
+        reference = _dense(copy.deepcopy(model), lambda m: third(m, (x, z))[0] / len(x))
+        found = lh.analyze(lh.Objective(model, [(x, z)], lh.batch_loss(third))).full
+        assert found is not None
+        off = abs(found.eigenvalues[0] - np.linalg.eigvalsh(reference)[-1])
+        assert off <= found.error_bounds[0] + 1e-6 * np.linalg.norm(reference, 2)
 
 
 def test_the_model_and_its_data_keep_no_graph() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -110,3 +111,16 @@ def test_a_batch_is_held_against_its_parts() -> None:
         made = objective(loss=bad, **options)
         with made.session(), pytest.raises(InputError, match=words):
             check_additivity(made, [(X, Y)])
+
+
+def test_what_differs_between_a_batch_and_its_parts_is_told() -> None:
+    """With a count that is wrong alone, the two sums are the same figure."""
+    for count, words in ((lambda n: n, "loss of a batch"), (lambda n: 7, r"count of a batch .*\(7 against 14\)")):
+        made = objective(
+            loss=lh.batch_loss(lambda m, b, count=count: (m(b[0]).sum() ** (1 + (count(1) == 1)), count(len(b[1])))),
+            batch_size=4,
+        )
+        with made.session(), pytest.raises(InputError, match=words) as caught:
+            check_additivity(made, [(X, Y)])
+        one, other = re.findall(r"\((\S+) against (\S+)\)", str(caught.value))[0]
+        assert one != other

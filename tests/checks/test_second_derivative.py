@@ -246,6 +246,22 @@ def test_a_scripted_group_norm_is_refused_where_torch_would_end_the_process() ->
     lh.analyze(lh.Objective(torch.jit.script(parts), (x, Y), CE), full=False)
 
 
+class NativeGroupNorm(nn.GroupNorm):
+    """Torch's own function, by its inner name, for which no other form is put in."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        return torch.native_group_norm(x, self.weight, self.bias, len(x), 4, 4, 2, self.eps)[0]
+
+
+def test_the_module_of_a_group_norm_that_would_end_the_process_is_named() -> None:
+    parts = nn.Sequential(nn.Conv2d(3, 4, 2), NativeGroupNorm(2, 4), nn.Flatten(), nn.Linear(16, 3))
+    x = torch.linspace(-1.0, 1.0, 12 * 27).sin().view(12, 3, 3, 3)
+    with pytest.raises(lh.InputError, match="GroupNorm whose channels are last") as caught:
+        lh.analyze(lh.Objective(parts, (x, Y), CE))
+    assert caught.value.where == "1 (NativeGroupNorm)" and "F.group_norm" in caught.value.what_to_do
+
+
 def test_slopes_that_are_constants_to_autograd_are_refused_by_their_call() -> None:
     with pytest.raises(lh.CheckError, match=r"autograd.grad\(\) without create_graph in \(root\) \(Slopes\)"):
         lh.analyze(lh.Objective(Slopes(retain_graph=True), PAIRS, CE), full=False)

@@ -200,6 +200,7 @@ def refused(here: Path, capsys: Capture, *arguments: str) -> str:
     """The sentence; nothing was written beside what was there."""
     before = sorted(p for p in here.rglob("*") if "__pycache__" not in p.parts)
     line = refusal(capsys, "analyze", *arguments, "--out", "run")
+    assert "the result will be in" not in line or "note: " in line  # something was done before the refusal
     assert sorted(p for p in here.rglob("*") if "__pycache__" not in p.parts) == before
     assert "Where: " in line
     return line

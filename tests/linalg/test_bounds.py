@@ -45,14 +45,14 @@ def certified(matrix: Matrix, dtype: type, wanted: Wanted, tol: float, seed: int
 
 
 @pytest.mark.parametrize(
-    "seeds", [range(20), pytest.param(range(20, 60), marks=pytest.mark.slow)], ids=["20", "40 more"]
+    "seeds", [range(10), pytest.param(range(10, 60), marks=pytest.mark.slow)], ids=["10", "50 more"]
 )
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_over_a_thousand_random_problems_every_interval_contains_an_eigenvalue(
     family: str, dtype: type, seeds: range
 ) -> None:
-    """9 families x 2 dtypes x 60 = 1,080 problems, a third of them in the fast part."""
+    """9 families x 2 dtypes x 60 = 1,080 problems, a sixth of them in the fast part."""
     for seed in seeds:
         n = (40, 90)[seed % 2]
         matrix = rotated(FAMILIES[family](n, np.random.default_rng([seed, 7])), seed)
@@ -68,7 +68,7 @@ def test_over_a_thousand_random_problems_every_interval_contains_an_eigenvalue(
         assert (bounds <= 3.0 * (explicit + rounding)).all(), (seed, bounds, explicit, rounding)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(6, 12))])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_on_small_nets_every_eigenvalue_asked_for_lies_within_its_bound(dtype: torch.dtype, seed: int) -> None:
     torch.manual_seed(seed)
@@ -138,9 +138,9 @@ def test_convergence_is_the_residual_plus_rounding_and_never_the_gap() -> None:
     assert limited.converged[0] and limited.limited_by_dtype
 
 
-@pytest.mark.parametrize(("runs", "allowed"), [(20, 1), pytest.param(60, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("runs", "allowed"), [(12, 1), pytest.param(60, 2, marks=pytest.mark.slow)])
 def test_the_observed_rate_of_misses_is_at_most_the_stated_one(runs: int, allowed: int) -> None:
-    """At 1 % each, more misses than allowed would have a probability of 2 % in 20 runs as in 60."""
+    """At 1 % each, more misses than allowed would have a probability of 2 % in 60 runs, of 0.6 % in 12."""
     for family in misses.ADVERSARIAL:
         for top, width in ((1, 1), (1, 8), (3, 1), (3, 2)):
             found = misses.misses(family, n=150, runs=runs, tol=1e-3, top=top, width=width)

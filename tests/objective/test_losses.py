@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import layerhess as lh
 import zoo_models as nets
@@ -148,6 +149,33 @@ def test_batch_loss_says_itself_how_batches_add_up() -> None:
     expected = (every["w"] * (every["x"] - every["y"]).square().sum(1)).sum() / every["w"].sum()
     assert analysis.loss == pytest.approx(float(expected), rel=1e-12)
     assert analysis.loss_count == pytest.approx(float(every["w"].sum()), rel=1e-12)
+
+
+class Packed(nn.Module):
+    """A recurrent network from packed sequence to packed sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.GRU(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: PackedSequence) -> PackedSequence:
+        return self.inner(x)[0]._replace(data=self.outer(self.inner(x)[0].data))
+
+
+def test_a_callable_takes_any_output_and_what_needs_one_tensor_says_so() -> None:
+    torch.manual_seed(0)
+    sequences = [torch.randn(n, 3).double() for n in (4, 2, 3)]
+    packed, model, y = pack_sequence(sequences, enforce_sorted=False), Packed().double(), torch.arange(9) % 2
+    summed = lh.batch_loss(lambda m, b: (F.cross_entropy(m(b[0]).data, b[1], reduction="sum"), len(b[1])))
+    mean = lambda output, target: F.cross_entropy(output.data, target)  # noqa: E731
+    found, expected = (lh.Hessian(lh.Objective(model, (packed, y), loss)).to_dense() for loss in (mean, summed))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+    with refused(model, "one tensor", "PackedSequence"):
+        lh.analyze(lh.Objective(model, (packed, y), mean), operator="gauss_newton")
+    with refused(model, "no batch can be cut", "batch_loss"):
+        lh.analyze(lh.Objective(model, [(packed, y)] * 2, mean))
+    with refused(model, "returned PackedSequence", "criterion needs a tensor"):
+        lh.analyze(lh.Objective(model, (packed, y), nn.CrossEntropyLoss()))
 
 
 def test_batch_loss_takes_batches_of_any_form() -> None:

@@ -223,8 +223,14 @@ TABLE.case("no second derivative of nested tensors", "nested tensors", "padded")
 TABLE.case("a mapping without what forward needs", "'features'", "forward(x", "names of forward's")(
     analysis([{"features": A, "labels": T}], model=lambda: Needs())
 )
-TABLE.case("a mapping for a module that takes a tensor", "dict", "'batch 0'"[1:-1], "names of forward's arguments")(
+TABLE.case("a mapping for a module that takes a tensor", "forward(input)", "whole dict", "'features'", "key 'input'")(
     analysis([({"features": A}, T)], model=lambda: nn.Sequential(nn.Linear(2, 4)))
+)
+TABLE.case("two keys for a module that takes a tensor", "'features', 'mask':", "batch 0", "key 'input'")(
+    analysis([{"features": A, "mask": A, "labels": T}], model=lambda: nn.Linear(2, 4))
+)
+TABLE.case("a list for a module that takes a tensor", "list(", "batch 0", "dict by the names of forward's arguments")(
+    analysis([([[1.0, 2.0]], T[:1])], model=lambda: nn.Linear(2, 4))
 )
 TABLE.case("another dtype", "float64 tensors", "weights are float32", "x.to(torch.float32)")(
     analysis((torch.ones(12, 4).double(), torch.arange(12) % 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,3 +77,18 @@ def test_a_subset_looks_too() -> None:
     objective = lh.Objective(mlp(), DataLoader(Rows(), 4, num_workers=2), nn.CrossEntropyLoss())
     with pytest.raises(InputError, match="repeat examples"):
         objective.subset(5)
+
+
+class Endless(Rows):
+    """It begins again and again, in every process or in workers only."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.cycle(super().__iter__()) if get_worker_info() or not self.shares else super().__iter__()
+
+
+@pytest.mark.parametrize("in_workers_only", [False, True])
+def test_a_count_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch, in_workers_only: bool) -> None:
+    monkeypatch.setattr("layerhess.objective.workers.MOST", 100)
+    with pytest.raises(InputError, match="more than 100 examples.*perhaps without end") as caught:
+        refuse_repeated_examples(DataLoader(Endless(shares=in_workers_only), 4, num_workers=2))
+    assert "Endless" in caught.value.where and "num_workers=0" in caught.value.what_to_do

@@ -37,14 +37,15 @@ def totals(call: Any, batch: Any) -> Any:
     return nn.functional.cross_entropy(call(x), y, reduction="sum"), torch.tensor(float(len(y)))
 
 
-def test_intervals_cover_and_nothing_is_biased_where_everything_is_shared() -> None:
+@pytest.mark.parametrize("seeds", [15, pytest.param(30, marks=pytest.mark.slow)])
+def test_intervals_cover_and_nothing_is_biased_where_everything_is_shared(seeds: int) -> None:
     model, data = trained()
     truth = dense.reference_for(model, data, totals)
     objective = lh.Objective(model, data, nn.CrossEntropyLoss())
     covered: list[bool] = []
     scores: dict[str, list[float]] = {"trace": [], "full trace": [], "coupling": [], "mean": []}
     entries: list[float] = []
-    for seed in range(30):
+    for seed in range(seeds):
         analysis = lh.analyze(objective, seed=seed, path="exact", **ALL)
         for spectrum in analysis.spectra():
             matrix = truth.block(list(spectrum.parameters))
@@ -66,9 +67,9 @@ def test_intervals_cover_and_nothing_is_biased_where_everything_is_shared() -> N
         table = np.array([[np.linalg.norm(truth.matrix[np.ix_(b, c)]) ** 2 for c in places] for b in places])
         share = 1.0 - np.trace(table) / table.sum()
         scores["coupling"].append((coupling.off_diagonal_share - share) / coupling.share_error)
-    assert len(covered) >= 100 and np.mean(covered) >= 0.9, np.mean(covered)
+    assert len(covered) >= 3 * seeds and np.mean(covered) >= 0.9, np.mean(covered)
     for kind, values in scores.items():
-        assert abs(np.median(values)) <= 4 * 1.3 / np.sqrt(30), (kind, np.median(values))
+        assert abs(np.median(values)) <= 4 * 1.3 / np.sqrt(seeds), (kind, np.median(values))
         assert np.median(np.abs(values)) <= 1.2, (kind, np.median(np.abs(values)))
     assert 0.8 <= np.median(entries) <= 1.3
 

@@ -26,6 +26,12 @@ N = 60
 SEEDS = 300
 signs = cache(lambda n, seed, number: random_signs(n, seed, "t", number))
 METHODS = ("hutchinson", "deflated", "xdiag", "auto")
+# Every family with every second method, in turn; the others are slow.
+IN_TURN = [
+    pytest.param(family, method, id=f"{family}-{method}", marks=() if (row + column) % 2 == 0 else pytest.mark.slow)
+    for row, family in enumerate(FAMILIES)
+    for column, method in enumerate(METHODS)
+]
 
 
 def leading(matrix: Matrix, m: int) -> Deflation:
@@ -59,8 +65,7 @@ def repeated(family: str, method: str) -> tuple[Matrix, Matrix, Matrix, Matrix]:
     return np.array(values), np.array(errors), np.array(quantiles)[:, None], np.diag(matrix)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", list(FAMILIES))
+@pytest.mark.parametrize(("family", "method"), IN_TURN)
 def test_the_interval_of_each_entry_covers_it(family: str, method: str) -> None:
     values, errors, quantiles, truth = repeated(family, method)
     covered = (np.abs(values - truth) <= quantiles * errors).mean(axis=0)

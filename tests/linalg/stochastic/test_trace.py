@@ -30,6 +30,12 @@ SEEDS = 300
 signs = cache(lambda n, seed, number: random_signs(n, seed, "t", number))
 units = cache(lambda n, seed, number: random_unit(n, seed, "t", number))
 METHODS = ("hutchinson", "deflated", "hutch++", "xtrace", "auto")
+# Every family with every second method, in turn; the others are slow.
+IN_TURN = [
+    pytest.param(family, method, id=f"{family}-{method}", marks=() if (row + column) % 2 == 0 else pytest.mark.slow)
+    for row, family in enumerate(FAMILIES)
+    for column, method in enumerate(METHODS)
+]
 
 
 @cache
@@ -70,8 +76,7 @@ def repeated(family: str, method: str) -> tuple[list[TraceEstimate], float]:
     return found, float(np.trace(matrix))
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", list(FAMILIES))
+@pytest.mark.parametrize(("family", "method"), IN_TURN)
 def test_the_interval_covers_the_trace_and_the_mean_is_unbiased(family: str, method: str) -> None:
     found, truth = repeated(family, method)
     covered = np.mean([e.low <= truth <= e.high for e in found])
