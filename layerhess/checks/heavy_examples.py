@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,13 @@ import torch
 from torch import Tensor
 
 from layerhess.checks.sample import by_example
+from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import Request
+from layerhess.curvature.factors.mixed_graph import MixedGraphs
 from layerhess.curvature.factors.output_hessian import along
+from layerhess.curvature.hessian_graph import HessianGraph
+from layerhess.curvature.matrices import GAUSS_NEWTON, HESSIAN
 from layerhess.curvature.totals import Totals, add_up
 from layerhess.linalg.random_vectors import random_signs
 from layerhess.objective import batches
@@ -42,6 +46,13 @@ def precision(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     return torch.float32
 
 
+def is_jacobian_only(make_graph: GraphMaker, keys: Iterable[str]) -> bool:
+    """Whether these blocks are those of J' S J: Gauss-Newton, or the Hessian where the output is linear in them."""
+    exact = make_graph.exact if isinstance(make_graph, MixedGraphs) else make_graph
+    licensed = make_graph.blocks.keys() if isinstance(make_graph, MixedGraphs) else set()
+    return exact is GAUSS_NEWTON.make_graph or (exact is HESSIAN.make_graph and licensed >= set(keys))
+
+
 class HeavyExamples:
     """Compares the outputs of all examples at the weights and a little along the candidates, both ways.
 
@@ -50,15 +61,19 @@ class HeavyExamples:
     all blocks are moved along at once, each with a random sign and scaled to v'A v = 1: an example that carries one
     block's eigenvector then has a share of about one block in the whole. Neither the curvature of the loss nor an even
     spread of examples shows these: with squared error all outputs are equally curved, and float32 may not see an
-    example behind saturated units at all, so a copy is moved, in float64 on the CPU. Cost: its three forward passes.
+    example behind saturated units at all, so a copy is moved, in float64 on the CPU. (In float32 a step that rounding
+    leaves something of is so long that it crosses kinks, and shows other examples.) Cost: its three forward passes; two
+    where all candidates are those of J' S J, which knows no second derivative of z.
 
     Args:
         objective: in session; its model is copied, and the copy is moved. counters: counts the forward passes.
+        make_graph: makes the graphs of the matrix.
     """
 
-    def __init__(self, objective: Objective, counters: Counters) -> None:
+    def __init__(self, objective: Objective, counters: Counters, make_graph: GraphMaker = HessianGraph) -> None:
         self._objective = objective
         self._counters = counters
+        self._make_graph = make_graph
 
     def find(self, requests: Mapping[str, Request], norms: Mapping[str, float]) -> list[Heavy]:
         """At most :data:`HEAVY` examples; none where no example stands out.
@@ -75,11 +90,12 @@ class HeavyExamples:
         most: list[Heavy] = []
         copied = self._objective.cast(precision(self._objective.device, self._objective.dtype), [])
         step = self._direction(directions, norms, copied.dtype)
+        bends = not is_jacobian_only(self._make_graph, directions)
 
         def share(numbered: tuple[int, Any], totals: Totals) -> None:
             nonlocal most
             number, batch = numbered
-            shares = self._shares(copied, batches.cast(batch, copied.dtype), step)
+            shares = self._shares(copied, batches.cast(batch, copied.dtype), step, bends)
             totals.add(SHARE, float(shares.sum()))
             totals.add(EXAMPLES, len(shares))
             largest = torch.topk(shares, min(HEAVY, len(shares)))
@@ -95,28 +111,33 @@ class HeavyExamples:
         least = totals.total(SHARE) * max(UNEVEN / examples, DOMINANT / len(directions))
         return [found for found in most if found.share > least]
 
-    def _shares(self, copied: Objective, batch: Any, step: Mapping[str, Tensor]) -> Tensor:
+    def _shares(self, copied: Objective, batch: Any, step: Mapping[str, Tensor], bends: bool) -> Tensor:
         """(examples,) of a batch, not negative."""
-        here = copied.evaluation.surveyed(copied.model, batch, "a batch")
         sides = []
         for sign in (1.0, -1.0):
             for name, part in step.items():
                 copied.parameters[name].add_(part, alpha=sign)
             try:
-                sides.append(copied.evaluation.surveyed(copied.model, batch, "a batch").output)
+                sides.append(self._seen(copied, batch))
             finally:
                 for name in step:
                     copied.parameters[name].copy_(self._objective.parameters[name])
-        self._counters.count("forwards", 3)
-        plus, minus = sides
-        if here.output is None or plus is None or minus is None or here.again is None:
-            raise ValueError("the outputs are not known")
-        z = here.output
-        forms = along(z, (plus - minus) / 2.0, plus - 2.0 * z + minus, here.again)
+        (plus, again), (minus, _) = sides
+        middle = (plus + minus) / 2.0
+        z = self._seen(copied, batch)[0] if bends else middle
+        forms = along(z, (plus - minus) / 2.0, 2.0 * (middle - z), again)
         shares = None if forms is None else by_example(batch, forms)
         if shares is None:
             raise ValueError("the examples cannot be told apart")
         return torch.nan_to_num(shares)
+
+    def _seen(self, copied: Objective, batch: Any) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The output of a batch, and its loss as a function of it."""
+        seen = copied.evaluation.surveyed(copied.model, batch, "a batch")
+        self._counters.count("forwards")
+        if seen.output is None or seen.again is None:
+            raise ValueError("the outputs are not known")
+        return seen.output, seen.again
 
     def _direction(
         self, requests: Mapping[str, Request], norms: Mapping[str, float], dtype: torch.dtype

@@ -173,7 +173,7 @@ class RoundingMeter:
         """Add the examples that carry the candidates' eigenvalues to the sample."""
         requests = {key: Request(one.block, outermost(one.vectors)) for key, one in candidates.items()}
         try:
-            heavy = HeavyExamples(self._objective, self._counters).find(
+            heavy = HeavyExamples(self._objective, self._counters, self._make_graph).find(
                 requests, {key: one.norm for key, one in candidates.items()}
             )
         except Exception:  # a model's outputs need not be known, nor its examples be along dimension 0

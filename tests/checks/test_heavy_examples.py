@@ -12,6 +12,8 @@ from layerhess.checks import heavy_examples, sample
 from layerhess.checks.heavy_examples import HEAVY, HeavyExamples, precision
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import Request
+from layerhess.curvature.factors.mixed_graph import MixedGraphs
+from layerhess.curvature.matrices import GAUSS_NEWTON, HESSIAN, ITEM_FISHER
 from layerhess.objective.blocks import make_block
 
 OUTLIER = 77
@@ -60,6 +62,29 @@ def test_shares_are_those_of_the_outputs_two_derivatives(dtype: torch.dtype) -> 
                 assert one.batch[0].dtype == dtype and float(one.batch[0]) == x[place]
     after = dict(objective.model.named_parameters())
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_only_the_first_derivative_of_the_outputs_counts_where_the_matrix_knows_no_other() -> None:
+    objective = problem(torch.float32)
+    x = torch.cat([batch[0] for batch in objective.data]).double()[:, 0].numpy()
+    w1, w2 = (float(p.detach()) for p in objective.model.parameters())
+    expected = 2.0 * (w2 * (1.0 - np.tanh(w1 * x) ** 2) * x) ** 2  # 2 J^2: the slope of the outlier does not count
+    name, vector = "0.weight", torch.ones((1, 1), dtype=torch.float64)
+    block = make_block(name, {name: objective.parameters[name]})
+    licensed = {name: (name,)}
+    with objective.session():
+        for graphs, passes in (
+            (GAUSS_NEWTON.make_graph, 2),
+            (MixedGraphs({}, GAUSS_NEWTON.make_graph, linear=False), 2),
+            (MixedGraphs(licensed, HESSIAN.make_graph, linear=True), 2),
+            (MixedGraphs({}, HESSIAN.make_graph, linear=True), 3),
+            (MixedGraphs(licensed, ITEM_FISHER.make_graph, linear=False), 3),
+        ):
+            counters = Counters()
+            found = HeavyExamples(objective, counters, graphs).find({name: Request(block, vector)}, {name: 2.0})
+            assert counters.total("forwards") == passes * len(objective.data)
+            assert any(one.place == (1, OUTLIER - 40) for one in found) == (passes == 3)
+            assert passes == 3 or len(found) == int((expected > expected.sum() * 0.1).sum())
 
 
 def test_an_example_that_a_small_sample_would_miss_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def test_every_model_passes_its_checks(case: Case, dtype: torch.dtype) -> None:
 def test_a_kink_beside_the_weights_is_not_taken_for_a_wrong_gradient() -> None:
     """It shifts the differences of all steps alike, here by 4e-4."""
     (case,) = (case for case in CASES if case.name == "cnn-relu-wide")
-    assert_no_alarm(case, torch.float64, seed=13)
+    assert_no_alarm(case, torch.float64, seed=482)
 
 
 @pytest.mark.slow
