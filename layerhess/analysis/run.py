@@ -126,7 +126,8 @@ class Run:
         ready = gram_processes(
             data_pass, self._operators(), self.checked, self.wanted, path=self.arguments.path, seed=self.arguments.seed,
             method=self.arguments.method, tol=self.arguments.tol, memory=self.budget,
-            examples=self.surveyed.examples, kept=found.kept,
+            examples=self.surveyed.examples, kept=found.kept, exclude=self.arguments.exclude,
+            copies=self.arguments.copies == "search",
         )  # fmt: skip
         tasks = make_tasks(
             self._operators(), self.checked, self.wanted, tol=self.arguments.tol, seed=self.arguments.seed, ready=ready,

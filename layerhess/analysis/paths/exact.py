@@ -16,6 +16,7 @@ from layerhess.objective.blocks import Block
 
 DENSE_LIMIT = 32  # parameters up to which the whole spectrum costs about as much as a few eigenvalues
 BASIS_SHARE = 0.25  # of the free memory, for the bases of all solvers together
+POWERED = 200  # products in which power iteration excludes anything 5 % larger; smaller blocks are read whole
 DEAR = 1e8  # parameters times terms of the loss: about a tenth of a second a product
 LARGEST_WHOLE = 2048  # parameters up to which a search keeps its basis whole, where memory allows that
 STREAMED_WIDTH = 8  # random vectors that a search begins with where a pass costs more than a few products
@@ -34,6 +35,8 @@ def make_process(
 ) -> Process:  # fmt: skip
     """The solver for one block: LAPACK for a small one, thick-restart Lanczos otherwise, or power iteration.
 
+    Power iteration takes as many products as it takes, but in small blocks, which cost fewer whole.
+
     Args:
         exclude, copies, definite: see :class:`layerhess.linalg.eigen.lanczos.Lanczos`.
         streamed: a pass over the data costs more than the products of a few vectors in it. dear: see
@@ -41,9 +44,9 @@ def make_process(
     """
     device = solver_device(device)
     draw = source(block, seed, device)
-    if method == "power":
+    if method == "power" and block.numel > (DENSE_LIMIT if exclude is None else POWERED):
         return Power(block.numel, tol, draw, exclude=exclude, device=device)
-    if goes_dense(block.numel, wanted, dear):
+    if method == "power" or goes_dense(block.numel, wanted, dear):
         return Dense(block.numel, wanted, device)
     return Lanczos(
         block.numel, wanted, tol, draw, basis_limit=basis_limit, device=device,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from layerhess.analysis.paths.cost import gram_bytes, is_cheaper
-from layerhess.analysis.paths.exact import source
+from layerhess.analysis.paths.exact import basis_limit, make_process, source
 from layerhess.analysis.paths.factors import refuse_without_licence
 from layerhess.checks import SelfCheck
 from layerhess.curvature.batch_graph import BatchGraph
@@ -19,8 +21,8 @@ from layerhess.curvature.factors.work import Work
 from layerhess.curvature.totals import Totals
 from layerhess.errors import InputError
 from layerhess.linalg.eigen.gram import Gram
-from layerhess.linalg.eigen.process import Wanted
-from layerhess.linalg.eigen.row_sum import RowSum
+from layerhess.linalg.eigen.process import Candidates, Process, Wanted
+from layerhess.linalg.eigen.row_sum import Decomposition, RowSum
 from layerhess.objective.blocks import Block
 
 GRAM_SHARE = 0.25  # of the free memory, or of the budget, for the rows and matrices of one pass
@@ -47,6 +49,65 @@ class _Room:
             yield group
 
 
+class GramOrSearch(Gram):
+    """A :class:`Gram` whose rows may turn out not to be the operator's: then another solver goes on.
+
+    Args:
+        otherwise: makes that solver.
+    """
+
+    def __init__(self, found: Decomposition, wanted: Wanted, exact: bool, otherwise: Callable[[], Process]) -> None:
+        self._search: Process | None = None
+        self._begun = False  # the search has been told something
+        self._otherwise = otherwise
+        super().__init__(found, wanted, exact)
+
+    def ask(self) -> Tensor:
+        """The pairs and the random vector, or what the other solver asks for."""
+        return super().ask() if self._search is None else self._search.ask()
+
+    def tell(self, products: Tensor) -> None:
+        """Their products with the operator."""
+        if self._search is not None:
+            self._search.tell(products)
+            self._begun = True
+            return
+        super().tell(products)
+        if not self.complete:
+            self._search = self._otherwise()
+            self._search.rounding, self.path = self._rounding, self._search.path
+
+    @property
+    def rounding(self) -> float:
+        """Of the products, once it was measured."""
+        return self._rounding
+
+    @rounding.setter
+    def rounding(self, value: float) -> None:
+        self._rounding = value
+        if self._search is not None:
+            self._search.rounding = value
+
+    @property
+    def relative_residual(self) -> float:
+        """Of the other solver; without it there is none to follow."""
+        if self._search is None or not self._begun:
+            raise AttributeError("relative_residual")
+        return float(self._search.relative_residual)  # type: ignore[attr-defined]
+
+    @property
+    def proposes(self) -> bool:
+        """True once the pairs were multiplied, or the other solver has found them."""
+        return super().proposes if self._search is None else self._begun and self._search.proposes
+
+    def candidates(self) -> Candidates:
+        """The wanted pairs."""
+        if self._search is None or not self._begun:
+            return super().candidates()
+        found = self._search.candidates()
+        return replace(found, steps=found.steps + self._steps)
+
+
 def gram_processes(
     data_pass: DataPass,
     operators: Mapping[str, Block],
@@ -60,6 +121,8 @@ def gram_processes(
     memory: Budget,
     examples: int,
     kept: bool = True,
+    exclude: float | None = None,
+    copies: bool = True,
 ) -> dict[str, Gram]:
     """Solvers for the blocks that use this path, with spectra computed already; takes one pass over the data or a few.
 
@@ -68,6 +131,7 @@ def gram_processes(
         wanted: eigenpairs. path: "auto" chooses by cost and memory; "gram" takes every block, and the full model if it
             has a licence and fits; with any other, nothing is done. examples: of all the data, 0 where unknown.
         kept: factors are kept for later passes; if not, "auto" does not spend a pass on rows.
+        exclude, copies: for the search that goes on where rows are not the operator's.
 
     Raises:
         InputError: with path="gram", a block has no rows, or they do not fit in memory.
@@ -88,7 +152,12 @@ def gram_processes(
             with data_pass.counters.during("solve"):
                 rows, failed = _rows(data_pass, {name: operators[name] for name in group}, int(SLACK * chosen.room))
                 for name in list(rows):
-                    found = _decomposed(rows.pop(name), operators[name], wanted, data_pass, seed)
+                    block = operators[name]
+                    otherwise = functools.partial(
+                        make_process, block, wanted, tol=tol, seed=seed, method=method, exclude=exclude, copies=copies,
+                        device=data_pass.objective.device, basis_limit=basis_limit(block.numel, wanted, memory),
+                    )  # fmt: skip
+                    found = _decomposed(rows.pop(name), block, wanted, data_pass, seed, otherwise)
                     if found is None:
                         failed[name] = "its rows are NaN or infinite, though the loss is finite"
                     else:
@@ -174,12 +243,15 @@ def whole(work: Work, sample: int, examples: int) -> Work:
     return work.times(examples / sample) if sample and examples else work
 
 
-def _decomposed(rows: RowSum, block: Block, wanted: Wanted, data_pass: DataPass, seed: int) -> Gram | None:
+def _decomposed(
+    rows: RowSum, block: Block, wanted: Wanted, data_pass: DataPass, seed: int, otherwise: Callable[[], Process]
+) -> Gram | None:
     """The solver for a block whose spectrum is known; None where a row is NaN or infinite."""
     own = Wanted(top=block.numel) if wanted.total >= block.numel else wanted
     draw = source(block, seed, solver_device(data_pass.objective.device))
     found = rows.decompose(own, data_pass.denominator, draw)
-    return None if found is None else Gram(found, own, exact=data_pass.objective.dtype == torch.float64)
+    exact = data_pass.objective.dtype == torch.float64
+    return None if found is None else GramOrSearch(found, own, exact, otherwise)
 
 
 def _refusal(name: str, why: str) -> InputError:

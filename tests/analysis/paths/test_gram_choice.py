@@ -15,6 +15,7 @@ import layerhess as lh
 import zoo
 from commands import Capture, refusal, workplace
 from complete_spectra import CE, assert_complete, problem, truth
+from layerhess.analysis.paths import gram
 from layerhess.analysis.result import Analysis
 from layerhess.linalg.eigen.row_sum import RowSum
 from piecewise_linear import Changing
@@ -139,3 +140,34 @@ def test_running_out_of_memory_is_no_end(path: str, monkeypatch: pytest.MonkeyPa
         return
     found = lh.analyze(objective, blocks="weight", top=10, bottom=4, full=False)
     assert not on_gram(found) and found.converged
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_rows_that_are_not_the_operators_leave_the_block_to_a_search(
+    monkeypatch: pytest.MonkeyPatch, forced: bool
+) -> None:
+    objective = problem(5, 4)
+    asked: dict[str, Any] = {"blocks": "weight", "top": 10, "bottom": 4, "full": False}
+    expected = lh.analyze(objective, path="exact", **asked)
+    monkeypatch.setattr("layerhess.linalg.eigen.gram.SAME", {True: -1.0, False: -1.0})  # no vector agrees
+    taken: set[str] = set()
+    real = gram.gram_processes
+
+    def watched(*args: Any, **named: Any) -> Any:
+        made = real(*args, **named)
+        taken.update(made)
+        return made
+
+    monkeypatch.setattr("layerhess.analysis.run.gram_processes", watched)
+    found = lh.analyze(objective, path="gram" if forced else "auto", trace=True, **asked)
+    assert taken
+    reference = truth(objective.model, objective.data)
+    for name, spectrum in found.blocks.items():
+        other = expected.blocks[name]
+        assert spectrum.converged.all() and spectrum.status.startswith(("converged", "complete")), spectrum.status
+        off = np.abs(spectrum.eigenvalues - other.eigenvalues)
+        assert (off <= spectrum.error_bounds + other.error_bounds).all(), name
+        trace, true = spectrum.trace, float(np.trace(reference.block([name])))
+        assert trace is not None and abs(trace.value - true) <= 5.0 * trace.standard_error + 1e-10
+        if name in taken:
+            assert not spectrum.path.startswith("gram") and spectrum.steps > 4

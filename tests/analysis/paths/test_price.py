@@ -8,10 +8,13 @@ import torch
 
 import layerhess as lh
 from driven_solver import draw, run
-from layerhess.analysis.paths.exact import LARGEST_WHOLE, goes_dense, is_dear, whole_rows
+from layerhess.analysis.paths.exact import LARGEST_WHOLE, goes_dense, is_dear, make_process, whole_rows
 from layerhess.curvature.device import Budget
+from layerhess.linalg.eigen.dense import Dense
 from layerhess.linalg.eigen.lanczos import Lanczos
+from layerhess.linalg.eigen.power import Power
 from layerhess.linalg.eigen.process import Wanted
+from layerhess.objective.blocks import make_block
 from references.spectra import FAMILIES, rotated
 
 
@@ -52,3 +55,16 @@ def test_rows_for_a_whole_matrix_fit_the_budget() -> None:
     rows = whole_rows(10, Budget(2**40, limit=2**20))
     assert 10 * 16 * rows**2 <= 2**18 < 10 * 16 * (rows + 1) ** 2
     assert whole_rows(0, Budget(2**40)) == LARGEST_WHOLE
+
+
+@pytest.mark.parametrize(("exclude", "read"), [(0.05, 200), (None, 32)])
+def test_power_iteration_is_left_to_blocks_that_cost_more_whole(exclude: float | None, read: int) -> None:
+    """It takes some 200 products to exclude what is 5 % larger, whatever the block's size."""
+    for n, whole in ((read, True), (read + 1, False)):
+        torch.manual_seed(0)
+        block = make_block("b", {"b": torch.nn.Parameter(torch.zeros(n))})
+        process = make_process(
+            block, Wanted(top=1), tol=1e-3, seed=0, method="power", device=torch.device("cpu"), basis_limit=n,
+            exclude=exclude,
+        )  # fmt: skip
+        assert isinstance(process, Dense if whole else Power)
