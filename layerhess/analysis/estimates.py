@@ -366,9 +366,21 @@ def _known(task: Task) -> Known:
     if isinstance(task.process, Dense):
         matrix = task.process.matrix
         lengths = torch.linalg.vector_norm(matrix, dim=1)
-        return Known(diagonal=matrix.diagonal().clone(), lengths=lengths) if task.process.proposes else Known()
+        if not task.process.proposes:
+            return Known()
+        square = float(lengths.square().sum())
+        return Known(diagonal=matrix.diagonal().clone(), lengths=lengths, matrix=matrix, square=square)
     if isinstance(task.process, Gram):
-        return Known(diagonal=task.process.diagonal) if task.process.complete else Known()
+        if not task.process.complete:
+            return Known()
+        found = task.process.candidates()
+        values = torch.from_numpy(found.values).to(found.vectors)
+        assert found.spectrum is not None
+        return Known(
+            diagonal=task.process.diagonal,
+            deflation=Deflation(found.vectors, values[:, None] * found.vectors),
+            square=float((found.spectrum**2).sum()),
+        )
     if isinstance(task.process, Lanczos):
         q, w = task.process.basis
         return Known(deflation=Deflation(q, w))

@@ -109,7 +109,8 @@ class CouplingEstimate:
     """How the blocks interact: the Frobenius norms of all blocks H_bc.
 
     Attributes:
-        blocks: names, in model order. value, standard_error: (B, B) float64, ||H_bc||_F, symmetric.
+        blocks: names, in model order. value, standard_error: (B, B) float64, ||H_bc||_F, symmetric; from few vectors
+            the errors are larger than the scatter, so that six of them cover.
         off_diagonal_share: share of ||H||_F^2 off the block diagonal (covered blocks only); share_error: its standard
             error.
         divergence: (B, B) Jensen-Shannon distances of the blocks' spectral densities; None where densities were not

@@ -25,12 +25,15 @@ class Known:
     Attributes:
         deflation: from its basis, or None. diagonal: (n,) all entries, where the whole block was read.
         lengths: (n,) of the columns, given with the diagonal. zero: the block counts as zero.
+        matrix: (n, n), where it is at hand. square: its squared Frobenius norm, where that is known.
     """
 
     deflation: Deflation | None = None
     diagonal: Tensor | None = None
     zero: bool = False
     lengths: Tensor | None = None
+    matrix: Tensor | None = None
+    square: float | None = None
 
     @property
     def exact(self) -> bool:

@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from layerhess.analysis.probing.block_samples import part_of
 from layerhess.curvature.data_pass import Request
+from layerhess.linalg.estimates import Floats
 from layerhess.linalg.stochastic.deflation import Deflation
 from layerhess.linalg.stochastic.density import StochasticLanczos
 from layerhess.objective.blocks import Block
@@ -25,14 +27,14 @@ class Start:
     Attributes:
         vectors, products: (s, n) Rademacher v and A v, float64, usable like any other probes.
         nuclear: norm of A, by the density.
-        squares: for the first vectors, ||H_cb v||^2 over all blocks c, where whole columns were made.
+        grams: (B, s, s), v_i' H_cb' H_cb v_j of the first vectors over all blocks c, where whole columns were made.
         basis: (m, n) unit vectors and their products, from probes that are not in ``vectors``; or None.
     """
 
     vectors: Tensor
     products: Tensor
     nuclear: float
-    squares: list[list[float]] = field(default_factory=list)
+    grams: Floats | None = None
     basis: tuple[Tensor, Tensor] | None = None
 
 
@@ -60,7 +62,7 @@ class DensityEstimator:
     remembers: bool = False
     bases: int = 0
     _first: tuple[Tensor, Tensor] | None = None
-    _squares: list[list[float]] = field(default_factory=list)
+    _grams: Floats | None = None
     _basis: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     @property
@@ -85,7 +87,7 @@ class DensityEstimator:
             whole = products[self._whole]
             length = math.sqrt(self.block.numel)
             parts = [part_of(self.full, other, length * whole) for other in self.others.values()]
-            self._squares = torch.stack([part.square().sum(dim=1) for part in parts], dim=1).tolist()
+            self._grams = np.stack([(part @ part.T).numpy(force=True) for part in parts])
             own.append(part_of(self.full, self.block, whole))
         if self.key in products:
             own.append(products[self.key])
@@ -106,7 +108,7 @@ class DensityEstimator:
         basis = None
         if self._basis:
             basis = torch.cat([q for q, _ in self._basis]), torch.cat([w for _, w in self._basis])
-        found = Start(vectors, products, self.block.numel * self.process.magnitude, self._squares, basis)
+        found = Start(vectors, products, self.block.numel * self.process.magnitude, self._grams, basis)
         self._first, self._basis = None, []
         return found
 

@@ -270,8 +270,8 @@ class SharedProbes:
         sketched = plain or (start is not None and start.basis is not None)
         member = Member(name, block, known, deflation, own, joint, self.goals.enough, sketched=sketched)
         if start is not None:
-            if start.squares and self._columns is not None:
-                self._columns.take(name, start.squares)
+            if start.grams is not None and self._columns is not None:
+                self._columns.take(member, start.vectors, start.products, start.grams)
             if not member.exact:
                 own.trace.nuclear_elsewhere = joint.trace.nuclear_elsewhere = start.nuclear
                 member.own.add_free(start.vectors, start.products)

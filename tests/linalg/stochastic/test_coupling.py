@@ -137,7 +137,7 @@ def test_squared_norms_are_unbiased_and_intervals_cover(matrix: Matrix) -> None:
     # Neither far too wide: the stated errors are the scatter over seeds.
     stated = np.sqrt(np.mean([f.standard_error**2 for f in found], axis=0))
     ratio = stated / np.std([f.value for f in found], axis=0)
-    assert ratio.min() > 0.8 and ratio.max() < 1.25
+    assert ratio.min() > 0.8 and ratio.max() < 1.5  # from 16 vectors they allow for squares that are few
     shares = np.array([f.off_diagonal_share for f in found])
     errors = np.array([f.share_error for f in found])
     assert np.mean(np.abs(shares - share_of(want)) <= 2.13 * errors) >= 0.90
@@ -149,16 +149,67 @@ def test_both_sides_of_a_pair_count(matrix: Matrix) -> None:
     """The mean of two independent sides has a smaller error than one of them."""
     both = sampled(matrix, 16, 3)
     assert (both.value == both.value.T).all() and (both.standard_error == both.standard_error.T).all()
-    one = CouplingSamples((2, 2))
-    other = CouplingSamples((2, 2))
-    for square in (1.0, 3.0):
+    one, other = CouplingSamples((40, 40)), CouplingSamples((40, 40))
+    for i in range(64):
+        square = 1.0 + 2.0 * (i % 2)
         one.add(0, [1.0, square])
         other.add(0, [1.0, square])
         other.add(1, [square, 1.0])
     assert one.result(("a", "b")).value[0, 1] == other.result(("a", "b")).value[0, 1] == pytest.approx(np.sqrt(2.0))
     error_one, error_both = (s.result(("a", "b")).standard_error[0, 1] for s in (one, other))
-    assert error_one == pytest.approx(1.0 / (2 * np.sqrt(2)))  # sqrt(var 2 / 2 samples) = 1, over 2 sqrt(2)
-    assert error_both == pytest.approx(error_one / np.sqrt(2))
+    expected = np.sqrt(64 / 63 / 64) / (2 * np.sqrt(2))  # of the root of a mean of 64, each with variance 64/63
+    assert error_one == pytest.approx(expected, rel=0.02)
+    assert error_both == pytest.approx(error_one / np.sqrt(2), rel=0.02)
+
+
+# The singular values of a coupling, and how often eight vectors a side were off by more than six errors, as plain
+# standard errors and without known directions: 0.2 to 1.5 %, and 10 % where three parameters share one direction.
+COUPLINGS = {
+    "one": np.eye(1, 12)[0], "two": np.array([1.0, 1.0, *np.zeros(10)]), "decaying": 0.6 ** np.arange(12),
+    "flat": np.ones(12), "one far out": np.array([1.0, *np.full(11, 0.2)]),
+}  # fmt: skip
+
+
+def columns_of(part: Matrix, known: Matrix, rng: np.random.Generator, probes: int = 8) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    """Gram matrix of a coupling's products with vectors of random signs along known directions, and those signs."""
+    plain, along = (rng.choice([-1.0, 1.0], (probes, size)) for size in (part.shape[1], len(known)))
+    vectors = plain - plain @ known.T @ known + along @ known
+    return vectors @ part.T @ part @ vectors.T, along
+
+
+@pytest.mark.parametrize("directions", [0, 4])
+@pytest.mark.parametrize("kind", [*COUPLINGS, "shared by three"])
+def test_six_errors_of_few_vectors_cover(kind: str, directions: int) -> None:
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.standard_normal((n, n)))[0][:, :12] for n in (12, 40))
+    part = (left * COUPLINGS.get(kind, COUPLINGS["one"])) @ right.T
+    if kind == "shared by three":
+        part[:, :3], part[:, 3:] = left[:, :1], 0.0
+    draws, true = 1500, float(np.linalg.norm(part))
+    off = np.zeros((draws, 2))
+    for draw in range(draws):
+        samples = CouplingSamples((12, 40))
+        for block, matrix, q in ((0, part.T, left[:, :directions].T), (1, part, right[:, :directions].T)):
+            gram, signs = columns_of(matrix, q, rng)
+            # Beside the coupling of both, one that has a single side: of the second block with itself.
+            grams = np.stack([gram, gram]) if block == 1 else np.stack([np.eye(8), gram])
+            samples.add_together(block, grams, signs[:, :4])
+        found = samples.result(("a", "b"))
+        for i, place in enumerate(((0, 1), (1, 1))):
+            error = found.standard_error[place] + 1e-12
+            off[draw, i] = abs(found.value[place] - true) / error
+    assert (off[:, 0] > 6.0).mean() <= 2e-3 and (off[:, 1] > 6.0).mean() <= (8e-3 if directions == 0 else 6e-3)
+
+
+def test_known_parts_have_no_error() -> None:
+    samples = CouplingSamples((20, 20))
+    for block in (0, 1):
+        grams = np.zeros((2, 8, 8))
+        grams[1 - block] = 4.0 * np.eye(8)
+        samples.add_together(block, grams, constant=[9.0, 0.0] if block == 0 else [0.0, 16.0])
+    found = samples.result(("a", "b"))
+    np.testing.assert_allclose(found.value, [[3.0, 2.0], [2.0, 4.0]])
+    assert not found.standard_error.any()
 
 
 def test_one_probe_has_no_error(matrix: Matrix) -> None:
