@@ -136,7 +136,7 @@ class Run:
             dear=not self.arguments.estimates.any and is_dear(objective.numel, self.surveyed.count),
             definite=self._definite(), rank=self.surveyed.curved,
         )  # fmt: skip
-        self.estimation = self._estimation(tasks, torch.finfo(coarsest).eps, data_pass)
+        self.estimation = self._estimation(tasks, self.checked.eps, data_pass)
         self._note(*self.estimation.notes)
         self.schedule = Schedule(
             data_pass=data_pass,
@@ -145,7 +145,7 @@ class Run:
             estimators=self.estimation.estimators,
             tol=self.arguments.tol,
             exclude=self.arguments.exclude,
-            eps=torch.finfo(coarsest).eps,
+            eps=self.checked.eps,
             length=self.surveyed.longest,
             full_block=make_block(FULL, {n: self.objective.parameters[n] for n in names}),
             probe=self._probe(names),

@@ -77,7 +77,7 @@ class SingleOperator:
             if known is not None:
                 surveyed, checked = known
                 coarsest = checked.trace.coarsest
-                self.length, self.eps = surveyed.longest, torch.finfo(coarsest).eps
+                self.length, self.eps = surveyed.longest, checked.eps
                 make = parent.curvature.make_graph
                 self._meter = stack.enter_context(
                     RoundingMeter(objective, surveyed.measured, coarsest, Counters(), make, self.memory)

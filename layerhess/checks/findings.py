@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
+
 from layerhess.checks.factors import Licence
 from layerhess.checks.forward_trace import Trace
 from layerhess.results.record import Check
+
+BLURS = 5.0  # times the measured blur, since one measurement may be small by luck
 
 
 @dataclass
@@ -21,6 +25,7 @@ class SelfCheck:
         uncut: why batches must not be cut, "" if they may be.
         place: such as " in batch 3", where products are NaN or infinite in one batch alone.
         licence: which blocks may use factors.
+        blur: relative error of products in float64, where it was measured.
         graph_seconds, block_seconds: on the sample, the time to make a graph, and to make one product of every block
             and the full model with it.
     """
@@ -35,5 +40,11 @@ class SelfCheck:
     uncut: str = ""
     place: str = ""
     licence: Licence = field(default_factory=Licence)
+    blur: float = 0.0
     graph_seconds: float = 0.0
     block_seconds: float = 0.0
+
+    @property
+    def eps(self) -> float:
+        """The relative roundoff of the coarsest dtype behind the loss, or what stands for it where digits are lost."""
+        return max(float(torch.finfo(self.trace.coarsest).eps), BLURS * self.blur)

@@ -29,6 +29,7 @@ STEPS = {torch.float64: (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2), torch.float32: (1e
 LIMIT = {torch.float64: 5e-7, torch.float32: 1e-2}  # honest networks stay below 3e-8 in float64
 STRICT = {torch.float64: 2e-9, torch.float32: 1e-3}  # for single tensors, once something is known to be wrong
 LARGEST_SCALE = {torch.float64: 30.0, torch.float32: 3.0}  # weak tensors move so much further
+BESIDE = (0.997, 0.999, 1.001, 1.003)  # times a step: differences there are the same but for rounding
 NOISE = 30.0  # roundoffs of the loss
 
 
@@ -173,6 +174,7 @@ class GradientCheck:
                 size += float(torch.linalg.vector_norm(own)) * float(torch.linalg.vector_norm(part))
         limit = LIMIT[self.coarsest] if limit is None else limit
         best: tuple[float, float] | None = None
+        chosen = 0.0, 0.0, 1.0, 0.0, 0.0  # of the best step: itself, its difference, and scale, off, noise
         # First where the loss has enough digits.
         noise = self._noise(self._size)
         for step in sorted(STEPS[self.coarsest], key=lambda step: noise / step > limit * (abs(slope) + 1e-3 * size)):
@@ -189,10 +191,15 @@ class GradientCheck:
             if beyond is None:
                 continue
             if best is None or error + noise < best[0]:
-                best = error + noise, beyond
+                best, chosen = (error + noise, beyond), (step, near, scale, off, noise)
             if error + noise <= limit:
                 break
-        return None if best is None else best[1]
+        if best is None or best[1] <= limit:
+            return None if best is None else best[1]
+        # |F(2r) - F(r)| may be small by chance where the loss is rounded more than it seems, as a log of 1 - p is.
+        step, near, scale, off, noise = chosen
+        spread = max(abs(self._difference(direction, step * other)[0] - near) for other in BESIDE)
+        return beyond_error(off, max(spread / scale, best[0] - noise), 1.0, noise)
 
     def _difference(self, direction: Mapping[str, Tensor], step: float) -> tuple[float, float]:
         """(central difference of the loss, its rounding)."""

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from layerhess.checks.finite_differences import displaced, scaled_direction
 from layerhess.curvature.autograd_graph import walk
+from layerhess.curvature.batch_graph import GraphMaker
+from layerhess.curvature.counters import Counters
+from layerhess.curvature.data_pass import DataPass, Request
 from layerhess.errors import CheckError
+from layerhess.linalg.random_vectors import random_unit
+from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
 
 CLAMPED = 1e-12  # p (1 - p) below it is replaced by it in torch's gradient; log p is clamped at -100 further out
 HARMLESS = 1e-7  # share of the curvature that such outputs may falsify
 NEAR = 1e-7  # of 0 or 1: no float32 number is between it and 1, and in float64 1 - p has nine digits
-LOG = "the log of saturated probabilities (within 1e-7 of 0 or 1)"
+LOG = "the log of saturated probabilities (next to 0 or 1)"
 SURE = "outputs that are all saturated (every largest probability within 1e-7 of 1)"
+POINTS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # along a line, in steps
+DEGREE = 3  # of the polynomial that honest products are along so short a line
+ASIDE = {True: 1e-5, False: 1e-7}  # of the weights, relative, in smooth networks and in those with kinks
+BEGINS = 1e-4  # from 0 or 1: from there on float32's rounding may be too large to tell float64's
+BLURRED = 1e-5  # of a product, relative: from there on there is no number
 # torch's nodes -> what they saved of the argument, and what is added to it before the log is taken
 LOGS = {
     "Log": ("self", 0.0), "Log2": ("self", 0.0), "Log10": ("self", 0.0), "Log1P": ("self", 1.0),
@@ -108,7 +120,12 @@ class _Watch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def saturated(objective: Objective, samples: Sequence[Any]) -> str:
+def takes_log(nodes: Collection[str]) -> bool:
+    """Whether one of these autograd nodes, by name, is that of a log."""
+    return any(node.partition("Backward")[0] in LOGS for node in nodes)
+
+
+def saturated(objective: Objective, samples: Sequence[Any], near: float = NEAR) -> str:
     """What may explain a failed check: :data:`LOG`, :data:`SURE`, or "" (in session).
 
     In log(1 - p) rounding leaves eps / (1 - p) of the digits, and as many of the curvature p (1 - p) of an output. The
@@ -122,11 +139,60 @@ def saturated(objective: Objective, samples: Sequence[Any]) -> str:
             kind = node.name().partition("Backward")[0]
             if kind in LOGS:
                 saved, shift = LOGS[kind]
-                if _near_the_ends(_saved(node, saved), shift):
+                if _near_the_ends(_saved(node, saved), shift, near):
                     return LOG
             elif kind in ("LogSoftmax", "BinaryCrossEntropyWithLogits"):
                 unsure.append(_unsure(node, kind))
     return SURE if unsure and max(unsure) < NEAR else ""
+
+
+def blurred(
+    objective: Objective, blocks: Mapping[str, Block], full: Block, make_graph: GraphMaker, seed: int,
+    counters: Counters, smooth: bool,
+) -> dict[str, float]:  # fmt: skip
+    """Block -> what rounding in float64 leaves uncertain of a product, relative to it (in session).
+
+    Along a short line of weights an honest product is a cubic; the rest is rounding. Where the network has kinks, the
+    median of second differences is: a kink on the line is in two of five. Looked at where float32 has few digits or
+    none: its rounding, from which float64's is concluded elsewhere, tells nothing then.
+
+    Args:
+        objective: on a sample. blocks: those that do not count as zero. smooth: the network has no kinks. Steps are
+            then longer: 1 - p is to change by more than its roundings.
+    """
+    requests = {
+        key: Request(block, random_unit(block.numel, seed, f"blurred {key}", 0, objective.device)[None])
+        for key, block in blocks.items()
+    }
+
+    def products() -> dict[str, Tensor]:
+        data_pass = DataPass(objective, list(full.parameters), counters, make_graph=make_graph)
+        try:
+            return data_pass.run(requests)
+        finally:
+            data_pass.release()
+
+    lines: dict[str, list[Tensor]] = {key: [] for key in blocks}
+    for draw in (0, 1):
+        direction, seen = scaled_direction(objective, full, seed, "blurred", draw), []
+        for place in POINTS:
+            with displaced(objective, direction, place * ASIDE[smooth]):
+                seen.append(products())
+        for key in blocks:
+            lines[key].append(torch.cat([told[key] for told in seen]))
+    return {key: _roughness(rows, smooth) for key, rows in lines.items()}
+
+
+def _roughness(lines: Sequence[Tensor], smooth: bool) -> float:
+    """The independent error of each row of two lines of products (points, n), over the size of a row."""
+    size = max(1e-300, *(float(torch.linalg.vector_norm(rows, dim=1).max()) for rows in lines))
+    if smooth:
+        powers = np.linalg.qr(np.vander(POINTS, DEGREE + 1))[0]
+        rest = torch.from_numpy(np.eye(len(POINTS)) - powers @ powers.T)
+        left = [float(torch.linalg.vector_norm(rest.to(rows) @ rows)) for rows in lines]
+        return float(min(left) / (len(POINTS) - DEGREE - 1) ** 0.5 / size)
+    second = torch.cat([torch.linalg.vector_norm(rows.diff(n=2, dim=0), dim=1) for rows in lines])
+    return float(second.median() / 6.0**0.5 / size)
 
 
 def _saved(node: Any, name: str) -> Tensor | None:
@@ -138,13 +204,13 @@ def _saved(node: Any, name: str) -> Tensor | None:
     return value.detach().double() if isinstance(value, Tensor) and value.numel() else None
 
 
-def _near_the_ends(x: Tensor | None, shift: float) -> bool:
+def _near_the_ends(x: Tensor | None, shift: float, near: float) -> bool:
     """Whether all numbers are between 0 and 1, and some next to one of them."""
     if x is None:
         return False
     x = x + shift
     inside = bool(((x >= 0.0) & (x <= 1.0 + NEAR)).all())
-    return inside and bool(((x < NEAR) | (x > 1.0 - NEAR)).any())
+    return inside and bool(((x < near) | (x > 1.0 - near)).any())
 
 
 def _unsure(node: Any, kind: str) -> float:

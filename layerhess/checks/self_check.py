@@ -18,7 +18,7 @@ from layerhess.checks.forward_trace import trace
 from layerhess.checks.loss import check_additivity, check_determinism, refuse_wrong_derivatives
 from layerhess.checks.output import check_cut, check_items, notes_on_convexity
 from layerhess.checks.randomness import refuse_state_that_follows
-from layerhess.checks.saturation import saturated
+from layerhess.checks.saturation import BEGINS, BLURRED, LOG, blurred, saturated, takes_log
 from layerhess.checks.second_derivative import ExaminedGraphs, check_second_derivative
 from layerhess.checks.survey import Survey, too_large
 from layerhess.checks.suspects import failure
@@ -120,7 +120,29 @@ def _self_check(
         if curvature.name == HESSIAN.name:
             derivatives.check_products()
     data_pass.release()
+    _digits(objective.narrowed(surveyed.measured.pieces), blocks, full, curvature, seed, found, counters)
     return found
+
+
+def _digits(
+    objective: Objective, blocks: Mapping[str, Block], full: Block, curvature: CurvatureMatrix, seed: int,
+    found: SelfCheck, counters: Counters,
+) -> None:  # fmt: skip
+    """How many digits float64 has behind logs of saturated probabilities; blocks without any fail."""
+    if objective.dtype != torch.float64 or not takes_log(found.trace.nodes) or found.failed:
+        return
+    if saturated(objective, list(objective.data), BEGINS) != LOG:
+        return
+    live = {key: block for key, block in blocks.items() if key not in found.zero_suspects}
+    measured = blurred(objective, live, full, curvature.make_graph, seed, counters, found.trace.smooth) if live else {}
+    found.blur = max([0.0, *(change for change in measured.values() if change <= BLURRED)])
+    found.trace.saturated = lambda: LOG
+    for key, change in measured.items():
+        if not change <= BLURRED:
+            figure = f"rounding to {change:.1e} of its size"
+            check = failure("rounding", objective, key, list(live[key].parameters), found.trace, figure)
+            found.failed[key] = check
+            found.checks.append(check)
 
 
 def _versions(objective: Objective) -> list[int]:

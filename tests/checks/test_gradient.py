@@ -368,3 +368,24 @@ def test_where_one_gradient_is_wrong_the_others_are_judged_strictly(dtype: torch
     true = np.linalg.eigvalsh(rows_of_hessian(loss, head)[:15, :15])[-1]
     last = found.blocks["last.weight"]
     assert abs(last.eigenvalues[0] - true) <= last.error_bounds[0] + 1e-14
+
+
+class Confident(nn.Module):
+    """One weight, and probabilities within 5e-5 of 1: the loss's log of 1 - p has lost five digits."""
+
+    def __init__(self, z: float) -> None:
+        super().__init__()
+        self.weight, self.z = nn.Parameter(torch.ones(1, dtype=torch.float64)), z
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(x * self.weight + self.z)
+
+
+@pytest.mark.parametrize("z", [10.0, 12.0])
+def test_a_loss_that_is_rounded_more_than_it_seems_is_not_held_against_its_gradient(z: float) -> None:
+    """At one step two differences agree by chance, and are off by 1e-6 and 1e-5."""
+    x, y = torch.tensor([[0.5], [-0.3], [0.9]]).double(), torch.tensor([[1.0], [1.0], [0.0]]).double()
+    found = lh.analyze(lh.Objective(Confident(z), (x, y), nn.BCELoss())).full
+    e = np.exp(-x.numpy() - z)
+    true = float(np.mean(x.numpy() ** 2 * e / (1.0 + e) ** 2))
+    assert found is not None and abs(found.eigenvalues[0] - true) <= found.error_bounds[0] + 1e-8 * true

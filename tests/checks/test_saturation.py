@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import layerhess as lh
-from layerhess.checks.saturation import LOG, SURE, Saturation, saturated
+from layerhess.checks.saturation import LOG, POINTS, SURE, Saturation, _roughness, saturated
 
 X = torch.randn(12, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 HALF = torch.rand(12, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64) / 2.0
@@ -237,3 +237,52 @@ def test_all_outputs_saturate_or_they_are_no_cause() -> None:
     for loss in normalisations:
         assert named(loss, [20.0, -30.0]) == SURE and named(loss, [900.0, -900.0]) == SURE
         assert named(loss, [20.0, 9.0]) == "" == named(loss, [0.0, 30.0])
+
+
+# -- what is left of float64 -------------------------------------------------------------------------------------------
+
+
+class Exponential(nn.Module):
+    """A sigmoid by hand, whose own rounding does not cancel with that of 1 - p."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return 1.0 / (1.0 + torch.exp(-z))
+
+
+@pytest.mark.parametrize("last", [nn.Sigmoid(), Exponential()], ids=["Sigmoid", "by hand"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_digits_that_float64_loses_are_in_the_bound_or_it_is_refused(last: nn.Module, mixed: bool) -> None:
+    """For outputs behind z = 10 to 21, of six of nine examples or of all, against p (1 - p) from exp(-z)."""
+    answered = 0
+    for seed, z in enumerate((10.0, 15.0, 17.0, 19.0, 21.0)):
+        torch.manual_seed(seed)
+        x, y = torch.randn(9, 3).double(), (torch.rand(9, 1) > 0.5).double()
+        x[:, 2], x[:3, 2] = 1.0, 0.0 if mixed else 1.0
+        linear = nn.Linear(3, 1, bias=False).double()
+        with torch.no_grad():
+            linear.weight[0, 2] = z
+        e = np.exp(-linear(x).detach().numpy().ravel())
+        true = np.linalg.eigvalsh((x.numpy().T * (e / (1.0 + e) ** 2)) @ x.numpy() / 9)[-1]
+        try:
+            found = lh.analyze(lh.Objective(nn.Sequential(linear, last), (x, y), by_hand), blocks="module").full
+        except lh.CheckError as error:
+            assert LOG in str(error)
+            continue
+        assert found is not None
+        if found.solved:
+            answered += 1
+            assert abs(found.eigenvalues[0] - true) <= found.error_bounds[0] + 1e-14 * true <= 1e-3 * true
+    assert answered >= (4 if mixed else 1)
+
+
+@pytest.mark.parametrize("smooth", [True, False])
+def test_roughness_is_the_error_of_a_row_and_neither_curvature_nor_one_kink(smooth: bool) -> None:
+    rng, place = np.random.default_rng(0), np.array(POINTS)[:, None]
+    curved = rng.standard_normal(50) + 1e-5 * place * rng.standard_normal(50)
+    curved += (1e-10 if smooth else 1e-14) * place**2 * rng.standard_normal(50)
+    curved[place[:, 0] > 0.5] += 0.0 if smooth else 1e-3
+    size = np.linalg.norm(curved, axis=1).max()
+    for level in (1e-12, 1e-8):
+        lines = [torch.from_numpy(curved + level * rng.standard_normal(curved.shape)) for _ in range(2)]
+        assert _roughness(lines, smooth) == pytest.approx(level * np.sqrt(50) / size, rel=0.4)
+    assert _roughness([torch.from_numpy(curved)] * 2, smooth) <= 2e-14
