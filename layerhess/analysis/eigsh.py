@@ -106,7 +106,7 @@ def eigsh(
             )
         )
         rounding: float | None = None
-        # A dense matrix takes two or three passes and gives no result before the last one: it is always finished.
+        # A dense matrix gives no result before its last column: it is always finished.
         for _ in range(max(max_passes, n) if isinstance(process, Dense) else max_passes):
             process.tell(single.apply(process.ask()))
             noisy = getattr(process, "relative_residual", 1.0) <= 2000.0 * single.eps

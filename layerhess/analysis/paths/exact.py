@@ -74,7 +74,7 @@ def goes_dense(numel: int, wanted: Wanted, dear: bool = False) -> bool:
             about as much and leaves nothing open.
     """
     if dear and numel > wanted.total:
-        return numel + wanted.total <= expected_steps(wanted)
+        return numel <= expected_steps(wanted)
     return numel <= max(DENSE_LIMIT, 2 * wanted.total)
 
 

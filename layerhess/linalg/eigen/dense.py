@@ -12,10 +12,10 @@ CHUNK = 64  # columns a pass
 
 
 class Dense:
-    """Reads all n columns with unit vectors, symmetrises, calls LAPACK, and multiplies the eigenvectors once more.
+    """Reads all n columns with unit vectors, symmetrises and calls LAPACK.
 
-    Cost: n products, and one for each wanted pair. The residual is that of this new product A v, not of the matrix as
-    read: in float32 the rounding of the columns adds up to more than that of one product, and an asymmetry would show.
+    Cost: n products, never more. A residual is that of the matrix as read, so an asymmetry shows in it. What the
+    columns' rounding adds up to is measured in all directions (:mod:`layerhess.checks.matrix_rounding`).
 
     Args:
         n: dimension. wanted: which pairs to report (all if n is smaller). device: where the matrix lives.
@@ -37,22 +37,15 @@ class Dense:
         self._steepest: Tensor | None = None
 
     def ask(self) -> Tensor:
-        """The next unit vectors, and at the end the wanted eigenvectors."""
-        if self._read == self.n:
-            return self._vectors
+        """The next unit vectors."""
         stop = min(self.n, self._read + CHUNK)
         rows = torch.zeros((stop - self._read, self.n), dtype=torch.float64, device=self._device)
         rows[torch.arange(stop - self._read), torch.arange(self._read, stop)] = 1.0
         return rows
 
     def tell(self, products: Tensor) -> None:
-        """Columns of the matrix (its rows, once symmetric), and at the end the eigenvectors' products."""
+        """Columns of the matrix (its rows, once symmetric)."""
         self._steps += len(products)
-        if self._read == self.n:
-            theta = torch.from_numpy(self._wanted_values()).to(products)
-            residuals = torch.linalg.vector_norm(products - theta[:, None] * self._vectors, dim=1)
-            self._residuals = residuals.cpu().numpy()
-            return
         self._matrix[self._read : self._read + len(products)] = products
         self._read += len(products)
         if self._read == self.n:
@@ -60,7 +53,7 @@ class Dense:
 
     @property
     def proposes(self) -> bool:
-        """True once every column is known and the eigenvectors were multiplied once more."""
+        """True once every column is known."""
         return self._residuals is not None
 
     @property
@@ -69,9 +62,9 @@ class Dense:
         return self._matrix
 
     def candidates(self) -> Candidates:
-        """The wanted pairs; none while columns are missing, and without a bound before the last product."""
+        """The wanted pairs; none while columns are missing."""
         theta = self._wanted_values()
-        residuals = np.full(len(theta), np.inf) if self._residuals is None else self._residuals
+        residuals = np.empty(0) if self._residuals is None else self._residuals
         return Candidates(
             values=theta,
             vectors=self._vectors,
@@ -91,6 +84,9 @@ class Dense:
         self._vectors = vectors[:, kept].T.contiguous()
         place = int(np.abs(self._values).argmax())
         self._steepest = None if place in kept else vectors[:, [place]].T.contiguous()
+        theta = torch.from_numpy(self._wanted_values()).to(vectors)
+        products = self._vectors @ self._matrix  # A v, in which a row is what the product with a unit vector gave
+        self._residuals = torch.linalg.vector_norm(products - theta[:, None] * self._vectors, dim=1).cpu().numpy()
 
     def _distances(self) -> Floats:
         keep = self.wanted.indices(self._values) if len(self._vectors) else []
