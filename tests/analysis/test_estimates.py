@@ -189,7 +189,7 @@ def twenty_blocks() -> lh.Objective:
     return lh.Objective(model, (torch.randn(40, 6).double(), torch.randint(3, (40,))), nn.CrossEntropyLoss())
 
 
-@pytest.mark.parametrize("path", ["auto", "exact"])
+@pytest.mark.parametrize("path", [pytest.param("auto", marks=pytest.mark.slow), "exact"])
 def test_everything_costs_little_more_than_the_largest_request(path: str) -> None:
     """At most 1.2 times the products of the densities, the largest single request, on a model of 20 blocks.
 

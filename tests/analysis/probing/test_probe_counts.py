@@ -158,7 +158,7 @@ ALL: dict[str, Any] = {"trace": True, "diagonal": True, "density": True, "coupli
 @pytest.mark.parametrize(
     ("build", "without", "with_sampling"),
     [
-        pytest.param(shallow, 1.15, 1.26, id="shallow"),
+        pytest.param(shallow, 1.15, 1.26, id="shallow", marks=pytest.mark.slow),
         pytest.param(kinked, 1.15, 1.33, id="kinked", marks=pytest.mark.slow),
         pytest.param(lambda: shallow(16), 1.15, 1.18, id="sixteen batches", marks=pytest.mark.slow),
         pytest.param(wide, 1.45, 1.48, id="wide", marks=pytest.mark.slow),
