@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layerhess.checks.finite_differences import displaced
 from layerhess.checks.sample import by_example
 from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.counters import Counters
@@ -115,13 +116,8 @@ class HeavyExamples:
         """(examples,) of a batch, not negative."""
         sides = []
         for sign in (1.0, -1.0):
-            for name, part in step.items():
-                copied.parameters[name].add_(part, alpha=sign)
-            try:
+            with displaced(copied, step, sign):
                 sides.append(self._seen(copied, batch))
-            finally:
-                for name in step:
-                    copied.parameters[name].copy_(self._objective.parameters[name])
         (plus, again), (minus, _) = sides
         middle = (plus + minus) / 2.0
         z = self._seen(copied, batch)[0] if bends else middle
