@@ -87,6 +87,8 @@ class Judgement:
             self.counts["not finite, answered"] += 1
         elif drawn.loss.words and _saturated(drawn):
             self.counts["saturated, answered"] += 1
+        elif first <= UNSURE and needed and second > UNSURE and exact.bend(names) > UNSURE:
+            self.counts["at a kink, answered"] += 1  # there is no second derivative
         elif max(first, second if needed else 0.0) > UNSURE:
             self.counts["truth unsure"] += 1
             self.fault("truth unsure", first=first, second=second)

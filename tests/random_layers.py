@@ -22,6 +22,12 @@ SMOOTH = (nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.Softplus, nn.ELU, nn.Mish, n
 KINKED = (nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.Hardtanh, nn.PReLU, nn.Hardsigmoid, nn.Hardswish, nn.Softshrink)
 
 
+# looked up when they are called, so that the reference may use forms of its own
+OPENINGS: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda z: torch.sigmoid(z), lambda z: F.silu(z), lambda z: F.gelu(z), lambda z: F.relu(z),
+)  # fmt: skip
+
+
 class Call(nn.Module):
     """A function as a module, so that the network stays a list of stages."""
 
@@ -385,7 +391,7 @@ def _residual(width: int, draw: np.random.Generator) -> Stage:
 
 def _gated(width: int, draw: np.random.Generator) -> Stage:
     out = _width(width, draw)
-    return Gated(width, out, (torch.sigmoid, F.silu, F.gelu, F.relu)[draw.integers(4)]), out
+    return Gated(width, out, OPENINGS[draw.integers(4)]), out
 
 
 def _twice(width: int, draw: np.random.Generator) -> Stage:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from references.stable_softmax import stable_softmax
+from references.stable_functions import stable_functions
 
 Matrix = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -84,6 +84,25 @@ class PlainInstanceNorm(nn.Module):
         return x * self.weight.view(shape) + self.bias.view(shape)
 
 
+class PlainBatchNorm(nn.Module):
+    """torch's own has a wrong gradient in eval mode for a batch of one, as above."""
+
+    def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self.register_buffer("mean", norm.running_mean)
+        self.register_buffer("var", norm.running_var)
+        self.train(norm.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        mean, var = self.mean.view(shape), self.var.view(shape)
+        if self.training:
+            over = [d for d in range(x.dim()) if d != 1]
+            mean, var = x.mean(over, keepdim=True), x.var(over, correction=0, keepdim=True)
+        return (x - mean) * torch.rsqrt(var + self.eps) * self.weight.view(shape) + self.bias.view(shape)
+
+
 class Exact:
     """A network in float64 on its data: loss, gradient, and the three matrices."""
 
@@ -104,6 +123,8 @@ class Exact:
                     setattr(module, name, PlainSiLU())
                 elif isinstance(child, nn.InstanceNorm1d | nn.InstanceNorm2d):
                     setattr(module, name, PlainInstanceNorm(child))
+                elif isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+                    setattr(module, name, PlainBatchNorm(child))
         self.batches = [tuple(t.to(dtype) if t.is_floating_point() else t for t in batch) for batch in batches]
         self.totals = totals
         self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
@@ -123,7 +144,7 @@ class Exact:
         return np.concatenate([self.places[name] for name in names])
 
     def output(self, x: Tensor) -> Tensor:
-        with stable_softmax():
+        with stable_functions():
             return self.model(x)  # type: ignore[no-any-return]
 
     def loss(self) -> Tensor:
@@ -134,7 +155,7 @@ class Exact:
         return self._totals(self.output(x), y)
 
     def _totals(self, z: Tensor, y: Tensor) -> tuple[Tensor, Any]:
-        with stable_softmax():
+        with stable_functions():
             return self.totals(z, y)
 
     def gradient(self, loss: Tensor, **options: Any) -> Tensor:
@@ -217,6 +238,21 @@ class Exact:
             found = self._error(names, slope, lambda v: (H @ v)[kept], directions, lambda rows: small)
         return max(self.asymmetry(names), found)
 
+    def bend(self, names: Sequence[str]) -> float:
+        """How far the differences of the gradient to either side are apart, relative, where they are nearest.
+
+        About 1 where the gradient has a kink at these very weights (a unit of ELU at 0), which has no derivative then;
+        0 elsewhere, however wrong the derivative that autograd gives.
+        """
+        H, kept = torch.from_numpy(self.hessian()), self.index(names)
+
+        def slope() -> Tensor:
+            return self.gradient(self.loss()).detach()[kept]
+
+        with sdpa_kernel(SDPBackend.MATH):
+            small = 1e-6 * float(H.norm())
+            return self._error(names, slope, lambda v: (H @ v)[kept], 2, lambda rows: small, sides=True)
+
     def asymmetry(self, names: Sequence[str]) -> float:
         """Of the Hessian of these tensors, relative."""
         rows = self.index(names)
@@ -230,6 +266,7 @@ class Exact:
         exact: Callable[[Tensor], Tensor],
         directions: int,
         small: Callable[[Rows], float],
+        sides: bool = False,
     ) -> float:
         generator = torch.Generator().manual_seed(5)
         worst = 0.0
@@ -240,11 +277,16 @@ class Exact:
                 v[rows] = torch.randn(len(rows), generator=generator, dtype=torch.float64)
                 v *= max(length, 1e-3) / v.norm()
                 size = float(exact(v).norm()) + small(rows) * float(v.norm())
-                worst = max(worst, self._difference(value, v, exact(v), size))
+                worst = max(worst, self._difference(value, v, None if sides else exact(v), size))
         return worst
 
-    def _difference(self, value: Callable[[], Tensor], v: Tensor, wanted: Tensor, size: float) -> float:
-        """The smallest relative difference over the steps; those that are left are not tried once one agrees."""
+    def _difference(self, value: Callable[[], Tensor], v: Tensor, wanted: Tensor | None, size: float) -> float:
+        """The smallest relative difference over the steps; those that are left are not tried once one agrees.
+
+        Args:
+            wanted: the derivative; None to compare the two sides with each other.
+        """
+        here = value() if wanted is None else None
         before = {name: p.detach().clone() for name, p in self.parameters.items()}
         best = float("inf")
         for step in STEPS:
@@ -253,7 +295,10 @@ class Exact:
                 self._put({name: before[name] + sign * v[self.places[name]].view_as(p) for name, p in before.items()})
                 ends.append(value())
             noise = 1e-12 * float(ends[0].norm() + ends[1].norm()) / step  # a wide margin: many operations
-            off = float(((ends[0] - ends[1]) / (2 * step) - wanted).norm())
+            if here is not None:
+                off = float(((ends[0] - here) + (ends[1] - here)).norm()) / step
+            else:
+                off = float(((ends[0] - ends[1]) / (2 * step) - wanted).norm())
             best = min(best, off / (size + noise + 1e-300))
             if best < AGREES:
                 break

@@ -1,7 +1,8 @@
-"""GELU and SiLU with stored first and second derivatives: each product then costs three multiplications.
+"""Activations with stored first and second derivatives: each product then costs three multiplications.
 
 torch differentiates these activations twice through a dozen elementwise operations, again at every product. Here both
 derivatives of f are computed once, when the gradient's graph is made: f' in backward, and f'' as the derivative of f'.
+And none is a difference like torch's 1 - tanh(x)^2, which has few digits left where a unit saturates.
 """
 
 from __future__ import annotations
@@ -70,6 +71,21 @@ def silu(input: Tensor, inplace: bool = False) -> Tensor:
     return _applied(input, F.silu, _of_silu)
 
 
+def tanh(input: Tensor) -> Tensor:
+    """``torch.tanh``."""
+    return _applied(input, torch.tanh, _of_tanh)
+
+
+def sigmoid(input: Tensor) -> Tensor:
+    """``torch.sigmoid``."""
+    return _applied(input, torch.sigmoid, _of_sigmoid)
+
+
+def logsigmoid(input: Tensor) -> Tensor:
+    """``torch.nn.functional.logsigmoid``."""
+    return _applied(input, F.logsigmoid, _of_logsigmoid)
+
+
 def _applied(x: Tensor, function: Callable[[Tensor], Tensor], derivatives: Derivatives) -> Tensor:
     made: Tensor = _Pointwise.apply(x, function, derivatives)  # type: ignore[no-untyped-call]
     return made
@@ -94,3 +110,18 @@ def _of_gelu_by_tanh(x: Tensor) -> tuple[Tensor, Tensor]:
 def _of_silu(x: Tensor) -> tuple[Tensor, Tensor]:
     s, rest = torch.sigmoid(x), torch.sigmoid(-x)
     return s * (1.0 + x * rest), s * rest * (2.0 + x * (rest - s))
+
+
+def _of_tanh(x: Tensor) -> tuple[Tensor, Tensor]:
+    bend = torch.cosh(x).pow(-2.0)
+    return bend, -2.0 * torch.tanh(x) * bend
+
+
+def _of_sigmoid(x: Tensor) -> tuple[Tensor, Tensor]:
+    s, rest = torch.sigmoid(x), torch.sigmoid(-x)
+    return s * rest, s * rest * (rest - s)
+
+
+def _of_logsigmoid(x: Tensor) -> tuple[Tensor, Tensor]:
+    s, rest = torch.sigmoid(x), torch.sigmoid(-x)
+    return rest, -s * rest

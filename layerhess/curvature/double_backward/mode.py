@@ -10,9 +10,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from layerhess.curvature.autograd_graph import walk
-from layerhess.curvature.double_backward.activations import gelu, silu
+from layerhess.curvature.double_backward.activations import gelu, logsigmoid, sigmoid, silu, tanh
 from layerhess.curvature.double_backward.batch_norm import batch_norm
-from layerhess.curvature.double_backward.binary_cross_entropy import binary_cross_entropy
+from layerhess.curvature.double_backward.binary_cross_entropy import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+)
 from layerhess.curvature.double_backward.convolution import conv1d, conv2d, conv3d
 from layerhess.curvature.double_backward.cross_entropy import cross_entropy, log_softmax
 from layerhess.curvature.double_backward.group_norm import group_norm, instance_norm
@@ -30,12 +33,20 @@ NORMS: dict[Any, Any] = {
 FORMS: dict[Any, Any] = {
     **NORMS,
     F.binary_cross_entropy: binary_cross_entropy,
+    F.binary_cross_entropy_with_logits: binary_cross_entropy_with_logits,
     F.cross_entropy: cross_entropy,
     F.conv1d: conv1d,
     F.conv2d: conv2d,
     F.conv3d: conv3d,
     F.gelu: gelu,
     F.silu: silu,
+    F.logsigmoid: logsigmoid,
+    F.sigmoid: sigmoid,
+    torch.sigmoid: sigmoid,
+    Tensor.sigmoid: sigmoid,
+    F.tanh: tanh,
+    torch.tanh: tanh,
+    Tensor.tanh: tanh,
     F.log_softmax: log_softmax,
     torch.log_softmax: log_softmax,
     Tensor.log_softmax: log_softmax,

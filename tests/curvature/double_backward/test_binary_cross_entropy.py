@@ -48,3 +48,45 @@ def test_what_torch_refuses_is_refused() -> None:
             with pytest.raises((RuntimeError, ValueError)):
                 F.binary_cross_entropy(p.requires_grad_(), y)
         assert not F.binary_cross_entropy(P, Y, size_average=False).ndim  # type: ignore[call-arg]
+
+
+# -- with logits -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("weight", [None, torch.arange(1.0, 7.0).double()])
+@pytest.mark.parametrize("pos_weight", [None, torch.tensor([1.5]).double()])
+def test_with_logits_it_is_torchs(reduction: str, weight: Tensor | None, pos_weight: Tensor | None) -> None:
+    def orders() -> list[Tensor]:
+        z = torch.linspace(-3.0, 2.0, 6).double().requires_grad_()
+        value = F.binary_cross_entropy_with_logits(z, Y, weight, reduction=reduction, pos_weight=pos_weight)
+        (first,) = torch.autograd.grad((value * value).sum(), z, create_graph=True)
+        return [value, first, *torch.autograd.grad(first.cos().sum(), z)]
+
+    theirs = orders()
+    with Rewritten():
+        ours = orders()
+    for mine, its in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("y", [0.0, 0.25, 1.0])
+def test_with_logits_saturated_derivatives_have_all_their_digits(y: float) -> None:
+    z = torch.tensor([-300.0, -40.0, -20.0, 0.0, 20.0, 40.0, 300.0]).double().requires_grad_()
+    with Rewritten():
+        loss = F.binary_cross_entropy_with_logits(z, torch.full_like(z, y), reduction="sum")
+    (first,) = torch.autograd.grad(loss, z, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), z)
+    e = torch.exp(-z.detach().abs())
+    rising, falling = torch.where(z > 0, 1.0, e) / (1 + e), torch.where(z > 0, e, 1.0) / (1 + e)
+    torch.testing.assert_close(first, (1 - y) * rising - y * falling, rtol=1e-14, atol=0)
+    torch.testing.assert_close(second, e / (1 + e) ** 2, rtol=1e-14, atol=0)
+
+
+def test_with_logits_what_torch_refuses_is_refused_in_its_words() -> None:
+    said = []
+    for context in (torch.enable_grad(), Rewritten()):
+        with context, pytest.raises(ValueError) as caught:
+            F.binary_cross_entropy_with_logits(P, Y[:3])
+        said.append(str(caught.value))
+    assert said[0] == said[1]

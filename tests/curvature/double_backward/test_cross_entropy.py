@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -113,26 +114,30 @@ def test_the_derivatives_of_a_saturated_softmax_have_all_their_digits(gap: float
     torch.testing.assert_close(second, wanted, rtol=1e-12, atol=0.0)
 
 
+def certain(z: Tensor, target: Tensor) -> tuple[Tensor, int]:
+    return -z.log_softmax(1).gather(1, target.unsqueeze(1)).sum(), len(target)
+
+
+def ones(z: Tensor, target: Tensor) -> tuple[Tensor, int]:
+    return -F.logsigmoid(z).sum(), z.numel()
+
+
 @pytest.mark.parametrize("operator", ["gauss_newton", "hessian"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_a_network_whose_outputs_all_saturate_is_analysed(operator: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.BCEWithLogitsLoss()], ids=["classes", "logits"])
+def test_a_network_whose_outputs_all_saturate_is_analysed(loss: nn.Module, operator: str, dtype: torch.dtype) -> None:
     """It was refused as asymmetric: what torch's second derivative leaves there is rounding."""
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3)).double()
     with torch.no_grad():
-        model[2].weight.mul_(100.0)
-    model = model.to(dtype)
-    x = 20.0 * torch.randn(6, 3, dtype=dtype)
-    y = model(x).argmax(1)
-    gaps = model(x).topk(2, dim=1).values.diff(dim=1).abs()
-    assert gaps.min() > 30.0
-
-    def totals(z: Tensor, target: Tensor) -> tuple[Tensor, int]:
-        return -z.log_softmax(1).gather(1, target.unsqueeze(1)).sum(), len(target)
-
-    truth = Exact(model, [(x, y)], totals).matrix(operator)
-    analysis = lh.analyze(lh.Objective(model, (x, y), nn.CrossEntropyLoss()), operator=operator, top=1, exclude=None)
-    assert analysis.full is not None
-    largest = torch.linalg.eigvalsh(torch.from_numpy(truth))[-1].item()
-    assert analysis.full.eigenvalues[0] == pytest.approx(largest, rel=1e-3 if dtype == torch.float32 else 1e-9)
-    assert 0.0 < largest < 1e-9
+        model[2].weight.mul_(4.0)
+        model[2].bias.copy_(torch.tensor([40.0, 0.0, 0.0]) if isinstance(loss, nn.CrossEntropyLoss) else 40.0)
+    model, x = model.to(dtype), torch.randn(6, 3, dtype=dtype)
+    y = torch.zeros(6, dtype=torch.long) if isinstance(loss, nn.CrossEntropyLoss) else torch.ones(6, 3, dtype=dtype)
+    truth = Exact(model, [(x, y)], certain if isinstance(loss, nn.CrossEntropyLoss) else ones).matrix(operator)
+    largest = float(np.linalg.eigvalsh(truth)[-1])
+    assert 0.0 < largest < 1e-12
+    full = lh.analyze(lh.Objective(model, (x, y), loss), operator=operator, exclude=None).full
+    assert full is not None and full.eigenvalues[0] == pytest.approx(
+        largest, rel=1e-3 if dtype == torch.float32 else 1e-9, abs=0.0
+    )

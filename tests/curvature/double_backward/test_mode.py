@@ -21,6 +21,9 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu by tanh": partial(F.gelu, approximate="tanh"),
     "silu": F.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "log of a sigmoid": F.logsigmoid,
     "softmax": lambda x: F.softmax(x, dim=-1),
     "softmax along the middle": lambda x: x.softmax(1),
     "softmax with a dtype": lambda x: torch.softmax(x, -1, dtype=x.dtype),
@@ -106,6 +109,33 @@ def test_float32_is_as_close_as_torchs_own(function: Callable[[Tensor], Tensor])
     for ours, theirs, right in zip(_two_orders(_rewritten(function), x), _two_orders(function, x), exact, strict=True):
         size = right.abs().max()
         assert (ours - right).abs().max() <= max(4.0 * (theirs - right).abs().max(), 1e-6 * size)
+
+
+def test_saturated_units_have_derivatives_with_all_their_digits() -> None:
+    x = torch.tensor([-300.0, -30.0, -9.0, 0.0, 9.0, 30.0, 300.0]).double().requires_grad_()
+    e = torch.exp(-x.detach().abs())
+    slope, sign = e / (1 + e) ** 2, x.detach().sign()
+    far = torch.exp(-2.0 * x.detach().abs())
+    steep = 4.0 * far / (1 + far) ** 2
+    for function, wanted in ((torch.sigmoid, (slope, -sign * slope * (1 - e) / (1 + e))),
+                             (torch.tanh, (steep, -2.0 * sign * steep * (1 - far) / (1 + far)))):  # fmt: skip
+        _, first, _, second = _two_orders(_rewritten(function), x.detach())
+        g = torch.cos(torch.arange(7.0).double())
+        h = torch.sin(torch.arange(7.0).double() + 1.0)
+        torch.testing.assert_close(first, g * wanted[0], rtol=1e-13, atol=0)
+        torch.testing.assert_close(second, h * wanted[0], rtol=1e-13, atol=0)
+        torch.testing.assert_close(_two_orders(_rewritten(function), x.detach())[2], g * h * wanted[1], rtol=1e-12,
+                                   atol=0)  # fmt: skip
+
+
+def test_the_gradient_of_batch_norm_is_right_whatever_the_layout_of_what_comes_back() -> None:
+    """torch's own (2.13) is wrong in eval mode for a single example whose gradient is not contiguous."""
+    torch.manual_seed(0)
+    norm, h = nn.BatchNorm2d(2).double().eval(), torch.randn(1, 2, 3, 3).double().requires_grad_()
+    back = torch.randn(1, 9, 2).double().transpose(1, 2).view(1, 2, 3, 3)  # as of the last of nine places
+    with Rewritten():
+        slope = torch.autograd.grad(norm(h), norm.weight, back)[0]
+    torch.testing.assert_close(slope, (back * h.detach() / (1.0 + norm.eps) ** 0.5).sum((0, 2, 3)))
 
 
 def test_every_function_is_intercepted_as_modules_call_it() -> None:

@@ -1,7 +1,7 @@
-"""Softmax and its logarithm without cancellation, so that float64 holds the derivatives of saturated ones too.
+"""Functions that saturate, without cancellation, so that float64 holds the derivatives of saturated ones too.
 
-Torch's own have derivatives of the form p (g - p'g), which loses every digit of 1 - p where a probability is almost 1.
-Here the largest entry is the reference that all others are compared with, and is a constant itself.
+The derivatives of torch's own have differences such as 1 - p, which lose every digit where p is almost 1. Here softmax
+compares all entries with the largest, which is a constant itself, and the others are made of exp(-|x|).
 """
 
 from __future__ import annotations
@@ -50,11 +50,44 @@ def attention(
     return softmax(scores, -1) @ v
 
 
+def sigmoid(x: Tensor) -> Tensor:
+    e = _decayed(x)
+    return torch.where(x >= 0, 1.0, e) / (1.0 + e)
+
+
+_tanh = torch.tanh
+
+
+def tanh(x: Tensor) -> Tensor:
+    e = _decayed(2.0 * x)
+    large = torch.where(x >= 0, 1.0, -1.0) * (1.0 - e) / (1.0 + e)
+    return torch.where(x.abs() < 1.0, _tanh(x.clamp(-1.0, 1.0)), large)
+
+
+def silu(x: Tensor, inplace: bool = False) -> Tensor:
+    return x * sigmoid(x)
+
+
+def logsigmoid(x: Tensor) -> Tensor:
+    return torch.where(x >= 0, torch.zeros_like(x), x) - _decayed(x).log1p()
+
+
+def _decayed(x: Tensor) -> Tensor:
+    """exp(-|x|), whose derivative at 0 is one of its two."""
+    return torch.where(x >= 0, -x, x).exp()
+
+
+FORMS: tuple[tuple[Any, str, Any], ...] = (
+    (Tensor, "softmax", softmax), (Tensor, "log_softmax", log_softmax), (F, "scaled_dot_product_attention", attention),
+    (torch, "sigmoid", sigmoid), (Tensor, "sigmoid", sigmoid), (torch, "tanh", tanh), (Tensor, "tanh", tanh),
+    (F, "silu", silu), (F, "logsigmoid", logsigmoid),
+)  # fmt: skip
+
+
 @contextmanager
-def stable_softmax() -> Iterator[None]:
+def stable_functions() -> Iterator[None]:
     """The forms of this module instead of torch's, in plain code, modules and torch's own attention."""
     with ExitStack() as stack:
-        stack.enter_context(patch.object(Tensor, "softmax", softmax))
-        stack.enter_context(patch.object(Tensor, "log_softmax", log_softmax))
-        stack.enter_context(patch.object(F, "scaled_dot_product_attention", attention))
+        for place, name, form in FORMS:
+            stack.enter_context(patch.object(place, name, form))
         yield
