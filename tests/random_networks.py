@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import layerhess as lh
+import own_gradients
 import random_layers
 from random_losses import LOSSES, Loss
 
@@ -39,11 +40,11 @@ class Network(nn.Module):
         place = int(draw.integers(number + 1)) if form in ("flat", "sequence") else number + 1
         for i in range(number):
             if wrong and i == place:
-                stages.append(random_layers.WRONG[wrong](width))
+                stages.append(own_gradients.WRONG[wrong](width))
             stage, width = makers[draw.integers(len(makers))](width, draw)
             stages.append(stage)
         self.stages = nn.Sequential(*stages)
-        self.features = random_layers.WRONG[wrong](width) if wrong and place >= number else nn.Identity()
+        self.features = own_gradients.WRONG[wrong](width) if wrong and place >= number else nn.Identity()
         tied = tokens and self.per_place and width == embedded
         self.head = nn.Linear(width, TOKENS if tied else classes, bias=bool(draw.random() < 0.7))
         if tied:
@@ -108,7 +109,7 @@ def draw(seed: int) -> Drawn:
 
 def _attempt(seed: int, stream: np.random.Generator, wide: bool) -> Drawn:
     dtype = (torch.float32, torch.float64)[stream.integers(2)]
-    wrong = str(stream.choice(list(random_layers.WRONG))) if stream.random() < 0.12 else ""
+    wrong = str(stream.choice(list(own_gradients.WRONG))) if stream.random() < 0.12 else ""
     form = str(stream.choice(list(SHARES), p=list(SHARES.values())))
     tokens = form == "sequence" and bool(stream.random() < 0.5)
     width = int(stream.integers(2, 5)) if form in ("flat", "sequence") else int(stream.integers(1, 3))
@@ -123,7 +124,7 @@ def _attempt(seed: int, stream: np.random.Generator, wide: bool) -> Drawn:
     batches = [(_cast(x, dtype), _cast(y, dtype)) for x, y in batches]
     data, options = _presented(model, batches, training, stream)
     question = _question(model, training, loss, stream)
-    constant = wrong in random_layers.STOPPED and stream.random() < 0.4
+    constant = wrong in own_gradients.STOPPED and stream.random() < 0.4
     if constant:
         options["stop_gradients"] = "constant"
     words = (

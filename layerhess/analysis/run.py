@@ -89,7 +89,7 @@ class Run:
         self._note(*self.objective.notes)
         with self.counters.during("survey"):
             self.surveyed = survey(self.objective, self.counters, self.checkpoint)
-            self._note(*self.objective.notes)  # what the first pass said
+            self._note(*self.objective.notes, self.surveyed.note)  # what the first pass said
             if self.graph_budget.limit is None:
                 self.step = step_bytes(self.objective, self.surveyed)
                 self.graph_budget = default_budget(self.step, self.machine)

@@ -25,6 +25,8 @@ from layerhess.objective.objective import Objective
 
 CLAMPED = 1e-12  # p (1 - p) below it is replaced by it in torch's gradient; log p is clamped at -100 further out
 HARMLESS = 1e-7  # share of the curvature that such outputs may falsify
+LITTLE = 1e-4  # of a loss, to be left open by rounding without a word
+FLOOR = math.exp(-100.0)  # log p is clamped there
 NEAR = 1e-7  # of 0 or 1: no float32 number is between it and 1, and in float64 1 - p has nine digits
 LOG = "the log of saturated probabilities (next to 0 or 1)"
 SURE = "outputs that are all saturated (every largest probability within 1e-7 of 1)"
@@ -50,7 +52,8 @@ class Saturation:
 
     Attributes:
         wrong: the sum of both over clamped outputs. right, slope: the sums of p (1 - p) and of |p - y| over the others.
-        outputs, clamped: how many there are.
+        outputs, clamped: how many there are. value, lost: the sums of the losses, and of what rounding of p leaves open
+            in log(1 - p).
     """
 
     wrong: float = 0.0
@@ -58,6 +61,8 @@ class Saturation:
     slope: float = 0.0
     outputs: int = 0
     clamped: int = 0
+    value: float = 0.0
+    lost: float = 0.0
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -92,8 +97,19 @@ class Saturation:
             "(CrossEntropyLoss after a Softmax)",
         )
 
+    def note(self, loss: float) -> str:
+        """What the rounding of probabilities leaves open in this loss; "" where that is little."""
+        share = self.lost / self.value if self.value > 0.0 else 0.0
+        if not share > LITTLE:
+            return ""
+        return (
+            f"torch's BCELoss takes log(1 - p) of probabilities that are rounded near 1: the loss is good to "
+            f"{share * abs(loss):.1e} only; BCEWithLogitsLoss has no such error"
+        )
+
     def look(self, p: Tensor, y: Tensor, weight: Tensor | None = None) -> None:
         """Take the outputs of one call."""
+        eps = torch.finfo(p.dtype).eps
         p = p.detach().double()
         curvature = p * (1.0 - p)
         size = torch.ones_like(p) if weight is None else weight.detach().double().abs().expand_as(p)
@@ -104,6 +120,9 @@ class Saturation:
         self.wrong += float((slope + size * curvature)[clamped].sum())
         self.slope += float(slope[~clamped].sum())
         self.right += float((size * curvature)[~clamped].sum())
+        left, no = (1.0 - p).clamp_min(FLOOR), size * (1.0 - y.detach().double())
+        self.value += float((no * -left.log() - size * y.detach().double() * p.clamp_min(FLOOR).log()).sum())
+        self.lost += float((no.abs() * eps / left)[~clamped].sum())
 
 
 class _Watch(TorchFunctionMode):

@@ -45,7 +45,7 @@ class Survey:
             examples together, 0 if unknown. longest: the most terms summed up in one batch.
         places: which batches the samples are parts of. largest: the examples of the largest batch, 0 if unknown.
         measured: what rounding is measured on. curved: how many directions of all outputs the loss curves at most,
-            where it is known to be convex in them; else None.
+            where it is known to be convex in them; else None. note: what is to be said of the loss, or "".
     """
 
     loss_sum: float
@@ -59,6 +59,7 @@ class Survey:
     largest: int
     measured: Sample
     curved: int | None = None
+    note: str = ""
 
     @property
     def sample(self) -> Any:
@@ -163,6 +164,7 @@ def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], N
         largest=max(size or 0 for size in sizes),
         measured=whole.sample() or sampler.measured(samples, examples, by_examples, by_items),
         curved=None if CURVED in totals.dropped else int(totals.total(CURVED)),
+        note=saturation.note(totals.total(LOSS) / (1.0 if objective.evaluation.is_sum else total)),
     )
 
 

@@ -289,3 +289,22 @@ def test_roughness_is_the_error_of_a_row_and_neither_curvature_nor_one_kink(smoo
         lines = [torch.from_numpy(curved + level * rng.standard_normal(curved.shape)) for _ in range(2)]
         assert _roughness(lines, smooth) == pytest.approx(level * np.sqrt(50) / size, rel=0.4)
     assert _roughness([torch.from_numpy(curved)] * 2, smooth) <= 2e-14
+
+
+@pytest.mark.parametrize("logit", [8.0, 14.0, 16.0])
+def test_what_rounded_probabilities_leave_open_in_the_loss_is_said(logit: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 1), nn.Sigmoid())
+    with torch.no_grad():
+        model[0].weight.fill_(1.0), model[0].bias.zero_()  # type: ignore[operator, union-attr]
+    x = torch.tensor([[logit], [0.3], [-1.0], [logit]])
+    y = torch.tensor([[0.0], [0.0], [1.0], [1.0]])
+    true = float(nn.BCELoss()(torch.sigmoid(x.double()), y.double()))
+    for dtype in (torch.float32, torch.float64):
+        found = lh.analyze(lh.Objective(model.to(dtype), (x.to(dtype), y.to(dtype)), nn.BCELoss()))
+        figures = [
+            float(said.split("good to ")[1].split(" ")[0]) for said in found.notes if "the loss is good to" in said
+        ]
+        assert len(figures) == (dtype == torch.float32 and logit > 10.0)
+        assert abs(found.loss - true) <= max([1e-5 * true, *figures])
+        assert all(figure < 0.2 * true for figure in figures)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from references.stable_functions import stable_functions
+from references.stable_functions import Head, stable_functions
 
 Matrix = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -123,6 +123,8 @@ class Exact:
                     setattr(module, name, PlainSiLU())
                 elif isinstance(child, nn.InstanceNorm1d | nn.InstanceNorm2d):
                     setattr(module, name, PlainInstanceNorm(child))
+                elif isinstance(child, nn.Softmax):
+                    setattr(module, name, Head(child))
                 elif isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
                     setattr(module, name, PlainBatchNorm(child))
         self.batches = [tuple(t.to(dtype) if t.is_floating_point() else t for t in batch) for batch in batches]

@@ -1,7 +1,8 @@
 """Functions that saturate, without cancellation, so that float64 holds the derivatives of saturated ones too.
 
 The derivatives of torch's own have differences such as 1 - p, which lose every digit where p is almost 1. Here softmax
-compares all entries with the largest, which is a constant itself, and the others are made of exp(-|x|).
+compares all entries with the largest, which is a constant itself, and the others are made of exp(-|x|). Not so where a
+loss is made of the rounded probabilities, and divides by the rounded 1 - p: there torch's own are (:class:`Head`).
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def sigmoid(x: Tensor) -> Tensor:
     return torch.where(x >= 0, 1.0, e) / (1.0 + e)
 
 
-_tanh = torch.tanh
+_tanh, _softmax = torch.tanh, Tensor.softmax
 
 
 def tanh(x: Tensor) -> Tensor:
@@ -77,10 +78,20 @@ def _decayed(x: Tensor) -> Tensor:
     return torch.where(x >= 0, -x, x).exp()
 
 
+class Head(torch.nn.Module):
+    """torch's own softmax."""
+
+    def __init__(self, softmax: torch.nn.Softmax) -> None:
+        super().__init__()
+        self.dim = softmax.dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _softmax(x, self.dim)
+
+
 FORMS: tuple[tuple[Any, str, Any], ...] = (
     (Tensor, "softmax", softmax), (Tensor, "log_softmax", log_softmax), (F, "scaled_dot_product_attention", attention),
-    (torch, "sigmoid", sigmoid), (Tensor, "sigmoid", sigmoid), (torch, "tanh", tanh), (Tensor, "tanh", tanh),
-    (F, "silu", silu), (F, "logsigmoid", logsigmoid),
+    (torch, "tanh", tanh), (Tensor, "tanh", tanh), (F, "silu", silu), (F, "logsigmoid", logsigmoid),
 )  # fmt: skip
 
 

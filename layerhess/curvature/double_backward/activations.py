@@ -2,7 +2,8 @@
 
 torch differentiates these activations twice through a dozen elementwise operations, again at every product. Here both
 derivatives of f are computed once, when the gradient's graph is made: f' in backward, and f'' as the derivative of f'.
-And none is a difference like torch's 1 - tanh(x)^2, which has few digits left where a unit saturates.
+And none is a difference like torch's 1 - tanh(x)^2, which has few digits left where a unit saturates. Not so sigmoid:
+its p (1 - p) must have the same rounded 1 - p as a loss that divides by it.
 """
 
 from __future__ import annotations
@@ -76,11 +77,6 @@ def tanh(input: Tensor) -> Tensor:
     return _applied(input, torch.tanh, _of_tanh)
 
 
-def sigmoid(input: Tensor) -> Tensor:
-    """``torch.sigmoid``."""
-    return _applied(input, torch.sigmoid, _of_sigmoid)
-
-
 def logsigmoid(input: Tensor) -> Tensor:
     """``torch.nn.functional.logsigmoid``."""
     return _applied(input, F.logsigmoid, _of_logsigmoid)
@@ -115,11 +111,6 @@ def _of_silu(x: Tensor) -> tuple[Tensor, Tensor]:
 def _of_tanh(x: Tensor) -> tuple[Tensor, Tensor]:
     bend = torch.cosh(x).pow(-2.0)
     return bend, -2.0 * torch.tanh(x) * bend
-
-
-def _of_sigmoid(x: Tensor) -> tuple[Tensor, Tensor]:
-    s, rest = torch.sigmoid(x), torch.sigmoid(-x)
-    return s * rest, s * rest * (rest - s)
 
 
 def _of_logsigmoid(x: Tensor) -> tuple[Tensor, Tensor]:

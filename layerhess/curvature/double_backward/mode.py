@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from layerhess.curvature.autograd_graph import walk
-from layerhess.curvature.double_backward.activations import gelu, logsigmoid, sigmoid, silu, tanh
+from layerhess.curvature.double_backward.activations import gelu, logsigmoid, silu, tanh
 from layerhess.curvature.double_backward.batch_norm import batch_norm
 from layerhess.curvature.double_backward.binary_cross_entropy import (
     binary_cross_entropy,
@@ -41,9 +41,6 @@ FORMS: dict[Any, Any] = {
     F.gelu: gelu,
     F.silu: silu,
     F.logsigmoid: logsigmoid,
-    F.sigmoid: sigmoid,
-    torch.sigmoid: sigmoid,
-    Tensor.sigmoid: sigmoid,
     F.tanh: tanh,
     torch.tanh: tanh,
     Tensor.tanh: tanh,
