@@ -132,7 +132,7 @@ class Schedule:
             else:
                 task.zero_bound = zero_bound(level, task.zero_test.norm, task.block.numel)
                 task.done = task.zero_bound is not None
-            task.zero_test = None
+            task.vanished, task.zero_test = task.zero_test.norm == 0.0, None
         unsampled = {task.name: task.block for task in testing if not task.done}
         if unsampled:
             refused = self.check_unsampled(unsampled, full_norm)

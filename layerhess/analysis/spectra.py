@@ -205,11 +205,9 @@ def _zero(task: Task, objective: Objective, operator: str, wanted: Wanted) -> Sp
     if vectors is None:
         vectors = torch.zeros((k, task.block.numel), dtype=torch.float64)
         vectors[torch.arange(k), torch.arange(k)] = 1.0
-    why = (
-        "its gradient does not depend on it"
-        if bound == 0.0
-        else "two random products are below 100 eps of the full one's norm"
-    )
+    why = "two random products are below 100 eps of the full one's norm"
+    if bound == 0.0 or task.vanished:
+        why = "two random products are exactly 0" if bound else "its gradient does not depend on it"
     return Spectrum(
         name=task.name,
         operator=operator,

@@ -25,7 +25,9 @@ class Task:
 
     Attributes:
         factors: its products come from factors. licence: why they may or may not. zeros: how many of its smallest
-            eigenvalues are known to be 0.
+            eigenvalues are known to be 0. rounding: of any eigenvalue that is given. matrix_rounding: of its other
+            numbers, where it was read whole. zero_bound: of a block that counts as zero. vanished: its random products
+            are exactly 0.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Task:
     matrix_rounding: MatrixRounding | None = None
     rounding_source: str = "not measured"
     zero_bound: float | None = None
+    vanished: bool = False
     candidates: Candidates | None = None
     certificate: Certificate | None = None
     done: bool = False

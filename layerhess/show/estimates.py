@@ -65,7 +65,7 @@ def sentences(analysis: AnalysisRecord) -> list[str]:
     said = []
     said += _coupled(analysis)
     said += _drawn(analysis)
-    traced = [s for s in analysis.blocks.values() if s.trace is not None]
+    traced = [s for s in analysis.blocks.values() if s.trace is not None and s.trace.value != 0.0]
     if traced and analysis.total_numel:
         densest = max(traced, key=lambda s: s.trace.value / s.numel if s.trace is not None else -math.inf)
         assert densest.trace is not None
