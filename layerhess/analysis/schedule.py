@@ -146,8 +146,9 @@ class Schedule:
         return {task.name: max(random_bound(seen[task.name].norm, task.block.numel), SMALLEST_NORM) for task in tasks}
 
     def _settle(self, tasks: list[Task]) -> None:
-        unmeasured = [task for task in tasks if task.rounding is None and (task.process.proposes or self._noisy(task))]
-        self._measure(unmeasured)
+        self._measure([t for t in tasks if t.rounding is None and (t.process.proposes or self._noisy(t))])
+        # A search may have read the whole matrix since.
+        self._measure([task for task in tasks if task.process.proposes and task.half_measured])
         for task in tasks:
             if task.rounding is not None and task.process.proposes:
                 task.judge(self.tol, self.eps, self.length, self.exclude)

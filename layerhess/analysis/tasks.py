@@ -55,9 +55,16 @@ class Task:
         """Where the rounding of its products is to be measured; None before there are pairs."""
         return candidate(self.block, self.process)
 
+    @property
+    def half_measured(self) -> bool:
+        """Rounding was measured at pairs, and now every number of the matrix is known."""
+        known = self.matrix_rounding is not None or self.rounding_source != "measured"
+        return not known and self.process.candidates().spectrum is not None
+
     def settle(self, measured: Rounding, eps: float, length: float) -> None:
         """Take the rounding that was measured."""
-        self.matrix_rounding, self.rounding_source = measured.matrix, measured.source
+        matrix, self.rounding_source = measured.matrix, measured.source
+        self.matrix_rounding = None if matrix is None else matrix.at_least(measured.norm)
         self.rounding = max(measured.worst, SMALLEST_NORM)
         self.process.rounding = total_rounding(self.rounding, eps, self.process.candidates().norm, length)
 

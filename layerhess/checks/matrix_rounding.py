@@ -32,6 +32,10 @@ class MatrixRounding:
     entry: float
     frobenius: float
 
+    def at_least(self, norm: float) -> MatrixRounding:
+        """These errors, where in one direction an error of this norm was seen."""
+        return MatrixRounding(*(max(own, norm) for own in (self.spectral, self.trace, self.entry, self.frobenius)))
+
 
 @dataclass(frozen=True)
 class RowRounding:

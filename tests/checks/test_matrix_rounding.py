@@ -61,6 +61,10 @@ def test_no_error_of_many_random_matrices_is_larger_than_said(kind: str, count: 
     assert np.median(np.array(wide)[:, [0, 3]], axis=0).max() < 24.0
 
 
+def test_an_error_seen_in_one_direction_is_the_least() -> None:
+    assert MatrixRounding(1.0, 4.0, 2.0, 3.0).at_least(2.5) == MatrixRounding(2.5, 4.0, 2.5, 3.0)
+
+
 def test_rows_of_a_block_have_the_norm_of_their_part() -> None:
     rows = RowRounding(1e-3, {"a": torch.tensor([3.0, 4.0]).double(), "b": torch.tensor([[12.0]]).double()})
     assert rows.of(["a"]) == 5.0 and rows.of(["a", "b"]) == 13.0 and rows.of(["c"]) == 0.0
@@ -116,3 +120,19 @@ def test_every_number_of_a_matrix_read_whole_in_float32_is_within_its_rounding(s
     assert np.abs(coupling.value - true).max() > 0.0
     inside = sum(true[i, i] ** 2 for i in range(len(places)))
     assert abs(coupling.off_diagonal_share - (1.0 - inside / np.sum(true**2))) <= coupling.share_error < 0.1
+
+
+def test_a_search_that_comes_to_read_the_whole_matrix_is_measured_in_all_directions_then() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 4), nn.Tanh(), nn.Linear(4, 2))
+    x, y = torch.randn(99, 12), torch.randn(99, 2)
+    found = lh.analyze(
+        lh.Objective(model, (x, y), nn.MSELoss()), blocks="parameter", top=2, density=True, path="exact",
+        full=False,
+    ).blocks["0.weight"]  # fmt: skip
+    exact = Exact(model, [(x, y)], totals)
+    rows = exact.index(["0.weight"])
+    A = exact.matrix("hessian")[np.ix_(rows, rows)]
+    assert found.path == "lanczos" and found.spectrum is not None and found.density is not None
+    assert np.abs(found.spectrum - np.linalg.eigvalsh(A)[::-1]).max() <= found.rounding
+    assert 0.0 < abs(found.density.mean - np.trace(A) / len(A)) <= found.density.mean_error
