@@ -173,7 +173,7 @@ def test_the_worked_example_has_its_couplings_exactly() -> None:
     assert analysis.coupling is not None
     expected = [[np.linalg.norm(h_ww), np.linalg.norm(h_wv)], [np.linalg.norm(h_wv), np.linalg.norm(h_vv)]]
     assert analysis.coupling.value == pytest.approx(np.array(expected), rel=1e-12)
-    assert (analysis.coupling.standard_error == 0.0).all()
+    assert (analysis.coupling.standard_error <= 1e-12).all()  # rounding, no probes
     total = sum(x**2 for row in expected for x in row)
     assert analysis.coupling.off_diagonal_share == pytest.approx(2 * np.sum(h_wv**2) / total, rel=1e-12)
     assert analysis.full is not None and analysis.full.trace is not None
