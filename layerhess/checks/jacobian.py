@@ -18,7 +18,7 @@ from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
 
 ROUNDED = 30.0  # times eps and the largest tensor's product: rounding in that of another
-CANCELLED = 1e4  # the same in float64, which decides: what is left of a bias before a norm, see symmetry.noise_level
+CANCELLED = 1e6  # the same in float64, which decides: what is left of a bias before a norm, see symmetry.noise_level
 
 
 def disagreements(
