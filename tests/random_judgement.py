@@ -32,6 +32,7 @@ VISIBLE = 1e-3  # a derivative that is off by more must be refused
 UNSURE = 1e-3  # a truth that disagrees with its own differences by more is not used
 LONGEST = 400
 FAR = 6.0  # standard errors
+SQUARED = 1e150  # numbers up to it have a square in float64
 EXCLUDED = 0.05  # times max(|theta|, 0.1 ||A||): what "converged" leaves open
 Fault = dict[str, Any]
 Rows = Any
@@ -262,7 +263,9 @@ def _finite(drawn: Drawn) -> bool:
 
 
 def _fits(drawn: Drawn, exact: Exact) -> bool:
-    """Squares of gradients are numbers of the dtype."""
+    """Numbers whose squares are numbers, and those of gradients in the own dtype."""
+    if not float(np.abs(exact.matrix(drawn.question["operator"])).max()) < SQUARED:
+        return False
     if drawn.question["operator"] != "empirical_fisher":
         return True
     return float(np.abs(exact.empirical_fisher()).max()) < 1e-3 * torch.finfo(drawn.dtype).max

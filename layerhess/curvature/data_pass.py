@@ -184,14 +184,20 @@ class DataPass:
         return None
 
     def refuse_not_finite(self, requests: Mapping[str, Request], products: Mapping[str, Tensor]) -> None:
-        """Refuse products of a pass that are NaN or infinite although the losses are finite.
+        """Refuse products of a pass that are NaN or infinite although the losses are finite, or whose squares are.
 
         Raises:
             InputError: naming the parameters, and the first batch whose own products are not finite.
         """
         for key, rows in products.items():
-            if bool(torch.isfinite(rows).all()):
+            if bool(torch.isfinite(torch.linalg.vector_norm(rows))):
                 continue
+            if bool(torch.isfinite(rows).all()):
+                raise InputError(
+                    f"a product with block {requests[key].block.name!r} is so large that its square is infinite",
+                    where=f"entries up to {float(rows.abs().max()):.1e}",
+                    what_to_do="scale the data, the weights or the loss down: outputs or gradients are far too large",
+                )
             image = requests[key].image
             parts = torch.split(rows, [shape.numel() for shape in image.shapes], dim=1)
             wrong = [n for n, part in zip(image.parameters, parts, strict=True) if not bool(torch.isfinite(part).all())]

@@ -243,6 +243,8 @@ def test_products_that_are_not_finite_name_the_batch_and_the_parameters() -> Non
         with pytest.raises(InputError, match=r"block '\(full\)' is NaN or infinite") as caught:
             data_pass.refuse_not_finite(asked, products)
         data_pass.refuse_not_finite(asked, {FULL: torch.ones(1, 4)})
+        with pytest.raises(InputError, match=r"so large that its square is infinite.*1\.0e\+200"):
+            data_pass.refuse_not_finite(asked, {FULL: torch.full((1, 4), 1e200, dtype=torch.float64)})
         elsewhere = {FULL: torch.full((1, 4), math.inf)}
         with pytest.raises(InputError) as by_sum:
             data_pass.refuse_not_finite(
