@@ -96,7 +96,8 @@ def beyond_error(off: float, error: float, size: float, noise: float = 0.0) -> f
         off: between what is judged and F(r). error: |F(2r) - F(r)|, which tracks the error of F(r). size: of both.
             noise: of F(r), by rounding.
     """
-    return max(0.0, off - 3.0 * error) / size if error + noise <= UNSETTLED * size else None
+    told = size > 0.0 and error + noise <= UNSETTLED * size  # not so where a product is NaN
+    return max(0.0, off - 3.0 * error) / size if told else None
 
 
 def scaled_direction(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from torch import nn
 
 import layerhess as lh
 from faulty_functions import Applies, Cut, kinked
+from layerhess.checks.finite_differences import beyond_error
 from refusals import CE, PAIRS, Table, analysis, mlp
 from witness import refused
 
@@ -36,3 +39,10 @@ def test_finite_differences_name_the_tensor_inside_a_block_of_many() -> None:
     model = mlp(Applies(Cut), nn.Tanh())
     with refused(model, "a self-check failed", "2 (Cut)"):
         lh.analyze(lh.Objective(model, PAIRS, CE), blocks={"all": "*"}, full=False)
+
+
+def test_a_step_that_tells_nothing_gives_no_figure() -> None:
+    assert beyond_error(3.0, 0.5, 100.0) == pytest.approx(0.015)
+    assert beyond_error(1.0, 0.5, 100.0) == 0.0
+    assert beyond_error(1.0, 3.0, 100.0) is None and beyond_error(1.0, 1.0, 100.0, 1.5) is None
+    assert beyond_error(0.0, 0.0, 0.0) is None and beyond_error(math.nan, 0.0, math.nan) is None

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from layerhess.curvature.autograd_graph import walk
 from layerhess.curvature.double_backward.activations import gelu, logsigmoid, silu, tanh
+from layerhess.curvature.double_backward.attention import scaled_dot_product_attention
 from layerhess.curvature.double_backward.batch_norm import batch_norm
 from layerhess.curvature.double_backward.binary_cross_entropy import (
     binary_cross_entropy,
@@ -47,6 +48,7 @@ FORMS: dict[Any, Any] = {
     F.log_softmax: log_softmax,
     torch.log_softmax: log_softmax,
     Tensor.log_softmax: log_softmax,
+    F.scaled_dot_product_attention: scaled_dot_product_attention,
     F.softmax: softmax,
     torch.softmax: softmax,
     Tensor.softmax: softmax,
@@ -76,7 +78,11 @@ class Rewritten(TorchFunctionMode):
         kwargs = kwargs or {}
         self.differentiated |= func in DIFFERENTIATION
         form = FORMS.get(func)
-        if form is None or "out" in kwargs or not _may_be_rewritten(args[0] if args else kwargs.get("input")):
+        if (
+            form is None
+            or "out" in kwargs
+            or not _may_be_rewritten(args[0] if args else kwargs.get("input", kwargs.get("query")))
+        ):
             return func(*args, **kwargs)
         if func not in NORMS and is_transformed():
             return func(*args, **kwargs)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 import layerhess as lh
@@ -17,6 +18,8 @@ from layerhess.curvature.double_backward.mode import Rewritten
 
 WEIGHT, BIAS = torch.linspace(0.5, 1.5, 6).double(), torch.linspace(-1.0, 1.0, 6).double()
 MASK = torch.ones(4, 6, dtype=torch.bool).triu(2)
+SEEN = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 1]], dtype=torch.bool)  # one row sees nothing
+ADDED = torch.linspace(-1.0, 1.0, 16).view(4, 4)
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu by tanh": partial(F.gelu, approximate="tanh"),
@@ -27,6 +30,12 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax along the middle": lambda x: x.softmax(1),
     "softmax with a dtype": lambda x: torch.softmax(x, -1, dtype=x.dtype),
     "softmax, masked": lambda x: x.masked_fill(MASK, float("-inf")).softmax(-1),
+    "attention": lambda x: _attention(x),
+    "attention, causal": lambda x: _attention(x, is_causal=True, scale=0.3),
+    "attention, masked": lambda x: _attention(x, attn_mask=SEEN),
+    "attention, a mask that is added": lambda x: _attention(
+        x, attn_mask=torch.linspace(-1.0, 1.0, 16).view(4, 4).to(x)
+    ),
     "log softmax": lambda x: F.log_softmax(x, 1),
     "layer norm": lambda x: F.layer_norm(x, (6,)),
     "layer norm, large eps": lambda x: F.layer_norm(x, (6,), eps=0.5),
@@ -44,6 +53,12 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
         _channels_last(x), None, None, training=True
     ).reshape(x.shape),
 }
+
+
+def _attention(x: Tensor, **options: Any) -> Tensor:
+    """torch's fused kernels have no second derivative."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return F.scaled_dot_product_attention(x, x.sin(), x.flip(-1), **options)
 
 
 def _channels_last(x: Tensor) -> Tensor:
