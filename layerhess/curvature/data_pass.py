@@ -192,18 +192,17 @@ class DataPass:
         for key, rows in products.items():
             if bool(torch.isfinite(torch.linalg.vector_norm(rows))):
                 continue
+            name, image = requests[key].block.name, requests[key].image
             if bool(torch.isfinite(rows).all()):
                 raise InputError(
-                    f"a product with block {requests[key].block.name!r} is so large that its square is infinite",
+                    f"a product with block {name!r} is so large that its square is infinite",
                     where=f"entries up to {float(rows.abs().max()):.1e}",
                     what_to_do="scale the data, the weights or the loss down: outputs or gradients are far too large",
                 )
-            image = requests[key].image
-            parts = torch.split(rows, [shape.numel() for shape in image.shapes], dim=1)
-            wrong = [n for n, part in zip(image.parameters, parts, strict=True) if not bool(torch.isfinite(part).all())]
+            wrong = [n for n, part in image.split(rows).items() if not bool(torch.isfinite(part).all())]
             batch = self.first_not_finite(requests[key])
             raise InputError(
-                f"a product with block {requests[key].block.name!r} is NaN or infinite, though the loss is finite",
+                f"a product with block {name!r} is NaN or infinite, though the loss is finite",
                 where=("" if batch is None else f"batch {batch}, ") + ", ".join(wrong[:3]),
                 what_to_do="look for sqrt, norm, log or division at 0 in that module (their second derivatives are "
                 "infinite), or use float64",
