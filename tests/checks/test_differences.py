@@ -108,7 +108,7 @@ def test_products_with_the_jacobian_and_its_transpose(wrong: float, monkeypatch:
         assert found[name] < 1e-12
     for name in ("0.weight", "0.bias"):
         expected = math.inf if math.isnan(wrong) else abs(wrong**2 - wrong) / max(wrong**2, wrong)
-        assert found[name] == pytest.approx(expected, abs=1e-10)  # less what rounding explains
+        assert found[name] == pytest.approx(expected, abs=1e-8)  # less what rounding explains, 1e6 eps
     if not math.isnan(wrong):
         assert off == pytest.approx(abs(wrong - 1.0) / wrong, rel=1e-4, abs=1e-8)
 

@@ -68,8 +68,6 @@ def balanced(rows: Tensor, y: Tensor, dim: int) -> Tensor:
 
     As a difference, like g - y'g, that entry has no digits left where y is almost 1; the others have.
     """
-    if not _sure(y):
-        return rows
     largest, top = y.detach().max(dim, keepdim=True)
     others = rows.scatter(dim, top, 0.0).sum(dim, keepdim=True)
     return rows.scatter(dim, top, torch.where(largest > SURE, -others, rows.gather(dim, top)))
@@ -78,16 +76,9 @@ def balanced(rows: Tensor, y: Tensor, dim: int) -> Tensor:
 def centred(g: Tensor, y: Tensor, dim: int) -> Tensor:
     """g - y'g, whose mean under y is zero; made of the others where one y is more than 1/2, as in :func:`balanced`."""
     made = g - (g * y).sum(dim, keepdim=True)
-    if not _sure(y):
-        return made
     largest, top = y.detach().max(dim, keepdim=True)
     others = (made * y).scatter(dim, top, 0.0).sum(dim, keepdim=True)
     return made.scatter(dim, top, torch.where(largest > SURE, -others / y.gather(dim, top), made.gather(dim, top)))
-
-
-def _sure(y: Tensor) -> bool:
-    """Whether one of the probabilities is more than 1/2: where none is, nothing has to be made again."""
-    return bool((y.detach().amax() > SURE).item()) if y.numel() else False
 
 
 def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
