@@ -163,9 +163,7 @@ class RoundingMeter:
             except Exception as error:  # as in measure
                 self._give_up(error)
                 return RowRounding(ASSUMED_ROUNDING * self._assumed_scale())
-        scale = 1.0
-        if not self._sample.whole and seen > 0.0:
-            scale = max(1.0 / self._sample.excess, norm / math.sqrt(seen / FEWER))
+        scale = self._to_data(norm, math.sqrt(seen / FEWER))
         rows = self._safety * SIGNS / FEWER * scale * (squares / FEWER).sqrt()
         return RowRounding(ROUNDING_SAFETY * self._least(full.name), full.split(rows))
 
@@ -195,15 +193,25 @@ class RoundingMeter:
 
     def _rounding(self, key: str, one: Candidate, ours: Tensor, other: Tensor) -> Rounding:
         """From the products of :func:`_rows` in either precision."""
-        errors, k = self._scale * (ours - other), len(outermost(one.vectors))
+        k = len(outermost(one.vectors))
         size = max(float(torch.linalg.vector_norm(other[:k], dim=1).max()), 0.01 * one.norm)
-        if not self._sample.whole and size > 0.0:
-            # The relative error on the sample, used for all data: the sample may have less curvature than all of it.
-            errors = errors * max(1.0 / self._sample.excess, one.norm / size)
+        errors = self._to_data(one.norm, size) * (self._scale * (ours - other))
         least = self._least(key) * one.norm
         worst = float(torch.linalg.vector_norm(errors[:k], dim=1).max())
         matrix = None if one.directions is None else of_errors(one.directions, errors[k:], self._safety)
         return Rounding(max(self._safety * worst, ROUNDING_SAFETY * least), "measured", matrix)
+
+    def _to_data(self, norm: float, size: float) -> float:
+        """What errors on the sample are multiplied by, to stand for all the data.
+
+        The relative error on the sample is used for the data: the sample may have less curvature than all of it.
+
+        Args:
+            norm: of the products on all the data. size: of those on the sample.
+        """
+        if self._sample.whole or not size > 0.0:
+            return 1.0
+        return max(1.0 / self._sample.excess, norm / size)
 
     def _open(self) -> tuple[DataPass, DataPass] | None:
         if self._passes is None and not self.failure:

@@ -153,7 +153,7 @@ class SpectrumRecord:
         return float("nan") if pair is None else pair[0] + sign * pair[1]
 
     def _of_spectrum(self, index: int) -> tuple[float, float] | None:
-        # For a dense block the bound of one pair holds for all, since its residuals are rounding.
+        # Of a matrix read whole the rounding is that of any eigenvalue, and residuals are no more than rounding.
         if self.spectrum is None or not len(self.spectrum):
             return None
         return float(self.spectrum[index]), float(np.max(self.error_bounds, initial=self.rounding))
