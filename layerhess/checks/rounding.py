@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
@@ -22,6 +22,7 @@ from layerhess.curvature.device import Budget, solver_device
 from layerhess.curvature.factors.mixed_graph import MixedGraphs
 from layerhess.linalg.bounds import ASSUMED_ROUNDING, FLOAT64_OF_FLOAT32, OTHER_SAFETY, ROUNDING_SAFETY
 from layerhess.linalg.eigen.dense import Dense
+from layerhess.linalg.eigen.lanczos import Lanczos
 from layerhess.linalg.eigen.process import Process
 from layerhess.linalg.random_vectors import random_signs
 from layerhess.objective import batches
@@ -39,7 +40,7 @@ class Candidate:
     Attributes:
         vectors: (k, P_b) unit vectors. norm: the largest |eigenvalue| among them.
         directions: (s, P_b) of :func:`layerhess.checks.matrix_rounding.directions`, where the matrix is read whole.
-        images: (s, P_b) the matrix as read times these; None: they are multiplied once more.
+        images: (s, P_b) what the solver knows as the products of :attr:`rows`; None: they are multiplied once more.
     """
 
     block: Block
@@ -47,6 +48,12 @@ class Candidate:
     norm: float
     directions: Tensor | None = None
     images: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """(s, P_b) at which products are made: the outermost vectors, and the directions."""
+        chosen = outermost(self.vectors)
+        return chosen if self.directions is None else torch.cat([chosen, self.directions])
 
 
 @dataclass(frozen=True)
@@ -184,15 +191,14 @@ class RoundingMeter:
     def _compare(self, passes: tuple[DataPass, DataPass], blocks: Mapping[str, Candidate]) -> dict[str, Rounding]:
         own, copied = passes
         known = {key: one.images for key, one in blocks.items() if one.images is not None and self._sample.whole}
-        ours = own.run({key: Request(one.block, _rows(one, key not in known)) for key, one in blocks.items()})
-        other = copied.run({key: Request(one.block, _rows(one)) for key, one in blocks.items()})
-        return {
-            key: self._rounding(key, one, torch.cat([ours[key], *([known[key]] if key in known else [])]), other[key])
-            for key, one in blocks.items()
-        }
+        requests = {key: Request(one.block, one.rows) for key, one in blocks.items()}
+        left = {key: request for key, request in requests.items() if key not in known}
+        ours = known | (own.run(left) if left else {})
+        other = copied.run(requests)
+        return {key: self._rounding(key, one, ours[key], other[key]) for key, one in blocks.items()}
 
     def _rounding(self, key: str, one: Candidate, ours: Tensor, other: Tensor) -> Rounding:
-        """From the products of :func:`_rows` in either precision."""
+        """From the products of :attr:`Candidate.rows` in either precision."""
         k = len(outermost(one.vectors))
         size = max(float(torch.linalg.vector_norm(other[:k], dim=1).max()), 0.01 * one.norm)
         errors = self._to_data(one.norm, size) * (self._scale * (ours - other))
@@ -273,17 +279,25 @@ def candidate(block: Block, process: Process) -> Candidate | None:
     if not len(found.values):
         return None
     if found.spectrum is None:
-        return Candidate(block, found.measured, float(abs(found.values).max()))
-    known = isinstance(process, Dense)
-    z = directions(block.numel, block.name, SIGNS if known else FEWER, found.vectors.device)
-    images = z @ process.matrix if isinstance(process, Dense) else None
-    return Candidate(block, found.measured, found.norm, z, images)
+        one = Candidate(block, found.measured, float(abs(found.values).max()))
+    else:
+        count = SIGNS if isinstance(process, Dense) else FEWER
+        z = directions(block.numel, block.name, count, found.vectors.device)
+        one = Candidate(block, found.measured, found.norm, z)
+    return replace(one, images=_images(process, one.rows))
 
 
-def _rows(one: Candidate, all_of_them: bool = True) -> Tensor:
-    """Where products are made: at the outermost vectors, and in the directions of the whole matrix."""
-    chosen = outermost(one.vectors)
-    return chosen if one.directions is None or not all_of_them else torch.cat([chosen, one.directions])
+def _images(process: Process, rows: Tensor) -> Tensor | None:
+    """The products of these vectors as far as they follow from those that were made.
+
+    A bound rests on these. A product made anew may be luckier: where large terms cancel, most do so to the last digit.
+    """
+    if isinstance(process, Dense):
+        return rows @ process.matrix
+    if isinstance(process, Lanczos):
+        q, w = process.basis
+        return (rows @ q.T) @ w
+    return None
 
 
 def outermost(vectors: Tensor) -> Tensor:
