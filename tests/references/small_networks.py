@@ -219,14 +219,39 @@ class Exact:
     # -- are autograd's derivatives those of what is computed? ---------------------------------------------------------
 
     def first_derivative_error(self, names: Sequence[str], directions: int = 2) -> float:
-        """The gradient of these tensors against differences of the loss: the largest relative difference."""
+        """The gradient of these tensors against differences of the loss: the largest relative difference.
+
+        What rounding makes of the gradient is none: of a bias before a norm it is rounding alone.
+        """
         with sdpa_kernel(SDPBackend.MATH):
             slope = self.gradient(self.loss()).detach()
+            blur = self._blur(slope)
 
             def small(rows: Rows) -> float:
                 return 1e-3 * float(slope[rows].norm())
 
-            return self._error(names, lambda: self.loss().detach(), lambda v: slope @ v, directions, small)
+            return self._error(
+                names,
+                lambda: self.loss().detach(),
+                lambda v: slope @ v,
+                directions,
+                small,
+                lambda v: float(blur @ v.abs()),
+            )
+
+    def _blur(self, slope: Tensor) -> Tensor:
+        """How much each entry of the gradient changes with the last digits of the weights, times a margin of four."""
+        generator = torch.Generator().manual_seed(6)
+        before = {name: p.detach().clone() for name, p in self.parameters.items()}
+        seen = torch.zeros_like(slope)
+        for _ in range(4):
+            for p in self.parameters.values():
+                drawn = torch.rand(p.shape, generator=generator, dtype=torch.float64) - 0.5
+                with torch.no_grad():
+                    p.mul_((1.0 + 8.0 * torch.finfo(torch.float64).eps * drawn).to(p))
+            seen = torch.maximum(seen, (self.gradient(self.loss()).detach() - slope).abs())
+            self._put(before)
+        return 4.0 * torch.nan_to_num(seen)
 
     def second_derivative_error(self, names: Sequence[str], directions: int = 2) -> float:
         """The Hessian of these tensors against differences of their gradient, and its asymmetry."""
@@ -268,6 +293,7 @@ class Exact:
         exact: Callable[[Tensor], Tensor],
         directions: int,
         small: Callable[[Rows], float],
+        blur: Callable[[Tensor], float] = lambda v: 0.0,
         sides: bool = False,
     ) -> float:
         generator = torch.Generator().manual_seed(5)
@@ -279,14 +305,16 @@ class Exact:
                 v[rows] = torch.randn(len(rows), generator=generator, dtype=torch.float64)
                 v *= max(length, 1e-3) / v.norm()
                 size = float(exact(v).norm()) + small(rows) * float(v.norm())
-                worst = max(worst, self._difference(value, v, None if sides else exact(v), size))
+                worst = max(worst, self._difference(value, v, None if sides else exact(v), size, blur(v)))
         return worst
 
-    def _difference(self, value: Callable[[], Tensor], v: Tensor, wanted: Tensor | None, size: float) -> float:
+    def _difference(
+        self, value: Callable[[], Tensor], v: Tensor, wanted: Tensor | None, size: float, blur: float
+    ) -> float:
         """The smallest relative difference over the steps; those that are left are not tried once one agrees.
 
         Args:
-            wanted: the derivative; None to compare the two sides with each other.
+            wanted: the derivative; None to compare the two sides with each other. blur: what rounding makes of it.
         """
         here = value() if wanted is None else None
         before = {name: p.detach().clone() for name, p in self.parameters.items()}
@@ -301,7 +329,7 @@ class Exact:
                 off = float(((ends[0] - here) + (ends[1] - here)).norm()) / step
             else:
                 off = float(((ends[0] - ends[1]) / (2 * step) - wanted).norm())
-            best = min(best, off / (size + noise + 1e-300))
+            best = min(best, max(off - blur, 0.0) / (size + noise + 1e-300))
             if best < AGREES:
                 break
         self._put(before)
