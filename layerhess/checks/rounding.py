@@ -80,7 +80,8 @@ class RoundingMeter:
 
     A float32 (or half precision) model is compared with a float64 copy; so is a float64 model whose graph passes
     through a coarser dtype. Any other float64 model is compared with a float32 copy, and the difference scaled by
-    2^-29, the ratio of the unit roundoffs. Two figures are taken: the absolute error on the sample, divided by how much
+    2^-29, the ratio of the unit roundoffs; where float32 overflows, with float64 products of weights and data that were
+    rounded to float32. Two figures are taken: the absolute error on the sample, divided by how much
     more curved its examples are than the data's; and the relative error there times the eigenvalue. The larger one
     times a safety factor is the rounding part of a bound, never less than what
     :func:`layerhess.checks.output_rounding.output_error` says. Where no copy of the model can be made, 1e-5 |theta| is
@@ -114,6 +115,7 @@ class RoundingMeter:
         self._memory = memory
         self._stack = ExitStack()
         self._passes: tuple[DataPass, DataPass] | None = None
+        self._wide: DataPass | None = None
         self._of_output = OutputError()
         self.failure = ""
 
@@ -121,8 +123,9 @@ class RoundingMeter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for data_pass in self._passes or ():
-            data_pass.release()
+        for data_pass in (*(self._passes or ()), self._wide):
+            if data_pass is not None:
+                data_pass.release()
         self._stack.close()
 
     def measure(
@@ -164,7 +167,8 @@ class RoundingMeter:
             try:
                 for number in range(FEWER):
                     request = {full.name: Request(full, random_signs(n, 0, full.name, number, device)[None])}
-                    ours, other = (one.run(request)[full.name][0] for one in passes)
+                    ours = passes[0].run(request)[full.name][0]
+                    other = self._other(passes[1], request)[full.name][0]
                     squares += (self._scale * (ours - other)).square()
                     seen += float(other.square().sum())
             except Exception as error:  # as in measure
@@ -194,8 +198,21 @@ class RoundingMeter:
         requests = {key: Request(one.block, one.rows) for key, one in blocks.items()}
         left = {key: request for key, request in requests.items() if key not in known}
         ours = known | (own.run(left) if left else {})
-        other = copied.run(requests)
+        other = self._other(copied, requests)
         return {key: self._rounding(key, one, ours[key], other[key]) for key, one in blocks.items()}
+
+    def _other(self, copied: DataPass, requests: Mapping[str, Request]) -> dict[str, Tensor]:
+        """The products in the other precision, or what stands for them where float32 has no numbers."""
+        made = copied.run(requests)
+        lost = {key: one for key, one in requests.items() if not bool(torch.isfinite(made[key]).all())}
+        if not lost or not self._exact:
+            return made
+        if self._wide is None:
+            narrow = self._objective.cast(torch.float32, self._samples)
+            rounded = narrow.cast(torch.float64, list(narrow.data))
+            self._stack.enter_context(rounded.session())
+            self._wide = self._pass(rounded)
+        return made | self._wide.run(lost)
 
     def _rounding(self, key: str, one: Candidate, ours: Tensor, other: Tensor) -> Rounding:
         """From the products of :attr:`Candidate.rows` in either precision."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import layerhess as lh
 from checked_network import X, Y, mlp, objective
 from layerhess.checks.factors import Licence, _off
 from layerhess.checks.output_rounding import OutputError, output_error
@@ -148,6 +150,20 @@ def test_a_network_is_measured_against_its_copy_and_failures_are_told() -> None:
             pytest.approx(2e-5), "assumed"
         )
         assert measuring.failure == "ValueError: no float64"
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_float64_is_measured_where_float32_overflows(seed: int) -> None:
+    """exp(w'x) with w'x = 100 the sum of six terms of 1e8: its curvature is exp(w'x) |x|^2, good to nine digits."""
+    torch.manual_seed(seed)
+    model = nn.Linear(6, 1, bias=False, dtype=torch.float64)
+    w, u = model.weight[0].detach(), torch.randn(6, dtype=torch.float64)
+    x = 1e8 * (u - (u @ w) / (w @ w) * w) + 100.0 / (w @ w) * w
+    found = lh.analyze(lh.Objective(model, [(x[None], x[None])], lambda z, y: z.exp().mean()), top=1)["weight"]
+    z = sum(Fraction(a) * Fraction(b) for a, b in zip(w.tolist(), x.tolist(), strict=True))
+    true = math.exp(z) * float(x @ x)
+    assert found.rounding_source == "measured"
+    assert 1e-10 * true < abs(float(found.eigenvalues[0]) - true) <= found.error_bounds[0] < 1e-6 * true
 
 
 def test_at_most_five_candidates_from_the_first_to_the_last_are_measured() -> None:
