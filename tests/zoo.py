@@ -334,15 +334,31 @@ CASES: tuple[Case, ...] = (
 )  # fmt: skip
 
 
-def dtypes_in_turn(cases: Iterable[Case]) -> list[Any]:
-    """Parameters (case, dtype): one dtype of each case in turn runs always, the other with the slow tests."""
-    return [
-        pytest.param(case, dtype, id=f"{case}-{str(dtype).removeprefix('torch.')}", marks=marks)
-        for place, case in enumerate(cases)
-        for dtype, marks in zip(
-            (torch.float64, torch.float32), ((), pytest.mark.slow) if place % 2 else (pytest.mark.slow, ()), strict=True
-        )
-    ]
-
-
 BY_NAME: dict[str, Case] = {case.name: case for case in CASES}
+
+# Language models, the dearest of all, that differ in what is made of their output only.
+_TWINS = (
+    ("gpt2-own-loss", "gpt2-logits"),
+    ("bert-words-own-loss", "bert-words-logits", "bert-sentence-criterion"),
+)
+
+
+def twins(turn: int) -> list[Case]:
+    """The language models that a sweep leaves to the slow tests: all but one of each sort, another one each turn."""
+    return [BY_NAME[name] for names in _TWINS for place, name in enumerate(names) if place != turn % len(names)]
+
+
+def dtypes_in_turn(cases: Iterable[Case], leave: Iterable[Case] = ()) -> list[Any]:
+    """Parameters (case, dtype): one dtype of each case in turn runs always, the other with the slow tests.
+
+    Of the cases in ``leave``, both do.
+    """
+    left = list(leave)
+    return [
+        pytest.param(
+            case, dtype, id=f"{case}-{str(dtype).removeprefix('torch.')}", marks=() if now else pytest.mark.slow
+        )
+        for place, case in enumerate(cases)
+        for number, dtype in enumerate((torch.float64, torch.float32))
+        for now in [place % 2 == number and case not in left]
+    ]

@@ -18,7 +18,7 @@ from products_compared import FLOOR, distance, random_vector
 from references import curvature, dense
 from two_batches import batches, net
 from witness import refused
-from zoo import BY_NAME, CASES, Case, dtypes_in_turn
+from zoo import BY_NAME, CASES, Case, dtypes_in_turn, twins
 from zoo_blocks import TIED
 
 USABLE = [case for case in CASES if case.name not in TIED]
@@ -132,7 +132,7 @@ def test_a_summed_loss_has_the_denominator_one() -> None:
 # -- eigenvalues -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("case", "dtype"), dtypes_in_turn(SMALL))
+@pytest.mark.parametrize(("case", "dtype"), dtypes_in_turn(SMALL, leave=twins(2)))
 def test_the_bounds_of_an_analysis_hold_the_dense_eigenvalues(case: Case, dtype: torch.dtype) -> None:
     reference = curvature.of_case(case.name, "empirical_fisher")
     objective = case.build(dtype, 0).objective()

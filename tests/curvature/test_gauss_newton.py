@@ -21,7 +21,7 @@ from products_compared import FLOOR, distance, random_vector
 from references import curvature, dense
 from two_batches import batches, net, summed
 from witness import refused
-from zoo import BY_NAME, CASES, Case, dtypes_in_turn
+from zoo import BY_NAME, CASES, Case, dtypes_in_turn, twins
 
 SMALL = [case for case in CASES if "large" not in case.tags]
 
@@ -115,7 +115,7 @@ def test_the_worked_example_has_a_hundred_and_twenty_at_the_top() -> None:
 # -- eigenvalues -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("case", "dtype"), dtypes_in_turn(SMALL))
+@pytest.mark.parametrize(("case", "dtype"), dtypes_in_turn(SMALL, leave=twins(1)))
 def test_the_bounds_of_an_analysis_hold_the_dense_eigenvalues(case: Case, dtype: torch.dtype) -> None:
     reference = curvature.of_case(case.name, "gauss_newton")
     objective = objective_of(case, dtype)
