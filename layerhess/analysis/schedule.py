@@ -70,7 +70,7 @@ class Schedule:
     stopped: str = ""
 
     def run(self) -> None:
-        """Run until every task is done, or a limit is reached (then :attr:`stopped` says which)."""
+        """Run until every task is done or has spent its products, or a limit is reached (:attr:`stopped`)."""
         passes = 0
         clock = self.data_pass.counters.clock
         begin = clock()
@@ -95,7 +95,7 @@ class Schedule:
                 task.judge(self.tol, self.eps, self.length, self.exclude)
 
     def _open(self) -> list[Task]:
-        return [task for task in self.tasks if not task.done]
+        return [task for task in self.tasks if not task.done and not task.spent]
 
     def _step(self, tasks: list[Task]) -> None:
         requests = {task.name: Request(task.block, task.ask()) for task in tasks}
@@ -110,12 +110,7 @@ class Schedule:
         for estimator, asked in estimating:
             estimator.tell({key: products[key] for key in asked})
         for task in tasks:
-            rows = products[task.name]
-            if task.zero_test is None:
-                task.process.tell(rows)
-                task.told = True
-            else:
-                task.zero_test.tell(rows)
+            task.tell(products[task.name])
         if testing:
             self._settle_zero_tests(testing, float(torch.linalg.vector_norm(products[PROBE])))
         self._settle([task for task in tasks if not task.done and task.zero_test is None and task.told])
@@ -171,6 +166,9 @@ class Schedule:
         if task.rounding is None and self.time_limit is None and len(task.process.candidates().values):
             self._measure([task])
         task.judge(self.tol, self.eps, self.length, self.exclude)
+        assert task.certificate is not None
+        # Its search for copies is not over, but what they could be is excluded.
+        task.done = task.spent and self.exclude is not None and bool(task.certificate.converged.all())
 
     def _report(self, passes: int, seconds_per_pass: float) -> None:
         if self.progress is None:

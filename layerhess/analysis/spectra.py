@@ -15,6 +15,7 @@ from layerhess.curvature.counters import Counters
 from layerhess.linalg.bounds import Certificate, missed_factor
 from layerhess.linalg.eigen.missed import MISSED_PROBABILITY
 from layerhess.linalg.eigen.process import Candidates, Wanted
+from layerhess.linalg.eigen.zero_test import trials
 from layerhess.linalg.random_vectors import oriented
 from layerhess.objective.blocks import Block, Partition
 from layerhess.objective.objective import Objective
@@ -23,6 +24,7 @@ from layerhess.results.spectrum import Spectrum
 
 _EMPTY = np.empty(0)
 _FURTHER = "raise max_passes or time_limit, or tol"
+_SPENT = "the products of a whole reading are spent: give more memory, raise tol, or ask for fewer"
 NOT_COVERED = "(not in any block)"
 
 
@@ -138,7 +140,7 @@ def _status(task: Task, candidates: Candidates, certificate: Certificate, tol: f
             "or a loss on logits"
         )
     if not task.done or short or not bool(np.all(certificate.converged)):
-        return _unfinished(candidates, certificate)
+        return _unfinished(candidates, certificate, _SPENT if task.spent and not task.done else _FURTHER)
     if candidates.spectrum is not None:
         return "complete"
     unchecked = "" if copies else "; up to multiplicity, since further copies were not looked for"
@@ -150,17 +152,17 @@ def _status(task: Task, candidates: Candidates, certificate: Certificate, tol: f
     return f"converged{unchecked.replace(';', ':', 1)}"
 
 
-def _unfinished(candidates: Candidates, certificate: Certificate) -> str:
-    """What is open, and of which pairs."""
+def _unfinished(candidates: Candidates, certificate: Certificate, advice: str) -> str:
+    """What is open, of which pairs, and what to do."""
     if not len(candidates.values):
-        return f"not converged: stopped before the whole matrix was read; {_FURTHER}"
+        return f"not converged: stopped before the whole matrix was read; {advice}"
     accurate = certificate.within | certificate.converged
     if not bool(np.all(accurate)):
         worst = float(certificate.error_bounds[~certificate.converged].max())
         which = (
             "" if not certificate.converged.any() else f"{places(candidates.ends, (~certificate.converged).tolist())}: "
         )
-        return f"not converged: {which}bound so far {worst:.2e}; {_FURTHER}"
+        return f"not converged: {which}bound so far {worst:.2e}; {advice}"
     if not bool(np.all(certificate.converged)):
         which = places(candidates.ends, (~certificate.converged).tolist())
         beyond = [
@@ -171,8 +173,8 @@ def _unfinished(candidates: Candidates, certificate: Certificate) -> str:
             )
             if any(e == end and not c for e, c in zip(candidates.ends, certificate.converged, strict=True))
         ]
-        return f"not excluded: {' and '.join(beyond)} ({which}); raise max_passes or time_limit, or exclude"
-    return f"not converged: copies of an eigenvalue were still being looked for; {_FURTHER}"
+        return f"not excluded: {' and '.join(beyond)} ({which}); {advice.replace('tol', 'exclude')}"
+    return f"not converged: copies of an eigenvalue were still being looked for; {advice}"
 
 
 def places(ends: Sequence[str], chosen: Sequence[bool], most: int = 4) -> str:
@@ -226,7 +228,7 @@ def _zero(task: Task, objective: Objective, operator: str, wanted: Wanted) -> Sp
         missed_factor=math.nan,
         missed_above=bound,
         missed_below=-bound,
-        steps=2,
+        steps=trials(task.block.numel),
         path="zero test",
         weight_norm_squared=weight_norm_squared(task.block, objective),
     )

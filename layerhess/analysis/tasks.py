@@ -14,6 +14,7 @@ from layerhess.checks.matrix_rounding import MatrixRounding
 from layerhess.checks.rounding import Candidate, Rounding, candidate
 from layerhess.curvature.device import Budget, solver_device
 from layerhess.linalg.bounds import SMALLEST_NORM, Certificate, certify, total_rounding
+from layerhess.linalg.eigen.gram import Gram
 from layerhess.linalg.eigen.process import Candidates, Process, Wanted
 from layerhess.linalg.eigen.zero_test import ZeroTest
 from layerhess.objective.blocks import Block
@@ -27,7 +28,7 @@ class Task:
         factors: its products come from factors. licence: why they may or may not. zeros: how many of its smallest
             eigenvalues are known to be 0. rounding: of any eigenvalue that is given. matrix_rounding: of its other
             numbers, where it was read whole. zero_bound: of a block that counts as zero. vanished: its random products
-            are exactly 0.
+            are exactly 0. products: that the solver was told.
     """
 
     name: str
@@ -45,11 +46,29 @@ class Task:
     candidates: Candidates | None = None
     certificate: Certificate | None = None
     done: bool = False
-    told: bool = False
+    products: int = 0
 
     def ask(self) -> torch.Tensor:
         """The vectors it needs next."""
         return self.zero_test.ask() if self.zero_test is not None else self.process.ask()
+
+    def tell(self, products: torch.Tensor) -> None:
+        """The products of the vectors asked for."""
+        if self.zero_test is not None:
+            self.zero_test.tell(products)
+        else:
+            self.process.tell(products)
+            self.products += len(products)
+
+    @property
+    def told(self) -> bool:
+        """The solver has something to judge."""
+        return self.products > 0
+
+    @property
+    def spent(self) -> bool:
+        """It has taken as many products as reading the whole matrix takes: a search in short memory may see no end."""
+        return self.products >= self.block.numel and not isinstance(self.process, Gram)
 
     def candidate(self) -> Candidate | None:
         """Where the rounding of its products is to be measured; None before there are pairs."""
@@ -135,7 +154,7 @@ def make_tasks(
             dear=dear and name not in checked.licence.blocks,
             streamed=not kept and name in checked.licence.blocks and name not in checked.zero_suspects,
         )
-        test = ZeroTest(source(block, seed, place), place) if name in checked.zero_suspects else None
+        test = ZeroTest(block.numel, source(block, seed, place), place) if name in checked.zero_suspects else None
         licence = checked.licence
         zeros = max(0, block.numel - rank) if rank is not None and name in definite else 0
         tasks.append(Task(name, block, process, test, name in licence.blocks, licence.sentence(name), zeros))

@@ -35,7 +35,7 @@ def make_process(
 ) -> Process:  # fmt: skip
     """The solver for one block: LAPACK for a small one, thick-restart Lanczos otherwise, or power iteration.
 
-    Power iteration takes as many products as it takes, but in small blocks, which cost fewer whole.
+    Power iteration is left to blocks that it costs fewer products than reading them whole.
 
     Args:
         exclude, copies, definite: see :class:`layerhess.linalg.eigen.lanczos.Lanczos`.

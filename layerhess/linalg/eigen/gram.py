@@ -19,7 +19,7 @@ class Gram:
     A random vector is multiplied as well. If the decomposition's own product differs, the rows are not the operator's
     in all directions: the pairs are kept with their residuals, but the spectrum is not called complete.
 
-    Cost: one product for each wanted pair, and one more.
+    Cost: one product for each wanted pair, and one more where not all pairs are wanted, so n at most.
 
     Args:
         found: with the vectors of ``wanted`` (all pairs if there are fewer). exact: the rows were made in float64.
@@ -38,16 +38,17 @@ class Gram:
         self._residuals: Floats | None = None
 
     def ask(self) -> Tensor:
-        """The wanted eigenvectors and the random vector."""
-        return torch.cat([self._found.vectors, self._found.probe[None]])
+        """The wanted eigenvectors, and the random vector where these do not span it."""
+        return self._found.vectors if self._whole else torch.cat([self._found.vectors, self._found.probe[None]])
 
     def tell(self, products: Tensor) -> None:
         """Their products with the operator."""
         self._steps += len(products)
         theta = torch.from_numpy(self._wanted_values()).to(products)
-        residuals = products[:-1] - theta[:, None] * self._found.vectors
+        residuals = products[: len(theta)] - theta[:, None] * self._found.vectors
         self._residuals = torch.linalg.vector_norm(residuals, dim=1).cpu().numpy()
-        off = torch.linalg.vector_norm(products[-1] - self._found.image)
+        image = (self._found.vectors @ self._found.probe) @ products if self._whole else products[-1]
+        off = torch.linalg.vector_norm(image - self._found.image)
         self._complete = bool(off <= self._same * torch.linalg.vector_norm(self._found.image))
 
     @property
@@ -83,6 +84,10 @@ class Gram:
             steps=self._steps,
             steepest=self._steepest(),
         )
+
+    @property
+    def _whole(self) -> bool:
+        return len(self._found.vectors) == self.n
 
     def _steepest(self) -> Tensor | None:
         """The random vector's image: of its directions those of large eigenvalues are left."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -68,3 +70,43 @@ def test_power_iteration_is_left_to_blocks_that_cost_more_whole(exclude: float |
             exclude=exclude,
         )  # fmt: skip
         assert isinstance(process, Dense if whole else Power)
+
+
+def _close_values() -> lh.Objective:
+    """A block of 300 with eigenvalues from 0.9 to 1 times 2 / 300."""
+    data = (torch.linspace(0.9, 1.0, 300, dtype=torch.float64).sqrt().diag(), torch.zeros(300, 1).double())
+    return lh.Objective(torch.nn.Linear(300, 1, bias=False).double(), data, torch.nn.MSELoss())
+
+
+SHORT = {"path": "exact", "top": 3, "tol": 1e-9, "memory": 1_000_000}  # room for 52 rows
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [({"method": "power", "tol": 1e-9, "exclude": None}, "not converged"), (SHORT | {"exclude": 1e-6}, "not excluded")],
+    ids=["power iteration", "short memory"],
+)
+def test_a_search_that_cannot_read_all_of_the_block_ends_at_its_dimension(options: dict[str, Any], status: str) -> None:
+    found = lh.analyze(_close_values(), full=False, max_passes=2000, **options).blocks["weight"]
+    assert found.steps == found.numel == 300 and not found.converged.all() and not found.complete
+    assert found.status.startswith(status) and "the products of a whole reading are spent" in found.status
+    truth = np.linspace(0.9, 1.0, 300) * 2.0 / 300.0
+    for value, bound in zip(found.eigenvalues, found.error_bounds, strict=True):
+        assert np.abs(truth - value).min() <= bound
+
+
+def test_what_is_proved_when_the_products_are_spent_has_converged() -> None:
+    """The search for copies was not over, but what it may still find is excluded above 5 %."""
+    found = lh.analyze(_close_values(), full=False, max_passes=2000, **SHORT).blocks["weight"]
+    assert found.steps == found.numel and found.converged.all() and found.status == "converged"
+    truth = np.array([1.0, 1.0 - 0.1 / 299, 1.0 - 0.2 / 299]) * 2.0 / 300.0
+    assert (np.abs(found.eigenvalues - truth) <= found.error_bounds).all()
+
+
+def test_a_block_whose_whole_spectrum_comes_from_rows_takes_no_product_more() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)).double()
+    objective = lh.Objective(model, (torch.randn(30, 5).double(), torch.randn(30, 2).double()), torch.nn.MSELoss())
+    for block in lh.analyze(objective, top=20, path="gram", full=False).blocks.values():
+        assert block.path.startswith("gram") and block.complete
+        assert block.steps == block.numel

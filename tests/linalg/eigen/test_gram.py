@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from driven_solver import draw
@@ -11,16 +12,18 @@ from layerhess.linalg.eigen.process import Wanted
 from layerhess.linalg.eigen.row_sum import RowSum
 
 
-def test_rows_of_another_matrix_are_not_called_complete() -> None:
+@pytest.mark.parametrize("top", [2, 25])
+def test_rows_of_another_matrix_are_not_called_complete(top: int) -> None:
     rows = torch.randn(10, 25, generator=torch.Generator().manual_seed(0)).double()
     total = RowSum(25, torch.device("cpu"))
     total.add(rows, torch.ones(10))
-    found = total.decompose(Wanted(top=2), 1.0, draw(25))
+    found = total.decompose(Wanted(top=top), 1.0, draw(25))
     assert found is not None
     matrix = rows.T @ rows
     for other, complete in ((matrix, True), (matrix + 0.1 * torch.eye(25).double(), False)):
-        process = Gram(found, Wanted(top=2), exact=True)
+        process = Gram(found, Wanted(top=top), exact=True)
         assert not process.proposes and np.isinf(process.candidates().residuals).all()
+        assert len(process.ask()) == min(25, top + 1)
         process.tell(process.ask() @ other)
         candidates = process.candidates()
         assert process.proposes and process.complete is complete
