@@ -284,9 +284,16 @@ def test_power_iteration_goes_on_from_a_random_vector_where_a_product_vanishes()
 
 def test_the_zero_test_reports_the_larger_of_two_random_products() -> None:
     matrix = rotated(np.array([1.0, 0.0, 0.0, 0.0, -2.0]), seed=5)
-    process = ZeroTest(lambda number: random_unit(5, 0, "zero", number), torch.device("cpu"))
+    process = ZeroTest(5, lambda number: random_unit(5, 0, "zero", number), torch.device("cpu"))
     rows = process.ask().numpy()
     assert rows.shape == (2, 5) and np.isnan(process.norm) and abs(rows[0] @ rows[1]) < 0.999
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0)
     process.tell(torch.from_numpy(rows @ matrix))
     assert process.norm == pytest.approx(np.linalg.norm(rows @ matrix, axis=1).max())
+
+
+def test_a_single_direction_is_tested_once() -> None:
+    process = ZeroTest(1, lambda number: random_unit(1, 0, "zero", number), torch.device("cpu"))
+    assert process.ask().abs().tolist() == [[1.0]]
+    process.tell(-3.0 * process.ask())
+    assert process.norm == 3.0
