@@ -30,7 +30,7 @@ NAMES = (
     "partly-frozen",
     "mlp-tanh-wide",
 )
-FAST = ("mlp-relu-ce", "partly-frozen", "cnn-batchnorm-eval")
+FAST = ("mlp-relu-ce", "partly-frozen")
 SEEDS = 5
 
 
@@ -117,7 +117,7 @@ def test_intervals_cover_where_probes_are_few_and_skewed(seeds: int) -> None:
         nn.functional.cross_entropy(model(x), y).backward()
         optimiser.step()
     objective = lh.Objective(model, (x, y), nn.CrossEntropyLoss())
-    matrix = lh.Hessian(objective).to_dense().numpy()
+    matrix = lh.Hessian(objective, check=False).to_dense().numpy()
     covered, scores = [], []
     for seed in range(seeds):
         analysis = lh.analyze(objective, seed=seed, trace=True, path="exact")  # with factors it would be exact
@@ -217,7 +217,7 @@ def test_a_trace_by_each_method(method: str) -> None:
     model, batches = grouped_problem()
     objective = lh.Objective(model, batches[:4], nn.CrossEntropyLoss())
     analysis = lh.analyze(objective, trace=lh.Trace(rel=0.1, method=method, max_probes=600))
-    matrix = lh.Hessian(objective).to_dense().numpy()
+    matrix = lh.Hessian(objective, check=False).to_dense().numpy()
     assert analysis.full is not None and analysis.full.trace is not None
     trace = analysis.full.trace
     assert abs(trace.value - np.trace(matrix)) <= 5 * max(trace.standard_error, 1e-9)
@@ -275,7 +275,7 @@ def test_couplings_of_a_small_model_are_read_but_for_rounding() -> None:
     for options in ({"density": True}, {"top": 1}):
         objective = lh.Objective(model, data, nn.MSELoss())
         analysis = lh.analyze(objective, blocks="weight", full=False, coupling=True, **options)
-        names, matrix = list(analysis.blocks), lh.Hessian(objective).to_dense().numpy()
+        names, matrix = list(analysis.blocks), lh.Hessian(objective, check=False).to_dense().numpy()
         places = dict(zip(("0.weight", "2.weight", "4.weight"), (range(24), range(27, 39), range(43, 47)), strict=True))
         assert analysis.coupling is not None and analysis.coupling.probes == 0
         truth = [[np.linalg.norm(matrix[np.ix_(places[a], places[b])]) for b in names] for a in names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -10,8 +11,16 @@ import torch
 from torch import nn
 
 import layerhess as lh
-from grouped_batches import flat, grouped_problem
+from grouped_batches import flat, grouped_problem, own_matrices
 from layerhess.analysis.sampling_errors import ratio_error, shared_error
+
+
+@cache
+def sixteen(reduction: str) -> lh.Analysis:
+    """Both ends of every block's spectrum on sixteen batches."""
+    model, batches = grouped_problem()
+    objective = lh.Objective(model, batches[:16], nn.CrossEntropyLoss(reduction=reduction))
+    return lh.analyze(objective, bottom=1, sampling=True, tol=1e-9)
 
 
 def test_sampling_errors_are_those_of_the_groups_own_matrices() -> None:
@@ -19,10 +28,7 @@ def test_sampling_errors_are_those_of_the_groups_own_matrices() -> None:
     model, batches = grouped_problem()
     analysis = lh.analyze(lh.Objective(model, batches, nn.CrossEntropyLoss()), top=2, trace=True, sampling=True)
     counts = np.array([float(len(y)) for _, y in batches])
-    own = [
-        lh.Hessian(lh.Objective(model, batch, nn.CrossEntropyLoss())).to_dense().numpy() * len(batch[1])
-        for batch in batches
-    ]
+    own = own_matrices()
     start = 0
     for name, spectrum in analysis.blocks.items():
         place = slice(start, start + spectrum.numel)
@@ -53,7 +59,7 @@ def test_eigenvalues_of_a_block_read_whole_take_no_products_beside_its_trace() -
     sizes = {name: s.numel for name, s in analysis.blocks.items()}
     assert sizes == {"0.weight": 60, "0.bias": 12, "2.weight": 36, "2.bias": 3}
     assert analysis.counts.by_phase["sampling"]["products"] == 16 * (3 * 2 + 12 + 3 + 8)
-    alone = lh.analyze(lh.Objective(model, batches[:16], nn.CrossEntropyLoss()), bottom=1, sampling=True, tol=1e-9)
+    alone = sixteen("mean")
     for one, other in zip(analysis.spectra(), alone.spectra(), strict=True):
         assert one.sampling_errors == pytest.approx(other.sampling_errors, rel=1e-6)
 
@@ -80,10 +86,7 @@ def test_a_sum_has_a_sampling_error_of_its_own() -> None:
     """The error of a sum over n groups is n times that of their mean."""
     sums = np.array([1.0, 2.0, 4.0, 3.0])
     assert 4 * ratio_error(sums, np.ones(4)) == pytest.approx(4 * sums.std(ddof=1) / 2)
-    model, batches = grouped_problem()
-    mean = lh.analyze(lh.Objective(model, batches[:16], nn.CrossEntropyLoss()), sampling=True, tol=1e-6)
-    total = lh.analyze(lh.Objective(model, batches[:16], nn.CrossEntropyLoss(reduction="sum")), sampling=True, tol=1e-6)
-    for one, other in zip(mean.spectra(), total.spectra(), strict=True):
+    for one, other in zip(sixteen("mean").spectra(), sixteen("sum").spectra(), strict=True):
         assert other.sampling_errors[0] / other.eigenvalues[0] == pytest.approx(
             one.sampling_errors[0] / one.eigenvalues[0], rel=1e-3
         )

@@ -114,7 +114,7 @@ def test_the_full_gauss_newton_matrix_has_factors_too() -> None:
     objective = relu_problem()
     found = lh.analyze(objective, operator="gauss_newton", top=3, path="factors")
     assert found.full is not None and found.full.path == "lanczos on factors"
-    truth = np.linalg.eigvalsh(lh.GaussNewton(objective).to_dense().double().numpy())[::-1][:3]
+    truth = np.linalg.eigvalsh(lh.GaussNewton(objective, check=False).to_dense().double().numpy())[::-1][:3]
     assert (np.abs(found.full.eigenvalues - truth) <= found.full.error_bounds + 1e-6 * truth[0]).all()
     assert found.counts.by_phase["solve"]["backwards"] == 3 * 6
     assert any("all 6 blocks: products come" in note for note in found.notes)

@@ -93,14 +93,14 @@ def broken(
 
 @pytest.mark.parametrize("path", ["exact", "auto", "factors", "gram"])
 def test_bounds_hold_where_few_examples_carry_the_curvature(path: str) -> None:
-    count, wrong = broken(range(4), (30.0, 300.0, 3e3, 1e4), path, "own")
-    assert count >= 40 and not wrong
+    count, wrong = broken(range(2), (30.0, 300.0, 3e3, 1e4), path, "own")
+    assert count >= 20 and not wrong
 
 
 @pytest.mark.parametrize("path", ["exact", "gram"])
 def test_bounds_hold_with_labels_that_the_network_is_sure_are_wrong(path: str) -> None:
-    count, wrong = broken(range(190, 194), (30.0, 100.0, 1e3), path, "random")
-    assert count >= 40 and not wrong
+    count, wrong = broken(range(190, 192), (30.0, 100.0, 1e3), path, "random")
+    assert count >= 20 and not wrong
 
 
 @pytest.mark.parametrize("path", ["exact", "auto", "gram"])
@@ -110,8 +110,8 @@ def test_bounds_hold_for_several_pairs(path: str) -> None:
 
 
 def test_bounds_hold_for_many_batches() -> None:
-    count, wrong = broken(range(4), (100.0, 300.0), "auto", "own", batch=7)
-    assert count >= 30 and not wrong
+    count, wrong = broken(range(2), (100.0, 300.0), "auto", "own", batch=7)
+    assert count >= 15 and not wrong
 
 
 @pytest.mark.slow

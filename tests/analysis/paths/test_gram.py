@@ -20,10 +20,11 @@ from witness import untouched
 # -- complete spectra --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", [n for n, names in LICENSED.items() if names != set()])
-def test_spectra_of_licensed_blocks_are_complete(name: str, dtype: torch.dtype) -> None:
-    case = zoo.BY_NAME[name]
+@pytest.mark.parametrize(
+    ("case", "dtype"), zoo.dtypes_in_turn([zoo.BY_NAME[name] for name, names in LICENSED.items() if names != set()])
+)
+def test_spectra_of_licensed_blocks_are_complete(case: zoo.Case, dtype: torch.dtype) -> None:
+    name = case.name
     objective = case.build(dtype, 0).objective()
     names = LICENSED[name]
     licensed = (
@@ -37,11 +38,15 @@ def test_spectra_of_licensed_blocks_are_complete(name: str, dtype: torch.dtype) 
     assert found.full is not None and "on factors" not in found.full.path and found.full.converged.all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["mlp-tanh-mse", "tied-used-twice", "cnn-batchnorm-eval", "cnn-relu-wide"])
-def test_gauss_newton_has_complete_spectra_and_so_has_the_whole_model(name: str, dtype: torch.dtype) -> None:
-    objective = zoo.BY_NAME[name].build(dtype, 0).objective()
-    reference = curvature.of_case(name, "gauss_newton")
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    zoo.dtypes_in_turn(
+        zoo.BY_NAME[name] for name in ("mlp-tanh-mse", "tied-used-twice", "cnn-batchnorm-eval", "cnn-relu-wide")
+    ),
+)
+def test_gauss_newton_has_complete_spectra_and_so_has_the_whole_model(case: zoo.Case, dtype: torch.dtype) -> None:
+    objective = case.build(dtype, 0).objective()
+    reference = curvature.of_case(case.name, "gauss_newton")
     found = lh.analyze(objective, blocks="module", operator="gauss_newton", path="gram", top=2, bottom=2)
     for spectrum in found.spectra():
         assert_complete(spectrum, reference.block(spectrum.parameters), ROUNDING[dtype])

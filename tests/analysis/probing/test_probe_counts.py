@@ -52,7 +52,7 @@ def weights(analysis: lh.Analysis) -> list[lh.Spectrum]:
 
 
 @pytest.mark.parametrize("scheme", ["parameter", "one block"])
-@pytest.mark.parametrize("probes", [2, 4, 10, 16, 20, 100])
+@pytest.mark.parametrize("probes", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 10, 20)), 16, 100])
 def test_a_fixed_number_of_probes_is_made_exactly(spent: Counts, probes: int, scheme: str) -> None:
     blocks: Any = {"all": "2.weight"} if scheme == "one block" else scheme
     analysis = lh.analyze(objective(), blocks=blocks, full=False, trace=lh.Trace(probes=probes))
@@ -95,7 +95,7 @@ def test_couplings_give_a_fixed_number_away(spent: Counts) -> None:
 
 
 @pytest.mark.parametrize("kind", ["trace", "diagonal"])
-@pytest.mark.parametrize("most", [3, 16, 50, 120])
+@pytest.mark.parametrize("most", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (16, 120)), 50])
 def test_no_more_products_are_made_than_allowed(spent: Counts, most: int, kind: str) -> None:
     """Sketches and pilots count too; the tolerance is out of reach."""
     options = {"trace": lh.Trace, "diagonal": lh.Diagonal}[kind](rel=1e-6, max_probes=most)
