@@ -6,7 +6,8 @@ What the blocks of a page mean, in order, in one temporary folder and one Python
 - ```pycon             is executed, and what it prints must be what the page shows (`...` stands for anything);
 - ```console           each line after `$ ` is a shell command that must exit with 0; other lines are output.
                        `make ...` and `pip install ...` would rebuild this very environment, so their targets and
-                       extras are looked up instead; `git clone ...` and `cd ...` are skipped.
+                       extras are looked up instead; `git clone ...` and `cd ...` are skipped. `layerhess ...`
+                       is called in this process where no shell is needed: most of a short run is the start.
 
 Other languages (text, json, ...) are not code to run.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import doctest
 import os
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -24,6 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from commands import working_in
+from layerhess.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -90,6 +95,10 @@ def run_console(block: Block, page: Path, folder: Path) -> None:
         if "pip install" in command:
             check_extras(command)
             continue
+        words = shlex.split(command)
+        if words[0] == "layerhess" and not any(word in ("|", "<", ">", ">>", "&&") for word in words):
+            assert main(words[1:]) == 0, f"{page.name}:{block.line}: {line}"
+            continue
         command = re.sub(r"^layerhess\b", f'"{sys.executable}" -m layerhess', command)
         done = subprocess.run(
             command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
@@ -118,7 +127,8 @@ def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
             elif block.language == "pycon":
                 run_pycon(block, page, session)
             elif block.language == "console":
-                run_console(block, page, tmp_path)
+                with working_in(tmp_path, monkeypatch):
+                    run_console(block, page, tmp_path)
         except Exception as error:
             raise AssertionError(f"the block at {where} fails: {type(error).__name__}: {error}") from error
 
