@@ -49,8 +49,8 @@ def slow():
             time.sleep(0.02)
             return self.inner(x)
     torch.manual_seed(0)
-    x = torch.randn(600, 400)
-    return lh.Objective(Slow(), [(x[i:i + 10], torch.randn(10, 2)) for i in range(0, 600, 10)], torch.nn.MSELoss())
+    x = torch.randn(300, 400)
+    return lh.Objective(Slow(), [(x[i:i + 10], torch.randn(10, 2)) for i in range(0, 300, 10)], torch.nn.MSELoss())
 
 def raises():
     numbers = [1]

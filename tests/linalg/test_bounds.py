@@ -68,7 +68,7 @@ def test_over_a_thousand_random_problems_every_interval_contains_an_eigenvalue(
         assert (bounds <= 3.0 * (explicit + rounding)).all(), (seed, bounds, explicit, rounding)
 
 
-@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(6, 12))])
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 12))])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_on_small_nets_every_eigenvalue_asked_for_lies_within_its_bound(dtype: torch.dtype, seed: int) -> None:
     torch.manual_seed(seed)

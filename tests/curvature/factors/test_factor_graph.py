@@ -15,8 +15,17 @@ from layerhess.curvature.counters import Counters
 from layerhess.curvature.factors.factor_graph import FactorGraph
 from piecewise_linear import LICENSED, TRICKY, Branches
 from references import curvature, dense
-from zoo import BY_NAME, CASES, Case
+from zoo import BY_NAME, CASES, Case, twins
 from zoo_blocks import TIED, Blocks, built, schemes
+
+every_case = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=str(case), marks=pytest.mark.slow if case in twins(2) else ())
+        for case in CASES
+        if case.name not in TIED
+    ],
+)
 
 
 def products(
@@ -43,7 +52,7 @@ def products(
     return flat, {key: (sums[key] / count).numpy() for key in good}, linear & good
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.name not in TIED], ids=str)
+@every_case
 def test_factor_products_are_those_of_dense_gauss_newton_blocks(case: Case) -> None:
     objective = built(case)
     blocks = schemes(objective)
@@ -55,7 +64,7 @@ def test_factor_products_are_those_of_dense_gauss_newton_blocks(case: Case) -> N
         assert np.linalg.norm(product - expected) <= case.tolerance * scale, key
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.name not in TIED], ids=str)
+@every_case
 def test_where_the_output_is_called_linear_the_hessians_block_is_gauss_newtons(case: Case) -> None:
     objective = built(case)
     blocks = schemes(objective)
@@ -97,7 +106,7 @@ def test_what_looks_piecewise_linear_and_is_not(kind: str) -> None:
         assert close or key not in linear, key
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.name not in TIED], ids=str)
+@every_case
 def test_products_of_several_vectors_are_those_of_each(case: Case) -> None:
     objective = built(case)
     blocks = schemes(objective)
@@ -117,7 +126,7 @@ def test_products_of_several_vectors_are_those_of_each(case: Case) -> None:
                         assert torch.allclose(one, many[i], rtol=1e-9, atol=1e-14 * largest), key
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.name not in TIED], ids=str)
+@every_case
 def test_squared_rows_are_the_dense_diagonal_and_the_items_own_traces(case: Case) -> None:
     objective = built(case)
     blocks = schemes(objective)
@@ -153,7 +162,7 @@ def test_squared_rows_are_the_dense_diagonal_and_the_items_own_traces(case: Case
         )
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.name not in TIED], ids=str)
+@every_case
 def test_forms_are_those_of_single_items(case: Case) -> None:
     objective = built(case)
     blocks = schemes(objective)
@@ -231,8 +240,8 @@ def test_an_overwritten_input_is_not_used() -> None:
 # -- explicit rows -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [c for c in zoo.CASES if c.name not in TIED], ids=str)
-def test_explicit_rows_make_the_dense_gauss_newton_block(case: zoo.Case) -> None:
+@every_case
+def test_explicit_rows_make_the_dense_gauss_newton_block(case: Case) -> None:
     objective = built(case)
     blocks = schemes(objective)
     reference = curvature.of_case(case.name, "gauss_newton")

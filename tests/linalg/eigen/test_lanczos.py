@@ -63,7 +63,7 @@ def test_the_largest_in_modulus_is_found_where_the_other_end_is_isolated_and_eas
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 8])
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 10))])
 def test_copies_are_found_though_the_search_for_them_may_stop_early(seed: int, width: int) -> None:
     values = np.concatenate([[2.0, 2.0, 1.9, 1.9, 1.9], np.linspace(-0.5, 0.8, 200)])
     n = len(values)
