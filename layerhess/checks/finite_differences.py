@@ -19,6 +19,7 @@ from layerhess.objective.snapshot import kept_values
 
 STEPS = (1e-3, 1e-4, 1e-5)  # relative to the size of each tensor
 SMALL_STEPS = (1e-6, 1e-7, 1e-8)  # that cross few kinks
+SHARP_STEPS = (1e-9, 1e-11)  # where no other step agrees: a saturated network may be curved in a narrow place
 OFFSET = 1e-3  # away from the weights, where units at a kink (a zero bias on a blank image) have no derivative
 AGREEMENT = 1e-4
 ROUNDING = 10.0  # units in the last place of a gradient
@@ -36,6 +37,8 @@ def finite_differences(
     Run on a float64 copy of the model, whose weights it moves. |F(2r) - F(r)| tracks the error of F(r), so a block is
     judged only at a step where that is small, and fails only if no step agrees. Each tensor moves in proportion to its
     own size, since parameters may differ by many orders of magnitude.
+
+    Before anything fails, steps as small as :data:`SHARP_STEPS` are tried, of which less error is accepted.
 
     A network with kinks is looked at near its weights, with steps so small that a kink is seldom crossed; where one is,
     the step's error is large.
@@ -66,18 +69,23 @@ def _compared(
     quiet = QUIET * max(products.values(), default=0.0)
     judged: dict[str, float] = {}
     worst_step = 0.0
-    for step in steps:
+    for step in (*steps, *SHARP_STEPS):
+        sharp = step in SHARP_STEPS
+        most = AGREEMENT if sharp else UNSETTLED
+        if sharp and all(off <= AGREEMENT for off in judged.values()):
+            break
         near, gradient = _difference(objective, batch, direction, step, counters)
         far, _ = _difference(objective, batch, direction, 2.0 * step, counters)
         settled = True
         for key, block in blocks.items():
-            if judged.get(key, 1.0) <= AGREEMENT:
+            if judged.get(key, 0.0 if sharp else 1.0) <= AGREEMENT:
                 continue
             size = max(products[key], _norm(near, block))
             # The gradient behind saturated outputs is the same number on both sides: no error, and nothing seen.
             noise = ROUNDING * torch.finfo(torch.float64).eps * _norm(gradient, block) / step
             error = max(_norm(_minus(far, near), block), noise)
-            off = None if size <= quiet else beyond_error(_norm(_minus(exact, near), block), error, size)
+            away = _norm(_minus(exact, near), block)
+            off = None if size <= quiet else beyond_error(away, error, size, most=most)
             if off is None:
                 settled &= size <= quiet
                 continue
@@ -89,14 +97,14 @@ def _compared(
     return judged, worst_step
 
 
-def beyond_error(off: float, error: float, size: float, noise: float = 0.0) -> float | None:
+def beyond_error(off: float, error: float, size: float, noise: float = 0.0, most: float = UNSETTLED) -> float | None:
     """A disagreement beyond what the step's error explains, relative; None where the step tells nothing.
 
     Args:
         off: between what is judged and F(r). error: |F(2r) - F(r)|, which tracks the error of F(r). size: of both.
-            noise: of F(r), by rounding.
+            noise: of F(r), by rounding. most: of the error and noise together, relative.
     """
-    told = size > 0.0 and error + noise <= UNSETTLED * size  # not so where a product is NaN
+    told = size > 0.0 and error + noise <= most * size  # not so where a product is NaN
     return max(0.0, off - 3.0 * error) / size if told else None
 
 

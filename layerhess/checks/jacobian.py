@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerhess.checks.finite_differences import AGREEMENT, STEPS, beyond_error, displaced, scaled_direction
+from layerhess.checks.finite_differences import (
+    AGREEMENT,
+    SHARP_STEPS,
+    STEPS,
+    UNSETTLED,
+    beyond_error,
+    displaced,
+    scaled_direction,
+)
 from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.output_graph import OutputGraph
@@ -79,12 +87,15 @@ class Moves:
         product = graph.push_forward(part)
         size = 0.0 if product is None else float(torch.linalg.vector_norm(product))
         found: float | None = None
-        for step in STEPS:
-            if product is None or size == 0.0:
+        for step in (*STEPS, *SHARP_STEPS):
+            sharp = step in SHARP_STEPS
+            if product is None or size == 0.0 or (sharp and found is None):
                 break
             near, far = self._difference(part, step), self._difference(part, 2.0 * step)
             error = float(torch.linalg.vector_norm(far - near))
-            off = beyond_error(float(torch.linalg.vector_norm(product - near)), error, size)
+            off = beyond_error(
+                float(torch.linalg.vector_norm(product - near)), error, size, most=AGREEMENT if sharp else UNSETTLED
+            )
             if off is None:
                 continue
             if found is None or off < found:

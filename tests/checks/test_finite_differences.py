@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import layerhess as lh
 from faulty_functions import Applies, Cut, kinked
-from layerhess.checks.finite_differences import beyond_error
+from layerhess.checks.finite_differences import beyond_error, finite_differences
+from layerhess.curvature.counters import Counters
+from layerhess.objective.blocks import make_block
 from refusals import CE, PAIRS, Table, analysis, mlp
 from witness import refused
 
@@ -46,3 +50,46 @@ def test_a_step_that_tells_nothing_gives_no_figure() -> None:
     assert beyond_error(1.0, 0.5, 100.0) == 0.0
     assert beyond_error(1.0, 3.0, 100.0) is None and beyond_error(1.0, 1.0, 100.0, 1.5) is None
     assert beyond_error(0.0, 0.0, 0.0) is None and beyond_error(math.nan, 0.0, math.nan) is None
+
+
+@pytest.mark.parametrize("operator", ["hessian", "gauss_newton", "empirical_fisher"])
+def test_a_network_that_is_curved_in_a_narrow_place_is_no_fault(operator: str) -> None:
+    """sigmoid(w'x) at w'x = 0 with inputs of 1e7: over an ordinary step it jumps from 0 to 1."""
+    model = nn.Sequential(nn.Linear(2, 1, bias=False, dtype=torch.float64), nn.Sigmoid())
+    torch.nn.init.ones_(model[0].weight)
+    x, y = torch.tensor([[1e7, -1e7]], dtype=torch.float64), torch.tensor([[0.3]], dtype=torch.float64)
+    found = lh.analyze(lh.Objective(model, [(x, y)], nn.MSELoss()), operator=operator, top=1)["0.weight"]
+    factor = {"hessian": 2.0, "gauss_newton": 2.0, "empirical_fisher": (2.0 * 0.2) ** 2}[operator]
+    assert found.eigenvalues[0] == pytest.approx(factor * 0.25**2 * 2e14, rel=1e-12)
+
+
+def test_a_wrong_derivative_in_a_narrow_place_is_found_all_the_same() -> None:
+    """A hand-written sigmoid without its second derivative; of one unit, the product is symmetric."""
+
+    class Unit(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, z: Tensor) -> Tensor:
+            p = z.sigmoid()
+            ctx.save_for_backward(p)
+            return p
+
+        @staticmethod
+        def backward(ctx: Any, *above: Tensor) -> Tensor:
+            (p,) = ctx.saved_tensors
+            return above[0] * (p * (1.0 - p)).detach()
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 1, bias=False, dtype=torch.float64)
+            torch.nn.init.ones_(self.linear.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return Unit.apply(self.linear(x))  # type: ignore[no-any-return,no-untyped-call]
+
+    x, y = torch.tensor([[1e7 + 1.0, -1e7]], dtype=torch.float64), torch.tensor([[0.3]], dtype=torch.float64)
+    objective = lh.Objective(Model(), [(x, y)], nn.MSELoss())
+    block = make_block("all", objective.parameters)
+    with objective.session():
+        judged, _ = finite_differences(objective, (x, y), {"all": block}, block, 0, Counters())
+    assert judged["all"] > 0.1

@@ -7,12 +7,15 @@ float32 they stay, since a product costs a tenth less there and its rounding is 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from layerhess.curvature.double_backward.softmax import softmax
+
+TORCHS = F.scaled_dot_product_attention
 
 
 def scaled_dot_product_attention(
@@ -23,8 +26,7 @@ def scaled_dot_product_attention(
     left = dropout_p != 0.0 or enable_gqa or (is_causal and attn_mask is not None) or query.dim() < 2
     if left or not query.dtype == key.dtype == value.dtype == torch.float64:
         shared = {"enable_gqa": True} if enable_gqa else {}
-        torchs = F.scaled_dot_product_attention
-        return torchs(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **shared)
+        return TORCHS(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **shared)
     size = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = (query * size) @ key.transpose(-2, -1)
     if is_causal:
@@ -35,3 +37,16 @@ def scaled_dot_product_attention(
     scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
     blind = (scores.detach() == -math.inf).all(dim=-1, keepdim=True)  # such a row gives 0, as in torch
     return softmax(scores.masked_fill(blind, 0.0), -1).masked_fill(blind, 0.0) @ value
+
+
+def multi_head_attention_forward(*args: Any, **kwargs: Any) -> Any:
+    """torch's, which :class:`torch.nn.MultiheadAttention` calls, with this room's attention and softmax inside.
+
+    A function mode does not see what a function of torch's calls itself.
+    """
+    before = F.scaled_dot_product_attention, F.softmax
+    F.scaled_dot_product_attention, F.softmax = scaled_dot_product_attention, softmax
+    try:
+        return F.multi_head_attention_forward(*args, **kwargs)
+    finally:
+        F.scaled_dot_product_attention, F.softmax = before

@@ -11,7 +11,10 @@ from torch.overrides import TorchFunctionMode
 
 from layerhess.curvature.autograd_graph import walk
 from layerhess.curvature.double_backward.activations import gelu, logsigmoid, silu, tanh
-from layerhess.curvature.double_backward.attention import scaled_dot_product_attention
+from layerhess.curvature.double_backward.attention import (
+    multi_head_attention_forward,
+    scaled_dot_product_attention,
+)
 from layerhess.curvature.double_backward.batch_norm import batch_norm
 from layerhess.curvature.double_backward.binary_cross_entropy import (
     binary_cross_entropy,
@@ -48,6 +51,7 @@ FORMS: dict[Any, Any] = {
     F.log_softmax: log_softmax,
     torch.log_softmax: log_softmax,
     Tensor.log_softmax: log_softmax,
+    F.multi_head_attention_forward: multi_head_attention_forward,
     F.scaled_dot_product_attention: scaled_dot_product_attention,
     F.softmax: softmax,
     torch.softmax: softmax,

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import layerhess as lh
 from layerhess.curvature.double_backward.mode import Rewritten
+from references.stable_functions import stable_functions
 
 WEIGHT, BIAS = torch.linspace(0.5, 1.5, 6).double(), torch.linspace(-1.0, 1.0, 6).double()
 MASK = torch.ones(4, 6, dtype=torch.bool).triu(2)
@@ -134,6 +135,33 @@ def test_saturated_units_have_derivatives_with_all_their_digits() -> None:
     torch.testing.assert_close(first, g * steep, rtol=1e-13, atol=0)
     torch.testing.assert_close(slope, h * steep, rtol=1e-13, atol=0)
     torch.testing.assert_close(bent, -2.0 * g * h * x.sign() * steep * (1 - e) / (1 + e), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_attention_inside_of_torchs_module_keeps_its_digits(need_weights: bool) -> None:
+    """Of two places, whose scores are 30 apart: what is left of p (1 - p) is 1e-13."""
+    module = nn.MultiheadAttention(1, 1, dtype=torch.float64)
+    with torch.no_grad():
+        module.in_proj_weight.fill_(1.0)
+        module.in_proj_bias.zero_()
+    x, g = torch.tensor([[5.0], [11.0]], dtype=torch.float64), torch.tensor([[1.0], [-2.0]], dtype=torch.float64)
+
+    def second() -> Tensor:
+        weight = module.in_proj_weight
+        y = module(x, x, x, need_weights=need_weights)[0]
+        (slope,) = torch.autograd.grad((y * g).sum(), weight, create_graph=True)
+        return torch.stack([torch.autograd.grad(s, weight, retain_graph=True)[0][:2] for s in slope[:2, 0]])
+
+    before = F.scaled_dot_product_attention, F.softmax
+    with Rewritten():
+        ours = second()
+    assert (F.scaled_dot_product_attention, F.softmax) == before
+    with sdpa_kernel(SDPBackend.MATH):
+        theirs = second()
+        with stable_functions():
+            exact = second()
+    off, torchs = ((made - exact).norm() / exact.norm() for made in (ours, theirs))
+    assert off < 1e-13 and torchs > 1e-5
 
 
 def test_the_gradient_of_batch_norm_is_right_whatever_the_layout_of_what_comes_back() -> None:
