@@ -38,7 +38,7 @@ def finite_differences(
     judged only at a step where that is small, and fails only if no step agrees. Each tensor moves in proportion to its
     own size, since parameters may differ by many orders of magnitude.
 
-    Before anything fails, steps as small as :data:`SHARP_STEPS` are tried, of which less error is accepted.
+    Before anything fails, :data:`SHARP_STEPS` are tried: of less error, since they can only acquit.
 
     A network with kinks is looked at near its weights, with steps so small that a kink is seldom crossed; where one is,
     the step's error is large.
@@ -86,7 +86,7 @@ def _compared(
             error = max(_norm(_minus(far, near), block), noise)
             away = _norm(_minus(exact, near), block)
             off = None if size <= quiet else beyond_error(away, error, size, most=most)
-            if off is None:
+            if off is None or (sharp and off > AGREEMENT):  # those steps acquit, or tell nothing
                 settled &= size <= quiet
                 continue
             judged[key] = min(judged.get(key, math.inf), off)

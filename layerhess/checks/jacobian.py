@@ -96,7 +96,7 @@ class Moves:
             off = beyond_error(
                 float(torch.linalg.vector_norm(product - near)), error, size, most=AGREEMENT if sharp else UNSETTLED
             )
-            if off is None:
+            if off is None or (sharp and off > AGREEMENT):
                 continue
             if found is None or off < found:
                 found, self.error = off, error / size
