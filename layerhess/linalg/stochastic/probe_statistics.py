@@ -13,7 +13,7 @@ T = TypeVar("T", float, Tensor)
 
 
 class Running(Generic[T]):
-    """Mean and variance by Welford's recurrence (1962): no sum of squares that could cancel.
+    """Mean and variance by Welford's recurrence (1962), the third moment by Pebay's (2008): no sum that could cancel.
 
     Args:
         zero: 0.0 for scalars, or a zero tensor of the samples' shape, float64; entries are kept apart.
@@ -29,13 +29,17 @@ class Running(Generic[T]):
         self.count = 0
         self.mean: T = zero + 0.0
         self._squares: T = zero + 0.0
+        self._cubes: T = zero + 0.0
 
     def add(self, sample: T) -> None:
         """Take one sample of the shape of ``zero``."""
         self.count += 1
         before = sample - self.mean
-        self.mean = self.mean + before / self.count
-        self._squares = self._squares + before * (sample - self.mean)
+        step = before / self.count
+        more = before * step * (self.count - 1)
+        self.mean = self.mean + step
+        self._cubes = self._cubes + step * (more * (self.count - 2) - 3.0 * self._squares)
+        self._squares = self._squares + more
 
     @property
     def variance(self) -> T:
@@ -47,6 +51,11 @@ class Running(Generic[T]):
         """Of the mean: sqrt(variance / count)."""
         error: T = (self.variance / max(self.count, 1)) ** 0.5
         return error
+
+    @property
+    def lopsided(self) -> T:
+        """Twice the skewness over sqrt(count): near 2 where a single sample differs from all others. Or NaN."""
+        return 2.0 * abs(self._cubes) / self._squares**1.5  # type: ignore[no-any-return]
 
 
 def half_width(standard_error: float, samples: int) -> float:

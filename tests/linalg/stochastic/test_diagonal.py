@@ -222,3 +222,16 @@ def test_a_float32_network_gives_float64_estimates() -> None:
     design = torch.cat([data[0], torch.ones(12, 1)], dim=1).double()
     want = 2.0 * (design**2).mean(dim=0)
     torch.testing.assert_close(torch.cat([part.reshape(-1) for part in found.value.values()]), want, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("others", "wider"), [(1, 1.807), (2, 1.134), (4, 1.0), (8, 1.0)])
+def test_signs_that_agree_by_luck_widen_the_error(others: int, wider: float) -> None:
+    """Of 16 samples 1 + 5 s, with s = -1 in so many: for one, the mean is 7.0 plain errors off, with P = 5e-4."""
+    samples = DiagonalSamples(Deflation.none(2))
+    matrix = torch.tensor([[1.0, 5.0], [5.0, 3.0]]).double()
+    s = torch.where(torch.arange(16) < others, -1.0, 1.0).double()
+    for v in torch.stack([torch.ones(16).double(), s], dim=1):
+        samples.add(v, v, matrix @ v)
+    plain = np.std(1.0 + 5.0 * s.numpy(), ddof=1) / 4.0
+    assert samples.standard_error[0] == pytest.approx(wider * plain, rel=1e-3)
+    assert abs(samples.mean[0] - 1.0) < 4.5 * samples.standard_error[0]
