@@ -36,6 +36,7 @@ from layerhess.curvature.data_pass import FULL, DataPass
 from layerhess.curvature.device import KEPT_SHARE, budget, solver_device
 from layerhess.curvature.matrices import HESSIAN
 from layerhess.errors import InputError, add_note
+from layerhess.linalg.eigen.lanczos import Lanczos
 from layerhess.linalg.eigen.process import Wanted
 from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective.blocks import Block, Partition, Scheme, make_block
@@ -75,6 +76,8 @@ class Run:
         self.step = 0  # bytes of a training step
         self.surveyed: Survey | None = None
         self.checked: SelfCheck | None = None
+        self.tasks: list[Task] = []
+        self.refuted: set[str] = set()  # blocks of the Hessian for which some batch is not piecewise linear
         self.schedule: Schedule | None = None
         self.gradient_norm = math.nan
         self.partial = ""
@@ -114,7 +117,7 @@ class Run:
         """Run all tasks in lockstep; make their spectra while the model is still in session."""
         assert self.surveyed is not None and self.checked is not None
         names = list(self.objective.parameters) if self.arguments.full else self._covered()
-        make = graph_maker(self.arguments.curvature, self.checked.licence)
+        make = graph_maker(self.arguments.curvature, self.checked.licence, self._refute)
         objective, found = self._cut(make)
         data_pass = DataPass(
             objective, names, self.counters, checkpoint=self.checkpoint, make_graph=make, time_unit=True,
@@ -129,7 +132,7 @@ class Run:
             examples=self.surveyed.examples, kept=found.kept, exclude=self.arguments.exclude,
             copies=self.arguments.copies == "search",
         )  # fmt: skip
-        tasks = make_tasks(
+        self.tasks = tasks = make_tasks(
             self._operators(), self.checked, self.wanted, tol=self.arguments.tol, seed=self.arguments.seed, ready=ready,
             method=self.arguments.method, device=self.objective.device, memory=self.budget,
             exclude=self.arguments.exclude, copies=self.arguments.copies == "search", kept=found.kept,
@@ -252,7 +255,19 @@ class Run:
             return self._operators()
         if self.surveyed.curved is None:
             return ()
-        return self._operators() if self.arguments.operator != HESSIAN.name else self.checked.licence.blocks
+        if self.arguments.operator != HESSIAN.name:
+            return self._operators()
+        return self.checked.licence.blocks.keys() - self.refuted
+
+    def _refute(self, name: str) -> None:
+        """Take back that H_bb = G_bb, which a licence knows of a sample: a batch's own graph does not bear it out."""
+        if self.arguments.operator != HESSIAN.name or name in self.refuted:
+            return
+        self.refuted.add(name)
+        for task in (task for task in self.tasks if task.name == name):
+            task.zeros = 0
+            if isinstance(task.process, Lanczos):
+                task.process.said.definite = False
 
     def _covered(self) -> list[str]:
         covered = {name for block in self.divided.blocks for name in block.parameters}

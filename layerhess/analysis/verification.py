@@ -95,11 +95,14 @@ def _checked(objective: Objective, matrix: CurvatureMatrix, blocks: Mapping[str,
 
 
 def fingerprint(objective: Objective) -> Hashable:
-    """Of the model: values of parameters and buffers, modes, requires_grad. Values escape torch's version counters."""
+    """Of the model: its modules, their modes, values of parameters and buffers, requires_grad.
+
+    Values escape torch's version counters.
+    """
     model = objective.model
     tensors = (*model.named_parameters(), *model.named_buffers())
     values = tuple((name, tensor.requires_grad, _digest(tensor)) for name, tensor in tensors)
-    return values, tuple(module.training for module in model.modules())
+    return values, tuple((id(module), type(module), module.training) for module in model.modules())
 
 
 def _digest(tensor: Tensor) -> Hashable:

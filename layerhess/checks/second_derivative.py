@@ -231,10 +231,13 @@ def _of_the_batch(error: RuntimeError, sample: Any) -> InputError | None:
 def _no_second_derivative(error: RuntimeError, seen: Trace) -> InputError | None:
     text = str(error)
     if "heckpoint" in text:
+        kind, way = "reentrant", "use checkpoint(..., use_reentrant=False)"
+        if "selective" in text:
+            kind, way = "selective", "leave out checkpoint's context_fn"
         return InputError(
-            "reentrant activation checkpointing has no second derivative",
+            f"{kind} activation checkpointing has no second derivative",
             where=", ".join(seen.without_grad[:4]) or "torch.utils.checkpoint",
-            what_to_do="use checkpoint(..., use_reentrant=False), or switch checkpointing off",
+            what_to_do=f"{way}, or switch checkpointing off",
         )
     if "modified by an inplace operation" in text:
         return InputError(

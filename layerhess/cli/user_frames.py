@@ -23,12 +23,13 @@ def describe(error: BaseException) -> str:
 
 
 def innermost(error: BaseException) -> str:
-    """``file:line, in function`` of the user's own code nearest to the error, else of the error itself."""
+    """``file:line, in function`` of the user's own code nearest to the error, else of what is not ours."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if not f.filename.startswith("<") and not _installed(f.filename)]
-    chosen = own[-1] if own else (frames[-1] if frames else None)
+    others = [f for f in frames if not _within(f.filename, OURS)] or frames
+    chosen = own[-1] if own else (others[-1] if others else None)
     if chosen is None:
         return ""
     inside = "" if chosen.name == "<module>" else f", in {chosen.name}"

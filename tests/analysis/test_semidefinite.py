@@ -105,3 +105,57 @@ def test_a_small_ritz_value_of_a_semidefinite_matrix_has_converged() -> None:
         steps[definite] = process.steps
     assert steps[True] < steps[False] and found.missed_below == 0.0
     assert np.all(np.abs(process.candidates().values - np.sort(values)[[1, 0]]) <= found.error_bounds)
+
+
+class Branching(nn.Module):
+    """Piecewise linear in its weights, but squared or differentiating the network for batches of five examples."""
+
+    def __init__(self, how: str, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 1)).double()
+        self.how = how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) != 5:
+            return self.net(x)
+        if self.how == "square":
+            return self.net(x).square()
+        slopes = torch.func.vmap(torch.func.grad(lambda one: self.net(one).square().sum()))(x)
+        return slopes.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("how", "path", "width"), [("square", "auto", 8), ("gradient", "auto", 8), ("gradient", "factors", 70)]
+)
+def test_what_a_later_batch_does_not_bear_out_is_not_claimed(how: str, path: str, width: int) -> None:
+    """The licence is of the sample; a batch beyond it may be another function of the weights."""
+    torch.manual_seed(0)
+    x, y = torch.randn(17, 3).double(), torch.randn(17, 1).double()
+    model, y[12:] = Branching(how, width), 9.0
+    data = [(x[:12], y[:12]), (x[12:], y[12:])]
+    parameters = dict(model.named_parameters())
+
+    def gradient() -> torch.Tensor:
+        loss = sum((model(a) - b).square().sum() for a, b in data) / 17.0
+        return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(parameters.values()))])
+
+    analysis = lh.analyze(lh.Objective(model, data, nn.MSELoss()), bottom=1, full=False, path=path, blocks="weight")
+    assert any(note.startswith("all 2 blocks: H_bb = G_bb") for note in analysis.notes)
+    start = 0
+    for name, parameter in parameters.items():
+        columns = []
+        for place in range(parameter.numel()):
+            entry = parameter.data.view(-1)[place]
+            value, sides = float(entry), []
+            for step in (1e-6, -1e-6):
+                entry.fill_(value + step)
+                sides.append(gradient()[start : start + parameter.numel()])
+            entry.fill_(value)
+            columns.append((sides[0] - sides[1]) / 2e-6)
+        start += parameter.numel()
+        values = np.linalg.eigvalsh(torch.stack(columns).numpy())
+        if name in analysis.blocks:
+            found = analysis.blocks[name]
+            assert (np.abs(found.eigenvalues - values[[-1, 0]]) <= found.error_bounds + 1e-6).all(), name
+            assert found.missed_below <= values[0] + 1e-6
+    assert min(block.eigenvalues[-1] for block in analysis.blocks.values()) < -0.01

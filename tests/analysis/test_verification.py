@@ -122,6 +122,7 @@ CHANGES: dict[str, Callable[[Net], Any]] = {
     "an element": lambda model: model.a.weight.data[0].mul_(1.5),
     "a buffer": lambda model: model.calls.add_(1),
     "a mode": lambda model: model.train(not model.training),
+    "a module": lambda model: model.add_module("act", nn.Identity()),
 }
 
 
@@ -130,6 +131,7 @@ def test_after_a_change_of_the_model_it_is_checked_again(change: str, monkeypatc
     calls = counted(monkeypatch)
     model = Net(tanh)
     model.register_buffer("calls", torch.zeros(2, dtype=torch.long))
+    model.add_module("act", nn.Tanh())
     hessian = lh.Hessian(lh.Objective(model, (X, Y), CE))
     hessian.block("o.bias").to_dense()
     CHANGES[change](model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import layerhess as lh
 from faulty_functions import Applies, Once, kinked
@@ -73,6 +74,15 @@ def checkpointed_first() -> nn.Module:
     return nn.Sequential(Checkpointed(4, True), nn.Tanh(), nn.Linear(5, 3))
 
 
+class Selective(Checkpointed):
+    def forward(self, x: Tensor) -> Tensor:
+        keep = functools.partial(create_selective_checkpoint_contexts, [torch.ops.aten.addmm.default])
+        return checkpoint(lambda t: self.inner(torch.tanh(self.inner(t))), x, use_reentrant=False, context_fn=keep)  # type: ignore[no-any-return]
+
+
+case("no second derivative: selective checkpointing", "selective activation", "context_fn")(
+    analysis(model=lambda: mlp(Selective(5, False)))
+)
 REENTRANT = ("use_reentrant=False",)
 case("no second derivative: reentrant checkpointing", "checkpointing", "2.inner", *REENTRANT)(
     analysis(model=lambda: mlp(Checkpointed(5, True)))

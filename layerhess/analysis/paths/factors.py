@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from layerhess.checks.factors import Licence
 from layerhess.curvature.batch_graph import GraphMaker
@@ -11,11 +11,13 @@ from layerhess.curvature.matrices import HESSIAN, CurvatureMatrix
 from layerhess.errors import InputError
 
 
-def graph_maker(curvature: CurvatureMatrix, licence: Licence) -> GraphMaker:
-    """The maker of each batch's graph."""
+def graph_maker(
+    curvature: CurvatureMatrix, licence: Licence, refuted: Callable[[str], None] = lambda name: None
+) -> GraphMaker:
+    """The maker of each batch's graph; ``refuted`` is called with blocks whose licence a batch does not bear out."""
     if not licence.blocks:
         return curvature.make_graph
-    return MixedGraphs(licence.blocks, curvature.make_graph, linear=curvature.name == HESSIAN.name)
+    return MixedGraphs(licence.blocks, curvature.make_graph, curvature.name == HESSIAN.name, refuted)
 
 
 def refuse_without_licence(licence: Licence, names: Sequence[str]) -> None:

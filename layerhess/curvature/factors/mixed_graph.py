@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,11 +23,13 @@ class MixedGraphs:
     Args:
         blocks: key -> parameter names of the blocks with a licence. exact: makes the graph for all other products.
         linear: the matrix is the Hessian, whose blocks are J' S J only where the output is piecewise linear in them.
+        refuted: called with the key of a block that a batch's own graph does not bear out, a licence being of a sample.
     """
 
     blocks: Mapping[str, tuple[str, ...]]
     exact: GraphMaker
     linear: bool
+    refuted: Callable[[str], None] = lambda key: None
 
     def __call__(self, objective: Objective, batch: Any, names: Iterable[str], counters: Counters) -> BatchGraph:
         """The graph of one batch; an exact one where no block has a licence."""
@@ -80,6 +82,8 @@ class MixedGraph:
         self._plan, self._objective, self._batch, self._names, self._counters = plan, objective, batch, names, counters
         self._exact: BatchGraph | None = None
         self._factors, self._served = plan.factors(objective, batch, counters)
+        for key in (key for key, held in plan.blocks.items() if held not in self._served):
+            plan.refuted(key)
         known: FactorGraph | BatchGraph = self._graph() if self._factors is None else self._factors
         factored = () if self._factors is None else self._factors.factored
         self._covered = {name for key in factored for name in plan.blocks[key]}

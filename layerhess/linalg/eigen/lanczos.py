@@ -60,7 +60,8 @@ class Lanczos:
             pairs, but prove nothing: only the random vectors exclude further eigenvalues.
             :func:`layerhess.linalg.eigen.missed.far_excluded` says when such a search may end.
         exclude: see :func:`layerhess.linalg.bounds.certify`; None asks for nothing. copies: look for further copies of
-            the wanted eigenvalues; else all is stated up to multiplicity. definite: nothing lies below zero.
+            the wanted eigenvalues; else all is stated up to multiplicity. definite: nothing lies below zero; may be
+            taken back in ``said``, which says what is excluded.
     """
 
     path = "lanczos"
@@ -80,11 +81,9 @@ class Lanczos:
         copies: bool = True,
         definite: bool = False,
     ) -> None:
-        self.n = n
-        self.wanted = wanted
-        self.tol = tol
+        self.n, self.wanted, self.tol = n, wanted, tol
         self._draw = draw
-        self._said = Statements(wanted, tol, exclude, copies, definite)
+        self.said = Statements(wanted, tol, exclude, copies, definite)
         self._device = device or torch.device("cpu")
         self._limit = min(n, max(basis_limit or comfortable_basis(wanted), wanted.total + 6))
         self._basis = Basis(n, self._device)
@@ -121,7 +120,7 @@ class Lanczos:
         values, coefficients = self._basis.ritz()
         keep = self.wanted.indices(values)
         theta, chosen = values[keep], coefficients[:, keep]
-        residuals = self._said.bounded(theta, self._residual_norms(theta, chosen))
+        residuals = self.said.bounded(theta, self._residual_norms(theta, chosen))
         near = neighbours(values, keep)
         others = self._residual_norms(values[near], coefficients[:, near])
         return Candidates(
@@ -132,9 +131,9 @@ class Lanczos:
             ends=self.wanted.ends(len(keep)),
             norm=max(self._norm, float(np.abs(values).max())),  # restarts drop Ritz values, but the norm stays known
             spectrum=values[::-1].copy() if self._basis.size == self.n else None,
-            searches=self._said.so_far(self.reach),
+            searches=self.said.so_far(self.reach),
             steps=self._steps,
-            definite=self._said.definite,
+            definite=self.said.definite,
         )
 
     @property
@@ -210,18 +209,18 @@ class Lanczos:
         keep = self.wanted.indices(values)
         self._record(rest, values, coefficients)
         every = row_norms(coefficients[-len(rest) :].T.to(rest.device) @ rest)
-        lengths = self._said.bounded(values[keep], every[keep])
+        lengths = self.said.bounded(values[keep], every[keep])
         self._estimate = float(lengths.max())
         near = len(keep) == self.wanted.total and bool(np.all(lengths <= 1.1 * self._allowed(values[keep])))
         near = near and other_end_is_smaller(values, every, values[keep], self._allowed(values), self.wanted)
         if near and self._within() and self._trusted():
-            self._said.begin(self.reach.searched())
-            left, copies = self._open(values, coefficients, keep), self._said.copies
+            self.said.begin(self.reach.searched())
+            left, copies = self._open(values, coefficients, keep), self.said.copies
             again = copies and (self.reach.restarted or (not left and not self._sees_copies(values[keep])))
             self._done = not copies and not left
             if copies and not left and not again and (search := self._alone(values, coefficients, every, keep)):
                 # The vectors that found the pairs may say less of copies than new ones would.
-                again = self._said.leaves(search, self._limits(values[keep]))
+                again = self.said.leaves(search, self._limits(values[keep]))
                 self._done = not again
             if again:
                 whole = self._limit == self.n <= WORTH * self._steps
@@ -238,7 +237,7 @@ class Lanczos:
     def _within(self) -> bool:
         values, coefficients = self._basis.ritz()
         keep = self.wanted.indices(values)
-        lengths = self._said.bounded(values[keep], self._residual_norms(values[keep], coefficients[:, keep]))
+        lengths = self.said.bounded(values[keep], self._residual_norms(values[keep], coefficients[:, keep]))
         self._estimate = float(lengths.max())
         return bool(np.all(lengths <= self._allowed(values[keep])))
 
@@ -249,19 +248,19 @@ class Lanczos:
     # -- what is left open --------------------------------------------------------------------------------------
 
     def _limits(self, found: Floats) -> Limits:
-        return self._said.limits(found, self._norm, self._rounding)
+        return self.said.limits(found, self._norm, self._rounding)
 
     def _open(self, values: Floats, coefficients: Tensor, keep: list[int]) -> bool:
         """Does the first search leave open what it alone can exclude?"""
-        beside_them = not self._said.copies and any(self._said.several) and len(values) > len(keep)
+        beside_them = not self.said.copies and any(self.said.several) and len(values) > len(keep)
         distinct = self._without(values, coefficients, keep) if beside_them else None
-        return self._said.first_leaves(self._limits(values[keep]), distinct)
+        return self.said.first_leaves(self._limits(values[keep]), distinct)
 
     def _without(self, values: Floats, coefficients: Tensor, keep: list[int]) -> Search:
         """The first search as one for pairs beside those found; without copies of these, unless they are asked for."""
         kept = sorted(keep)
         found = self._beside(values[kept], coefficients[:, kept])
-        return self.reach.searched(without=keep, copies=self._said.copies, beside=found)
+        return self.reach.searched(without=keep, copies=self.said.copies, beside=found)
 
     def _recurse(self, coefficients: Tensor, after: int = 0) -> None:
         """Keep these pairs, and exclude others from a new random vector without a basis."""
@@ -279,11 +278,11 @@ class Lanczos:
         limits = self._limits(found)
         if search.largest > limits.top or search.smallest < limits.bottom:  # a pair was missed: look for it
             self._recursion = None
-            self._said.looked_at = (self.wanted.bottom < self.wanted.total, self.wanted.top < self.wanted.total)
+            self.said.looked_at = (self.wanted.bottom < self.wanted.total, self.wanted.top < self.wanted.total)
             self._lock(coefficients)
         elif limits.excluded_by(search, 0.5 * MISSED_PROBABILITY) or search.closed:
             self._recursion = None
-            self._said.end(search)
+            self.said.end(search)
             self._polish()
         else:
             self._frontier = recursion.ask()
@@ -311,12 +310,12 @@ class Lanczos:
         self._record(rest, values, coefficients)
         lengths = row_norms(coefficients[-len(rest) :].T.to(rest.device) @ rest)
         settled = lengths <= self._allowed(values)
-        ends = ends_looked_at(values, self.wanted, self._said.looked_at)
+        ends = ends_looked_at(values, self.wanted, self.said.looked_at)
         known, inner = self._basis.ritz(stop=self._locked)
         clear = other_end_is_smaller(values, lengths, known, self._allowed(values), self.wanted)
         search = self.reach.searched(beside=self._beside(known, inner))
         locked = known[self.wanted.indices(known)]
-        ruled_out = self._said.rules_out(search, locked, self._allowed(locked))
+        ruled_out = self.said.rules_out(search, locked, self._allowed(locked))
         if not (all(settled[end] for end in ends) and clear) and not ruled_out:
             self._estimate = float(max(lengths[end] for end in ends))
             self._go_on(rest, values, coefficients)
@@ -330,13 +329,13 @@ class Lanczos:
             self._lock(coefficients[:, found], after=self._locked)
             return
         limits = self._limits(locked)
-        missing = self._said.leaves(search, limits)
+        missing = self.said.leaves(search, limits)
         if missing and not self.reach.restarted:
             self._go_on(rest, values, coefficients)
-        elif missing or self._said.first_leaves(limits, None):
+        elif missing or self.said.first_leaves(limits, None):
             self._recurse(coefficients[:, :0], after=self._locked)
         else:
-            self._said.add(search)
+            self.said.add(search)
             self._polish()
 
     def _go_on(self, rest: Tensor, values: Floats, coefficients: Tensor) -> None:
@@ -356,11 +355,11 @@ class Lanczos:
         if len(values) <= self.wanted.total:
             return None
         search = self._without(values, coefficients, keep)
-        ends = zip((-1 - self.wanted.top, self.wanted.bottom), self._said.several, strict=True)
+        ends = zip((-1 - self.wanted.top, self.wanted.bottom), self.said.several, strict=True)
         settled = all(lengths[end] <= self._allowed(values)[end] for end, several in ends if several)
-        self._said.add(search)
+        self.said.add(search)
         found = values[keep]
-        return search if settled or self._said.rules_out(search, found, self._allowed(found)) else None
+        return search if settled or self.said.rules_out(search, found, self._allowed(found)) else None
 
     def _polish(self) -> None:
         """Expand by the residual of the worst wanted pair until all are within tolerance."""
