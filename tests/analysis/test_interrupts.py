@@ -255,7 +255,7 @@ def test_a_limit_in_mid_estimation_leaves_an_honest_result(tmp_path: Path, passe
 
 
 @pytest.mark.usefixtures("ctrl_c_raises")
-@pytest.mark.parametrize("after", [2, 12, 28])
+@pytest.mark.parametrize("after", [2, pytest.param(12, marks=pytest.mark.slow), 28])
 def test_ctrl_c_in_mid_estimation_leaves_an_honest_result(tmp_path: Path, after: int) -> None:
     objective = lh.Objective(delicate(), BATCHES, nn.CrossEntropyLoss())
     with untouched(objective.model), pytest.raises(KeyboardInterrupt) as stop:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -158,6 +158,7 @@ def test_the_number_of_threads_does_not_matter() -> None:
 # --- identities ----------------------------------------------------------------------------------------------------
 
 
+few = settings(max_examples=2 * settings.default.max_examples // 5)  # whole analyses
 seeds = st.integers(0, 10_000)
 widths = st.integers(1, 6)
 activations = st.sampled_from([nn.ReLU, nn.Tanh, nn.GELU, nn.Softplus])
@@ -190,13 +191,14 @@ def test_traces_of_the_blocks_add_up_to_the_trace_of_the_whole(
     seed: int, sizes: list[int], activation: type[nn.Module], classes: int
 ) -> None:
     model, data = random_problem(seed, sizes, activation, classes)
-    hessian = lh.Hessian(lh.Objective(model, data, nn.CrossEntropyLoss()), "parameter")
+    hessian = lh.Hessian(lh.Objective(model, data, nn.CrossEntropyLoss()), "parameter", check=False)
     diagonal = torch.as_tensor(hessian.to_dense()).diagonal()
     names = [name for name, _ in model.named_parameters()]
     traces = [float(torch.as_tensor(hessian.block(name).to_dense()).trace()) for name in names]
     assert abs(sum(traces) - float(diagonal.sum())) <= 1e-12 * float(diagonal.abs().sum())
 
 
+@few
 @given(seed=seeds, sizes=st.lists(widths, min_size=1, max_size=3), activation=activations, classes=st.integers(2, 4))
 def test_eigenvalues_of_blocks_interlace_those_of_the_whole(
     seed: int, sizes: list[int], activation: type[nn.Module], classes: int
@@ -235,7 +237,7 @@ def test_curvature_before_batch_norm_falls_with_the_square_of_the_scale(seed: in
 
     def block() -> Tensor:
         objective = lh.Objective(model, (x, y), nn.CrossEntropyLoss())
-        return torch.as_tensor(lh.Hessian(objective, "parameter").block("first.weight").to_dense())
+        return torch.as_tensor(lh.Hessian(objective, "parameter", check=False).block("first.weight").to_dense())
 
     before = block()
     weight = model.get_parameter("first.weight")
@@ -247,6 +249,7 @@ def test_curvature_before_batch_norm_falls_with_the_square_of_the_scale(seed: in
     assert (block() * scale**2 - before).norm() <= 1e-9 * before.norm()
 
 
+@few
 @given(seed=seeds, causal=st.booleans(), fused=st.booleans())
 def test_the_bias_of_the_keys_has_no_curvature(seed: int, causal: bool, fused: bool) -> None:
     """Softmax does not see a number added to all scores of a row: eigenvalue 0.0, and a status that says zero."""
@@ -265,6 +268,7 @@ def test_the_bias_of_the_keys_has_no_curvature(seed: int, causal: bool, fused: b
     assert not result.blocks["query"].status.startswith("zero")
 
 
+@few
 @given(seed=seeds, factor=st.floats(1e-3, 1e3))
 def test_eigenvalues_scale_with_the_loss(seed: int, factor: float) -> None:
     def loss(scale: float) -> Any:

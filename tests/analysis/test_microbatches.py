@@ -111,10 +111,10 @@ def test_a_batch_too_large_for_the_default_is_cut_with_the_same_result(
 ) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).double()
-    data = (torch.randn(3000, 16, dtype=torch.float64), torch.randint(0, 10, (3000,)))
+    data = (torch.randn(1500, 16, dtype=torch.float64), torch.randint(0, 10, (1500,)))
     arguments: dict[str, Any] = {"blocks": "weight", "full": False, "path": path, "tol": 1e-6}
     free = lh.analyze(lh.Objective(model, data, nn.CrossEntropyLoss()), **arguments)
-    monkeypatch.setattr(microbatches, "USUAL", 8 << 20)
+    monkeypatch.setattr(microbatches, "USUAL", 4 << 20)
     held = lh.analyze(lh.Objective(model, data, nn.CrossEntropyLoss()), **arguments)
     assert not any("cut into pieces" in note for note in free.notes)
     assert any("cut into pieces" in note for note in held.notes)

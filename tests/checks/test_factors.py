@@ -78,7 +78,7 @@ def test_networks_that_look_piecewise_linear_and_are_not(kind: str) -> None:
     found = lh.analyze(objective, blocks="weight", top=3)
     expected = TRICKY[kind] - ({"right"} if kind in ("twice", "shifted weights") else set())
     assert {name.removesuffix(".weight") for name in on_factors(found)} == expected
-    matrix = lh.Hessian(objective, blocks="weight")
+    matrix = lh.Hessian(objective, blocks="weight", check=False)
     for name, spectrum in found.blocks.items():
         truth = np.linalg.eigvalsh(matrix.block(name).to_dense().numpy())[::-1][:3]
         assert (np.abs(spectrum.eigenvalues - truth) <= spectrum.error_bounds + 1e-12).all(), name
@@ -97,7 +97,7 @@ def test_a_batch_that_runs_another_network_has_exact_products(other: str, monkey
     monkeypatch.setattr("layerhess.checks.survey.Sampler.chosen", lambda sampler, examples: [sampler._first])
     found = lh.analyze(objective, blocks="weight", full=False)
     assert "first.weight" in on_factors(found)
-    matrix = lh.Hessian(objective, blocks="weight")
+    matrix = lh.Hessian(objective, blocks="weight", check=False)
     for name, spectrum in found.blocks.items():
         truth = np.linalg.eigvalsh(matrix.block(name).to_dense().numpy())[-1]
         assert abs(spectrum.eigenvalues[0] - truth) <= spectrum.error_bounds[0] + 1e-12, name

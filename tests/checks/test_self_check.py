@@ -37,8 +37,14 @@ def gated_batches(on: int, count: int = 40) -> list[tuple[Tensor, Tensor]]:
     return data
 
 
-@pytest.mark.parametrize("on", [1, 7, 23])
-@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize(
+    ("on", "full"),
+    [
+        pytest.param(on, full, marks=() if full == (on == 7) else pytest.mark.slow)
+        for on in (1, 7, 23)
+        for full in (False, True)
+    ],
+)
 def test_a_wrong_product_that_only_some_batches_show_is_still_refused(on: int, full: bool) -> None:
     objective = lh.Objective(Gated(normed=True), gated_batches(on), nn.CrossEntropyLoss())
     with pytest.raises(lh.CheckError, match="weight_norm") as caught:
@@ -46,7 +52,7 @@ def test_a_wrong_product_that_only_some_batches_show_is_still_refused(on: int, f
     assert "b (" in caught.value.where
 
 
-@pytest.mark.parametrize("on", [1, 7, 23])
+@pytest.mark.parametrize("on", [*(pytest.param(on, marks=pytest.mark.slow) for on in (1, 7)), 23])
 def test_a_right_one_is_analysed(on: int) -> None:
     result = lh.analyze(lh.Objective(Gated(normed=False), gated_batches(on), nn.CrossEntropyLoss()))
     assert result.converged

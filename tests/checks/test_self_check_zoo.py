@@ -31,9 +31,9 @@ def assert_no_alarm(case: Case, dtype: torch.dtype, seed: int) -> None:
     assert not refused
 
 
-@pytest.mark.parametrize(("case", "dtype"), dtypes_in_turn(CASES, leave=twins(2)))
+@pytest.mark.parametrize(("case", "dtype"), dtypes_in_turn(CASES, leave=[*twins(2), *CASES[::3]]))
 def test_every_model_passes_its_checks(case: Case, dtype: torch.dtype) -> None:
-    """The first seed is left to the tests of eigenvalues, where nothing is refused either."""
+    """The first seed is left to the tests of eigenvalues, where nothing is refused either: every third, in float32."""
     assert_no_alarm(case, dtype, seed=1)
 
 

@@ -47,8 +47,14 @@ def test_products_are_those_of_the_dense_matrix(case: Case) -> None:
         assert distance(operator.to_dense(), reference.matrix) <= case.tolerance * np.linalg.norm(reference.matrix)
 
 
-@pytest.mark.parametrize("scheme", ["parameter", "module"])
-@every_case
+@pytest.mark.parametrize(
+    ("case", "scheme"),
+    [
+        pytest.param(case, scheme, id=f"{case}-{scheme}", marks=() if number % 2 == place else pytest.mark.slow)
+        for number, case in enumerate(CASES)
+        for place, scheme in enumerate(("parameter", "module"))
+    ],
+)
 def test_one_call_gives_every_diagonal_block(case: Case, scheme: str) -> None:
     reference = curvature.of_case(case.name, "gauss_newton")
     objective = objective_of(case)
