@@ -66,13 +66,17 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", " ".join(self.words))
 
 
-@pytest.fixture(params=[False, True], ids=["good", "bad"])
+@pytest.fixture(params=[False, True], ids=["good", "bad"], scope="module")
 def made(request: pytest.FixtureRequest) -> Analysis:
     return fabricated.analysis(bad=request.param)
 
 
-def test_nothing_is_fetched_from_anywhere(made: Analysis) -> None:
-    html = as_html(made)
+@pytest.fixture(scope="module")
+def html(made: Analysis) -> str:
+    return as_html(made)
+
+
+def test_nothing_is_fetched_from_anywhere(html: str) -> None:
     page = Page(html)
     for tag, attributes in page.tags:
         assert tag not in {"link", "iframe", "object", "embed", "base", "form"}
@@ -89,8 +93,7 @@ def test_nothing_is_fetched_from_anywhere(made: Analysis) -> None:
     assert policy is not None and "default-src 'none'" in policy
 
 
-def test_every_reference_inside_the_page_has_its_target(made: Analysis) -> None:
-    html = as_html(made)
+def test_every_reference_inside_the_page_has_its_target(html: str) -> None:
     page = Page(html)
     ids = [a["id"] for _, a in page.tags if "id" in a]
     assert len(ids) == len(set(ids)), "no id twice"
@@ -98,8 +101,8 @@ def test_every_reference_inside_the_page_has_its_target(made: Analysis) -> None:
     assert targets and set(targets) <= set(ids)
 
 
-def test_all_numbers_are_there(made: Analysis) -> None:
-    page = Page(as_html(made))
+def test_all_numbers_are_there(made: Analysis, html: str) -> None:
+    page = Page(html)
     cells = {cell.strip() for _, row in page.rows for cell in row}
     for s in made.spectra():
         for value, bound, conditional in zip(s.eigenvalues, s.error_bounds, s.conditional_bounds, strict=True):
@@ -141,8 +144,8 @@ def test_a_partial_result_is_clearly_partial() -> None:
     assert "stem.weight" in bad and "head.weight" in bad
 
 
-def test_the_table_can_be_sorted_by_the_three_measures(made: Analysis) -> None:
-    page = Page(as_html(made))
+def test_the_table_can_be_sorted_by_the_three_measures(made: Analysis, html: str) -> None:
+    page = Page(html)
     offered = {a["data-key"] for tag, a in page.tags if tag == "button"}
     assert {"top", "sensitivity", "numel"} <= offered
     rows = [attributes for attributes, _ in page.rows if "data-order" in attributes]
