@@ -31,6 +31,7 @@ STOPS = {
     "detach": "detach()", "detach_": "detach_()", "data": ".data", "item": "item()", "tolist": "tolist()",
     "numpy": "numpy()", "register_hook": "a tensor hook",
 }  # fmt: skip
+QUANTISER = "fake_quant"  # in the names of torch's own functions, whose gradients go straight through
 NO_GRAPH = "autograd.grad() without create_graph"
 MOST_STOPS = 12
 
@@ -167,7 +168,7 @@ def _stop(func: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) 
         return "" if kwargs.get("create_graph", args[4:5] == (True,)) else NO_GRAPH
     if name == "__get__":
         name = "data" if getattr(func, "__self__", None) is Tensor.data else ""
-    known = STOPS.get(name, f"{name}()" if name.startswith("fake_quantize") else "")
+    known = STOPS.get(name, f"{name}()" if QUANTISER in name else "")
     if not known and (torch.is_grad_enabled() or name.startswith("__")):
         return ""
     if not any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -69,10 +70,14 @@ def failure(name: str, objective: Objective, key: str, tensors: Sequence[str], s
 
 
 def gradient_failure(objective: Objective, key: str, tensors: Sequence[str], seen: Trace, off: float) -> Check:
-    """The failed check of a block whose gradient is off, relative, because of one of these tensors."""
+    """The failed check of a block whose gradient is off, because of one of these tensors.
+
+    Args:
+        off: relative; infinite where no step shows a derivative.
+    """
     suspects = [f"the custom autograd function in {place}" for place in seen.custom[:2]] + _stops(seen)
     module = " or ".join(suspects[:2]) if suspects else seen.saturated() or suspects_of(objective, tensors)
-    figure = f"off by {off:.1e} from differences of it"
+    figure = f"off by {off:.1e} from differences of it" if math.isfinite(off) else "of which no step shows a derivative"
     detail = f"the gradient of block {_brief(key)!r} is not the gradient of the loss ({figure})"
     return Check(FIRST_DERIVATIVE, False, f"{detail}; suspect: {module}", block=key, module=module)
 

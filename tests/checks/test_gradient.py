@@ -389,3 +389,26 @@ def test_a_loss_that_is_rounded_more_than_it_seems_is_not_held_against_its_gradi
     e = np.exp(-x.numpy() - z)
     true = float(np.mean(x.numpy() ** 2 * e / (1.0 + e) ** 2))
     assert found is not None and abs(found.eigenvalues[0] - true) <= found.error_bounds[0] + 1e-8 * true
+
+
+@pytest.mark.parametrize("rounds", [True, False])
+def test_torchs_own_quantisers_are_not_passed_because_no_step_of_float32_shows_their_derivative(rounds: bool) -> None:
+    """The module of eager-mode quantisation-aware training has 256 levels, and works in float32 only."""
+    torch.manual_seed(0)
+    quantiser = torch.ao.quantization.FusedMovingAvgObsFakeQuantize(quant_min=0, quant_max=255, dtype=torch.quint8)
+    model = nn.Sequential(nn.Linear(5, 6), quantiser, nn.ReLU(), nn.Linear(6, 3))
+    x, y = torch.randn(12, 5), torch.arange(12) % 3
+    model(x)
+    quantiser.disable_observer()
+    if not rounds:
+        quantiser.disable_fake_quant()
+        plain = nn.Sequential(model[0], nn.ReLU(), model[3])
+        found, other = (lh.analyze(lh.Objective(m, (x, y), nn.CrossEntropyLoss())) for m in (model, plain))
+        assert found.full is not None and other.full is not None
+        assert abs(found.full.eigenvalues[0] - other.full.eigenvalues[0]) < 1e-5
+        return
+    for operator in ("hessian", "empirical_fisher"):
+        with pytest.raises(lh.CheckError, match="not the gradient of the loss.*fake_quant.*in 1 .*stop_gradients"):
+            lh.analyze(lh.Objective(model, (x, y), nn.CrossEntropyLoss()), operator=operator)
+    held = lh.Objective(model, (x, y), nn.CrossEntropyLoss(), stop_gradients="constant")
+    assert lh.analyze(held).full is not None
