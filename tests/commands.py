@@ -46,7 +46,7 @@ def slow():
             super().__init__()
             self.inner = torch.nn.Linear(400, 2)
         def forward(self, x):
-            time.sleep(0.02)
+            time.sleep(0.01)
             return self.inner(x)
     torch.manual_seed(0)
     x = torch.randn(300, 400)

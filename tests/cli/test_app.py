@@ -205,7 +205,7 @@ def interrupted(here: Path, *arguments: str) -> tuple[int, str, str]:
         said.append(line)
         if "expect" in line:
             break
-    time.sleep(1.5)
+    time.sleep(1.0)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, "".join(said) + err
