@@ -12,9 +12,10 @@ import torch
 from layerhess.checks.findings import SelfCheck
 from layerhess.checks.finite_differences import AGREEMENT, finite_differences
 from layerhess.checks.forward_trace import QUANTISER, Trace, trace
-from layerhess.checks.gradient import LIMIT, GradientCheck
+from layerhess.checks.gradient import COARSE, LIMIT, GradientCheck
 from layerhess.checks.jacobian import Moves, disagreements
 from layerhess.checks.silent_tensors import speaking_batches
+from layerhess.checks.stopped_values import left_out
 from layerhess.checks.survey import Survey
 from layerhess.checks.suspects import DIFFERENCES, FIRST_DERIVATIVE, failure, gradient_failure
 from layerhess.curvature.autograd_graph import coarsest_dtype
@@ -66,9 +67,9 @@ class Derivatives:
                 if further.tensors:
                     seen, examples = further, [batch]
                     break
-        if seen.worst is None and any(QUANTISER in stop for stop in self.found.trace.stops):
-            # A staircase, for which float32 has no step: these functions often work in no other dtype.
-            seen = replace(seen, tensors=dict.fromkeys(self.full.parameters, math.inf))
+        if not seen.tensors and (seen.worst is None or seen.doubt > COARSE):
+            # It may be a staircase, of which large steps show the slope.
+            seen = replace(seen, tensors=self._unseen(check, seen.worst is None))
         if check.coarsest not in LIMIT:
             self._passed(FIRST_DERIVATIVE, f"not applicable: the loss is computed in {check.coarsest}")
             return
@@ -84,6 +85,15 @@ class Derivatives:
             self._passed(FIRST_DERIVATIVE, "not judged: no step shows the derivative of this loss")
         elif not seen.tensors:
             self._passed(FIRST_DERIVATIVE, f"the gradient agrees with differences of the loss to {seen.worst:.1e}")
+
+    def _unseen(self, check: GradientCheck, nothing: bool) -> dict[str, float]:
+        """Parameters whose gradient is not to be believed, though differences convict none (or show ``nothing``)."""
+        names, seen = list(self.full.parameters), self.found.trace
+        # torch's quantisers let nothing through, and nor does a user's function; float64 would show what it is.
+        opaque = any(QUANTISER in stop for stop in seen.stops)
+        if not opaque and not (nothing and seen.custom and check.coarsest == torch.float32):
+            names = list(left_out(check.objective, names, self.counters)) if seen.stops else []
+        return dict.fromkeys(names, math.inf)
 
     def _suspect_graph(self, examples: list[Any]) -> Trace:
         """Of the sample, or of the first of these batches where something takes values from autograd, if that shows."""

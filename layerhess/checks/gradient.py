@@ -29,6 +29,7 @@ STEPS = {torch.float64: (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2), torch.float32: (1e
 LIMIT = {torch.float64: 5e-7, torch.float32: 1e-2}  # honest networks stay below 3e-8 in float64
 STRICT = {torch.float64: 2e-9, torch.float32: 1e-3}  # for single tensors, once something is known to be wrong
 LARGEST_SCALE = {torch.float64: 30.0, torch.float32: 3.0}  # weak tensors move so much further
+COARSE = 1e-5  # error of a difference from which it does not acquit what a finer one convicted
 BESIDE = (0.997, 0.999, 1.001, 1.003)  # times a step: differences there are the same but for rounding
 NOISE = 30.0  # roundoffs of the loss
 
@@ -41,11 +42,24 @@ class Disagreement:
         worst: relative, beyond what step and rounding explain; None where no step can tell.
         tensors: parameter -> the same for it alone, for those that are off; all of them where none is off alone.
         silent: the parameters of which these examples show no gradient, so that nothing is known of theirs.
+        doubt: relative error of the differences that decided; infinite where none did.
     """
 
     worst: float | None
     tensors: dict[str, float]
     silent: tuple[str, ...] = ()
+    doubt: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """Along one direction. beyond: as ``worst`` above. doubt: of the step that decided."""
+
+    beyond: float | None
+    doubt: float = math.inf
+
+    def convicts(self, limit: float) -> bool:
+        return self.beyond is not None and self.beyond > limit
 
 
 class GradientCheck:
@@ -56,11 +70,11 @@ class GradientCheck:
         names: the parameters.
 
     Attributes:
-        coarsest: the coarsest floating dtype behind the loss, once that was evaluated.
+        objective: as given. coarsest: the coarsest floating dtype behind the loss, once that was evaluated.
     """
 
     def __init__(self, objective: Objective, names: Sequence[str], seed: int, counters: Counters) -> None:
-        self._objective, self._names, self._seed, self._counters = objective, list(names), seed, counters
+        self.objective, self._names, self._seed, self._counters = objective, list(names), seed, counters
         self.coarsest = objective.dtype
         self._output = 0.0  # the largest magnitude in the model's outputs
         self._size = 0.0  # of the loss
@@ -85,25 +99,32 @@ class GradientCheck:
 
     def _at(self, place: int) -> Disagreement:
         """The comparison near the weights, at one of the random places there."""
-        there = scaled_direction(self._objective, self._full, self._seed, NEARBY, place)
-        with displaced(self._objective, there, OFFSET):
+        there = scaled_direction(self.objective, self._full, self._seed, NEARBY, place)
+        with displaced(self.objective, there, OFFSET):
             gradient = self._gradient()
             if gradient is None or self.coarsest not in LIMIT:
                 return Disagreement(None, {})
-            silent = tuple(silent_tensors(self._objective, gradient))
-            worst = None
-            for attempt in range(2):
-                direction = self._direction(gradient, f"gradient, place {place}", attempt)
-                worst = self._judged(gradient, direction)
-                if worst is None or worst <= LIMIT[self.coarsest]:
-                    return Disagreement(worst, {}, silent)
+            silent = tuple(silent_tensors(self.objective, gradient))
+            limit = LIMIT[self.coarsest]
+            direction = self._direction(gradient, f"gradient, place {place}", 0)
+            first = self._judged(gradient, direction)
+            if not first.convicts(limit):
+                return Disagreement(first.beyond, {}, silent, first.doubt)
+            another = self._direction(gradient, f"gradient, place {place}", 1)
+            second = self._judged(gradient, another)
+            if second.convicts(limit):
+                first, direction = second, another
+            elif not (first.doubt <= limit and second.doubt > COARSE):
+                # Large steps see the slope of a staircase, which is not its derivative.
+                return Disagreement(second.beyond, {}, silent, second.doubt)
+            worst = first.beyond
             # What is wrong for one tensor may be wrong, and weaker, for those whose values pass through the same place.
             strict, culprits = STRICT[self.coarsest], {}
             for name in self._names:
-                alone = self._judged(gradient, {name: direction[name]}, strict)
+                alone = self._judged(gradient, {name: direction[name]}, strict).beyond
                 if alone is not None and alone > strict:
                     culprits[name] = alone
-            if not max(culprits.values(), default=0.0) > LIMIT[self.coarsest]:
+            if not max(culprits.values(), default=0.0) > limit:
                 culprits = {}
             return Disagreement(worst, culprits or dict.fromkeys(self._names, float(worst or 0.0)), silent)
 
@@ -112,9 +133,9 @@ class GradientCheck:
         totals: dict[str, Tensor | None] = dict.fromkeys(self._names)
         handle = register_module_forward_hook(self._measure)
         try:
-            for batch in self._objective.data:
+            for batch in self.objective.data:
                 with Rewritten() as mode:  # as in products, whose gradient this is
-                    loss, _ = self._objective.terms(batch)
+                    loss, _ = self.objective.terms(batch)
                 self._differentiates |= mode.differentiated
                 self._counters.count("forwards")
                 self._counters.count("backwards")
@@ -122,7 +143,7 @@ class GradientCheck:
                 if not loss.requires_grad:
                     continue
                 self.coarsest = coarsest_dtype(loss.grad_fn, self.coarsest)
-                parameters = [self._objective.parameters[name] for name in self._names]
+                parameters = [self.objective.parameters[name] for name in self._names]
                 found: tuple[Tensor | None, ...] = torch.autograd.grad(loss, parameters, allow_unused=True)
                 for name, part in zip(self._names, found, strict=True):
                     if part is None:
@@ -137,20 +158,20 @@ class GradientCheck:
         return totals
 
     def _measure(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if module is self._objective.model:
+        if module is self.objective.model:
             for tensor in tensors(output):
                 wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # by vmap: no single number
                 if tensor.is_floating_point() and tensor.numel() and not wrapped:
                     self._output = max(self._output, float(tensor.detach().abs().max()))
 
     def _direction(self, gradient: Mapping[str, Tensor | None], name: str, draw: int) -> dict[str, Tensor]:
-        drawn = scaled_direction(self._objective, self._full, self._seed, name, draw)
+        drawn = scaled_direction(self.objective, self._full, self._seed, name, draw)
         lengths = norms(drawn)
         parts = {name: part.to(drawn[name]) for name, part in gradient.items() if part is not None}
         sizes = {**dict.fromkeys(drawn, 0.0), **(norms(parts) if parts else {})}
         strength = {name: sizes[name] * length for name, length in lengths.items()}
         # Along the tensor itself too, where what depends on its norm shows; padding rows, which are 0 here, stay.
-        own = {name: self._objective.parameters[name].detach().to(part) for name, part in drawn.items()}
+        own = {name: self.objective.parameters[name].detach().to(part) for name, part in drawn.items()}
         both = {name: part + own[name] * (part != 0.0) for name, part in drawn.items()}
         for name, part in parts.items():
             if sizes[name] > 0.0:
@@ -165,8 +186,8 @@ class GradientCheck:
 
     def _judged(
         self, gradient: Mapping[str, Tensor | None], direction: Mapping[str, Tensor], limit: float | None = None
-    ) -> float | None:
-        """The relative disagreement at the step whose error is least; None if no step can tell."""
+    ) -> _Verdict:
+        """The relative disagreement at the step whose error is least."""
         slope, size = 0.0, 0.0
         for name, part in direction.items():
             if (own := gradient[name]) is not None:
@@ -184,7 +205,7 @@ class GradientCheck:
                 continue
             off = max(0.0, abs(near - slope) - noise) / scale
             if off <= limit and noise <= limit * scale:
-                return off
+                return _Verdict(off, noise / scale)
             far, _ = self._difference(direction, 2.0 * step)
             error, noise = abs(far - near) / scale, noise / scale
             beyond = beyond_error(off, error, 1.0, noise)
@@ -195,11 +216,11 @@ class GradientCheck:
             if error + noise <= limit:
                 break
         if best is None or best[1] <= limit:
-            return None if best is None else best[1]
+            return _Verdict(None) if best is None else _Verdict(best[1], best[0])
         # |F(2r) - F(r)| may be small by chance where the loss is rounded more than it seems, as a log of 1 - p is.
         step, near, scale, off, noise = chosen
         spread = max(abs(self._difference(direction, step * other)[0] - near) for other in BESIDE)
-        return beyond_error(off, max(spread / scale, best[0] - noise), 1.0, noise)
+        return _Verdict(beyond_error(off, max(spread / scale, best[0] - noise), 1.0, noise), best[0])
 
     def _difference(self, direction: Mapping[str, Tensor], step: float) -> tuple[float, float]:
         """(central difference of the loss, its rounding)."""
@@ -214,11 +235,11 @@ class GradientCheck:
     def _loss(self, direction: Mapping[str, Tensor], step: float) -> tuple[float, float]:
         """(the loss's sum over the sample, the sum of its batches' magnitudes)."""
         total, size = 0.0, 0.0
-        with displaced(self._objective, direction, step):
-            for batch in self._objective.data:
+        with displaced(self.objective, direction, step):
+            for batch in self.objective.data:
                 # The user's own functions, which the others stand for; but derivatives of torch's own may be wrong.
                 with Rewritten() if self._differentiates else nullcontext():
-                    value = float(self._objective.terms(batch)[0].detach().double())
+                    value = float(self.objective.terms(batch)[0].detach().double())
                 self._counters.count("forwards")
                 total, size = total + value, size + abs(value)
         return total, size

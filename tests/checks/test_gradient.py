@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import layerhess as lh
 from layerhess.checks.gradient import GradientCheck
+from layerhess.checks.stopped_values import left_out
 from layerhess.curvature.counters import Counters
 from references.dense import flat_parameters, rows_of_hessian
 from witness import refused, untouched
@@ -412,3 +413,64 @@ def test_torchs_own_quantisers_are_not_passed_because_no_step_of_float32_shows_t
             lh.analyze(lh.Objective(model, (x, y), nn.CrossEntropyLoss()), operator=operator)
     held = lh.Objective(model, (x, y), nn.CrossEntropyLoss(), stop_gradients="constant")
     assert lh.analyze(held).full is not None
+
+
+class Rounds(nn.Module):
+    """Straight-through rounding to so many levels; ``narrow`` works in float32 only."""
+
+    def __init__(self, levels: int, narrow: bool, own: bool = False) -> None:
+        super().__init__()
+        self.step, self.narrow, self.own = 4.0 / levels, narrow, own
+
+    def forward(self, z: Tensor) -> Tensor:
+        assert z.dtype == torch.float32 or not self.narrow
+        if self.own:
+            return function(lambda a: (a / self.step).round() * self.step, lambda g, a: g)(z)  # type: ignore[no-any-return]
+        return z + ((z / self.step).round() * self.step - z).detach()
+
+
+@pytest.mark.parametrize(
+    ("levels", "narrow", "own"),
+    [(2**15, False, False), (2**12, False, True), (2**7, True, False), (2**12, True, False), (2**3, True, True)],
+)
+def test_a_fine_staircase_is_refused_whatever_slope_large_steps_show(levels: int, narrow: bool, own: bool) -> None:
+    """Of 16 bits any small step crosses one of many jumps; float32 resolves no step between those of 8 bits."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 8), Rounds(levels, narrow, own), nn.Tanh(), nn.Linear(8, 3))
+    x, y = torch.randn(300, 20), torch.arange(300) % 3
+    cause = "custom autograd function" if own else "detach() in 1 (Rounds)"
+    with refused(model, "0.weight", cause, "instead of" if own and not narrow else "--stop-gradients constant"):
+        lh.analyze(lh.Objective(model, (x, y), CE), full=False)
+
+
+class Shifted(nn.Module):
+    """A constant is subtracted from all logits, which changes nothing: an honest detach."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        assert z.dtype == torch.float32
+        return z - z.max(1, keepdim=True).values.detach()
+
+
+def test_a_detach_that_changes_nothing_passes_in_float32_too() -> None:
+    model = nn.Sequential(nn.Linear(6, 3), Shifted())
+    assert lh.analyze(lh.Objective(model, (X, Y), CE), full=False, max_passes=1).blocks
+
+
+def _constant(z: Tensor) -> Tensor:
+    return z * z.new_tensor(float(z.sum()))
+
+
+@pytest.mark.parametrize("kind", ["detached", "no_grad", "data", "nothing", "number"])
+def test_what_is_left_out_is_the_gradient_of_the_stopped_part(kind: str) -> None:
+    changes: dict[str, Callable[[Tensor], Tensor]] = {
+        "detached": lambda z: z * z.detach(), "no_grad": unseen, "data": lambda z: z * z.data,
+        "nothing": torch.sigmoid, "number": _constant,
+    }  # fmt: skip
+    model = Net(changes[kind], torch.tanh).double()
+    objective = lh.Objective(model, [(X.double(), Y)], CE)
+    with objective.session(), untouched(model):
+        off = left_out(objective, list(objective.parameters), Counters())
+    # Where a value became a number, nothing can be let through.
+    assert set(off) == (set() if kind in ("nothing", "number") else {"first.weight", "first.bias"})
+    if kind == "detached":  # half of the derivative of z**2
+        np.testing.assert_allclose(list(off.values()), 0.5, rtol=1e-12)

@@ -1,0 +1,77 @@
+"""What the gradient would be if values that were taken away from autograd had been let through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from layerhess.curvature.counters import Counters
+from layerhess.objective.objective import Objective
+
+LEFT_OUT = 1e-2  # of a tensor's gradient: so much by rounding alone is seen in half precision only
+WEAK = 1e-6  # of the strongest tensor's gradient: a weaker one may be rounding
+
+
+class LetThrough(TorchFunctionMode):
+    """Inside this context detach() and .data give the tensor itself, and torch.no_grad() does not stop autograd.
+
+    What writes into a tensor runs as it is: buffers and weights must not become part of a graph.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if name in ("detach", "detach_") or (name == "__get__" and getattr(func, "__self__", None) is Tensor.data):
+            return args[0]
+        if (name.endswith("_") and not name.endswith("__")) or "out" in kwargs or name in ("__setitem__", "__set__"):
+            return func(*args, **kwargs)
+        with torch.enable_grad():
+            return func(*args, **kwargs)
+
+
+def left_out(objective: Objective, names: Sequence[str], counters: Counters) -> dict[str, float]:
+    """Parameters whose gradient is another one where nothing is taken away from autograd; empty where that fails.
+
+    This is exact where differences of the loss are not, as those of a staircase with fine steps are. A detach that
+    changes nothing, as that of a maximum which is subtracted from all logits, changes nothing here either.
+
+    Args:
+        objective: in session. names: the parameters.
+
+    Returns:
+        parameter -> ||g - g'|| / max(||g||, ||g'||), for those above :data:`LEFT_OUT`.
+    """
+    own = _gradient(objective, names, counters)
+    try:
+        other = _gradient(objective, names, counters, LetThrough())
+    except Exception:  # the network cannot be run so, as where such a value becomes a number
+        return {}
+    sizes = {name: max(float(own[name].norm()), float(other[name].norm())) for name in names}
+    least = WEAK * max(sizes.values(), default=0.0)
+    off = {name: float((own[name] - other[name]).norm()) / size for name, size in sizes.items() if size > least}
+    return {name: figure for name, figure in off.items() if figure > LEFT_OUT}
+
+
+def _gradient(
+    objective: Objective, names: Sequence[str], counters: Counters, mode: TorchFunctionMode | None = None
+) -> dict[str, Tensor]:
+    """Of the loss's sum over the data, float64."""
+    parameters = [objective.parameters[name] for name in names]
+    totals = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in zip(names, parameters, strict=True)}
+    for batch in objective.data:
+        if mode is None:
+            loss, _ = objective.terms(batch)
+        else:
+            with mode:
+                loss, _ = objective.terms(batch)
+        counters.count("forwards")
+        counters.count("backwards")
+        if not loss.requires_grad:
+            continue
+        for name, part in zip(names, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
+            if part is not None:
+                totals[name] += part.detach().to_dense() if part.is_sparse else part.detach()
+    return totals
