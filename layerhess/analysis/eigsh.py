@@ -67,7 +67,8 @@ def eigsh(
             LinearOperator; a NumPy array works too).
         k: how many. which: "LA" largest, "SA" smallest algebraic, "LM" largest modulus, "BE" both ends (one more at
             the top for odd k; top first, then the smallest).
-        tol, exclude: see :func:`layerhess.analyze`. max_passes: products with one (block of) vector(s) at most.
+        tol, exclude: see :func:`layerhess.analyze`. max_passes: products with one (block of) vector(s) at most; it
+            ends after n products too.
         seed: start.
 
     Returns:
@@ -112,7 +113,8 @@ def eigsh(
             noisy = getattr(process, "relative_residual", 1.0) <= 2000.0 * single.eps
             if rounding is None and (process.proposes or noisy):
                 rounding = process.rounding = single.rounding(process)
-            if process.proposes:
+            spent = isinstance(process, Lanczos) and process.steps + len(process.ask()) > n
+            if process.proposes or spent:
                 break
         candidates = process.candidates()
         rounding = single.rounding(process) if rounding is None else rounding

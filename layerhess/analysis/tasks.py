@@ -67,8 +67,10 @@ class Task:
 
     @property
     def spent(self) -> bool:
-        """It has taken as many products as reading the whole matrix takes: a search in short memory may see no end."""
-        return self.products >= self.block.numel and not isinstance(self.process, Gram)
+        """It would take more products than reading the whole matrix does: a search in short memory may see no end."""
+        if not self.told or isinstance(self.process, Gram):
+            return False
+        return self.products + len(self.process.ask()) > self.block.numel
 
     def candidate(self) -> Candidate | None:
         """Where the rounding of its products is to be measured; None before there are pairs."""
