@@ -125,9 +125,9 @@ def _curved_directions(logits: Any, labels: Any, loss: Tensor) -> int | None:
         return None
     pairs = [(logits, labels)] + ([(logits[..., :-1, :], labels[..., 1:])] if labels.ndim >= 2 else [])
     for numbers, wanted in pairs:
-        flat = numbers.reshape(-1, numbers.shape[-1]).double()
-        value = F.cross_entropy(flat, wanted.reshape(-1), ignore_index=HF_IGNORE_INDEX)
-        if abs(float(value) - float(loss)) <= 1e-3 * abs(float(loss)):
+        flat = numbers.detach().reshape(-1, numbers.shape[-1]).double()
+        value = float(F.cross_entropy(flat, wanted.reshape(-1), ignore_index=HF_IGNORE_INDEX))
+        if abs(value - float(loss.detach())) <= 1e-3 * abs(value):
             return int((wanted != HF_IGNORE_INDEX).sum()) * (numbers.shape[-1] - 1)
     return None
 

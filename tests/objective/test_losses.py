@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import pytest
@@ -93,6 +94,27 @@ def test_the_loss_of_a_hugging_face_model_is_counted_in_labels(kind: str, first_
     total, count = sum(value.item() for value, _ in found), sum(count for _, count in found)
     assert total / count == pytest.approx(float(expected), rel=1e-5)
     assert lh.analyze(objective, blocks="weight", full=False, max_passes=1).loss_count == count
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert", "criterion", "function"])
+def test_no_warning_of_torch_is_the_users(kind: str) -> None:
+    """Such as that a tensor with a graph becomes a number, with a line of ours beside it."""
+    if kind in ("gpt2", "bert"):
+        pytest.importorskip("transformers")
+        make = nets.gpt2 if kind == "gpt2" else functools.partial(nets.bert, "words")
+        objective = lh.Objective(grow(make, torch.float32, 0).eval(), language_batches())
+    else:
+        model, data = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)), (torch.ones(6, 3), torch.ones(6, 1))
+        own = lh.batch_loss(lambda net, batch: (F.mse_loss(net(batch[0]), batch[1], reduction="sum"), 6))
+        objective = lh.Objective(model, data, nn.MSELoss() if kind == "criterion" else own)
+    torch.set_warn_always(True)  # else only the first test of a process would see one
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            lh.analyze(objective, blocks="weight", trace=True, density=True, max_passes=3)
+            lh.Hessian(objective).block("(full)").to_scipy()
+    finally:
+        torch.set_warn_always(False)
 
 
 def test_how_labels_are_counted_does_not_hang_on_the_first_batch() -> None:
