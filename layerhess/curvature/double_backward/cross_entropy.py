@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from layerhess.curvature.double_backward.softmax import balanced, centred
+from layerhess.curvature.double_backward.softmax import balanced, centred, likeliest
 from layerhess.curvature.double_backward.transforms import is_batched
 
 
@@ -43,11 +43,11 @@ class _Back(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         g, z = ctx.saved_tensors
         h, y = gradients[0], z.exp()
-        return centred(h, y, ctx.dim), -g.sum(ctx.dim, keepdim=True) * y * h, None
+        return centred(h, y, ctx.dim, likeliest(y, ctx.dim)), -g.sum(ctx.dim, keepdim=True) * y * h, None
 
 
 def _back(g: Tensor, y: Tensor, dim: int) -> Tensor:
-    return balanced(g - g.sum(dim, keepdim=True) * y, y, dim)
+    return balanced(g - g.sum(dim, keepdim=True) * y, dim, likeliest(y, dim))
 
 
 def log_softmax(

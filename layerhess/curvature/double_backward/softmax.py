@@ -26,7 +26,7 @@ class _Softmax(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         x, y = ctx.saved_tensors
         if not torch.is_grad_enabled() or is_batched(gradients[0]):
-            return spread(gradients[0], y, ctx.dim), None
+            return spread(gradients[0], y, ctx.dim, likeliest(y, ctx.dim)), None
         return _Back.apply(gradients[0], x, y.detach(), ctx.dim), None  # type: ignore[no-untyped-call]
 
 
@@ -41,7 +41,7 @@ class _Back(torch.autograd.Function):
     def forward(ctx: Any, g: Tensor, x: Tensor, y: Tensor, dim: int) -> Tensor:
         ctx.dim = dim
         ctx.save_for_backward(g, x, y)
-        return spread(g, y, dim)
+        return spread(g, y, dim, likeliest(y, dim))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -49,36 +49,53 @@ class _Back(torch.autograd.Function):
         h = gradients[0]
         if torch.is_grad_enabled():
             y = torch.softmax(x, ctx.dim)
-        own = spread(h, y, ctx.dim)
-        bent = spread(centred(h, y, ctx.dim) * centred(g, y, ctx.dim), y, ctx.dim)
+        top = likeliest(y, ctx.dim)
+        own = spread(h, y, ctx.dim, top)
+        bent = spread(centred(h, y, ctx.dim, top) * centred(g, y, ctx.dim, top), y, ctx.dim, top)
         return own, bent, None, None
 
 
-def spread(g: Tensor, y: Tensor, dim: int) -> Tensor:
-    """Y g = y (g - y'g) for probabilities y; its entries sum to zero."""
+Likeliest = tuple[Tensor, Tensor] | None
+
+
+def likeliest(y: Tensor, dim: int) -> Likeliest:
+    """Where the largest y is, and whether it is more than 1/2; None where none is."""
+    y = y.detach()
+    if not is_batched(y) and not bool((y > SURE).any()):
+        return None
+    largest, top = y.max(dim, keepdim=True)
+    return top, largest > SURE
+
+
+def spread(g: Tensor, y: Tensor, dim: int, top: Likeliest) -> Tensor:
+    """Y g = y (g - y'g) for probabilities y, with :func:`likeliest` of them; its entries sum to zero."""
     if torch.is_grad_enabled():
         made = y * (g - (g * y).sum(dim, keepdim=True))
     else:
         made = torch.ops.aten._softmax_backward_data(g, y, dim, y.dtype)
-    return balanced(made, y, dim)
+    return balanced(made, dim, top)
 
 
-def balanced(rows: Tensor, y: Tensor, dim: int) -> Tensor:
+def balanced(rows: Tensor, dim: int, top: Likeliest) -> Tensor:
     """Rows that sum to zero, where one y is more than 1/2 with minus the sum of the others there.
 
     As a difference, like g - y'g, that entry has no digits left where y is almost 1; the others have.
     """
-    largest, top = y.detach().max(dim, keepdim=True)
-    others = rows.scatter(dim, top, 0.0).sum(dim, keepdim=True)
-    return rows.scatter(dim, top, torch.where(largest > SURE, -others, rows.gather(dim, top)))
+    if top is None:
+        return rows
+    place, sure = top
+    others = rows.scatter(dim, place, 0.0).sum(dim, keepdim=True)
+    return rows.scatter(dim, place, torch.where(sure, -others, rows.gather(dim, place)))
 
 
-def centred(g: Tensor, y: Tensor, dim: int) -> Tensor:
+def centred(g: Tensor, y: Tensor, dim: int, top: Likeliest) -> Tensor:
     """g - y'g, whose mean under y is zero; made of the others where one y is more than 1/2, as in :func:`balanced`."""
     made = g - (g * y).sum(dim, keepdim=True)
-    largest, top = y.detach().max(dim, keepdim=True)
-    others = (made * y).scatter(dim, top, 0.0).sum(dim, keepdim=True)
-    return made.scatter(dim, top, torch.where(largest > SURE, -others / y.gather(dim, top), made.gather(dim, top)))
+    if top is None:
+        return made
+    place, sure = top
+    others = (made * y).scatter(dim, place, 0.0).sum(dim, keepdim=True)
+    return made.scatter(dim, place, torch.where(sure, -others / y.gather(dim, place), made.gather(dim, place)))
 
 
 def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
