@@ -163,12 +163,14 @@ class Schedule:
             task.settle(measured[task.name], self.eps, self.length)
 
     def _give_best(self, task: Task) -> None:
-        if task.rounding is None and self.time_limit is None and len(task.process.candidates().values):
+        in_time = self.time_limit is None or not self.stopped
+        if task.rounding is None and in_time and len(task.process.candidates().values):
             self._measure([task])
         task.judge(self.tol, self.eps, self.length, self.exclude)
         assert task.certificate is not None
         # Its search for copies is not over, but what they could be is excluded.
-        task.done = task.spent and self.exclude is not None and bool(task.certificate.converged.all())
+        converged = task.certificate.converged
+        task.done = task.spent and None not in (self.exclude, task.rounding) and len(converged) > 0 and all(converged)
 
     def _report(self, passes: int, seconds_per_pass: float) -> None:
         if self.progress is None:

@@ -67,6 +67,9 @@ class Derivatives:
                 if further.tensors:
                     seen, examples = further, [batch]
                     break
+        if seen.tensors and check.coarsest == torch.float32:
+            further = check.far_away()
+            seen = further if further.worst is not None and not further.tensors else seen
         if not seen.tensors and (seen.worst is None or seen.doubt > COARSE):
             # It may be a staircase, of which large steps show the slope.
             seen = replace(seen, tensors=self._unseen(check, seen.worst is None))
@@ -91,7 +94,10 @@ class Derivatives:
         names, seen = list(self.full.parameters), self.found.trace
         # torch's quantisers let nothing through, and nor does a user's function; float64 would show what it is.
         opaque = any(QUANTISER in stop for stop in seen.stops)
-        if not opaque and not (nothing and seen.custom and check.coarsest == torch.float32):
+        if not opaque and nothing and seen.custom and check.coarsest == torch.float32:
+            further = check.far_away()
+            opaque = further.worst is None or bool(further.tensors)
+        if not opaque:
             names = list(left_out(check.objective, names, self.counters)) if seen.stops else []
         return dict.fromkeys(names, math.inf)
 

@@ -38,7 +38,7 @@ def finite_differences(
     judged only at a step where that is small, and fails only if no step agrees. Each tensor moves in proportion to its
     own size, since parameters may differ by many orders of magnitude.
 
-    Before anything fails, :data:`SHARP_STEPS` are tried: of less error, since they can only acquit.
+    Before anything fails, :data:`SHARP_STEPS` are tried. They must have less error, and can only acquit.
 
     A network with kinks is looked at near its weights, with steps so small that a kink is seldom crossed; where one is,
     the step's error is large.

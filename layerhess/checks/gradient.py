@@ -24,12 +24,13 @@ from layerhess.curvature.double_backward.mode import Rewritten
 from layerhess.objective.blocks import make_block
 from layerhess.objective.containers import tensors
 from layerhess.objective.objective import Objective
+from layerhess.objective.snapshot import moved
 
 STEPS = {torch.float64: (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2), torch.float32: (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)}
 LIMIT = {torch.float64: 5e-7, torch.float32: 1e-2}  # honest networks stay below 3e-8 in float64
 STRICT = {torch.float64: 2e-9, torch.float32: 1e-3}  # for single tensors, once something is known to be wrong
 LARGEST_SCALE = {torch.float64: 30.0, torch.float32: 3.0}  # weak tensors move so much further
-COARSE = 1e-5  # error of a difference from which it does not acquit what a finer one convicted
+COARSE = 1e-5  # a difference with more error than this cannot acquit what a finer one convicted
 BESIDE = (0.997, 0.999, 1.001, 1.003)  # times a step: differences there are the same but for rounding
 NOISE = 30.0  # roundoffs of the loss
 
@@ -96,6 +97,15 @@ class GradientCheck:
             return found
         elsewhere = self._at(1)
         return found if elsewhere.worst is None else elsewhere
+
+    def far_away(self) -> Disagreement:
+        """The same at weights that are moved by a tenth: near a minimum float32 has no digits for the slope.
+
+        Twice, since a staircase may look smooth by luck; the worse of both counts.
+        """
+        with moved(self.objective.parameters.values()):
+            first, second = self._at(2), self._at(3)
+        return first if first.tensors or first.worst is None else second
 
     def _at(self, place: int) -> Disagreement:
         """The comparison near the weights, at one of the random places there."""

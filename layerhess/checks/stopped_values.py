@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from layerhess.curvature.counters import Counters
 from layerhess.objective.objective import Objective
@@ -16,20 +17,50 @@ LEFT_OUT = 1e-2  # of a tensor's gradient: so much by rounding alone is seen in 
 WEAK = 1e-6  # of the strongest tensor's gradient: a weaker one may be rounding
 
 
+NUMBERS = {
+    "item", "tolist", "numpy", "__array__", "__float__", "__int__", "__bool__", "__index__", "__complex__",
+}  # fmt: skip
+
+
 class LetThrough(TorchFunctionMode):
     """Inside this context detach() and .data give the tensor itself, and torch.no_grad() does not stop autograd.
 
-    What writes into a tensor runs as it is: buffers and weights must not become part of a graph.
+    What leaves torch, as a number for a log does, has no graph. What is written into the model's own tensors has none
+    either: these must not become part of one.
+
+    Args:
+        kept: the model's parameters and buffers.
     """
+
+    def __init__(self, kept: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._kept = {storage for tensor in kept if (storage := _storage(tensor))}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         if name in ("detach", "detach_") or (name == "__get__" and getattr(func, "__self__", None) is Tensor.data):
             return args[0]
-        if (name.endswith("_") and not name.endswith("__")) or "out" in kwargs or name in ("__setitem__", "__set__"):
-            return func(*args, **kwargs)
+        target = kwargs.get("out", args[0] if args else None)
+        plain = isinstance(target, Tensor) and name in NUMBERS
+        if plain or (_writes(name, kwargs) and isinstance(target, Tensor) and _storage(target) in self._kept):
+            with torch.no_grad():
+                return func(*tree_map_only(Tensor, Tensor.detach, args), **kwargs) if plain else func(*args, **kwargs)
         with torch.enable_grad():
             return func(*args, **kwargs)
+
+
+def _writes(name: str, kwargs: dict[str, Any]) -> bool:
+    """Whether a function of this name writes into its first argument, or into ``out``."""
+    own = name.startswith("__i") and name.endswith("__")
+    return own or "out" in kwargs or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+
+
+def _storage(tensor: Tensor) -> int:
+    """The address of its memory; 0 where it has none of its own."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0
 
 
 def left_out(objective: Objective, names: Sequence[str], counters: Counters) -> dict[str, float]:
@@ -46,7 +77,8 @@ def left_out(objective: Objective, names: Sequence[str], counters: Counters) -> 
     """
     own = _gradient(objective, names, counters)
     try:
-        other = _gradient(objective, names, counters, LetThrough())
+        model = objective.model
+        other = _gradient(objective, names, counters, LetThrough((*model.parameters(), *model.buffers())))
     except Exception:  # the network cannot be run so, as where such a value becomes a number
         return {}
     sizes = {name: max(float(own[name].norm()), float(other[name].norm())) for name in names}

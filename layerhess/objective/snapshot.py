@@ -95,6 +95,7 @@ class _SavedTensor:
     grad: Tensor | None
     grad_copy: Tensor | None
     requires_grad: bool
+    leaf: bool
     hooks: Any
     accumulation_hooks: Any
 
@@ -109,6 +110,7 @@ class _SavedTensor:
             grad=grad,
             grad_copy=None if grad is None else grad.detach().clone(),
             requires_grad=tensor.requires_grad,
+            leaf=tensor.is_leaf,
             hooks=tensor._backward_hooks,
             accumulation_hooks=getattr(tensor, "_post_accumulate_grad_hooks", None),
         )
@@ -121,6 +123,8 @@ class _SavedTensor:
         if not _same_bits(tensor, self.copy, unchanged=version_of(tensor) == self.version):
             with torch.inference_mode(tensor.is_inference()), torch.no_grad():
                 tensor.copy_(self.copy)
+        if self.leaf and not tensor.is_leaf:  # the model's code has written something with a graph into it
+            tensor.detach_()
         if not tensor.is_leaf:
             return
         if tensor.requires_grad != self.requires_grad:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from layerhess.curvature.double_backward.softmax import softmax
 
-TORCHS = F.scaled_dot_product_attention
+TORCHS, SOFTMAX = F.scaled_dot_product_attention, F.softmax
 
 
 def scaled_dot_product_attention(
@@ -42,9 +42,11 @@ def scaled_dot_product_attention(
 def multi_head_attention_forward(*args: Any, **kwargs: Any) -> Any:
     """torch's, which :class:`torch.nn.MultiheadAttention` calls, with this room's attention and softmax inside.
 
-    A function mode does not see what a function of torch's calls itself.
+    A function mode does not see what a function of torch's calls itself. Meanwhile other threads see this room's too.
     """
     before = F.scaled_dot_product_attention, F.softmax
+    if before != (TORCHS, SOFTMAX):  # somebody else's stand there, and are part of the model
+        return F.multi_head_attention_forward(*args, **kwargs)
     F.scaled_dot_product_attention, F.softmax = scaled_dot_product_attention, softmax
     try:
         return F.multi_head_attention_forward(*args, **kwargs)

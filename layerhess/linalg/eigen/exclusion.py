@@ -42,12 +42,19 @@ class Limits:
 
     def excluded_by(self, search: RandomSearch, p: float) -> bool:
         """Whether a search excludes all beyond both limits, each with probability 1 - p."""
-        top, bottom = (
-            within(self.top, *search.beside[0]),
-            -within(-self.bottom, -search.beside[1][0], search.beside[1][1]),
-        )
+        top, bottom = self._for(search)
         above = top == math.inf or (search.largest <= top and excludes(search, top, p))
         return above and (bottom == -math.inf or (search.smallest >= bottom and excludes(search, bottom, p)))
+
+    def reachable_by(self, search: RandomSearch) -> bool:
+        """Whether it may ever: what it has found already, with pairs kept out beside, may reach beyond the limits."""
+        top, bottom = self._for(search)
+        return search.largest <= top and search.smallest >= bottom
+
+    def _for(self, search: RandomSearch) -> tuple[float, float]:
+        """The limits that hold for what a search sees, beside the pairs kept out of it."""
+        (above, length), (below, other) = search.beside
+        return within(self.top, above, length), -within(-self.bottom, -below, other)
 
     def at(self, top: bool, bottom: bool) -> Limits:
         """The limits of some ends only."""

@@ -82,14 +82,13 @@ class Lanczos:
         definite: bool = False,
     ) -> None:
         self.n, self.wanted, self.tol = n, wanted, tol
-        self._draw = draw
+        self._draw, self._given = draw, starts is not None
         self.said = Statements(wanted, tol, exclude, copies, definite)
         self._device = device or torch.device("cpu")
         self._limit = min(n, max(basis_limit or comfortable_basis(wanted), wanted.total + 6))
         self._basis = Basis(n, self._device)
         self._widest = max(1, min(n, (self._limit - wanted.total) // LEAST_STEPS))
         self._width = max(1, min(width, self._widest))
-        self._given = starts is not None
         rows = [draw(number).to(self._device) for number in range(self._width)]
         rows += [] if starts is None else list(starts.to(self._device)[: self._widest - self._width])
         self._frontier: Tensor = frame(torch.stack(rows))  # the random ones first
@@ -98,8 +97,7 @@ class Lanczos:
         self._locked = self._steps = 0
         self.reach = Reach(n, self._width)
         self._recursion: Recursion | None = None
-        self._done = False
-        self._estimate, self._norm = np.inf, 0.0
+        self._done, self._estimate, self._norm = False, np.inf, 0.0
 
     # -- ask, tell, result ----------------------------------------------------------------------------------------
 
@@ -273,14 +271,17 @@ class Lanczos:
     def _recur(self, recursion: Recursion, products: Tensor) -> None:
         recursion.tell(products)
         locked, coefficients = self._basis.ritz()
-        found = locked[self.wanted.indices(locked)]
+        keep = self.wanted.indices(locked)
         search = recursion.searched(self._beside(locked, coefficients))
-        limits = self._limits(found)
+        limits = self._limits(locked[keep])
+        stuck = not limits.reachable_by(search)
         if search.largest > limits.top or search.smallest < limits.bottom:  # a pair was missed: look for it
             self._recursion = None
             self.said.looked_at = (self.wanted.bottom < self.wanted.total, self.wanted.top < self.wanted.total)
             self._lock(coefficients)
-        elif limits.excluded_by(search, 0.5 * MISSED_PROBABILITY) or search.closed:
+        elif stuck and len(keep) < len(locked):  # inexact pairs that were kept out beside the wanted ones: let them in
+            self._recurse(coefficients[:, keep])
+        elif stuck or limits.excluded_by(search, 0.5 * MISSED_PROBABILITY) or search.closed:
             self._recursion = None
             self.said.end(search)
             self._polish()

@@ -54,7 +54,10 @@ class Running(Generic[T]):
 
     @property
     def lopsided(self) -> T:
-        """Twice the skewness over sqrt(count): near 2 where a single sample differs from all others. Or NaN."""
+        """Twice the skewness over sqrt(count): near 2 where a single sample differs from all others.
+
+        Of tensors; NaN where all samples are the same.
+        """
         return 2.0 * abs(self._cubes) / self._squares**1.5  # type: ignore[no-any-return]
 
 

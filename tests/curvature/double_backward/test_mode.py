@@ -164,6 +164,16 @@ def test_attention_inside_of_torchs_module_keeps_its_digits(need_weights: bool) 
     assert off < 1e-13 and torchs > 1e-5
 
 
+def test_attention_that_somebody_else_put_into_torchs_module_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = nn.MultiheadAttention(4, 2, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    torchs = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **kwargs: 0.5 * torchs(*args, **kwargs))
+    theirs = module(x, x, x, need_weights=False)[0]
+    with Rewritten():
+        made = module(x, x, x, need_weights=False)[0]
+    torch.testing.assert_close(made, theirs, rtol=1e-12, atol=0)
+
+
 def test_the_gradient_of_batch_norm_is_right_whatever_the_layout_of_what_comes_back() -> None:
     """torch's own (2.13) is wrong in eval mode for a single example whose gradient is not contiguous."""
     torch.manual_seed(0)

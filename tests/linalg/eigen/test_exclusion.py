@@ -45,10 +45,24 @@ def test_what_is_excluded_counts_copies(family: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", COPIES)
 def test_what_is_excluded_counts_copies_as_often_as_stated(family: str, kind: str, tol: float) -> None:
-    """Of 300 starts 1 % may fail at each end: more than 9 of them are as good as impossible."""
+    """Of 300 starts 1 % may fail at each end: more than 9 of them are as good as impossible.
+
+    A wanted pair that is good to 3 % only may stand in the way of what is excluded to 5 %: then that is not excluded.
+    """
     above, below, outside, unfinished = _counts(family, range(300), tol, **KINDS[kind])
     print(family, kind, tol, above, below, outside, unfinished)
-    assert max(above, below) <= 9 and outside <= 9 and unfinished == 0
+    assert max(above, below) <= 9 and outside <= 9 and unfinished <= (3 if tol > 0.01 else 0)
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "seed"),
+    [("four at the top", "single", 202), ("five at the top", "wide", 190), ("one, then three", "wide", 143)],
+)
+def test_inexact_pairs_beside_the_wanted_ones_do_not_keep_a_search_from_its_end(
+    family: str, kind: str, seed: int
+) -> None:
+    """They were kept out of the recursion, and so large a residual leaves open what would have to be excluded."""
+    assert _counts(family, range(seed, seed + 1), 3e-2, **KINDS[kind]).sum() == 0
 
 
 def _run(values: Matrix, wanted: Wanted, seed: int = 0, **options: object) -> Lanczos:
