@@ -14,7 +14,6 @@ from layerhess.checks.matrix_rounding import MatrixRounding
 from layerhess.checks.rounding import Candidate, Rounding, candidate
 from layerhess.curvature.device import Budget, solver_device
 from layerhess.linalg.bounds import SMALLEST_NORM, Certificate, certify, total_rounding
-from layerhess.linalg.eigen.gram import Gram
 from layerhess.linalg.eigen.process import Candidates, Process, Wanted
 from layerhess.linalg.eigen.zero_test import ZeroTest
 from layerhess.objective.blocks import Block
@@ -68,9 +67,7 @@ class Task:
     @property
     def spent(self) -> bool:
         """It would take more products than reading the whole matrix does: a search in short memory may see no end."""
-        if not self.told or isinstance(self.process, Gram):
-            return False
-        return self.products + len(self.process.ask()) > self.block.numel
+        return self.told and self.products + len(self.process.ask()) > self.block.numel
 
     def candidate(self) -> Candidate | None:
         """Where the rounding of its products is to be measured; None before there are pairs."""

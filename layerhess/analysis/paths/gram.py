@@ -20,6 +20,7 @@ from layerhess.curvature.factors.mixed_graph import MixedGraph
 from layerhess.curvature.factors.work import Work
 from layerhess.curvature.totals import Totals
 from layerhess.errors import InputError
+from layerhess.linalg.eigen.dense import Completed, Dense
 from layerhess.linalg.eigen.gram import Gram
 from layerhess.linalg.eigen.process import Candidates, Process, Wanted
 from layerhess.linalg.eigen.row_sum import Decomposition, RowSum
@@ -72,9 +73,13 @@ class GramOrSearch(Gram):
             self._search.tell(products)
             self._begun = True
             return
+        told = super().ask()
         super().tell(products)
         if not self.complete:
             self._search = self._otherwise()
+            if isinstance(self._search, Dense):
+                self._search = Completed(self.n, self.wanted, told, products, told.device)
+                self._begun = self._search.proposes
             self._search.rounding, self.path = self._rounding, self._search.path
 
     @property

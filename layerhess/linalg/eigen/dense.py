@@ -94,3 +94,37 @@ class Dense:
 
     def _wanted_values(self) -> Floats:
         return self._values[self.wanted.indices(self._values)] if len(self._vectors) else np.empty(0)
+
+
+class Completed(Dense):
+    """:class:`Dense` where the products of some vectors are known: only the rest of the space is multiplied.
+
+    Args:
+        known: (m, n) linearly independent rows. products: (m, n) theirs.
+    """
+
+    def __init__(
+        self, n: int, wanted: Wanted, known: Tensor, products: Tensor, device: torch.device | None = None
+    ) -> None:
+        super().__init__(n, wanted, device)
+        columns, triangle = torch.linalg.qr(known.T, mode="complete")
+        self._frame: Tensor = columns.T
+        self._rows = [torch.linalg.solve_triangular(triangle[: len(known)].T, products, upper=False)]
+        self._read = len(known)
+        self._finish()
+
+    def ask(self) -> Tensor:
+        """The next vectors orthogonal to all before."""
+        return self._frame[self._read : self._read + CHUNK]
+
+    def tell(self, products: Tensor) -> None:
+        """Their products."""
+        self._steps += len(products)
+        self._rows.append(products)
+        self._read += len(products)
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._read == self.n:
+            self._matrix = self._frame.T @ torch.cat(self._rows)
+            self._solve()

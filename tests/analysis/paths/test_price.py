@@ -11,11 +11,13 @@ import torch
 import layerhess as lh
 from driven_solver import draw, run
 from layerhess.analysis.paths.exact import LARGEST_WHOLE, goes_dense, is_dear, make_process, whole_rows
+from layerhess.analysis.paths.gram import GramOrSearch
 from layerhess.curvature.device import Budget
 from layerhess.linalg.eigen.dense import Dense
 from layerhess.linalg.eigen.lanczos import Lanczos
 from layerhess.linalg.eigen.power import Power
-from layerhess.linalg.eigen.process import Wanted
+from layerhess.linalg.eigen.process import Process, Wanted
+from layerhess.linalg.eigen.row_sum import RowSum
 from layerhess.objective.blocks import make_block
 from references.spectra import FAMILIES, rotated
 
@@ -110,3 +112,24 @@ def test_a_block_whose_whole_spectrum_comes_from_rows_takes_no_product_more() ->
     for block in lh.analyze(objective, top=20, path="gram", full=False).blocks.values():
         assert block.path.startswith("gram") and block.complete
         assert block.steps == block.numel
+
+
+@pytest.mark.parametrize(("n", "top"), [(12, 2), (12, 12), (60, 2)])
+def test_rows_that_are_not_the_operators_cost_no_product_more_than_the_dimension(n: int, top: int) -> None:
+    """The pairs from them, and the random vector, are part of what is read then."""
+    rows = torch.from_numpy(np.random.default_rng(0).standard_normal((8, n)))
+    total = RowSum(n, torch.device("cpu"))
+    total.add(rows, torch.ones(8))
+    wanted = Wanted(top=top)
+    found = total.decompose(wanted, 1.0, draw(n))
+    matrix = (rows.T @ rows).numpy() + np.diag(np.linspace(-3.0, 1.0, n))
+    assert found is not None
+
+    def otherwise() -> Process:
+        small = Dense(n, wanted)
+        return small if goes_dense(n, wanted) else Lanczos(n, wanted, 1e-6, draw(n), basis_limit=n)
+
+    process = GramOrSearch(found, wanted, True, otherwise)
+    run(process, matrix)
+    assert process.candidates().steps == n if n == 12 else process.candidates().steps <= n
+    np.testing.assert_allclose(process.candidates().values, np.linalg.eigvalsh(matrix)[::-1][:top], atol=1e-5)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+import torch
 
 from driven_solver import run
-from layerhess.linalg.eigen.dense import Dense
+from layerhess.linalg.eigen.dense import Completed, Dense
 from layerhess.linalg.eigen.process import Wanted
 from references.spectra import rotated
 
@@ -28,3 +30,18 @@ def test_dense_in_chunks_reads_every_column_once() -> None:
     process = Dense(150, Wanted(top=1))
     assert run(process, matrix) == 3  # chunks of columns
     assert process.candidates().steps == 150
+
+
+@pytest.mark.parametrize("known", [1, 4, 30])
+def test_known_products_are_not_made_again(known: int) -> None:
+    values = np.linspace(-2.0, 3.0, 30)
+    matrix, rows = rotated(values, seed=0), np.random.default_rng(0).standard_normal((known, 30))
+    process = Completed(30, Wanted(top=2, bottom=1), torch.from_numpy(rows), torch.from_numpy(rows @ matrix))
+    while not process.proposes:
+        process.tell(torch.from_numpy(process.ask().numpy() @ matrix))
+    found = process.candidates()
+    assert found.steps == 30 - known and found.spectrum is not None
+    np.testing.assert_allclose(found.spectrum, values[::-1], atol=1e-11)
+    np.testing.assert_allclose(
+        found.vectors.numpy() @ matrix, found.values[:, None] * found.vectors.numpy(), atol=1e-11
+    )
