@@ -131,5 +131,5 @@ def test_rows_that_are_not_the_operators_cost_no_product_more_than_the_dimension
 
     process = GramOrSearch(found, wanted, True, otherwise)
     run(process, matrix)
-    assert process.candidates().steps == n if n == 12 else process.candidates().steps <= n
+    assert process.candidates().steps <= n and (n == 60 or process.candidates().steps == n)
     np.testing.assert_allclose(process.candidates().values, np.linalg.eigvalsh(matrix)[::-1][:top], atol=1e-5)
