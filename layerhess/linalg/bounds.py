@@ -42,11 +42,11 @@ def certify(
     """Error bounds and convergence of candidate pairs.
 
     error_bounds = ||A v - theta v|| + rounding: an eigenvalue of the symmetric A lies that close (Parlett 1998, th.
-    4.5.1). conditional_bounds = r^2/gap + rounding (th. 11.7.1), no larger than the former, true only if the rest of
-    the spectrum lies beyond the gap. Within its tolerance: error bound <= tol * max(|theta|, 0.1 ||A||). Excluded:
-    beyond the wanted pairs nothing above theta + exclude * max(|theta|, 0.1 ||A||) is left open, except with
-    probability p (mirrored at the bottom). Converged: both; or an error bound of at most twice the rounding term
-    ("limited by dtype") and at most 5 % of that maximum.
+    4.5.1); where such intervals overlap, see :func:`in_order`. conditional_bounds = r^2/gap + rounding (th. 11.7.1), no
+    larger than the former, true only if the rest of the spectrum lies beyond the gap. Within its tolerance: error bound
+    <= tol * max(|theta|, 0.1 ||A||). Excluded: beyond the wanted pairs nothing above theta + exclude * max(|theta|, 0.1
+    ||A||) is left open, except with probability p (mirrored at the bottom). Converged: both; or an error bound of at
+    most twice the rounding term ("limited by dtype") and at most 5 % of that maximum.
 
     Args:
         candidates: what a solver proposes. tol: relative tolerance. rounding: absolute error of a product at the
@@ -78,7 +78,7 @@ def certify(
         beyond = reaches(candidates.values, candidates.norm, exclude)
         excluded = excluded_pairs(candidates.values, candidates.ends, beyond, above, below)
     return Certificate(
-        error_bounds=bounds,
+        error_bounds=in_order(candidates.values, bounds),
         conditional_bounds=conditional,
         converged=np.where(within, excluded, at_floor),
         limited_by_dtype=bool(np.any(at_floor & ~within)),
@@ -89,6 +89,21 @@ def certify(
         within=within,
         excluded=excluded,
     )
+
+
+def in_order(values: Floats, bounds: Floats) -> Floats:
+    """Error bounds of the i-th eigenvalue, where each interval holds one of them but not necessarily the i-th.
+
+    Of close eigenvalues a smaller one may be known well before a larger one is. The i-th largest lies between the i-th
+    largest lower and the i-th largest upper end.
+
+    Args:
+        values: (k,) descending. bounds: (k,) of each one's interval.
+    """
+    upper, lower = np.sort(values + bounds)[::-1], np.sort(values - bounds)[::-1]
+    reach = np.maximum(upper - values, values - lower)
+    alone = (upper == values + bounds) & (lower == values - bounds)
+    return np.where(alone, bounds, np.maximum(bounds, reach))
 
 
 def missed_factor(above: float, top: float) -> float:

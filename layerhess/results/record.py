@@ -25,8 +25,8 @@ class SpectrumRecord:
         numel: number of scalar parameters P_b.
         eigenvalues: (k,) float64, descending: the ``top`` largest, then the ``bottom`` smallest. Units: loss per
             squared parameter, for the mean loss over the whole data set.
-        error_bounds: (k,) float64, absolute: ||A v - theta v|| plus rounding. The i-th eigenvalue lies within it,
-            unless one was missed.
+        error_bounds: (k,) float64, absolute: ||A v - theta v|| plus rounding (the larger one's where those of close
+            pairs overlap). The i-th eigenvalue lies within it, unless one was missed.
         conditional_bounds: (k,) float64: r^2/gap plus rounding (Parlett 1998, th. 11.7.1); holds only if nothing was
             missed between the computed eigenvalues and the rest of the spectrum; NaN where no gap is known.
         converged: (k,) bool: the error bound is within the tolerance, and nothing further is left open beyond what

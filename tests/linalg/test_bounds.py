@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import layerhess as lh
-from layerhess.linalg.bounds import ROUNDING_SAFETY, certify, total_rounding
+from layerhess.linalg.bounds import ROUNDING_SAFETY, certify, in_order, total_rounding
 from layerhess.linalg.eigen.lanczos import Lanczos
 from layerhess.linalg.eigen.process import Candidates, Wanted
 from layerhess.linalg.random_vectors import random_unit
@@ -65,7 +65,24 @@ def test_over_a_thousand_random_problems_every_interval_contains_an_eigenvalue(
         explicit = np.linalg.norm(
             candidates.vectors.numpy() @ represented - candidates.values[:, None] * candidates.vectors.numpy(), axis=1
         )
-        assert (bounds <= 3.0 * (explicit + rounding)).all(), (seed, bounds, explicit, rounding)
+        own, theta = 3.0 * (explicit + rounding), candidates.values
+        upper, lower = np.sort(theta + own)[::-1], np.sort(theta - own)[::-1]  # of overlapping ones in order
+        assert (bounds <= np.maximum(upper - theta, theta - lower) + 1e-15).all(), (seed, bounds, explicit, rounding)
+
+
+def test_bounds_hold_in_order_where_a_smaller_one_of_close_eigenvalues_is_known_better() -> None:
+    np.testing.assert_allclose(in_order(np.array([5.0, 4.9, 2.0]), np.array([1e-5, 0.3, 0.1])), [0.2, 0.3, 0.1])
+    apart = np.array([3.0, 1.0, -1.0]), np.array([0.1, 0.2, 1e-9])
+    np.testing.assert_array_equal(in_order(*apart), apart[1])
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        bounds = 10.0 ** rng.uniform(-4, 0, 6)
+        true = rng.uniform(-1.0, 1.0, 6)
+        found = true + bounds * rng.uniform(-1.0, 1.0, 6)
+        order = np.argsort(-found)
+        covering = in_order(found[order], bounds[order])
+        assert (np.abs(found[order] - np.sort(true)[::-1]) <= covering + 1e-15).all()
+        assert (covering >= bounds[order]).all() and covering.max() <= 2.0 * bounds.max()
 
 
 @pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 12))])
