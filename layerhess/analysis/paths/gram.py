@@ -29,6 +29,7 @@ from layerhess.objective.blocks import Block
 GRAM_SHARE = 0.25  # of the free memory, or of the budget, for the rows and matrices of one pass
 SLACK = 1.25  # by which the rows may exceed the number expected from the sample
 TOO_MANY = "its rows do not fit into memory"
+COMPLETED = 256  # parameters up to which the rest is read whole where rows are not the operator's
 
 
 @dataclass
@@ -77,7 +78,7 @@ class GramOrSearch(Gram):
         super().tell(products)
         if not self.complete:
             self._search = self._otherwise()
-            if isinstance(self._search, Dense):
+            if isinstance(self._search, Dense) or self.n <= COMPLETED:
                 self._search = Completed(self.n, self.wanted, told, products, told.device)
                 self._begun = self._search.proposes
             self._search.rounding, self.path = self._rounding, self._search.path

@@ -55,15 +55,12 @@ class _Back(torch.autograd.Function):
         return own, bent, None, None
 
 
-Likeliest = tuple[Tensor, Tensor] | None
+Likeliest = tuple[Tensor, Tensor]
 
 
 def likeliest(y: Tensor, dim: int) -> Likeliest:
-    """Where the largest y is, and whether it is more than 1/2; None where none is."""
-    y = y.detach()
-    if not is_batched(y) and not bool((y > SURE).any()):
-        return None
-    largest, top = y.max(dim, keepdim=True)
+    """Where the largest y is, and whether it is more than 1/2."""
+    largest, top = y.detach().max(dim, keepdim=True)
     return top, largest > SURE
 
 
@@ -81,8 +78,6 @@ def balanced(rows: Tensor, dim: int, top: Likeliest) -> Tensor:
 
     As a difference, like g - y'g, that entry has no digits left where y is almost 1; the others have.
     """
-    if top is None:
-        return rows
     place, sure = top
     others = rows.scatter(dim, place, 0.0).sum(dim, keepdim=True)
     return rows.scatter(dim, place, torch.where(sure, -others, rows.gather(dim, place)))
@@ -91,8 +86,6 @@ def balanced(rows: Tensor, dim: int, top: Likeliest) -> Tensor:
 def centred(g: Tensor, y: Tensor, dim: int, top: Likeliest) -> Tensor:
     """g - y'g, whose mean under y is zero; made of the others where one y is more than 1/2, as in :func:`balanced`."""
     made = g - (g * y).sum(dim, keepdim=True)
-    if top is None:
-        return made
     place, sure = top
     others = (made * y).scatter(dim, place, 0.0).sum(dim, keepdim=True)
     return made.scatter(dim, place, torch.where(sure, -others / y.gather(dim, place), made.gather(dim, place)))
