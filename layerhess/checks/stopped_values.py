@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from layerhess.curvature.counters import Counters
+from layerhess.curvature.device import storages
 from layerhess.objective.objective import Objective
 
 LEFT_OUT = 1e-2  # of a tensor's gradient: so much by rounding alone is seen in half precision only
@@ -34,7 +35,7 @@ class LetThrough(TorchFunctionMode):
 
     def __init__(self, kept: Iterable[Tensor]) -> None:
         super().__init__()
-        self._kept = {storage for tensor in kept if (storage := _storage(tensor))}
+        self._kept = storages(kept).keys()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
@@ -42,25 +43,20 @@ class LetThrough(TorchFunctionMode):
             return args[0]
         target = kwargs.get("out", args[0] if args else None)
         plain = isinstance(target, Tensor) and name in NUMBERS
-        if plain or (_writes(name, kwargs) and isinstance(target, Tensor) and _storage(target) in self._kept):
+        if plain or (_writes(name, kwargs) and isinstance(target, Tensor) and self._keeps(target)):
             with torch.no_grad():
                 return func(*tree_map_only(Tensor, Tensor.detach, args), **kwargs) if plain else func(*args, **kwargs)
         with torch.enable_grad():
             return func(*args, **kwargs)
+
+    def _keeps(self, target: Tensor) -> bool:
+        return not self._kept.isdisjoint(storages([target]))
 
 
 def _writes(name: str, kwargs: dict[str, Any]) -> bool:
     """Whether a function of this name writes into its first argument, or into ``out``."""
     own = name.startswith("__i") and name.endswith("__")
     return own or "out" in kwargs or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
-
-
-def _storage(tensor: Tensor) -> int:
-    """The address of its memory; 0 where it has none of its own."""
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):
-        return 0
 
 
 def left_out(objective: Objective, names: Sequence[str], counters: Counters) -> dict[str, float]:
