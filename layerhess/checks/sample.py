@@ -17,6 +17,7 @@ from layerhess.objective.objective import Objective
 SMALLEST, LARGEST, SHARE = 8, 32, 16  # a sixteenth of the examples, but 8 to 32: checks should cost little
 MOST_PIECES = 3
 WHOLE = 1 << 28  # parameters times numbers in the data: up to that, a product in float64 costs milliseconds
+MOST_BATCHES = 1000  # of them: each is kept, and is a pass of its own however small it is
 MANY_TERMS = 32  # of the loss in an example (the tokens of a text): then half as many examples are still many items
 UNEVEN = 2.0  # times their mean: if no item of the output is more curved, evenly spread examples stand for all
 
@@ -62,7 +63,12 @@ class WholeData:
     def offer(self, batch: Any, seen: Seen) -> None:
         """Take the next batch and what was seen of it."""
         self._room -= sum(tensor.numel() for tensor in tensors(batch))
-        self._kept = [*self._kept, (batch, seen)] if self._room >= 0.0 else []
+        if len(self._kept) == MOST_BATCHES:
+            self._room = -1.0
+        if self._room >= 0.0:
+            self._kept.append((batch, seen))
+        else:
+            self._kept.clear()
 
     def sample(self) -> Sample | None:
         """All the data, None where that is too much."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import layerhess as lh
-from layerhess.checks.sample import WHOLE, Sample, Sampler, WholeData, by_example
+from layerhess.checks.sample import MOST_BATCHES, WHOLE, Sample, Sampler, WholeData, by_example
 from layerhess.curvature.factors.output_hessian import item_curvature
 from layerhess.objective.losses import Seen
 
@@ -55,6 +55,16 @@ def test_all_of_little_data_is_measured_and_nothing_of_it_is_kept_of_more() -> N
             assert found.whole and found.excess == 1.0 and found.curvature == 0.0
             assert [piece is batch for piece, (batch, _) in zip(found.pieces, parts, strict=True)] == [True] * 3
             assert [one is seen for one, (_, seen) in zip(found.seen, parts, strict=True)] == [True] * 3
+
+
+def test_of_many_small_batches_none_is_kept() -> None:
+    data = WholeData(10)
+    for number in range(MOST_BATCHES + 2):
+        data.offer((torch.ones(1, 2), torch.zeros(1)), Seen(torch.zeros(()), 1.0))
+        if number == MOST_BATCHES - 1:
+            found = data.sample()
+            assert found is not None and len(found.pieces) == MOST_BATCHES
+    assert data.sample() is None
 
 
 class _Identity(nn.Module):
