@@ -382,6 +382,5 @@ def _known(task: Task) -> Known:
             square=float((found.spectrum**2).sum()),
         )
     if isinstance(task.process, Lanczos):
-        q, w = task.process.basis
-        return Known(deflation=Deflation(q, w))
+        return Known(deflation=Deflation(task.process.basis.q, task.process.basis.w))
     return Known()

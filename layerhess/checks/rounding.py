@@ -312,8 +312,7 @@ def _images(process: Process, rows: Tensor) -> Tensor | None:
     if isinstance(process, Dense):
         return rows @ process.matrix
     if isinstance(process, Lanczos):
-        q, w = process.basis
-        return (rows @ q.T) @ w
+        return process.basis.images(rows)
     return None
 
 

@@ -50,10 +50,10 @@ def certify(
 
     Args:
         candidates: what a solver proposes. tol: relative tolerance. rounding: absolute error of a product at the
-            candidates, see :mod:`layerhess.checks.rounding`. p: probability for
-            :func:`layerhess.linalg.eigen.missed.missed`. exclude: None asks for nothing.
+            candidates, see :mod:`layerhess.checks.rounding`; that of the solver's own vectors is added. p: probability
+            for :func:`layerhess.linalg.eigen.missed.missed`. exclude: None asks for nothing.
     """
-    residuals = np.asarray(candidates.residuals)
+    residuals, rounding = np.asarray(candidates.residuals), rounding + candidates.stored
     bounds = residuals + rounding
     with np.errstate(divide="ignore", invalid="ignore"):
         quadratic = np.where(candidates.gaps > 0, residuals**2 / candidates.gaps, np.nan)

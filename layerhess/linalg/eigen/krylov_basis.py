@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from layerhess.linalg.eigen.process import Floats, Source, Wanted, dense_eigh
+from layerhess.linalg.long_rows import combined, inner, lengths, norms_of, pieces, rounded, subtract
 
 MOST = 0.7  # of a vector that is left after a subtraction: its rounding did not grow
 LEAST = 1e-2  # of a random vector outside the span: where less is left, another one is drawn
 BREAKDOWN = 1e-13  # of ||A||: what is left of a vector below this is rounding of the orthogonalisation
+AT_ONCE = 1 << 22  # numbers in all rows from which room for them is taken at once: growing would copy them
+MORE = 4  # rows at a time beyond those that were expected
 
 
 def frame(rows: Tensor) -> Tensor:
@@ -20,9 +25,9 @@ def frame(rows: Tensor) -> Tensor:
     return torch.as_tensor(torch.linalg.qr(rows.T)[0].T.contiguous())
 
 
-def row_norms(rows: Tensor) -> Floats:
-    """(s,) lengths, on the CPU."""
-    return np.asarray(torch.linalg.vector_norm(rows, dim=1).cpu().numpy(), dtype=np.float64)
+def outer_lengths(coefficients: Tensor, rest: Tensor) -> Floats:
+    """(m,) residuals of all Ritz pairs, from the (s, n) part of the last products that lies outside the space."""
+    return _numbers(norms_of(coefficients[-len(rest) :], rest))
 
 
 def comfortable_basis(wanted: Wanted) -> int:
@@ -31,18 +36,35 @@ def comfortable_basis(wanted: Wanted) -> int:
 
 
 class Basis:
-    """Rows q_i (orthonormal) and w_i = A q_i, both (m, n) float64, and T = Q A Q'.
+    """Rows q_i (orthonormal) and w_i = A q_i, both (m, n), and T = Q A Q' in float64.
 
     Keeping W as well costs twice the memory of the textbook recurrence. It gives the true residual of any Ritz pair
     without another product, also after restarts and locking and in float32.
+
+    Rows may be stored in float32. A stored q is the vector that is multiplied, so only its orthogonality is rounded; a
+    stored w is rounded itself. Whatever is computed from them is accumulated in float64, and :meth:`error` says what
+    the rounding costs.
+
+    Args:
+        n: dimension. device: of the rows. dtype: float64 or float32, of the rows. limit: rows that are expected.
     """
 
-    def __init__(self, n: int, device: torch.device) -> None:
+    def __init__(self, n: int, device: torch.device, dtype: torch.dtype = torch.float64, limit: int = 0) -> None:
         self.n = n
-        self._q = torch.empty((0, n), dtype=torch.float64, device=device)
-        self._w = torch.empty((0, n), dtype=torch.float64, device=device)
+        self._limit = limit
+        self._q = torch.empty((0, n), dtype=dtype, device=device)
+        self._w = torch.empty((0, n), dtype=dtype, device=device)
         self._t = torch.empty((0, 0), dtype=torch.float64)
         self.size = 0
+        self._off = 0.0  # at most ||W - A Q||, but for what grows with ||A||
+        self._moved = 0.0  # times ||A||: the same for the rounding of Q
+        self._skew = 0.0  # ||Q Q' - I||
+        self._left = 0.0  # of unit vectors, what the rounding of the rows that continue them left outside the span
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the stored rows."""
+        return self._q.dtype
 
     @property
     def q(self) -> Tensor:
@@ -59,16 +81,32 @@ class Basis:
         """(m, m) symmetric, on the CPU."""
         return self._t[: self.size, : self.size]
 
+    def error(self, norm: float) -> float:
+        """How far off a symmetric matrix of this norm is at most, of which the stored rows are exact; 0 in float64.
+
+        With E = W - A Q, an orthonormal Q~ of the same span has ||Q~ - Q|| <= ||Q Q' - I|| to first order. Norms of all
+        rows together are taken (Frobenius), as they were measured when the rows were stored; those of restarts add up.
+        """
+        return self._off + norm * (self._moved + self._skew + self._left)
+
     def append(self, vectors: Tensor, products: Tensor) -> Tensor:
-        """Add orthonormal rows with their products; returns the (s, n) part of the products outside the new span."""
+        """Add orthonormal rows with their (s, n) float64 products.
+
+        Returns:
+            (s, n) float64, the part of the products outside the new span.
+        """
         s, old = len(vectors), self.size
         self._grow(old + s)
         self._q[old : old + s] = vectors
         self._w[old : old + s] = products
         self.size = old + s
-        coupling = products @ self.q.T  # (s, m)
-        rest = products - coupling @ self.q
-        rest -= (rest @ self.q.T) @ self.q
+        if self.dtype != torch.float64:
+            self._off = math.hypot(self._off, rounded(products, self._w[old : old + s]))
+            self._skew = math.hypot(self._skew, self._skewness(old))
+        coupling = inner(products, self.q)  # (s, m)
+        rest = products.clone()
+        subtract(rest, coupling.T, self.q)
+        subtract(rest, inner(rest, self.q).T, self.q)
         coupling = coupling.cpu()
         own = coupling[:, old:]
         coupling[:, old:] = (own + own.T) / 2
@@ -81,29 +119,40 @@ class Basis:
         return dense_eigh(self.t[start:stop, start:stop])
 
     def vectors(self, coefficients: Tensor) -> Tensor:
-        """(k, n) combinations of the first rows, for (rows, k) coefficients."""
-        return coefficients.T.to(self._q.device) @ self._q[: len(coefficients)]
+        """(k, n) combinations of the first rows, in their dtype, for (rows, k) coefficients."""
+        return combined(coefficients, self._q[: len(coefficients)], self.dtype)
 
-    def products(self, coefficients: Tensor) -> Tensor:
-        """(k, n) products of :meth:`vectors`."""
-        return coefficients.T.to(self._w.device) @ self._w[: len(coefficients)]
+    def images(self, rows: Tensor) -> Tensor:
+        """(k, n) float64 products of rows in the span, as far as they follow from those that were made."""
+        return combined(inner(self.q, rows), self.w)
 
-    def residuals(self, values: Floats, coefficients: Tensor) -> Tensor:
-        """(k, n) rows A v - theta v of the given pairs."""
-        theta = torch.from_numpy(values.copy()).to(self._q.device)
-        return self.products(coefficients) - theta[:, None] * self.vectors(coefficients)
+    def residual(self, value: float, coefficients: Tensor) -> Tensor:
+        """(1, n) float64 row A v - theta v of one pair, for (rows, 1) coefficients."""
+        made = combined(coefficients, self._w[: len(coefficients)])
+        subtract(made, value * coefficients, self._q[: len(coefficients)])
+        return made
+
+    def residual_norms(self, values: Floats, coefficients: Tensor) -> Floats:
+        """(k,) lengths of A v - theta v of the given pairs."""
+        count = len(coefficients)
+        scaled = coefficients * torch.from_numpy(values.copy())
+        return _numbers(norms_of(coefficients, self._w[:count], (scaled, self._q[:count])))
 
     def replace(self, coefficients: Tensor, after: int = 0) -> None:
         """Replace the rows from ``after`` on by combinations of them: (m - after, k) orthonormal columns."""
         if after:
-            inner = coefficients
-            coefficients = torch.eye(self.size, dtype=torch.float64)[:, : after + inner.shape[1]]
-            coefficients[after:, after:] = inner
-        q, w = self.vectors(coefficients), self.products(coefficients)
+            inner_ones = coefficients
+            coefficients = torch.eye(self.size, dtype=torch.float64)[:, : after + inner_ones.shape[1]]
+            coefficients[after:, after:] = inner_ones
         t = coefficients.T @ self.t @ coefficients
-        self.size = len(q)
-        self._q[: self.size], self._w[: self.size] = q, w
-        self._t[: self.size, : self.size] = (t + t.T) / 2
+        old, size = self.size, coefficients.shape[1]
+        lost = [self._replaced(rows, coefficients.T.to(rows.device), old, size) for rows in (self._q, self._w)]
+        self.size = size
+        self._t[:size, :size] = (t + t.T) / 2
+        if self.dtype != torch.float64:
+            self._moved += lost[0]
+            self._off += lost[1]
+            self._skew, self._left = self._skewness(0), 0.0
 
     def outside(self, rows: Tensor, scale: float, draw: Source, number: int) -> Tensor:
         """Up to len(rows) orthonormal rows orthogonal to the basis, from ``rows`` where they are not rounding.
@@ -116,46 +165,68 @@ class Basis:
             if self.size + len(made) >= self.n:
                 break
             for attempt in range(4):
-                length = float(torch.linalg.vector_norm(row))
+                length = float(lengths(row[None]))
                 if length > BREAKDOWN * scale:
                     # The rest of a product is kept down to its rounding: a part that is dropped is never seen again.
                     least = BREAKDOWN * scale / length if scale else LEAST
-                    row = self._orthogonal(row / length, made, least)
-                    if row is not None:
-                        made.append(row)
+                    unit = self._orthogonal(row[None] / length, made, least)
+                    if unit is not None:
+                        made.append(unit.to(self.dtype))
+                        self._left = math.hypot(self._left, rounded(unit, made[-1]))
                         break
                 row, scale = draw(number + 1000 * attempt + len(made)).to(self._q.device), 0.0
-        return torch.stack(made) if made else torch.empty((0, self.n), dtype=torch.float64, device=self._q.device)
+        return torch.cat(made) if made else torch.empty((0, self.n), dtype=self.dtype, device=self._q.device)
 
     def _orthogonal(self, row: Tensor, made: list[Tensor], least: float) -> Tensor | None:
-        """The unit row without its part in the span, normalised; None where no more than ``least`` is left.
+        """The (1, n) unit row without its part in the span, normalised; None where no more than ``least`` is left.
 
         Repeated while one subtraction removes so much that the rest may not be orthogonal (twice is enough, Kahan's
         rule in Parlett 1998, section 6.9).
         """
-        others = torch.cat([self.q, torch.stack(made)]) if made else self.q
         whole = 1.0
         for _ in range(4):
-            row = row - (others @ row) @ others
-            left = float(torch.linalg.vector_norm(row))
+            for others in (self.q, *made):
+                subtract(row, inner(others, row), others)
+            left = float(lengths(row))
             whole *= left
             if whole <= least:
                 return None
-            row = row / left
+            row /= left
             if left > MOST:
                 return row
         return row
+
+    def _replaced(self, rows: Tensor, coefficients: Tensor, old: int, size: int) -> float:
+        """Put combinations in the place of the first rows, piece by piece; the norm of what rounding took of them."""
+        squares = 0.0
+        for piece in pieces(self.n, old + size):
+            made = coefficients @ rows[:old, piece].double()
+            rows[:size, piece] = made
+            squares += rounded(made, rows[:size, piece]) ** 2
+        return math.sqrt(squares)
+
+    def _skewness(self, old: int) -> float:
+        """The Frobenius norm of the rows of Q Q' - I from ``old`` on, and of their columns."""
+        gram = inner(self._q[old : self.size], self.q).cpu()
+        gram[:, old:] -= torch.eye(self.size - old, dtype=torch.float64)
+        return math.sqrt(2.0 * float(gram[:, :old].square().sum()) + float(gram[:, old:].square().sum()))
 
     def _grow(self, size: int) -> None:
         have = len(self._q)
         if size <= have:
             return
         room = min(max(size, 2 * have, 12), self.n)
+        if self._limit * self.n >= AT_ONCE:
+            room = min(self._limit if size <= self._limit else size + MORE, self.n)
         for name in ("_q", "_w"):
             old = getattr(self, name)
-            new = torch.empty((room, self.n), dtype=torch.float64, device=old.device)
+            new = torch.empty((room, self.n), dtype=old.dtype, device=old.device)
             new[: self.size] = old[: self.size]
             setattr(self, name, new)
         t = torch.zeros((room, room), dtype=torch.float64)
         t[: self.size, : self.size] = self._t[: self.size, : self.size]
         self._t = t
+
+
+def _numbers(values: Tensor) -> Floats:
+    return np.asarray(values.cpu().numpy(), dtype=np.float64)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from layerhess.linalg.eigen.copies import belonging, beside, crowded, ends_looked_at, other_end_is_smaller
 from layerhess.linalg.eigen.exclusion import Limits, Reach, Statements
-from layerhess.linalg.eigen.krylov_basis import BREAKDOWN, Basis, comfortable_basis, frame, row_norms
+from layerhess.linalg.eigen.krylov_basis import BREAKDOWN, Basis, comfortable_basis, frame, outer_lengths
 from layerhess.linalg.eigen.missed import MISSED_PROBABILITY, far_excluded
 from layerhess.linalg.eigen.process import (
     Beside,
@@ -30,6 +30,7 @@ SMALL = 256  # rows of a basis up to which every step is looked at
 WORTH = 4  # times the steps so far: up to this dimension reading all of it is chosen before another search
 LARGEST_BLOCK = 4  # vectors at a time once copies of an eigenvalue were found
 LEAST_STEPS = 6  # that a basis must have room for before a restart; a wider start would leave too few
+BEYOND_LOCKED = 11  # rows that a search beside locked pairs has at least
 
 
 class Lanczos:
@@ -50,15 +51,18 @@ class Lanczos:
        restart has dropped what the random vectors reached, a :class:`Recursion` from a new one does that.
     5. With room for the whole space it reads all of it rather than take more than half of n, or a second long search.
 
-    Cost: ``width`` products a step while searching; memory 2 * basis_limit * n float64 at most.
+    Cost: ``width`` products a step while searching; memory 2 * basis_limit * n numbers, and a few rows.
+
+    Attributes:
+        steps: products spent. basis: what is known of the operator.
 
     Args:
         n: dimension. wanted: which pairs. tol: relative, see :func:`layerhess.linalg.bounds.certify`.
-        draw: number -> random unit vector (n,). basis_limit: rows before a restart. device: of the vectors.
-        width: random vectors to begin with. More of them need fewer steps and more products.
+        draw: number -> random unit vector (n,). basis_limit: rows before a restart. device, dtype: of the vectors, see
+            :class:`layerhess.linalg.eigen.krylov_basis.Basis`. width: random vectors to begin with; more of them need
+            fewer steps and more products.
         starts: (k, n) vectors to begin with in addition, such as eigenvectors of a similar matrix. They help to find
-            pairs, but prove nothing: only the random vectors exclude further eigenvalues.
-            :func:`layerhess.linalg.eigen.missed.far_excluded` says when such a search may end.
+            pairs, but prove nothing: only the random vectors exclude others (see ``missed.far_excluded``).
         exclude: see :func:`layerhess.linalg.bounds.certify`; None asks for nothing. copies: look for further copies of
             the wanted eigenvalues; else all is stated up to multiplicity. definite: nothing lies below zero; may be
             taken back in ``said``, which says what is excluded.
@@ -75,6 +79,7 @@ class Lanczos:
         *,
         basis_limit: int | None = None,
         device: torch.device | None = None,
+        dtype: torch.dtype = torch.float64,
         width: int = 1,
         starts: Tensor | None = None,
         exclude: float | None = None,
@@ -86,20 +91,18 @@ class Lanczos:
         self.said = Statements(wanted, tol, exclude, copies, definite)
         self._device = device or torch.device("cpu")
         self._limit = min(n, max(basis_limit or comfortable_basis(wanted), wanted.total + 6))
-        self._basis = Basis(n, self._device)
+        self.basis = Basis(n, self._device, dtype, self._limit)
         self._widest = max(1, min(n, (self._limit - wanted.total) // LEAST_STEPS))
         self._width = max(1, min(width, self._widest))
         rows = [draw(number).to(self._device) for number in range(self._width)]
         rows += [] if starts is None else list(starts.to(self._device)[: self._widest - self._width])
-        self._frontier: Tensor = frame(torch.stack(rows))  # the random ones first
+        self._frontier: Tensor = frame(torch.stack(rows)).to(dtype)  # the random ones first
         self._draws = self._width
         self._rounding, self._phase = 0.0, "search"
-        self._locked = self._steps = 0
+        self._locked = self.steps = 0
         self.reach = Reach(n, self._width)
         self._recursion: Recursion | None = None
         self._done, self._estimate, self._norm = False, np.inf, 0.0
-
-    # -- ask, tell, result ----------------------------------------------------------------------------------------
 
     def ask(self) -> Tensor:
         """The next (s, n) orthonormal vectors."""
@@ -107,42 +110,39 @@ class Lanczos:
 
     def tell(self, products: Tensor) -> None:
         """Take the products, do Rayleigh-Ritz, decide what comes next."""
-        self._steps += len(products)
+        self.steps += len(products)
         if self._recursion is not None:
             self._recur(self._recursion, products)
-            return
-        self._decide(self._basis.append(self._frontier, products))
+        else:
+            self._decide(self.basis.append(self._frontier, products))
 
     def candidates(self) -> Candidates:
         """The wanted Ritz pairs of the present basis, whatever their residuals."""
-        values, coefficients = self._basis.ritz()
+        values, coefficients = self.basis.ritz()
         keep = self.wanted.indices(values)
         theta, chosen = values[keep], coefficients[:, keep]
         residuals = self.said.bounded(theta, self._residual_norms(theta, chosen))
         near = neighbours(values, keep)
         others = self._residual_norms(values[near], coefficients[:, near])
+        norm = max(self._norm, float(np.abs(values).max()))  # restarts drop Ritz values, but the norm stays known
         return Candidates(
             values=theta,
-            vectors=self._basis.vectors(chosen),
+            vectors=self.basis.vectors(chosen),
             residuals=residuals,
             gaps=known_gaps(np.abs(theta - values[near]), residuals, others),
             ends=self.wanted.ends(len(keep)),
-            norm=max(self._norm, float(np.abs(values).max())),  # restarts drop Ritz values, but the norm stays known
-            spectrum=values[::-1].copy() if self._basis.size == self.n else None,
+            norm=norm,
+            spectrum=values[::-1].copy() if self.basis.size == self.n else None,
             searches=self.said.so_far(self.reach),
-            steps=self._steps,
+            steps=self.steps,
             definite=self.said.definite,
+            stored=self.basis.error(norm),
         )
 
     @property
     def proposes(self) -> bool:
         """True when every wanted pair is within tolerance and no further copy must be searched for."""
         return self._done
-
-    @property
-    def steps(self) -> int:
-        """Products spent."""
-        return self._steps
 
     @property
     def rounding(self) -> float:
@@ -152,15 +152,10 @@ class Lanczos:
     @rounding.setter
     def rounding(self, value: float) -> None:
         self._rounding = value
-        if self._done and self._basis.size < self.n and not self._within():
+        if self._done and self.basis.size < self.n and not self._within():
             self._done = False
             if self._phase != "search":
                 self._polish()
-
-    @property
-    def basis(self) -> tuple[Tensor, Tensor]:
-        """(m, n) orthonormal rows and their products: what is known of the operator."""
-        return self._basis.q, self._basis.w
 
     @property
     def relative_residual(self) -> float:
@@ -170,24 +165,29 @@ class Lanczos:
     # -- decisions ----------------------------------------------------------------------------------------------
 
     def _record(self, rest: Tensor, values: Floats, coefficients: Tensor) -> None:
-        floor = BREAKDOWN * self._norm if self._basis.size < self.n else np.inf
+        floor = BREAKDOWN * self._norm if self.basis.size < self.n else np.inf
         self.reach.record(rest, values, coefficients.numpy(), floor)
 
+    @property
+    def _floor(self) -> float:
+        """Of a residual: the rounding of products and of stored rows."""
+        return self._rounding + self.basis.error(self._norm)
+
     def _allowed(self, values: Floats) -> Floats:
-        return np.maximum(tolerated(values, self._norm, self.tol) - self._rounding, self._rounding)
+        return np.maximum(tolerated(values, self._norm, self.tol) - self._floor, self._floor)
 
     def _decide(self, rest: Tensor) -> None:
-        if self._basis.size < self.n:
-            if self._phase == "whole" or (self._phase == "search" and self._limit == self.n <= 2 * self._steps):
+        if self.basis.size < self.n:
+            if self._phase == "whole" or (self._phase == "search" and self._limit == self.n <= 2 * self.steps):
                 self._read_on()
                 return
-            size = self._basis.size  # in a large basis a decomposition costs as much as many products
+            size = self.basis.size  # in a large basis a decomposition costs as much as many products
             if self._phase == "search" and size > SMALL and size % (size // 64):
                 self._frontier = self._next(rest)
                 return
-        values, coefficients = self._basis.ritz()
+        values, coefficients = self.basis.ritz()
         self._norm = max(self._norm, float(np.abs(values).max()))
-        if self._basis.size == self.n:
+        if self.basis.size == self.n:
             self._done, self._estimate = True, 0.0
             return
         if self._phase == "polish":
@@ -200,13 +200,13 @@ class Lanczos:
     def _read_on(self) -> None:
         """Multiply the rest of the space: after half of it, and where another search would cost as much."""
         self._phase = "whole"
-        count = min(CHUNK, self.n - self._basis.size)
+        count = min(CHUNK, self.n - self.basis.size)
         self._frontier = self._next(torch.stack([self._random() for _ in range(count)]))
 
     def _search(self, rest: Tensor, values: Floats, coefficients: Tensor) -> None:
         keep = self.wanted.indices(values)
         self._record(rest, values, coefficients)
-        every = row_norms(coefficients[-len(rest) :].T.to(rest.device) @ rest)
+        every = outer_lengths(coefficients, rest)
         lengths = self.said.bounded(values[keep], every[keep])
         self._estimate = float(lengths.max())
         near = len(keep) == self.wanted.total and bool(np.all(lengths <= 1.1 * self._allowed(values[keep])))
@@ -221,7 +221,7 @@ class Lanczos:
                 again = self.said.leaves(search, self._limits(values[keep]))
                 self._done = not again
             if again:
-                whole = self._limit == self.n <= WORTH * self._steps
+                whole = self._limit == self.n <= WORTH * self.steps
                 self._read_on() if whole else self._lock(coefficients[:, keep])
                 return
             if left and self.reach.restarted:
@@ -229,11 +229,11 @@ class Lanczos:
                 return
         # Made even when done: a rounding measured later may make more steps necessary.
         self._frontier = self._next(rest)
-        if self._basis.size + len(self._frontier) > self._limit:
+        if self.basis.size + len(self._frontier) > self._limit:
             self._restart(values, coefficients, start=0)
 
     def _within(self) -> bool:
-        values, coefficients = self._basis.ritz()
+        values, coefficients = self.basis.ritz()
         keep = self.wanted.indices(values)
         lengths = self.said.bounded(values[keep], self._residual_norms(values[keep], coefficients[:, keep]))
         self._estimate = float(lengths.max())
@@ -246,7 +246,7 @@ class Lanczos:
     # -- what is left open --------------------------------------------------------------------------------------
 
     def _limits(self, found: Floats) -> Limits:
-        return self.said.limits(found, self._norm, self._rounding)
+        return self.said.limits(found, self._norm, self._floor)
 
     def _open(self, values: Floats, coefficients: Tensor, keep: list[int]) -> bool:
         """Does the first search leave open what it alone can exclude?"""
@@ -262,15 +262,15 @@ class Lanczos:
 
     def _recurse(self, coefficients: Tensor, after: int = 0) -> None:
         """Keep these pairs, and exclude others from a new random vector without a basis."""
-        self._basis.replace(coefficients, after)
-        self._locked = self._basis.size
+        self.basis.replace(coefficients, after)
+        self._locked = self.basis.size
         self._phase = "exclude"
         self._frontier = self._next(self._random()[None])
-        self._recursion = Recursion(self._frontier[0], self._basis.q.clone(), self._norm)
+        self._recursion = Recursion(self._frontier[0], self.basis.q.clone(), self._norm)
 
     def _recur(self, recursion: Recursion, products: Tensor) -> None:
         recursion.tell(products)
-        locked, coefficients = self._basis.ritz()
+        locked, coefficients = self.basis.ritz()
         keep = self.wanted.indices(locked)
         search = recursion.searched(self._beside(locked, coefficients))
         limits = self._limits(locked[keep])
@@ -289,7 +289,7 @@ class Lanczos:
             self._frontier = recursion.ask()
 
     def _residual_norms(self, values: Floats, coefficients: Tensor) -> Floats:
-        return row_norms(self._basis.residuals(values, coefficients))
+        return self.basis.residual_norms(values, coefficients)
 
     def _beside(self, kept: Floats, coefficients: Tensor) -> Beside:
         return beside(kept, self._residual_norms(kept, coefficients), self.wanted)
@@ -298,8 +298,8 @@ class Lanczos:
 
     def _lock(self, coefficients: Tensor, after: int = 0) -> None:
         """Keep these pairs only, and start from a random vector orthogonal to them."""
-        self._basis.replace(coefficients, after)
-        self._locked = self._basis.size
+        self.basis.replace(coefficients, after)
+        self._locked = self.basis.size
         self._phase = "verify"
         draws = [self._random() for _ in range(min(self._width, self.n - self._locked))]
         self._frontier = self._next(torch.stack(draws))
@@ -307,12 +307,12 @@ class Lanczos:
 
     def _verify(self, rest: Tensor) -> None:
         """End the search for copies once the deflated operator's extreme pair has converged and is not wanted."""
-        values, coefficients = self._basis.ritz(self._locked)
+        values, coefficients = self.basis.ritz(self._locked)
         self._record(rest, values, coefficients)
-        lengths = row_norms(coefficients[-len(rest) :].T.to(rest.device) @ rest)
+        lengths = outer_lengths(coefficients, rest)
         settled = lengths <= self._allowed(values)
         ends = ends_looked_at(values, self.wanted, self.said.looked_at)
-        known, inner = self._basis.ritz(stop=self._locked)
+        known, inner = self.basis.ritz(stop=self._locked)
         clear = other_end_is_smaller(values, lengths, known, self._allowed(values), self.wanted)
         search = self.reach.searched(beside=self._beside(known, inner))
         locked = known[self.wanted.indices(known)]
@@ -322,7 +322,7 @@ class Lanczos:
             self._go_on(rest, values, coefficients)
             return
         # Values this close cannot be told apart by the bounds; otherwise the search in a null space would never end.
-        slack = max(self._rounding, ARITHMETIC * self._norm)
+        slack = max(self._floor, ARITHMETIC * self._norm)
         belongs = belonging(values, known, self._residual_norms(known, inner), self.wanted, slack)
         found = [int(i) for i in np.flatnonzero(belongs & settled)]
         if found:
@@ -342,7 +342,7 @@ class Lanczos:
     def _go_on(self, rest: Tensor, values: Floats, coefficients: Tensor) -> None:
         """The next step of a search for copies."""
         self._frontier = self._next(rest)
-        if self._basis.size + len(self._frontier) > max(self._limit, self._locked + 12):
+        if self.basis.size + len(self._frontier) > max(self._limit, self._locked + BEYOND_LOCKED):
             self._restart(values, coefficients, start=self._locked)
 
     def _sees_copies(self, found: Floats) -> bool:
@@ -368,23 +368,23 @@ class Lanczos:
         if self._within():
             self._done = True
             return
-        values, coefficients = self._basis.ritz()
-        if self._basis.size + 1 > max(self._limit, self._locked + 12):
+        values, coefficients = self.basis.ritz()
+        if self.basis.size + 1 > max(self._limit, self._locked + BEYOND_LOCKED):
             keep = self._kept(values, len(self.wanted.indices(values)) + self._locked)
-            self._basis.replace(coefficients[:, keep])
-            values, coefficients = self._basis.ritz()
+            self.basis.replace(coefficients[:, keep])
+            values, coefficients = self.basis.ritz()
         keep = self.wanted.indices(values)
-        residuals = self._basis.residuals(values[keep], coefficients[:, keep])
-        excess = row_norms(residuals) / self._allowed(values[keep])
-        self._frontier = self._next(residuals[int(excess.argmax())][None])
+        excess = self._residual_norms(values[keep], coefficients[:, keep]) / self._allowed(values[keep])
+        worst = keep[int(excess.argmax())]
+        self._frontier = self._next(self.basis.residual(values[worst], coefficients[:, [worst]]))
 
     # -- moves ----------------------------------------------------------------------------------------------------
 
     def _restart(self, values: Floats, coefficients: Tensor, start: int) -> None:
         """Thick restart: go on from the Ritz vectors nearest to the wanted ends; the locked rows stay."""
-        room = max(self._limit, start + 12) - start
+        room = max(self._limit, start + BEYOND_LOCKED) - start
         keep = self._kept(values, min(self.wanted.total + room // 3, room - 2 * len(self._frontier)))
-        self._basis.replace(coefficients[:, keep], start)
+        self.basis.replace(coefficients[:, keep], start)
         self.reach.restarted = True
 
     def _kept(self, values: Floats, count: int) -> list[int]:
@@ -392,7 +392,7 @@ class Lanczos:
 
     def _next(self, rows: Tensor) -> Tensor:
         self._draws += 1
-        return self._basis.outside(rows, self._norm, self._draw, 100_000 * self._draws)
+        return self.basis.outside(rows, self._norm, self._draw, 100_000 * self._draws)
 
     def _random(self) -> Tensor:
         self._draws += 1

@@ -155,6 +155,7 @@ class Candidates:
         steps: products spent. definite: the matrix is known to be positive semidefinite.
         steepest: (1, n) unit vector of (nearly) the largest |eigenvalue|, where the whole matrix was read and no pair
             of it is among these: rounding is measured there too, since the bounds hold for the whole spectrum.
+        stored: what rounding of the solver's own vectors adds to every error.
     """
 
     values: Floats
@@ -168,6 +169,7 @@ class Candidates:
     steps: int
     definite: bool = False
     steepest: Tensor | None = None
+    stored: float = 0.0
 
     @property
     def measured(self) -> Tensor:
@@ -183,10 +185,10 @@ class Process(Protocol):
     path: str
 
     def ask(self) -> Tensor:
-        """The (s, n) float64 vectors whose products are needed next."""
+        """The (s, n) vectors whose products are needed next; float64, or float32 for a float32 model."""
 
     def tell(self, products: Tensor) -> None:
-        """Receive the (s, n) products of the vectors last asked for."""
+        """Receive the (s, n) float64 products of the vectors last asked for."""
 
     @property
     def proposes(self) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from layerhess.linalg.eigen.krylov_basis import BREAKDOWN
 from layerhess.linalg.eigen.process import Beside, Recursed
+from layerhess.linalg.long_rows import inner, lengths, subtract
 
 
 class Recursion:
@@ -18,40 +19,43 @@ class Recursion:
     see :func:`layerhess.linalg.eigen.missed.largest_share`: it goes on as long as is needed with three vectors.
 
     Args:
-        start: (n,) random unit vector, orthogonal to the locked ones. locked: (m, n) orthonormal rows. norm: of the
-            matrix, as far as it is known.
+        start: (n,) random unit vector, orthogonal to the locked ones, in their dtype. locked: (m, n) orthonormal rows.
+        norm: of the matrix, as far as it is known.
     """
 
     def __init__(self, start: Tensor, locked: Tensor, norm: float) -> None:
         self._locked = locked
         self._norm = norm
-        self._last = torch.zeros_like(start)
-        self._now = start
+        self._now = self._last = start[None]
         self._diagonal: list[float] = []
         self._couplings: list[float] = []
 
     def ask(self) -> Tensor:
         """The next unit vector, (1, n)."""
-        return self._now[None]
+        return self._now
 
     def tell(self, products: Tensor) -> None:
         """One step of the recursion, in the complement of the locked vectors."""
-        row = products[0] - (self._couplings[-1] * self._last if self._couplings else 0.0)
-        own = float(row @ self._now)
-        row = row - own * self._now
+        row = products.to(torch.float64, copy=True)
+        if self._couplings:
+            subtract(row, torch.tensor([[self._couplings[-1]]], dtype=torch.float64), self._last)
+        own = inner(row, self._now)
+        subtract(row, own, self._now)
         for _ in range(2):
-            row = row - (self._locked @ row) @ self._locked
-        further = float(torch.linalg.vector_norm(row))
-        self._norm = max(self._norm, abs(own) + further)
+            subtract(row, inner(self._locked, row), self._locked)
+        further = float(lengths(row))
+        self._norm = max(self._norm, abs(float(own)) + further)
         if further <= BREAKDOWN * self._norm:
             further = 0.0
-        self._diagonal.append(own)
+        self._diagonal.append(float(own))
         self._couplings.append(further)
-        self._last, self._now = self._now, (row / further if further else self._now)
+        self._last = self._now
+        if further:
+            self._now = row.div_(further).to(self._now.dtype)
 
     def searched(self, beside: Beside) -> Recursed:
         """What it has seen; see :class:`layerhess.linalg.eigen.process.Search` for the argument."""
         diagonal, couplings = np.array(self._diagonal), np.array(self._couplings)
         values = eigvalsh_tridiagonal(diagonal, couplings[:-1])
-        n = len(self._now) - len(self._locked)
+        n = self._now.shape[1] - len(self._locked)
         return Recursed(n, float(values[-1]), float(values[0]), diagonal, couplings, beside)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from layerhess.linalg.eigen.dense import CHUNK, Dense
-from layerhess.linalg.eigen.krylov_basis import Basis, frame, row_norms
+from layerhess.linalg.eigen.krylov_basis import Basis, frame
 from layerhess.linalg.eigen.power import Power
 from layerhess.linalg.eigen.process import Wanted, dense_eigh, graded_eigh, known_gaps, neighbours, tolerated
 from layerhess.linalg.eigen.zero_test import ZeroTest
@@ -101,7 +101,6 @@ def test_a_frame_is_orthonormal_with_the_same_span() -> None:
         made = frame(rows)
         np.testing.assert_allclose(made @ made.T, np.eye(count), atol=1e-14)
         np.testing.assert_allclose(rows @ made.T @ made, rows, atol=1e-13)
-    assert row_norms(torch.tensor([[3.0, 4.0], [0.0, 2.0]])).tolist() == [5.0, 2.0]
 
 
 @pytest.mark.parametrize("sizes", [(1,), (1, 1, 1), (2, 3), (4, 1), (3, 6)])
@@ -137,9 +136,12 @@ def test_ritz_pairs_and_their_residuals_are_numpys() -> None:
     np.testing.assert_allclose(values, np.linalg.eigvalsh(q @ MATRIX @ q.T), atol=1e-13)
     vectors = coefficients.numpy().T @ q
     np.testing.assert_allclose(basis.vectors(coefficients).numpy(), vectors, atol=1e-14)
-    np.testing.assert_allclose(basis.products(coefficients).numpy(), vectors @ MATRIX, atol=1e-13)
+    np.testing.assert_allclose(basis.images(basis.vectors(coefficients)).numpy(), vectors @ MATRIX, atol=1e-13)
     residuals = vectors @ MATRIX - values[:, None] * vectors
-    np.testing.assert_allclose(basis.residuals(values, coefficients).numpy(), residuals, atol=1e-13)
+    lengths = np.linalg.norm(residuals, axis=1)
+    np.testing.assert_allclose(basis.residual_norms(values, coefficients), lengths, atol=1e-13)
+    one = basis.residual(values[1], coefficients[:, [1]])
+    np.testing.assert_allclose(one.numpy(), residuals[[1]], atol=1e-13)
     part, _ = basis.ritz(2, 4)
     np.testing.assert_allclose(part, np.linalg.eigvalsh((q @ MATRIX @ q.T)[2:4, 2:4]), atol=1e-13)
     leading = basis.ritz(stop=2)[1]

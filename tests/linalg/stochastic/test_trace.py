@@ -45,7 +45,7 @@ def by_lanczos(family: str) -> Deflation:
     process = Lanczos(N, Wanted(top=1), 1e-3, lambda number: random_unit(N, 0, "t", number))
     while not process.proposes:
         process.tell(process.ask() @ torch.from_numpy(matrix))
-    return Deflation(process._basis.q, process._basis.w)
+    return Deflation(process.basis.q, process.basis.w)
 
 
 def estimate(matrix: Matrix, goal: Trace, seed: int, deflation: Deflation | None = None) -> tuple[TraceEstimate, int]:
