@@ -101,7 +101,8 @@ def fingerprint(objective: Objective) -> Hashable:
     """
     model = objective.model
     tensors = (*model.named_parameters(), *model.named_buffers())
-    values = tuple((name, tensor.requires_grad, _digest(tensor)) for name, tensor in tensors)
+    with objective.whole_weights():
+        values = tuple((name, tensor.requires_grad, _digest(tensor)) for name, tensor in tensors)
     return values, tuple((id(module), type(module), module.training) for module in model.modules())
 
 

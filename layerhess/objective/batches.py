@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler, TensorDataset
 
 from layerhess.errors import InputError
 from layerhess.objective.arrays import as_tensors, refuse_frame
 from layerhess.objective.containers import movable, obstacle, outline, rows, tensors, tree_map
+from layerhess.objective.loaders import order_of
 from layerhess.objective.processes import refuse_share
 
 BOTH_SPELLINGS = (
@@ -103,14 +104,15 @@ def is_shuffling(data: Any) -> bool:
     """True for a DataLoader that is known to draw a new order at every pass."""
     if not isinstance(data, DataLoader):
         return False
-    sampler = getattr(data.batch_sampler, "sampler", None) or data.sampler
-    return isinstance(sampler, RandomSampler)
+    return isinstance(order_of(data), RandomSampler)
 
 
 def is_stable(data: Any) -> bool:
     """True when batch i is the same in every pass, so that some of the graphs may be kept."""
     if isinstance(data, DataLoader):
-        return isinstance(data.sampler, SequentialSampler) and isinstance(data.dataset, TensorDataset)
+        order = order_of(data)
+        fixed = isinstance(order, SequentialSampler) or (type(order) is DistributedSampler and not order.shuffle)
+        return fixed and isinstance(data.dataset, TensorDataset)
     return not may_refill(data)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,11 @@ from layerhess.objective import batches
 from layerhess.objective.batch_norm import TiedNorms, tied_norms
 from layerhess.objective.evaluation import Evaluation
 from layerhess.objective.kernels import plain_kernels
+from layerhess.objective.loaders import share_of
 from layerhess.objective.losses import batch_loss, evaluation_of
 from layerhess.objective.model_call import without_unnamed
 from layerhess.objective.parameters import coarsest, copied, trainable
+from layerhess.objective.plain_model import PlainTwin, needs_twin, unwrapped
 from layerhess.objective.processes import refuse_several_processes
 from layerhess.objective.snapshot import preserved_random_state, restored
 from layerhess.objective.workers import refuse_repeated_examples
@@ -28,15 +30,15 @@ MODES = ("as-is", "eval")
 STOP_GRADIENTS = ("refuse", "constant")
 CONSTANT = "with stopped gradients held constant: derivatives of what is detached, or straight-through, are left out"
 HALF = (torch.float16, torch.bfloat16)
-_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 class Objective:
     """A model's loss over a whole data set, as sums and counts of its batches.
 
     Args:
-        model: any ``torch.nn.Module``; ``torch.compile``d, DataParallel and DistributedDataParallel wrappers are
-            removed. It is never changed: all that an analysis touches is restored bit by bit.
+        model: any ``torch.nn.Module``. Wrappers are taken off (torch.compile's, DataParallel, DistributedDataParallel,
+            those of accelerate and Lightning Fabric), and sharded weights are gathered while they are analysed. It is
+            never changed: all that an analysis touches is restored bit by bit.
         data: one batch (a tuple or a mapping), or a re-iterable of batches (a list, a DataLoader, ...). A batch is
             (inputs, target), with a tuple of inputs for several; a mapping; or whatever ``batch_loss`` understands.
         loss: a criterion on (output, target); ``lh.batch_loss(fn)``; or None for a Hugging Face model's own ``.loss``.
@@ -47,8 +49,9 @@ class Objective:
             quantiser the numbers are then the curvature at the quantised weights.
 
     Attributes:
-        model: the unwrapped model. parameters: trainable floating point parameters by first name, in
-            ``named_parameters()`` order, tied ones once. frozen: names left out. device: the model's.
+        model: the unwrapped model; where parts are wrapped or sharded, its plain twin. parameters: trainable floating
+            point parameters by first name, in ``named_parameters()`` order, tied ones once. frozen: names left out.
+            device: the model's.
 
     Raises:
         InputError: unusable model, data or loss.
@@ -86,8 +89,12 @@ class Objective:
             )
         self.notes: list[str] = [CONSTANT] if stop_gradients == "constant" else []
         self.stop_gradients = stop_gradients
-        self.model = self._unwrap(model)
-        self.data = data
+        self._given, said = unwrapped(model)
+        self.notes += said
+        self._twin = PlainTwin(self._given) if needs_twin(self._given) else None
+        self.notes += self._twin.notes if self._twin else []
+        self.model: nn.Module = self._twin.model if self._twin else self._given
+        self.data = data = share_of(data, 1)
         self.loss = loss
         self.batch_size = None if batch_size is None else checked_integer(batch_size, "batch_size", 1)
         self.mode = mode
@@ -160,7 +167,7 @@ class Objective:
         return self._varied(stop_gradients=stop_gradients)
 
     def _varied(self, **changed: Any) -> Objective:
-        given = {"model": self.model, "data": self.data, "loss": self.loss, "batch_size": self.batch_size}
+        given = {"model": self._given, "data": self.data, "loss": self.loss, "batch_size": self.batch_size}
         return Objective(**{**given, "mode": self.mode, "stop_gradients": self.stop_gradients, **changed})
 
     def to(self, device: str | torch.device) -> Objective:
@@ -180,7 +187,8 @@ class Objective:
             ) from None
         if target == self.device:
             return self
-        model = copied(self.model).to(target)
+        with self.whole_weights():
+            model = copied(self.model).to(target)
         moved = self._varied(model=model)
         moved.evaluation = self.evaluation.to(self.dtype, target)
         return moved
@@ -270,8 +278,9 @@ class Objective:
             yield
             return
         refuse_several_processes()
-        self._refuse_changed_model()
         with ExitStack() as stack:
+            stack.enter_context(self.whole_weights())
+            self._refuse_changed_model()
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(restored(self.model))
@@ -288,19 +297,11 @@ class Objective:
             finally:
                 self._depth = 0
 
-    # -- refusals ---------------------------------------------------------------------------------------------
+    def whole_weights(self) -> AbstractContextManager[None]:
+        """Inside it the model's weights have their values, where they are sharded too; a session is inside it."""
+        return nullcontext() if self._twin is None else self._twin.filled()
 
-    def _unwrap(self, model: nn.Module) -> nn.Module:
-        while True:
-            inner = getattr(model, "_orig_mod", None)
-            if isinstance(inner, nn.Module):
-                self.notes.append("the model was compiled: the module inside torch.compile is analysed, eagerly")
-                model = inner
-            elif isinstance(model, _WRAPPERS):
-                self.notes.append(f"the model was wrapped in {type(model).__name__}: its .module is analysed")
-                model = model.module
-            else:
-                return model
+    # -- refusals ---------------------------------------------------------------------------------------------
 
     def _refuse_split_batch_norm(self) -> None:
         norms = self.tied_norms
@@ -325,7 +326,7 @@ class Objective:
     def _note_compiled_parts(self) -> None:
         parts = [
             name or "(root)"
-            for name, module in self.model.named_modules()
+            for name, module in self._given.named_modules()
             if getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
         ]
         if parts:
