@@ -42,6 +42,7 @@ def analyze(
     method: str = "lanczos",
     path: str = "auto",
     memory: str | int | None = None,
+    segments: Any = "auto",
     skip_failed: bool = False,
 ) -> Analysis:
     """Top and bottom eigenpairs of every diagonal block of the Hessian and of the full Hessian, with error bounds.
@@ -83,6 +84,10 @@ def analyze(
         memory: budget for graphs, factors and solvers' vectors, such as "8GiB" or a number of bytes; by default
             8 GiB or 2.5 training steps for graphs and factors, whichever is more, and never more than is free. Batches
             whose graph does not fit are cut into smaller ones, with the same result.
+        segments: modules that keep their inputs only, and are computed anew by every product, which takes less memory
+            and more time. "auto": the repeated blocks of the network, where the graph of one example does not fit its
+            share of the budget; None: never; a list of module names or globs, such as ["layers.*"]: always. Those that
+            cannot be repeated exactly are left out; the result's notes say so.
         skip_failed: analyse the blocks that pass the self-check and mark the others "refused".
 
     Returns:
@@ -104,7 +109,7 @@ def analyze(
         objective, operator=operator, top=top, bottom=bottom, full=full, tol=tol, seed=seed, out=out,
         max_passes=max_passes, time_limit=time_limit, method=method, path=path, memory=memory, resume=resume,
         progress=progress, exclude=exclude, copies=copies, trace=trace, diagonal=diagonal, density=density,
-        coupling=coupling, sampling=sampling,
+        coupling=coupling, sampling=sampling, segments=segments,
     )  # fmt: skip
     divided = partition(objective.model, objective.parameters, objective.frozen, blocks)
     run = Run(objective, divided, blocks, arguments, progress, skip_failed)

@@ -15,6 +15,7 @@ from layerhess.analysis.paths import PATHS
 from layerhess.analysis.paths.exact import METHODS
 from layerhess.curvature.device import memory_limit
 from layerhess.curvature.matrices import CURVATURE_MATRICES, CurvatureMatrix
+from layerhess.curvature.segments.found import AUTO, named_segments
 from layerhess.errors import InputError, checked_integer
 from layerhess.objective.objective import Objective
 from layerhess.results.store import check_writable
@@ -42,6 +43,7 @@ class Arguments:
     exclude: float | None
     copies: str
     estimates: EstimateOptions
+    segments: Any = AUTO
 
     @property
     def curvature(self) -> CurvatureMatrix:
@@ -70,6 +72,7 @@ class Arguments:
             "method": self.method,
             "path": self.path,
             "memory": self.memory,
+            "segments": self.segments if self.segments is None or self.segments == AUTO else list(self.segments),
             "skip_failed": skip_failed,
             **self.estimates.settings(),
             "loss": objective.evaluation.name,
@@ -98,6 +101,7 @@ def check_arguments(
     memory: Any = None,
     exclude: Any = None,
     copies: Any = COPIES[0],
+    segments: Any = AUTO,
     resume: bool,
     progress: Any,
     trace: Any = False,
@@ -161,6 +165,9 @@ def check_arguments(
         raise InputError(f"exclude is {exclude!r}", where="exclude", what_to_do="use a number above 0, or None")
     if copies not in COPIES:
         raise InputError(f"copies is {copies!r}", where="copies", what_to_do="use 'search' or 'unchecked'")
+    if segments is not None and segments != AUTO:
+        named_segments(objective.model, segments)
+        segments = (segments,) if isinstance(segments, str) else tuple(segments)
     seed = checked_integer(seed, "seed", 0)
     max_passes = checked_integer(max_passes, "max_passes", 1)
     if time_limit is not None and not (_is_number(time_limit) and time_limit > 0):
@@ -194,6 +201,7 @@ def check_arguments(
         None if exclude is None else float(exclude),
         copies,
         asked,
+        segments,
     )
 
 

@@ -11,9 +11,12 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from layerhess.checks.survey import Survey
-from layerhess.curvature.batch_graph import GraphMaker
+from layerhess.curvature.batch_graph import BatchGraph, GraphMaker
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.device import KEPT_SHARE, PIECE_SHARE, Budget, is_out_of_memory, storages
+from layerhess.curvature.factors.mixed_graph import MixedGraphs
+from layerhess.curvature.live_bytes import LiveBytes
+from layerhess.curvature.segments.segmented import Segmented
 from layerhess.objective import batches
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
@@ -111,22 +114,37 @@ def step_bytes(objective: Objective, surveyed: Survey) -> int:
     """
     size = batches.leading_size(surveyed.sample)
     weights = sum(p.numel() * p.element_size() for p in objective.parameters.values())
+    saved = saved_bytes(objective, surveyed.sample)
+    return int(saved * (surveyed.largest / size if size else 1.0)) + 2 * weights
+
+
+def saved_bytes(objective: Objective, batch: Any) -> int:
+    """Bytes that a forward pass saves for its backward pass, without weights; 0 where it cannot be evaluated."""
     with _Saved(objective) as saved:
         try:
-            objective.terms(surveyed.sample)
+            objective.terms(batch)
         except (RuntimeError, MemoryError):
-            return 2 * weights
-    return int(saved.nbytes * (surveyed.largest / size if size else 1.0)) + 2 * weights
+            return 0
+    return saved.nbytes
 
 
 def graph_bytes(objective: Objective, batch: Any, make_graph: GraphMaker, blocks: Sequence[Block]) -> int:
     """Bytes that one batch's graph and products of the blocks hold, without weights."""
     names = list(dict.fromkeys(name for block in blocks for name in block.parameters))
+    exact = make_graph.exact if isinstance(make_graph, MixedGraphs) else make_graph
+    if isinstance(exact, Segmented):  # what a segment saves lives for one product, so the most at a time is counted
+        with LiveBytes() as live:
+            _multiply(make_graph(objective, batch, names, Counters()), objective, blocks)
+        return int(live.peak)
     with _Saved(objective) as saved:
         graph = make_graph(objective, batch, names, Counters())
-        for block in blocks:
-            graph.product(block.parameters, {name: objective.parameters[name].detach() for name in block.parameters})
+        _multiply(graph, objective, blocks)
     return saved.nbytes + graph.nbytes
+
+
+def _multiply(graph: BatchGraph, objective: Objective, blocks: Sequence[Block]) -> None:
+    for block in blocks:
+        graph.product(block.parameters, {name: objective.parameters[name].detach() for name in block.parameters})
 
 
 class _Saved:

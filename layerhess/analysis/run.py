@@ -24,6 +24,7 @@ from layerhess.analysis.progress import Progress
 from layerhess.analysis.result import Analysis
 from layerhess.analysis.sampling_errors import SamplingErrors, sampling_errors
 from layerhess.analysis.schedule import Schedule
+from layerhess.analysis.segments import choose_segments
 from layerhess.analysis.spectra import cost_of, mass, refused, spectrum_of, unasked
 from layerhess.analysis.tasks import Task, make_tasks
 from layerhess.checks import SelfCheck, check_unsampled, self_check
@@ -74,6 +75,7 @@ class Run:
         self.budget = replace(self.machine, limit=arguments.memory)  # for what solvers and estimators hold
         self.graph_budget = self.budget  # for graphs and factors
         self.step = 0  # bytes of a training step
+        self.curvature = arguments.curvature
         self.surveyed: Survey | None = None
         self.checked: SelfCheck | None = None
         self.tasks: list[Task] = []
@@ -97,9 +99,15 @@ class Run:
                 self.step = step_bytes(self.objective, self.surveyed)
                 self.graph_budget = default_budget(self.step, self.machine)
         with self.counters.during("checks"):
+            chosen = choose_segments(
+                self.objective, self.surveyed, self.curvature, self.full_block, self.graph_budget, self.arguments.seed,
+                step=self.step, asked=self.arguments.segments, factors=self.arguments.path in ("factors", "gram"),
+            )  # fmt: skip
+            self.curvature = chosen.of(self.curvature)
+            self._note(chosen.note)
             self.checked = self_check(
                 self.objective, self.surveyed, self._operators(), self.full_block, self.arguments.seed, self.counters,
-                self.arguments.curvature, self.machine, factors=self.arguments.path != "exact",
+                self.curvature, self.machine, factors=self.arguments.path != "exact" and not chosen.segments,
             )  # fmt: skip
         self._note(*self.checked.notes, *self.checked.concerns)
         self._refuse(self.checked.failed)
@@ -117,7 +125,7 @@ class Run:
         """Run all tasks in lockstep; make their spectra while the model is still in session."""
         assert self.surveyed is not None and self.checked is not None
         names = list(self.objective.parameters) if self.arguments.full else self._covered()
-        make = graph_maker(self.arguments.curvature, self.checked.licence, self._refute)
+        make = graph_maker(self.curvature, self.checked.licence, self._refute)
         objective, found = self._cut(make)
         data_pass = DataPass(
             objective, names, self.counters, checkpoint=self.checkpoint, make_graph=make, time_unit=True,
@@ -311,7 +319,7 @@ class Run:
         }
         with self.counters.during("sampling"):
             self.sampled = sampling_errors(
-                self.objective, graph_maker(self.arguments.curvature, self.checked.licence), self.surveyed, pairs,
+                self.objective, graph_maker(self.curvature, self.checked.licence), self.surveyed, pairs,
                 self.estimation.traced(), make_block(FULL, {n: self.objective.parameters[n] for n in names}),
                 self.arguments.seed, self.counters, self.checkpoint, self.checked.uncut,
             )  # fmt: skip

@@ -19,8 +19,10 @@ from layerhess.checks.stopped_values import left_out
 from layerhess.checks.survey import Survey
 from layerhess.checks.suspects import DIFFERENCES, FIRST_DERIVATIVE, failure, gradient_failure
 from layerhess.curvature.autograd_graph import coarsest_dtype
+from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL
+from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.curvature.matrices import CurvatureMatrix
 from layerhess.objective import batches
 from layerhess.objective.blocks import Block, make_block
@@ -115,7 +117,7 @@ class Derivatives:
         )
         return GradientCheck(judge, list(self.full.parameters), self.seed, self.counters)
 
-    def check_products(self) -> None:
+    def check_products(self, make_graph: GraphMaker = HessianGraph) -> None:
         """Hessian products agree with differences of gradients.
 
         Where the network has kinks only if a custom function, or a value taken away from autograd, gives cause: what is
@@ -138,7 +140,14 @@ class Derivatives:
             return
         tensors = {name: make_block(name, {name: p}) for name, p in right.items()}
         judged, step = finite_differences(
-            copied, copied.data[0], tensors, make_block("(right)", right), self.seed, self.counters, kinks
+            copied,
+            copied.data[0],
+            tensors,
+            make_block("(right)", right),
+            self.seed,
+            self.counters,
+            kinks,
+            make_graph,
         )
         wrong = sorted((name for name, off in judged.items() if off > AGREEMENT), key=judged.__getitem__, reverse=True)
         figures = {name: f"off by {judged[name]:.1e} from finite differences" for name in wrong}

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.double_backward.mode import Rewritten
 from layerhess.curvature.hessian_graph import HessianGraph
@@ -30,7 +31,7 @@ QUIET = 1e-9  # times the largest block's product: may be rounding, and no diffe
 
 def finite_differences(
     objective: Objective, batch: object, blocks: Mapping[str, Block], full: Block, seed: int, counters: Counters,
-    kinks: bool = False,
+    kinks: bool = False, make_graph: GraphMaker = HessianGraph,
 ) -> tuple[dict[str, float], float]:  # fmt: skip
     """Compare the rows (H u)_b with central differences (g(theta + r u) - g(theta - r u))_b / 2r.
 
@@ -45,7 +46,7 @@ def finite_differences(
 
     Args:
         objective: a float64 copy, in session. batch: a float64 sample. blocks: to compare. full: the tensors that move,
-            theirs among them. kinks: the network has some.
+            theirs among them. kinks: the network has some. make_graph: makes the Hessian's graphs.
 
     Returns:
         (block -> relative disagreement beyond what the step explains, largest step error among the judged blocks).
@@ -53,17 +54,17 @@ def finite_differences(
     """
     if kinks:
         with displaced(objective, scaled_direction(objective, full, seed, NEARBY), OFFSET):
-            return _compared(objective, batch, blocks, full, seed, counters, SMALL_STEPS)
-    return _compared(objective, batch, blocks, full, seed, counters, STEPS)
+            return _compared(objective, batch, blocks, full, seed, counters, SMALL_STEPS, make_graph)
+    return _compared(objective, batch, blocks, full, seed, counters, STEPS, make_graph)
 
 
 def _compared(
     objective: Objective, batch: object, blocks: Mapping[str, Block], full: Block, seed: int, counters: Counters,
-    steps: Sequence[float],
+    steps: Sequence[float], make_graph: GraphMaker,
 ) -> tuple[dict[str, float], float]:  # fmt: skip
     direction = scaled_direction(objective, full, seed)
     names = list(direction)
-    graph = HessianGraph(objective, batch, names, counters)
+    graph = make_graph(objective, batch, names, counters)
     exact = dict(zip(names, graph.product(names, direction), strict=True))
     products = {key: _norm(exact, block) for key, block in blocks.items()}
     quiet = QUIET * max(products.values(), default=0.0)

@@ -19,6 +19,7 @@ from layerhess.curvature.factors.mixed_graph import MixedGraphs
 from layerhess.curvature.factors.output_hessian import along
 from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.curvature.matrices import GAUSS_NEWTON, HESSIAN
+from layerhess.curvature.segments.segmented import Segmented
 from layerhess.curvature.totals import Totals, add_up
 from layerhess.linalg.random_vectors import random_signs
 from layerhess.objective import batches
@@ -50,6 +51,7 @@ def precision(device: torch.device, dtype: torch.dtype) -> torch.dtype:
 def is_jacobian_only(make_graph: GraphMaker, keys: Iterable[str]) -> bool:
     """Whether these blocks are those of J' S J: Gauss-Newton, or the Hessian where the output is linear in them."""
     exact = make_graph.exact if isinstance(make_graph, MixedGraphs) else make_graph
+    exact = exact.make if isinstance(exact, Segmented) else exact
     licensed = make_graph.blocks.keys() if isinstance(make_graph, MixedGraphs) else set()
     return exact is GAUSS_NEWTON.make_graph or (exact is HESSIAN.make_graph and licensed >= set(keys))
 

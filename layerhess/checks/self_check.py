@@ -118,7 +118,7 @@ def _self_check(
             objective, data_pass, copied, blocks, full, product, seed, found, counters, curvature, keep, surveyed.places
         )
         if curvature.name == HESSIAN.name:
-            derivatives.check_products()
+            derivatives.check_products(curvature.make_graph)
     data_pass.release()
     _digits(objective.narrowed(surveyed.measured.pieces), blocks, full, curvature, seed, found, counters)
     return found

@@ -22,7 +22,7 @@ from layerhess.cli.demo import build as build_demo
 from layerhess.cli.display import Display
 from layerhess.cli.exit_codes import DONE, UNFINISHED, ended, stdout_on_stderr
 from layerhess.cli.factory import load_objective
-from layerhess.cli.prepare import block_scheme, estimate, number_or_none, prepared
+from layerhess.cli.prepare import block_scheme, estimate, names_or_none, number_or_none, prepared
 from layerhess.errors import InputError
 from layerhess.objective.objective import Objective
 from layerhess.results import store
@@ -120,6 +120,10 @@ def analyze(
     memory: Annotated[
         str | None, typer.Option(help="budget for graphs and vectors  [default: 8GiB, or 2.5 training steps]")
     ] = None,
+    segments: Annotated[
+        list[str] | None,
+        typer.Option(help="auto, none, or modules (names, globs) whose insides every product computes anew"),
+    ] = None,
     out: Out = None,
     json: Annotated[bool, typer.Option("--json", help="print analysis.json on stdout, and nothing else there")] = False,
     device: Device = None,
@@ -182,6 +186,7 @@ def analyze(
             "method": method,
             "path": path,
             "memory": memory,
+            "segments": names_or_none(segments or ["auto"]),
             "max_passes": max_passes,
             "time_limit": time_limit,
             "skip_failed": skip_failed,

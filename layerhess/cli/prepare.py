@@ -88,6 +88,17 @@ def number_or_none(given: str, flag: str) -> float | None:
         raise InputError(f"{flag} is {given!r}", where=flag, what_to_do='give a number above 0, or "none"') from None
 
 
+def names_or_none(given: Sequence[str]) -> str | list[str] | None:
+    """The names of a flag that may be given several times; None for "none", and "auto" alone as it is.
+
+    >>> names_or_none(["layers.*", "head"]), names_or_none(["auto"]), names_or_none(["none"])
+    (['layers.*', 'head'], 'auto', None)
+    """
+    if len(given) == 1 and given[0].lower() in ("auto", "none"):
+        return "auto" if given[0].lower() == "auto" else None
+    return list(given)
+
+
 _FLAGS = {
     ("trace", "rel"): "--trace-tol",
     ("trace", "method"): "--trace-method",

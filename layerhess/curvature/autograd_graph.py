@@ -60,3 +60,22 @@ def coarsest_of(nodes: Iterable[Any], dtype: torch.dtype) -> torch.dtype:
 def leaves(nodes: Iterable[Any]) -> set[int]:
     """Identities of the tensors that autograd would accumulate a gradient in at one of these nodes."""
     return {id(node.variable) for node in nodes if hasattr(node, "variable")}
+
+
+def derivatives_wanted(ctx: Any) -> list[bool]:
+    """Which derivatives the backward pass of a Function needs; where torch does not say, all that it may need.
+
+    Args:
+        ctx: of a Function whose tensors are its first arguments.
+    """
+    found = list(ctx.needs_input_grad)
+    ask = getattr(torch._C, "_will_engine_execute_node", None)
+    if ask is None:
+        return found
+    for i, (node, _) in enumerate(ctx.next_functions):
+        if found[i] and node is not None:
+            try:
+                found[i] = ask(node)
+            except RuntimeError:  # a leaf, which torch.autograd.grad was asked for; it answers False for the others
+                continue
+    return found

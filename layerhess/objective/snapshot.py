@@ -49,7 +49,7 @@ def restored(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def preserved_random_state() -> Iterator[None]:
     """Run the body, then put back the random states of torch, NumPy and Python."""
-    state = _RandomState.take()
+    state = RandomState.take()
     try:
         yield
     finally:
@@ -172,7 +172,7 @@ class Snapshot:
     tensors: list[_SavedTensor]
     modules: list[_SavedModule]
     training: list[tuple[nn.Module, bool]]
-    rng: _RandomState
+    rng: RandomState
 
     @classmethod
     def take(cls, model: nn.Module) -> Snapshot:
@@ -186,7 +186,7 @@ class Snapshot:
             tensors=[_SavedTensor.of(tensor) for tensor in seen.values()],
             modules=[_SavedModule.of(module) for module in modules],
             training=[(module, module.training) for module in modules],
-            rng=_RandomState.take(),
+            rng=RandomState.take(),
         )
 
     def set_gradient_hooks_aside(self) -> None:
@@ -226,18 +226,22 @@ class Snapshot:
 
 
 @dataclass
-class _RandomState:
+class RandomState:
+    """The random states of torch, NumPy and Python."""
+
     cpu: Tensor
     cuda: list[Tensor]
     numpy: Any
     python: Any
 
     @classmethod
-    def take(cls) -> _RandomState:
+    def take(cls) -> RandomState:
+        """As they are now."""
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         return cls(torch.get_rng_state(), cuda, np.random.get_state(), random.getstate())
 
     def put_back(self) -> None:
+        """Make them what they were."""
         torch.set_rng_state(self.cpu)
         if self.cuda:
             torch.cuda.set_rng_state_all(self.cuda)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layerhess.curvature.autograd_graph import derivatives_wanted
 from layerhess.curvature.double_backward.geometry import CONVOLUTIONS, Geometry, geometry
 from layerhess.curvature.double_backward.transforms import is_batched
 
@@ -31,7 +32,7 @@ class _Output(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        (g,), (x, w), wanted = gradients, ctx.saved_tensors, _wanted(ctx)
+        (g,), (x, w), wanted = gradients, ctx.saved_tensors, derivatives_wanted(ctx)
         return (
             _transpose(g, w, x.shape, True, ctx.geometry) if wanted[0] else None,
             _transpose(g, x, w.shape, False, ctx.geometry) if wanted[1] else None,
@@ -51,7 +52,7 @@ class _Transpose(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        (h,), (g, other), wanted = gradients, ctx.saved_tensors, _wanted(ctx)
+        (h,), (g, other), wanted = gradients, ctx.saved_tensors, derivatives_wanted(ctx)
         x, w = (h, other) if ctx.in_x else (other, h)
         return (
             _output(x, w, None, ctx.geometry) if wanted[0] else None,
@@ -79,21 +80,6 @@ def _transpose(g: Tensor, other: Tensor, shape: torch.Size, in_x: bool, geometry
 def _needs_no_function(*tensors: Tensor) -> bool:
     """True where nothing is differentiated again, or where only torch's own operations would keep a graph."""
     return not torch.is_grad_enabled() or any(is_batched(tensor) for tensor in tensors)
-
-
-def _wanted(ctx: Any) -> list[bool]:
-    """Which derivatives this backward pass needs; where torch does not say, all that it may need."""
-    wanted = list(ctx.needs_input_grad)
-    ask = getattr(torch._C, "_will_engine_execute_node", None)
-    if ask is None:
-        return wanted
-    for i, (node, _) in enumerate(ctx.next_functions):
-        if wanted[i] and node is not None:
-            try:
-                wanted[i] = ask(node)
-            except RuntimeError:  # a leaf, which torch.autograd.grad was asked for; it answers False for the others
-                continue
-    return wanted
 
 
 def _convolution(

@@ -1,0 +1,102 @@
+"""Chooses whether a network's segments are computed anew by every product: where one graph does not fit the budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from layerhess.analysis.microbatches import saved_bytes
+from layerhess.checks.segments import disagreement, soundness
+from layerhess.checks.survey import Survey
+from layerhess.curvature.device import PIECE_SHARE, Budget, is_out_of_memory
+from layerhess.curvature.matrices import CurvatureMatrix
+from layerhess.curvature.segments.found import AUTO, Segment, found_segments, named_segments
+from layerhess.curvature.segments.segmented import Segmented
+from layerhess.objective import batches
+from layerhess.objective.blocks import Block
+from layerhess.objective.objective import Objective
+
+GRAPH = 4.0  # gradients' memory that a product takes without segments: 3.3, and 5 where attention dominates
+COMPARED_SHARE = 0.5  # of the budget: up to here a product without segments is made on one example, to compare
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The segments that are used, none where the budget needs none; and a sentence for the reader, or ""."""
+
+    segments: tuple[Segment, ...] = ()
+    note: str = ""
+
+    def of(self, matrix: CurvatureMatrix) -> CurvatureMatrix:
+        """The matrix whose graphs are made that way."""
+        if not self.segments:
+            return matrix
+        return replace(matrix, make_graph=Segmented(matrix.make_graph, self.segments))
+
+
+def choose_segments(
+    objective: Objective, surveyed: Survey, matrix: CurvatureMatrix, full: Block, memory: Budget, seed: int,
+    *, step: int = 0, asked: Any = AUTO, factors: bool = False,
+) -> Choice:  # fmt: skip
+    """The segments for an analysis (in session).
+
+    Segments cost one more evaluation of the network for a full product, and about twice the time for blocks alone. So
+    they are used where the graph of the smallest piece of a batch does not fit its share of the budget, or where the
+    user names them. On one example it is checked that they change nothing.
+
+    Args:
+        full: all parameters. step: bytes of a training step on the largest batch, 0 if unknown. asked: "auto", None, or
+            names. factors: products from factors were demanded.
+
+    Raises:
+        InputError: names that no module has.
+    """
+    if asked is None or factors:
+        return Choice()
+    piece = PIECE_SHARE * (math.inf if memory.limit is None else memory.limit)
+    if asked == AUTO and 0 < GRAPH * step <= piece:
+        return Choice()
+    wanted = found_segments(objective.model) if asked == AUTO else named_segments(objective.model, asked)
+    if not wanted:
+        return Choice()
+    batch, pieces = _smallest_piece(objective, surveyed)
+    needed = GRAPH * saved_bytes(objective, batch) * pieces
+    if asked == AUTO and needed <= piece:
+        return Choice()
+    found = soundness(objective, batch, wanted)
+    left = "; ".join(f"{segment}: {why}" for segment, why in list(found.faults.items())[:2])
+    if not found.sound:
+        return Choice(note=f"memory: no segment of the network can be computed anew ({left})")
+    compared = memory.limit is None or needed / pieces <= COMPARED_SHARE * memory.limit
+    try:
+        off, most = disagreement(objective, batch, matrix.make_graph, found.sound, full, seed, products=compared)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        return Choice()  # the self-check will say what is wrong with the network itself
+    if not off <= most:
+        return Choice(note=f"memory: the network's segments were not used: products with them are off by {off:.1e}")
+    why = "as asked" if asked != AUTO else f"the graph of one {'example' if pieces == 1.0 else 'batch'} is too large"
+    return Choice(
+        found.sound,
+        f"memory: {_named(found.sound)} computed anew by every product, which takes longer and less memory ({why})"
+        + (f"; not {left}" if left else ""),
+    )
+
+
+def _smallest_piece(objective: Objective, surveyed: Survey) -> tuple[Any, float]:
+    """One example of the sample, or a batch that cannot be cut; and how many times as large a piece of the data is."""
+    size = batches.leading_size(surveyed.sample)
+    if not size:
+        return surveyed.sample, 1.0
+    one = batches.take(surveyed.sample, slice(0, 1))
+    return one, float(surveyed.largest) if objective.tied_norms else 1.0
+
+
+def _named(segments: Sequence[Segment]) -> str:
+    first, last = str(segments[0]), str(segments[-1])
+    if len(segments) == 1:
+        return f"1 segment ({first}) is"
+    return f"{len(segments)} segments ({first} to {last}) are"

@@ -1,0 +1,120 @@
+"""An analysis takes segments where the graph of one example is too large for its budget, or where they are named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import layerhess as lh
+from layerhess.curvature.segments import segmented
+from repeated_blocks import REPEATED, Tied
+from witness import untouched
+
+NOTE = "are computed anew by every product"
+LONG = 96  # tokens
+
+
+def long_text(layers: int = 3) -> lh.Objective:
+    """One example's graph takes some 10 MB, mostly of attention; the parameters are few."""
+    torch.manual_seed(0)
+    words = torch.randint(0, 7, (2, LONG))
+    return lh.Objective(Tied(layers).double(), (words, words), nn.CrossEntropyLoss())
+
+
+def numbers(found: lh.Analysis) -> dict[str, Any]:
+    return {name: block.eigenvalues for name, block in found.blocks.items()}
+
+
+@pytest.fixture(scope="module")
+def free() -> lh.Analysis:
+    return lh.analyze(long_text(), **ARGUMENTS)
+
+
+ARGUMENTS: dict[str, Any] = {"blocks": "depth:2", "full": False, "exclude": None, "tol": 1e-4}
+
+
+def test_where_one_example_is_too_large_segments_are_taken_with_the_same_result(free: lh.Analysis) -> None:
+    objective = long_text()
+    with untouched(objective.model):
+        held = lh.analyze(objective, memory="10MB", **ARGUMENTS)
+    assert not any(NOTE in note for note in free.notes)
+    assert [note for note in held.notes if NOTE in note] == [
+        "memory: 3 segments (layers.0 to layers.2) are computed anew by every product, which takes longer and less "
+        "memory (the graph of one example is too large)"
+    ]
+    assert held.settings["segments"] == "auto" and held.converged
+    for name, value in numbers(free).items():
+        np.testing.assert_allclose(numbers(held)[name], value, rtol=1e-9)
+
+
+def test_none_forbids_segments_and_names_demand_them() -> None:
+    objective = REPEATED["transformer"].build()
+    arguments = {"blocks": "depth:2", "full": False, "exclude": None}
+    without = lh.analyze(objective, segments=None, memory="5MB", **arguments)
+    named = lh.analyze(objective, segments=["layers.1"], **arguments)
+    assert not any(NOTE in note for note in without.notes) and without.settings["segments"] is None
+    assert any("1 segment (layers.1) is computed anew by every product" in note for note in named.notes)
+    assert named.settings["segments"] == ["layers.1"]
+    for name, value in numbers(without).items():
+        np.testing.assert_allclose(numbers(named)[name], value, rtol=1e-9, atol=1e-12)
+
+
+def test_gauss_newton_and_the_rounding_of_float32() -> None:
+    objective = REPEATED["resnet"].build(torch.float32)
+    arguments = {"blocks": "depth:1", "exclude": None, "operator": "gauss_newton", "path": "exact"}
+    free, named = lh.analyze(objective, **arguments), lh.analyze(objective, segments="[12].*", **arguments)
+    assert any(NOTE in note for note in named.notes) and named.converged
+    assert named.full.rounding_source == "measured"
+    for name, block in named.blocks.items():
+        off = np.abs(block.eigenvalues - free.blocks[name].eigenvalues)
+        assert (off <= block.error_bounds + free.blocks[name].error_bounds).all(), name
+
+
+class _Remembers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.latest = self.layer(x)
+        return self.latest
+
+
+def test_segments_that_cannot_be_used_are_named_in_a_note() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(_Remembers(), _Remembers(), nn.Linear(3, 3)).double()
+    objective = lh.Objective(model, (torch.randn(4, 3).double(), torch.randint(0, 3, (4,))), nn.CrossEntropyLoss())
+    found = lh.analyze(objective, segments=["0", "1"])
+    assert any(
+        note == "memory: no segment of the network can be computed anew (0: what its modules hold changes; 1: what its "
+        "modules hold changes)" for note in found.notes
+    )  # fmt: skip
+
+
+def test_segments_whose_numbers_differ_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault that no look at a single call shows: the results of a segment come out scaled."""
+    honest = segmented.recomputed
+    monkeypatch.setattr(segmented, "recomputed", lambda call, given: tuple(r * 1.5 for r in honest(call, given)))
+    found = lh.analyze(REPEATED["transformer"].build(), segments=["layers.*"], **ARGUMENTS)
+    assert any("segments were not used: products with them are off by" in note for note in found.notes)
+    free = lh.analyze(REPEATED["transformer"].build(), segments=None, **ARGUMENTS)
+    assert numbers(found) == numbers(free)
+
+
+def test_the_model_comes_back_after_an_error_inside_a_segment() -> None:
+    objective = long_text(2)
+
+    class Boom(Exception):
+        pass
+
+    def fails(*args: Any) -> Any:
+        raise Boom
+
+    handle = objective.model.layers[1].inner.register_forward_hook(fails)
+    with untouched(objective.model), pytest.raises(Boom):
+        lh.analyze(objective, segments=["layers.*"], **ARGUMENTS)
+    handle.remove()
