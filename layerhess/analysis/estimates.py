@@ -105,7 +105,7 @@ class Estimation:
     _diagonals: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.dense = {task.name for task in self.tasks if isinstance(task.process, (Dense, Gram))}
+        self.dense = {task.name for task in self.tasks if task.whole}
         self.device = solver_device(self.device)
         trace, diagonal = self.options.trace, self.options.diagonal
         if trace is not None and trace.method not in SHARED_METHODS:
@@ -363,6 +363,8 @@ class Estimation:
 def _known(task: Task) -> Known:
     if task.zero_bound is not None:
         return Known(zero=True)
+    if task.released:
+        return Known()
     if isinstance(task.process, Dense):
         matrix = task.process.matrix
         lengths = torch.linalg.vector_norm(matrix, dim=1)

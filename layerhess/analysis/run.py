@@ -26,7 +26,8 @@ from layerhess.analysis.sampling_errors import SamplingErrors, sampling_errors
 from layerhess.analysis.schedule import Schedule
 from layerhess.analysis.segments import choose_segments
 from layerhess.analysis.spectra import cost_of, mass, refused, spectrum_of, unasked
-from layerhess.analysis.tasks import Task, make_tasks
+from layerhess.analysis.tasks import Task, make_tasks, planned
+from layerhess.analysis.waves import LARGEST_SHARE, graphs_may_keep
 from layerhess.checks import SelfCheck, check_unsampled, self_check
 from layerhess.checks.rounding import RoundingMeter
 from layerhess.checks.survey import Survey, survey
@@ -34,10 +35,9 @@ from layerhess.checks.suspects import refuse_failed
 from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass
-from layerhess.curvature.device import KEPT_SHARE, budget, solver_device
+from layerhess.curvature.device import budget, solver_device
 from layerhess.curvature.matrices import HESSIAN
 from layerhess.errors import InputError, add_note
-from layerhess.linalg.eigen.lanczos import Lanczos
 from layerhess.linalg.eigen.process import Wanted
 from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective.blocks import Block, Partition, Scheme, make_block
@@ -129,7 +129,7 @@ class Run:
         objective, found = self._cut(make)
         data_pass = DataPass(
             objective, names, self.counters, checkpoint=self.checkpoint, make_graph=make, time_unit=True,
-            keep=KEPT_SHARE * self.graph_budget.room,
+            keep=graphs_may_keep(self.graph_budget, self.budget, self._solver_bytes(found.kept)),
         )  # fmt: skip
         data_pass.expected = (self.surveyed.loss_sum, self.surveyed.count)
         coarsest = self.checked.trace.coarsest
@@ -142,7 +142,7 @@ class Run:
         )  # fmt: skip
         self.tasks = tasks = make_tasks(
             self._operators(), self.checked, self.wanted, tol=self.arguments.tol, seed=self.arguments.seed, ready=ready,
-            method=self.arguments.method, device=self.objective.device, memory=self.budget,
+            method=self.arguments.method, device=self.objective.device, dtype=self.objective.dtype, memory=self.budget,
             exclude=self.arguments.exclude, copies=self.arguments.copies == "search", kept=found.kept,
             dear=not self.arguments.estimates.any and is_dear(objective.numel, self.surveyed.count),
             definite=self._definite(), rank=self.surveyed.curved,
@@ -153,7 +153,7 @@ class Run:
             data_pass=data_pass,
             meter=meter,
             tasks=tasks,
-            estimators=self.estimation.estimators,
+            estimators=[self.estimation.estimators] if self.estimation.estimators else [],
             tol=self.arguments.tol,
             exclude=self.arguments.exclude,
             eps=self.checked.eps,
@@ -256,6 +256,16 @@ class Run:
             made[FULL] = self.full_block
         return made
 
+    def _solver_bytes(self, kept: bool) -> int:
+        assert self.checked is not None
+        try:
+            return planned(
+                self._operators(), self.checked, self.wanted, self.budget, self.objective.dtype, self.arguments.exclude,
+                self.arguments.copies == "search", kept,
+            ).nbytes  # fmt: skip
+        except InputError:  # a Gram matrix may do for the operator that does not fit
+            return int(LARGEST_SHARE * self.budget.room)
+
     def _definite(self) -> Collection[str]:
         """Operators that are positive semidefinite: Fisher matrices, and G = J' S J of a loss convex in the output."""
         assert self.surveyed is not None and self.checked is not None
@@ -273,9 +283,7 @@ class Run:
             return
         self.refuted.add(name)
         for task in (task for task in self.tasks if task.name == name):
-            task.zeros = 0
-            if isinstance(task.process, Lanczos):
-                task.process.said.definite = False
+            task.refute()
 
     def _covered(self) -> list[str]:
         covered = {name for block in self.divided.blocks for name in block.parameters}

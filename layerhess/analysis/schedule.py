@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -39,7 +39,9 @@ class Estimator(Protocol):
 
 @dataclass
 class Schedule:
-    """Runs tasks in lockstep.
+    """Runs the tasks of a wave in lockstep, wave after wave.
+
+    Where all tasks fit one wave, estimators run along with them; else after them, group after group.
 
     Attributes:
         data_pass: over the whole data. meter: for rounding. tol, exclude: relative. eps: of the coarsest dtype in the
@@ -49,7 +51,7 @@ class Schedule:
         probe: a random unit vector (1, P) for that norm. max_passes, time_limit: limits after which it stops.
         check_unsampled: the self-check of blocks whose products vanished on the sample but not on all data; returns the
             names of those to leave out, or raises.
-        estimators: estimators that share the passes.
+        estimators: groups of estimators, those of a group share the passes.
     """
 
     data_pass: DataPass
@@ -65,54 +67,80 @@ class Schedule:
     time_limit: float | None
     started: float
     exclude: float | None = None
-    estimators: Sequence[Estimator] = ()
+    estimators: Sequence[Sequence[Estimator]] = ()
     progress: Progress | None = None
     stopped: str = ""
+    passes: int = 0
+    _now: list[Task] = field(default_factory=list)
+    _along: Sequence[Estimator] = ()
+    _full_norm: float | None = None
 
     def run(self) -> None:
         """Run until every task is done or has spent its products, or a limit is reached (:attr:`stopped`)."""
-        passes = 0
-        clock = self.data_pass.counters.clock
-        begin = clock()
-        while (open_tasks := self._open()) or not all(estimator.done for estimator in self.estimators):
-            if passes >= self.max_passes:
-                self.stopped = f"max_passes={self.max_passes} was reached"
+        waves: list[tuple[list[Task], Sequence[Estimator]]] = [
+            ([task for task in self.tasks if task.wave == number], ())
+            for number in range(1 + max((task.wave for task in self.tasks), default=0))
+        ]
+        groups = list(self.estimators)
+        if len(waves) == 1 and groups:
+            waves[0] = waves[0][0], groups.pop(0)
+        waves += [([], group) for group in groups]
+        begin = self.data_pass.counters.clock()
+        for self._now, self._along in waves:
+            if self.stopped:
                 break
+            for task in self._now:
+                task.begin()
+            self._run_wave(begin)
+            for task in self._now:
+                if not task.done and task.told:
+                    self._give_best(task)
+                if len(waves) > 1:
+                    task.release()
+
+    def _run_wave(self, begin: float) -> None:
+        clock = self.data_pass.counters.clock
+        while (open_tasks := self._open(self._now)) or not all(estimator.done for estimator in self._along):
+            if self.passes >= self.max_passes:
+                self.stopped = f"max_passes={self.max_passes} was reached"
             if self.time_limit is not None and clock() - self.started > self.time_limit:
                 self.stopped = f"time_limit={self.time_limit:g} s was reached"
+            if self.stopped:
                 break
             self._step(open_tasks)
-            passes += 1
-            self._report(passes, (clock() - begin) / passes)
-        for task in self.tasks:
-            if not task.done and task.told:
-                self._give_best(task)
+            self.passes += 1
+            self._report(self.passes, (clock() - begin) / self.passes)
 
     def judge_unfinished(self) -> None:
         """Make certificates for an interrupted run, without another product."""
-        for task in self.tasks:
+        for task in self._now:
             if not task.done and task.told:
                 task.judge(self.tol, self.eps, self.length, self.exclude)
 
-    def _open(self) -> list[Task]:
-        return [task for task in self.tasks if not task.done and not task.spent]
+    @staticmethod
+    def _open(tasks: Sequence[Task]) -> list[Task]:
+        return [task for task in tasks if not task.done and not task.spent]
 
     def _step(self, tasks: list[Task]) -> None:
         requests = {task.name: Request(task.block, task.ask()) for task in tasks}
-        estimating = [(estimator, estimator.requests()) for estimator in self.estimators if not estimator.done]
+        estimating = [(estimator, estimator.requests()) for estimator in self._along if not estimator.done]
         for _, asked in estimating:
             requests.update(asked)
         testing = [task for task in tasks if task.zero_test is not None]
-        if testing:
+        if testing and self._full_norm is None:
             requests[PROBE] = Request(self.full_block, self.probe())
         products = self.data_pass.run(requests)
         self.data_pass.refuse_not_finite(requests, products)
         for estimator, asked in estimating:
             estimator.tell({key: products[key] for key in asked})
+        if PROBE in requests:
+            self._full_norm = float(torch.linalg.vector_norm(products.pop(PROBE)))
+        requests.clear()
         for task in tasks:
-            task.tell(products[task.name])
+            task.tell(products.pop(task.name))
         if testing:
-            self._settle_zero_tests(testing, float(torch.linalg.vector_norm(products[PROBE])))
+            assert self._full_norm is not None
+            self._settle_zero_tests(testing, self._full_norm)
         self._settle([task for task in tasks if not task.done and task.zero_test is None and task.told])
 
     def _settle_zero_tests(self, testing: list[Task], full_norm: float) -> None:
@@ -155,7 +183,7 @@ class Schedule:
     def _measure(self, tasks: list[Task]) -> None:
         if not tasks:
             return
-        others = [t for t in self.tasks if t not in tasks and t.told and not t.done and t.rounding is None]
+        others = [t for t in self._now if t not in tasks and t.told and not t.done and t.rounding is None]
         known = {task.name: one for task in [*tasks, *others] if (one := task.candidate()) is not None}
         asked = {task.name: known.pop(task.name) for task in tasks}
         measured = self.meter.measure(asked, known)
@@ -175,16 +203,17 @@ class Schedule:
     def _report(self, passes: int, seconds_per_pass: float) -> None:
         if self.progress is None:
             return
-        waiting = self._open()
-        estimating = sum(not estimator.done for estimator in self.estimators)
+        waiting = self._open(self.tasks)
+        estimators = [estimator for group in self.estimators for estimator in group]
+        estimating = sum(not estimator.done for estimator in estimators)
         distances = {task.name: task.distance(self.tol) for task in waiting if task.told}
         worst = max(distances, key=lambda name: distances[name], default="")
         self.progress.update(
             Snapshot(
                 passes=passes,
                 products=self.data_pass.counters.total("products"),
-                converged=len(self.tasks) + len(self.estimators) - len(waiting) - estimating,
-                total=len(self.tasks) + len(self.estimators),
+                converged=len(self.tasks) + len(estimators) - len(waiting) - estimating,
+                total=len(self.tasks) + len(estimators),
                 worst_block=worst,
                 worst_bound=distances.get(worst, math.nan),
                 elapsed=self.data_pass.counters.clock() - self.started,

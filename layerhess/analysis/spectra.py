@@ -69,7 +69,7 @@ def spectrum_of(
         missed_below=certificate.missed_below,
         missed_probability=certificate.missed_probability,
         steps=candidates.steps,
-        path=f"{task.process.path} on factors" if task.factors else task.process.path,
+        path=f"{task.path} on factors" if task.factors else task.path,
         licence=task.licence,
         weight_norm_squared=weight_norm_squared(task.block, objective),
     )

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from layerhess.analysis.paths.exact import LARGEST_WHOLE, basis_limit, goes_dense, make_process, source, whole_rows
+from layerhess.analysis.paths.exact import goes_dense, make_process, reads_whole, search_width, source
+from layerhess.analysis.waves import Waves, waves
 from layerhess.checks import SelfCheck
 from layerhess.checks.matrix_rounding import MatrixRounding
 from layerhess.checks.rounding import Candidate, Rounding, candidate
 from layerhess.curvature.device import Budget, solver_device
 from layerhess.linalg.bounds import SMALLEST_NORM, Certificate, certify, total_rounding
+from layerhess.linalg.eigen.gram import Gram
+from layerhess.linalg.eigen.lanczos import Lanczos
 from layerhess.linalg.eigen.process import Candidates, Process, Wanted
 from layerhess.linalg.eigen.zero_test import ZeroTest
 from layerhess.objective.blocks import Block
@@ -23,17 +28,26 @@ from layerhess.objective.blocks import Block
 class Task:
     """The solution of one operator's eigenproblem, from the first product to the certificate.
 
+    Its solver is made when its wave begins, and dropped when that ends; the pairs stay.
+
     Attributes:
-        factors: its products come from factors. licence: why they may or may not. zeros: how many of its smallest
-            eigenvalues are known to be 0. rounding: of any eigenvalue that is given. matrix_rounding: of its other
-            numbers, where it was read whole. zero_bound: of a block that counts as zero. vanished: its random products
-            are exactly 0. products: that the solver was told.
+        make: the solver, of a matrix that is known to be semidefinite or not. whole: LAPACK does it, or a Gram matrix.
+        wave: number of the wave in which it is solved. suspect: makes the test whether the operator is zero, where that
+            is in doubt; zero_test: that test, while it runs.
+        definite: the matrix is known to be positive semidefinite. factors: its products come from factors. licence: why
+            they may or may not. zeros: how many of its smallest eigenvalues are known to be 0. rounding: of any
+            eigenvalue that is given. matrix_rounding: of its other numbers, where it was read whole. zero_bound: of a
+            block that counts as zero. vanished: its random products are exactly 0. products: that the solver was told.
     """
 
     name: str
     block: Block
-    process: Process
+    make: Callable[[bool], Process]
+    whole: bool = False
+    wave: int = 0
+    suspect: Callable[[], ZeroTest] | None = None
     zero_test: ZeroTest | None = None
+    definite: bool = False
     factors: bool = False
     licence: str = ""
     zeros: int = 0
@@ -46,6 +60,42 @@ class Task:
     certificate: Certificate | None = None
     done: bool = False
     products: int = 0
+    _process: Process | None = None
+    _left: tuple[str, bool] | None = None  # path of the solver that was dropped; was it spent
+
+    @property
+    def process(self) -> Process:
+        """The solver."""
+        if self._process is None:
+            assert self._left is None, "the solver was dropped"
+            self._process = self.make(self.definite)
+        return self._process
+
+    @property
+    def path(self) -> str:
+        """The way to the pairs."""
+        return self.process.path if self._left is None else self._left[0]
+
+    @property
+    def released(self) -> bool:
+        """The solver was dropped."""
+        return self._left is not None
+
+    def begin(self) -> None:
+        """Its wave begins."""
+        self.zero_test = None if self.suspect is None or self.told else self.suspect()
+
+    def release(self) -> None:
+        """Drop the solver's vectors; what was read whole stays, since estimates use it and it is small."""
+        if not self.whole and self._left is None:
+            self._left = (self.path, self.spent) if self.told else ("", False)
+            self._process = self.zero_test = None
+
+    def refute(self) -> None:
+        """It is not semidefinite after all."""
+        self.zeros, self.definite = 0, False
+        if isinstance(self._process, Lanczos):
+            self._process.said.definite = False
 
     def ask(self) -> torch.Tensor:
         """The vectors it needs next."""
@@ -67,6 +117,8 @@ class Task:
     @property
     def spent(self) -> bool:
         """It would take more products than reading the whole matrix does: a search in short memory may see no end."""
+        if self._left is not None:
+            return self._left[1]
         return self.told and self.products + len(self.process.ask()) > self.block.numel
 
     def candidate(self) -> Candidate | None:
@@ -107,6 +159,7 @@ def make_tasks(
     seed: int,
     method: str,
     device: torch.device,
+    dtype: torch.dtype,
     memory: Budget,
     exclude: float | None = None,
     copies: bool = True,
@@ -120,7 +173,8 @@ def make_tasks(
 
     Args:
         operators: name -> block, the full model included if it is asked for. wanted: which eigenpairs; with none, small
-            blocks are read whole nevertheless, since nothing is cheaper. ready: solvers that exist already.
+            blocks are read whole nevertheless, since nothing is cheaper. dtype: of the model. ready: solvers that exist
+            already.
         kept: graphs or factors are kept between passes; if not, each pass should do as much as possible. dear: exact
             products cost so much that only their number counts, see :func:`goes_dense`. definite: operators that are
             known to be positive semidefinite, of at most the given rank.
@@ -133,28 +187,61 @@ def make_tasks(
     if not wanted.total:
         wanted = Wanted(top=1)
         operators = {n: block for n, block in operators.items() if n in ready or goes_dense(block.numel, wanted)}
-    open_ones = sum(block.numel for name, block in operators.items() if name not in ready)
-    limit = basis_limit(open_ones, wanted, memory)
-    whole = whole_rows(sum(block.numel <= LARGEST_WHOLE for block in operators.values()), memory)
+    licence = checked.licence
+    open_ones = {name: block for name, block in operators.items() if name not in ready}
+    plan = planned(open_ones, checked, wanted, memory, dtype, exclude, copies, kept)
+    streamed = _streamed(operators, checked, kept)
     place = solver_device(device)
     tasks = []
     for name, block in operators.items():
-        process = ready.get(name) or make_process(
-            block,
-            wanted,
-            tol=tol,
-            seed=seed,
-            method=method,
-            device=device,
-            basis_limit=block.numel if block.numel <= whole else limit,
-            exclude=exclude,
-            copies=copies,
-            definite=name in definite,
-            dear=dear and name not in checked.licence.blocks,
-            streamed=not kept and name in checked.licence.blocks and name not in checked.zero_suspects,
+        expensive = dear and name not in licence.blocks
+        options = {
+            "tol": tol, "seed": seed, "method": method, "device": device, "exclude": exclude, "copies": copies,
+            "dear": expensive, "streamed": name in streamed,
+        }  # fmt: skip
+        tasks.append(
+            Task(
+                name,
+                block,
+                functools.partial(_process, ready.get(name), block, wanted, plan, options),
+                isinstance(ready.get(name), Gram) or reads_whole(block.numel, wanted, method, exclude, expensive),
+                0 if name in ready else plan.of(name),
+                functools.partial(_zero_test, block, seed, place) if name in checked.zero_suspects else None,
+                definite=name in definite,
+                factors=name in licence.blocks,
+                licence=licence.sentence(name),
+                zeros=max(0, block.numel - rank) if rank is not None and name in definite else 0,
+            )
         )
-        test = ZeroTest(block.numel, source(block, seed, place), place) if name in checked.zero_suspects else None
-        licence = checked.licence
-        zeros = max(0, block.numel - rank) if rank is not None and name in definite else 0
-        tasks.append(Task(name, block, process, test, name in licence.blocks, licence.sentence(name), zeros))
     return tasks
+
+
+def planned(
+    operators: Mapping[str, Block], checked: SelfCheck, wanted: Wanted, memory: Budget, dtype: torch.dtype,
+    exclude: float | None, copies: bool, kept: bool,
+) -> Waves:  # fmt: skip
+    """The waves of these operators; arguments as for :func:`make_tasks`."""
+    sizes = {name: block.numel for name, block in operators.items() if name not in checked.failed}
+    if not wanted.total:
+        wanted = Wanted(top=1)
+        sizes = {name: n for name, n in sizes.items() if goes_dense(n, wanted)}
+    width = search_width(wanted, bool(_streamed(operators, checked, kept)), copies)
+    return waves(sizes, wanted, memory, dtype, exclude=exclude, width=width)
+
+
+def _streamed(operators: Mapping[str, Block], checked: SelfCheck, kept: bool) -> set[str]:
+    """Operators of which a pass costs more than the products of a few vectors in it."""
+    return {n for n in operators if not kept and n in checked.licence.blocks and n not in checked.zero_suspects}
+
+
+def _process(
+    ready: Process | None, block: Block, wanted: Wanted, plan: Waves, options: Mapping[str, Any], definite: bool
+) -> Process:
+    if ready is not None:
+        return ready
+    held = plan.held[block.name]
+    return make_process(block, wanted, basis_limit=held.rows, dtype=held.dtype, definite=definite, **options)
+
+
+def _zero_test(block: Block, seed: int, place: torch.device) -> ZeroTest:
+    return ZeroTest(block.numel, source(block, seed, place), place)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from layerhess.curvature.device import Budget, solver_device
-from layerhess.errors import InputError
+from layerhess.curvature.device import solver_device
 from layerhess.linalg.eigen.dense import Dense
-from layerhess.linalg.eigen.krylov_basis import comfortable_basis
 from layerhess.linalg.eigen.lanczos import Lanczos
 from layerhess.linalg.eigen.power import Power
 from layerhess.linalg.eigen.process import Process, Source, Wanted
@@ -15,7 +13,6 @@ from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective.blocks import Block
 
 DENSE_LIMIT = 32  # parameters up to which the whole spectrum costs about as much as a few eigenvalues
-BASIS_SHARE = 0.25  # of the free memory, for the bases of all solvers together
 POWERED = 200  # products in which power iteration excludes anything 5 % larger; smaller blocks are read whole
 DEAR = 1e8  # parameters times terms of the loss: about a tenth of a second a product
 LARGEST_WHOLE = 2048  # parameters up to which a search keeps its basis whole, where memory allows that
@@ -30,29 +27,36 @@ def source(block: Block, seed: int, device: torch.device) -> Source:
 
 def make_process(
     block: Block, wanted: Wanted, *, tol: float, seed: int, method: str, device: torch.device, basis_limit: int,
-    exclude: float | None = None, copies: bool = True, streamed: bool = False, dear: bool = False,
-    definite: bool = False,
+    dtype: torch.dtype = torch.float64, exclude: float | None = None, copies: bool = True, streamed: bool = False,
+    dear: bool = False, definite: bool = False,
 ) -> Process:  # fmt: skip
     """The solver for one block: LAPACK for a small one, thick-restart Lanczos otherwise, or power iteration.
 
     Power iteration is left to blocks that it costs fewer products than reading them whole.
 
     Args:
-        exclude, copies, definite: see :class:`layerhess.linalg.eigen.lanczos.Lanczos`.
+        basis_limit, dtype, exclude, copies, definite: see :class:`layerhess.linalg.eigen.lanczos.Lanczos`.
         streamed: a pass over the data costs more than the products of a few vectors in it. dear: see
             :func:`goes_dense`.
     """
     device = solver_device(device)
     draw = source(block, seed, device)
-    if method == "power" and block.numel > (DENSE_LIMIT if exclude is None else POWERED):
-        return Power(block.numel, tol, draw, exclude=exclude, device=device)
-    if method == "power" or goes_dense(block.numel, wanted, dear):
+    if reads_whole(block.numel, wanted, method, exclude, dear):
         return Dense(block.numel, wanted, device)
+    if method == "power":
+        return Power(block.numel, tol, draw, exclude=exclude, device=device)
     return Lanczos(
-        block.numel, wanted, tol, draw, basis_limit=basis_limit, device=device,
+        block.numel, wanted, tol, draw, basis_limit=basis_limit, device=device, dtype=dtype,
         width=search_width(wanted, streamed, copies), exclude=exclude, copies=copies,
         definite=definite,
     )  # fmt: skip
+
+
+def reads_whole(numel: int, wanted: Wanted, method: str, exclude: float | None, dear: bool) -> bool:
+    """Whether a block of this size is given to LAPACK; arguments as for :func:`make_process`."""
+    if method == "power":
+        return numel <= (DENSE_LIMIT if exclude is None else POWERED)
+    return goes_dense(numel, wanted, dear)
 
 
 def search_width(wanted: Wanted, streamed: bool = False, copies: bool = True) -> int:
@@ -93,25 +97,3 @@ def expected_steps(wanted: Wanted) -> int:
     copies = max(wanted.top, wanted.bottom) >= 2
     # The lower end usually lies in the bulk near zero, where Lanczos is slow.
     return 6 + 5 * wanted.total + (12 if copies else 0) + (25 if wanted.bottom else 0)
-
-
-def whole_rows(count: int, memory: Budget) -> int:
-    """Dimension up to which each of ``count`` searches may keep as many rows as that, and so read the whole matrix."""
-    return min(LARGEST_WHOLE, int((BASIS_SHARE * memory.room / (16 * max(1, count))) ** 0.5))
-
-
-def basis_limit(total_numel: int, wanted: Wanted, memory: Budget) -> int:
-    """Rows per Lanczos basis, so that all bases (each row with its product) fit a share of the budget.
-
-    Raises:
-        InputError: if not even the smallest useful basis fits.
-    """
-    fits = int(BASIS_SHARE * memory.room // (16 * max(1, total_numel)))
-    if fits < wanted.total + 6:
-        raise InputError(
-            f"the solvers' vectors do not fit into memory ({total_numel:,} parameters in all blocks and the full "
-            f"model, room for {fits} vectors each)",
-            where="memory",
-            what_to_do="give more memory, or use full=False, fewer eigenvalues, or blocks that cover less of the model",
-        )
-    return min(comfortable_basis(wanted), fits)

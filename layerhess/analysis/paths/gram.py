@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from layerhess.analysis.paths.cost import gram_bytes, is_cheaper
-from layerhess.analysis.paths.exact import basis_limit, make_process, source
+from layerhess.analysis.paths.exact import make_process, source
 from layerhess.analysis.paths.factors import refuse_without_licence
+from layerhess.analysis.waves import waves
 from layerhess.checks import SelfCheck
 from layerhess.curvature.batch_graph import BatchGraph
 from layerhess.curvature.data_pass import FULL, DataPass
@@ -159,9 +160,10 @@ def gram_processes(
                 rows, failed = _rows(data_pass, {name: operators[name] for name in group}, int(SLACK * chosen.room))
                 for name in list(rows):
                     block = operators[name]
+                    held = waves({name: block.numel}, wanted, memory, data_pass.objective.dtype).held[name]
                     otherwise = functools.partial(
                         make_process, block, wanted, tol=tol, seed=seed, method=method, exclude=exclude, copies=copies,
-                        device=data_pass.objective.device, basis_limit=basis_limit(block.numel, wanted, memory),
+                        device=data_pass.objective.device, basis_limit=held.rows, dtype=held.dtype,
                     )  # fmt: skip
                     found = _decomposed(rows.pop(name), block, wanted, data_pass, seed, otherwise)
                     if found is None:

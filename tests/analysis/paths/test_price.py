@@ -10,8 +10,9 @@ import torch
 
 import layerhess as lh
 from driven_solver import draw, run
-from layerhess.analysis.paths.exact import LARGEST_WHOLE, goes_dense, is_dear, make_process, whole_rows
+from layerhess.analysis.paths.exact import LARGEST_WHOLE, goes_dense, is_dear, make_process
 from layerhess.analysis.paths.gram import GramOrSearch
+from layerhess.analysis.waves import WHOLE_SHARE, whole_rows
 from layerhess.curvature.device import Budget
 from layerhess.linalg.eigen.dense import Dense
 from layerhess.linalg.eigen.lanczos import Lanczos
@@ -57,7 +58,7 @@ def test_small_blocks_are_read_whole_unless_products_are_dear() -> None:
 
 def test_rows_for_a_whole_matrix_fit_the_budget() -> None:
     rows = whole_rows(10, Budget(2**40, limit=2**20))
-    assert 10 * 16 * rows**2 <= 2**18 < 10 * 16 * (rows + 1) ** 2
+    assert 10 * 16 * rows**2 <= WHOLE_SHARE * 2**20 < 10 * 16 * (rows + 1) ** 2
     assert whole_rows(0, Budget(2**40)) == LARGEST_WHOLE
 
 

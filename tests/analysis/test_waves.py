@@ -1,0 +1,173 @@
+"""Operators in waves that fit a budget: the same eigenvalues as all at once, with few rows, in either dtype."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import layerhess as lh
+from layerhess.analysis.tasks import Task
+from layerhess.analysis.waves import (
+    ENOUGH,
+    LARGEST_SHARE,
+    LEAST,
+    SOLVER_SHARE,
+    SOLVERS_AND_GRAPHS,
+    Held,
+    graphs_may_keep,
+    waves,
+)
+from layerhess.curvature.device import Budget
+from layerhess.errors import InputError
+from layerhess.linalg.eigen.lanczos import Lanczos
+from layerhess.linalg.eigen.process import Wanted
+from references.dense import Matrix, rows_of_hessian
+
+TOP = Wanted(top=1)
+
+
+def test_where_there_is_room_all_bases_are_comfortable_and_there_is_one_wave() -> None:
+    plan = waves({"a": 10**6, "b": 100}, TOP, Budget(2**40), torch.float32, exclude=0.05)
+    assert plan.waves == (("a", "b"),)
+    assert plan.held == {"a": Held(160, torch.float64), "b": Held(100, torch.float64)}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_plan_stays_within_its_share_and_leaves_nobody_out(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sizes = {f"b{i}": int(n) for i, n in enumerate(10 ** rng.uniform(0.0, 6.0, size=30))}
+    wanted, width = Wanted(top=1 + seed % 3, bottom=seed % 2), 1 + seed % 2
+    dtype, exclude = (torch.float32, torch.float64, torch.bfloat16)[seed % 3], (None, 0.05)[seed // 3 % 2]
+    item = 8 if dtype == torch.float64 else 4
+    memory = Budget(2**50, limit=int(400 * item * max(sizes.values())))
+    plan = waves(sizes, wanted, memory, dtype, exclude=exclude, width=width)
+    assert sorted(name for wave in plan.waves for name in wave) == sorted(sizes)
+    assert plan == waves(sizes, wanted, memory, dtype, exclude=exclude, width=width)
+    pairs = item * wanted.total * sum(sizes.values())
+    large = max(sizes.values()) * (2 * max(LEAST, wanted.total + 11) * item + width * (item + 16))
+    room = max(SOLVER_SHARE * memory.room, large + pairs + 0.11 * memory.room)
+    for wave in plan.waves:
+        assert pairs + sum(plan.held[name].nbytes(sizes[name], width) for name in wave) <= room
+    assert plan.nbytes <= LARGEST_SHARE * memory.room
+    for name, n in sizes.items():
+        held = plan.held[name]
+        assert held.rows >= LEAST or held.rows == n
+        assert held.dtype == (torch.float64 if held.rows == n or dtype == torch.float64 else torch.float32)
+
+
+def test_more_rows_are_kept_where_something_is_to_be_excluded_and_waves_are_as_few_as_rows_allow() -> None:
+    sizes, memory = dict.fromkeys("abcd", 10**6), Budget(2**50, limit=1_300_000_000)
+    few, many = (waves(sizes, TOP, memory, torch.float32, exclude=exclude) for exclude in (None, 0.05))
+    assert len(few.waves) == 2 and len(many.waves) == 4
+    assert LEAST <= min(held.rows for held in few.held.values()) < ENOUGH <= many.held["a"].rows
+
+
+def test_kept_graphs_make_room_for_the_largest_solver() -> None:
+    graphs, memory = Budget(1000, limit=400), Budget(1000)
+    assert graphs_may_keep(graphs, memory, 100) == graphs_may_keep(graphs, memory, 300) > 0
+    assert graphs_may_keep(graphs, memory, 600) == pytest.approx(SOLVERS_AND_GRAPHS * 1000 - 600)
+
+
+def test_what_does_not_fit_is_refused_with_what_would() -> None:
+    sizes = {"(full)": 10**9, "b": 10}
+    with pytest.raises(InputError) as refused:
+        waves(sizes, TOP, Budget(100 << 30), torch.float32)
+    for word in ("'(full)' has 1,000,000,000 parameters", "12 rows", "full=False", "memory='187GiB'"):
+        assert word in str(refused.value)
+    assert len(str(refused.value)) <= 400
+    fits = int(re.findall("at most ([0-9,]+) parameters", str(refused.value))[0].replace(",", ""))
+    assert len(waves(sizes, TOP, Budget(187 << 30), torch.float32).waves[0]) == 2
+    assert waves({"b": fits}, TOP, Budget(100 << 30), torch.float32).held["b"].rows == 12
+
+
+def _network(dtype: torch.dtype) -> lh.Objective:
+    torch.manual_seed(0)
+    layers = [
+        nn.Linear(30, 34),
+        nn.Tanh(),
+        nn.Linear(34, 32),
+        nn.Tanh(),
+        nn.Linear(32, 34),
+        nn.Tanh(),
+        nn.Linear(34, 4),
+    ]
+    x, y = torch.randn(40, 30, dtype=torch.float32).to(dtype), torch.randint(0, 4, (40,))
+    return lh.Objective(nn.Sequential(*layers).float().to(dtype), (x, y), nn.CrossEntropyLoss())
+
+
+@cache
+def _exact() -> dict[str, Matrix]:
+    """Block -> all its eigenvalues, descending, of float64."""
+    objective = _network(torch.float64)
+    model, (x, y) = objective.model, objective.data
+    made = {}
+    for place, layer in enumerate(model):
+        if not isinstance(layer, nn.Linear):
+            continue
+
+        def loss(flat: torch.Tensor, place: int = place, layer: nn.Linear = layer) -> torch.Tensor:
+            weight, bias = flat[: layer.weight.numel()].view_as(layer.weight), flat[layer.weight.numel() :]
+            outputs = torch.func.functional_call(model, {f"{place}.weight": weight, f"{place}.bias": bias}, (x,))
+            return nn.functional.cross_entropy(outputs, y)
+
+        at = torch.cat([layer.weight.detach().reshape(-1), layer.bias.detach()])
+        made[str(place)] = np.linalg.eigvalsh(rows_of_hessian(loss, at))[::-1]
+    return made
+
+
+class _Watched(Task):
+    """Counts the bytes of all bases whenever a task is told something."""
+
+    alive: ClassVar[list[Task]] = []
+    most: ClassVar[int] = 0
+    dtypes: ClassVar[set[torch.dtype]] = set()
+
+    def tell(self, products: torch.Tensor) -> None:
+        super().tell(products)
+        if self not in _Watched.alive:
+            _Watched.alive.append(self)
+        bases = [t._process.basis for t in _Watched.alive if isinstance(t._process, Lanczos)]
+        _Watched.most = max(_Watched.most, sum(b._q.nbytes + b._w.nbytes for b in bases))
+        _Watched.dtypes |= {b.dtype for b in bases}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("options", [{"exclude": None}, {"exclude": 0.05}, {"top": 2, "exclude": None}], ids=str)
+def test_waves_find_what_one_wave_finds(dtype: torch.dtype, options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("layerhess.analysis.tasks.Task", _Watched)
+    _Watched.alive, _Watched.most, _Watched.dtypes = [], 0, set()
+    objective = _network(dtype)
+    whole = lh.analyze(objective, blocks="module", full=False, path="exact", **options)
+    limit = 1_000_000 if dtype == torch.float32 else 1_700_000
+    assert _Watched.dtypes == {torch.float64}
+    _Watched.alive, _Watched.most, _Watched.dtypes = [], 0, set()
+    parts = lh.analyze(objective, blocks="module", full=False, path="exact", memory=limit, **options)
+    assert 0 < _Watched.most <= LARGEST_SHARE * limit
+    assert dtype in _Watched.dtypes
+    assert {task.wave for task in _Watched.alive} == {*range(1 + max(task.wave for task in _Watched.alive))} > {0}
+    assert all(task.released for task in _Watched.alive)
+    for name, one in whole.blocks.items():
+        other = parts.blocks[name]
+        assert one.status == other.status == "converged", (name, one.status, other.status)
+        together = one.error_bounds + other.error_bounds
+        assert np.all(np.abs(one.eigenvalues - other.eigenvalues) <= together)
+        exact, count = _exact()[name], len(other.eigenvalues)
+        assert np.all(np.abs(other.eigenvalues - exact[:count]) <= other.error_bounds)
+        assert exact[count - 1 if count == 1 else count] <= other.missed_above * (1.0 + 1e-6)
+        if options["exclude"]:
+            assert other.missed_above <= 1.05 * exact[0]
+        for vector in other.eigenvectors:
+            assert {part.dtype for part in vector.values()} == {dtype}
+
+
+def test_a_run_that_is_stopped_in_its_first_wave_has_nothing_of_the_later_ones() -> None:
+    found = lh.analyze(_network(torch.float32), blocks="module", full=False, path="exact", memory="1MB", max_passes=3)
+    statuses = [spectrum.status for spectrum in found.blocks.values()]
+    assert any("bound so far" in status for status in statuses)
+    assert any("stopped before its first product" in status for status in statuses)
