@@ -2,6 +2,7 @@
 
 from layerhess.analysis.analyze import analyze
 from layerhess.analysis.eigsh import Eigenpairs, eigsh
+from layerhess.analysis.estimate import CostEstimate, estimate
 from layerhess.analysis.operators import EmpiricalFisher, GaussNewton, Hessian
 from layerhess.analysis.result import Analysis, load
 from layerhess.analysis.stochastic import coupling, density, diagonal, trace
@@ -21,6 +22,7 @@ __all__ = [
     "Analysis",
     "Check",
     "CheckError",
+    "CostEstimate",
     "Counts",
     "Coupling",
     "Density",
@@ -40,6 +42,7 @@ __all__ = [
     "density",
     "diagonal",
     "eigsh",
+    "estimate",
     "load",
     "trace",
 ]

@@ -7,6 +7,8 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from dataclasses import asdict
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,12 +19,12 @@ from torch import nn
 
 import layerhess
 from layerhess.analysis.analyze import analyze as analyze_now
+from layerhess.analysis.estimate import estimate as estimate_now
 from layerhess.analysis.result import rewrite_report
 from layerhess.cli.demo import build as build_demo
-from layerhess.cli.display import Display
+from layerhess.cli.display import Display, cost_sentences
 from layerhess.cli.exit_codes import DONE, UNFINISHED, ended, stdout_on_stderr
-from layerhess.cli.factory import load_objective
-from layerhess.cli.prepare import block_scheme, estimate, names_or_none, number_or_none, prepared
+from layerhess.cli.question import NOT_ESTIMATED, arguments_of, objective_of, with_options_of
 from layerhess.errors import InputError
 from layerhess.objective.objective import Objective
 from layerhess.results import store
@@ -145,63 +147,54 @@ def analyze(
     quiet: Quiet = False,
 ) -> None:
     """Analyse the model that FACTORY returns: every layer's eigenvalues, and the whole model's."""
+    options = dict(locals())
+    raise typer.Exit(ended(lambda: _analyze(options), show_traceback=traceback))
+
+
+def _analyze(options: dict[str, Any]) -> int:
+    arguments = arguments_of(options)
+    out: Path | None = options["out"]
+    folder = store.check_writable(out if out is not None else _default_folder(options["factory"]))
+    _use_threads(options["threads"])
+    return _run(
+        lambda: objective_of(options),
+        arguments,
+        folder,
+        quiet=options["quiet"],
+        json=options["json"],
+        offer_examples=options["examples"] is None,
+        learning_rate=_checked_rate(options["learning_rate"]),
+    )
+
+
+def _estimate(
+    world: Annotated[int, typer.Option(min=1, help="processes that share the data")] = 1,
+    device_memory: Annotated[
+        str | None, typer.Option(help="memory of each process's device, such as 80GiB  [default: what is free here]")
+    ] = None,
+    **options: Any,
+) -> None:
+    """What `analyze` with these options would cost, from the checks and a few timed products, without a run.
+
+    Time, passes over the data, products, and for each process its peak memory and what it sends.
+    """
 
     def command() -> int:
+        arguments = arguments_of(options)
+        _use_threads(options["threads"])
+        display = Display(quiet=options["quiet"], offer_examples=False)
+        with ExitStack() as stack:
+            if options["json"]:
+                stack.enter_context(stdout_on_stderr())
+            stack.enter_context(display.with_warnings())
+            found = estimate_now(objective_of(options), **arguments, world=world, device_memory=device_memory)
+        print(dumps(asdict(found), indent=2) if options["json"] else cost_sentences(found))
+        return DONE
 
-        scheme = block_scheme(blocks or ["parameter"])
-        folder = store.check_writable(out if out is not None else _default_folder(factory))
-        _use_threads(threads)
+    raise typer.Exit(ended(command, show_traceback=options["traceback"]))
 
-        def objective() -> Any:
-            return prepared(
-                load_objective(factory),
-                checkpoint=checkpoint,
-                device=device,
-                eval_mode=eval_mode,
-                stop_gradients=stop_gradients,
-                examples=examples,
-                examples_seed=examples_seed,
-                batch_size=batch_size,
-            )
 
-        # For a subset sampling errors are measured, if anything asked for can have one.
-        sampled = examples is not None and (
-            top + bottom > 0 or trace or trace_tol is not None or trace_method is not None
-        )
-        arguments = {
-            "blocks": scheme,
-            "operator": operator,
-            "top": top,
-            "bottom": max(bottom, 1) if everything else bottom,
-            "full": full,
-            "trace": estimate("trace", trace or everything, rel=trace_tol, method=trace_method),
-            "diagonal": estimate("diagonal", diagonal or everything, max_probes=diagonal_probes),
-            "density": estimate("density", density or everything, probes=density_probes, steps=density_steps),
-            "coupling": estimate("coupling", coupling or everything, probes=coupling_probes),
-            "sampling": everything or sampled if sampling is None else sampling,
-            "tol": tol,
-            "exclude": number_or_none(exclude, "--exclude"),
-            "copies": copies,
-            "seed": seed,
-            "method": method,
-            "path": path,
-            "memory": memory,
-            "segments": names_or_none(segments or ["auto"]),
-            "max_passes": max_passes,
-            "time_limit": time_limit,
-            "skip_failed": skip_failed,
-        }
-        return _run(
-            objective,
-            arguments,
-            folder,
-            quiet=quiet,
-            json=json,
-            offer_examples=examples is None,
-            learning_rate=_checked_rate(learning_rate),
-        )
-
-    raise typer.Exit(ended(command, show_traceback=traceback))
+app.command("estimate")(with_options_of(analyze, _estimate, without=NOT_ESTIMATED))
 
 
 @app.command()

@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.text import Text
 
+from layerhess.analysis.estimate import CostEstimate
 from layerhess.analysis.progress import Forecast, Snapshot
 from layerhess.errors import LayerhessWarning
-from layerhess.show.numbers import count, duration, span, times
+from layerhess.show.numbers import count, counted, duration, size, span, times
 
 _SMALLER = 512  # number of examples suggested for a shorter run
 _LONG = 60.0  # seconds from which on that is suggested
@@ -118,6 +119,28 @@ def forecast_sentence(forecast: Forecast, *, offer_examples: bool = True) -> str
         return text
     shorter = max(forecast.high - forecast.per_example * (forecast.examples - _SMALLER), forecast.gradient_seconds)
     return f"{text}; --examples {_SMALLER} would take up to {duration(shorter)}"
+
+
+def cost_sentences(cost: CostEstimate) -> str:
+    """An estimate, a line for each figure.
+
+    >>> print(cost_sentences(CostEstimate(480.0, 11, 253, 6 << 30, 3 << 30, 3.1, True, 2, 50_000)))
+    time     about 8 min, one gradient takes 3.1 s
+    work     253 products in 11 passes over 50,000 examples
+    memory   6.0 GiB at the peak, of each of 2 processes, which fits
+    sent     3.0 GiB by each process
+    """
+    each = f", of each of {cost.world} processes" if cost.world > 1 else ""
+    data = f" over {counted(cost.examples, 'example')}" if cost.examples else ""
+    fits = "which fits" if cost.fits else "which is more than there is"
+    lines = [
+        f"time     about {duration(cost.seconds)}, one gradient takes {duration(cost.gradient_seconds)}",
+        f"work     {counted(cost.products, 'product')} in {counted(cost.passes, 'pass', 'passes')}{data}",
+        f"memory   {size(cost.peak_bytes)} at the peak{each}, {fits}",
+    ]
+    if cost.sent_bytes:
+        lines.append(f"sent     {size(cost.sent_bytes)} by each process")
+    return "\n".join([*lines, *(f"note: {note}" for note in cost.notes)])
 
 
 def progress_sentence(snapshot: Snapshot) -> str:

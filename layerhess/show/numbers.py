@@ -167,6 +167,16 @@ def share_with_error(part: float, error: float) -> str:
     return f"{with_bound(value, max(spread, 0.1))} %"
 
 
+def size(nbytes: float) -> str:
+    """Bytes in the unit a person would use.
+
+    >>> size(2_500_000), size(6 << 30)
+    ('2.4 MiB', '6.0 GiB')
+    """
+    amount, unit = (nbytes / 2**30, "GiB") if nbytes >= 2**30 else (nbytes / 2**20, "MiB")
+    return f"{amount:.1f} {unit}" if amount < 100 else f"{amount:,.0f} {unit}"
+
+
 def count(value: int | float) -> str:
     """A count with thousands separated; whole floats as integers.
 

@@ -54,6 +54,18 @@ def test_analyze_prints_a_table_saves_a_folder_and_exits_with_zero(here: Path, c
     assert (here / "run" / "report.html").stat().st_size > 10_000
 
 
+def test_estimate_says_what_analyze_would_cost_and_writes_nothing(here: Path, capsys: Capture) -> None:
+    before = sorted(here.rglob("*"))
+    assert main(["estimate", "mine.py:make", "--blocks", "module", "--world", "2", "--json", "-q"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["passes"] > 0 and found["seconds"] > 0 and found["peak_bytes"] > 0 and found["world"] == 2
+    assert main(["estimate", "mine.py:make", "--device-memory", "80GiB"]) == 0
+    assert "which fits" in capsys.readouterr().out
+    assert sorted(p for p in here.rglob("*") if "__pycache__" not in p.parts) == before
+    assert main(["estimate", "mine.py:make", "--exclude", "much"]) == 2
+    assert "--exclude" in capsys.readouterr().err
+
+
 def test_options_of_the_estimates_reach_the_analysis(here: Path) -> None:
     options = ["--trace-tol", "0.3", "--trace-method", "xtrace", "--density-steps", "4", "--density-probes", "2"]
     assert main(["analyze", "mine.py:make", *options, "--coupling-probes", "3", "--out", "run"]) == 0
