@@ -47,6 +47,10 @@ class CheckError(LayerhessError, RuntimeError):
     """A self-check failed: the number asked for would have been wrong, so none is given."""
 
 
+class ProcessError(LayerhessError, RuntimeError):
+    """Another process of the group failed, died or did not answer; the message names its rank."""
+
+
 def _sentence(message: str, where: str, what_to_do: str) -> str:
     parts = [message.rstrip(".") + "."]
     if where:

@@ -12,6 +12,7 @@ from layerhess.analysis.result import Analysis
 from layerhess.analysis.run import Run
 from layerhess.checks.second_derivative import named_operations
 from layerhess.objective.blocks import Scheme, partition
+from layerhess.objective.group import world
 from layerhess.objective.interrupts import deferred_interrupts
 from layerhess.objective.objective import Objective
 from layerhess.objective.snapshot import preserved_random_state
@@ -105,26 +106,28 @@ def analyze(
     >>> print(round(float(result.blocks["weight"].eigenvalues[0]), 9))      # 2 ||x||^2
     50.0
     """
-    arguments = check_arguments(
-        objective, operator=operator, top=top, bottom=bottom, full=full, tol=tol, seed=seed, out=out,
-        max_passes=max_passes, time_limit=time_limit, method=method, path=path, memory=memory, resume=resume,
-        progress=progress, exclude=exclude, copies=copies, trace=trace, diagonal=diagonal, density=density,
-        coupling=coupling, sampling=sampling, segments=segments,
-    )  # fmt: skip
-    divided = partition(objective.model, objective.parameters, objective.frozen, blocks)
-    run = Run(objective, divided, blocks, arguments, progress, skip_failed)
-    with ExitStack() as stack:
-        run.checkpoint = stack.enter_context(deferred_interrupts())
-        try:
-            with objective.session(), named_operations(objective):
-                run.prepare()
-                run.solve()
-            run.checkpoint()
-        except KeyboardInterrupt as stop:
-            run.save_partial(stop)
-            raise
-    analysis = run.result()
-    if out is not None:
-        with preserved_random_state():  # making the report imports modules that draw random numbers
-            analysis.save(out)
-    return analysis
+    with world().together() as group:
+        out = out if group.rank == 0 else None  # one of the ranks saves
+        arguments = check_arguments(
+            objective, operator=operator, top=top, bottom=bottom, full=full, tol=tol, seed=seed, out=out,
+            max_passes=max_passes, time_limit=time_limit, method=method, path=path, memory=memory, resume=resume,
+            progress=progress, exclude=exclude, copies=copies, trace=trace, diagonal=diagonal, density=density,
+            coupling=coupling, sampling=sampling, segments=segments,
+        )  # fmt: skip
+        divided = partition(objective.model, objective.parameters, objective.frozen, blocks)
+        run = Run(objective, divided, blocks, arguments, progress, skip_failed)
+        with ExitStack() as stack:
+            run.checkpoint = stack.enter_context(deferred_interrupts())
+            try:
+                with objective.session(), named_operations(objective):
+                    run.prepare()
+                    run.solve()
+                run.checkpoint()
+            except KeyboardInterrupt as stop:
+                run.save_partial(stop)
+                raise
+        analysis = run.result()
+        if out is not None:
+            with preserved_random_state():  # making the report imports modules that draw random numbers
+                analysis.save(out)
+        return analysis

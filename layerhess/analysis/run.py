@@ -71,7 +71,7 @@ class Run:
         self.started = self.counters.clock()
         self.notes: list[str] = []
         self.checkpoint: Any = lambda: None
-        self.machine = budget(objective.device)
+        self.machine = budget(objective.device, group=objective.group)
         self.budget = replace(self.machine, limit=arguments.memory)  # for what solvers and estimators hold
         self.graph_budget = self.budget  # for graphs and factors
         self.step = 0  # bytes of a training step
@@ -96,7 +96,7 @@ class Run:
             self.surveyed = survey(self.objective, self.counters, self.checkpoint)
             self._note(*self.objective.notes, self.surveyed.note)  # what the first pass said
             if self.graph_budget.limit is None:
-                self.step = step_bytes(self.objective, self.surveyed)
+                self.step = self.objective.group.agreed(step_bytes(self.objective, self.surveyed))
                 self.graph_budget = default_budget(self.step, self.machine)
         with self.counters.during("checks"):
             chosen = choose_segments(

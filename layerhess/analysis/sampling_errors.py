@@ -152,7 +152,7 @@ def _counts(grouped: Objective, counters: Counters, checkpoint: Callable[[], Non
             totals.append(COUNT, grouped.terms(batch)[1])
         counters.count("forwards")
 
-    return np.array(add_up(grouped.batches(), share, checkpoint=checkpoint).listed(COUNT))
+    return np.array(add_up(grouped.batches(), share, group=grouped.group, checkpoint=checkpoint).listed(COUNT))
 
 
 def _from_factors(
@@ -202,7 +202,7 @@ def _from_factors(
                 totals.append((TRACE, name), *(piece.sum() for piece in own))
 
     try:
-        totals = add_up(objective.batches(), share, checkpoint=checkpoint)
+        totals = add_up(objective.batches(), share, group=objective.group, checkpoint=checkpoint)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

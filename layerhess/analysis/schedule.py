@@ -99,11 +99,11 @@ class Schedule:
                     task.release()
 
     def _run_wave(self, begin: float) -> None:
-        clock = self.data_pass.counters.clock
+        clock, agreed = self.data_pass.counters.clock, self.data_pass.objective.group.agreed
         while (open_tasks := self._open(self._now)) or not all(estimator.done for estimator in self._along):
             if self.passes >= self.max_passes:
                 self.stopped = f"max_passes={self.max_passes} was reached"
-            if self.time_limit is not None and clock() - self.started > self.time_limit:
+            if self.time_limit is not None and agreed(clock() - self.started > self.time_limit):
                 self.stopped = f"time_limit={self.time_limit:g} s was reached"
             if self.stopped:
                 break

@@ -70,7 +70,9 @@ class SingleOperator:
         if isinstance(self._op, BlockOperator):
             parent = self._op.parent
             objective = parent.objective
-            self.device, self.memory = solver_device(objective.device), budget(objective.device)
+            self.device = solver_device(objective.device)
+            stack.enter_context(objective.group.together())
+            self.memory = budget(objective.device, group=objective.group)
             known = parent.verify()
             self.eps, self.unchecked = torch.finfo(objective.dtype).eps, known is None
             self._data_pass = stack.enter_context(parent.unchecked.session(self.memory))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -19,6 +19,7 @@ from layerhess.curvature.matrices import GAUSS_NEWTON, HESSIAN, CurvatureMatrix
 from layerhess.curvature.totals import Totals, add_up
 from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective.blocks import Block
+from layerhess.objective.group import Group
 from layerhess.objective.objective import Objective
 from layerhess.results.record import Check
 
@@ -47,6 +48,10 @@ class Licence:
     exact: dict[str, torch.Tensor] = field(default_factory=dict)
     seconds: float = 0.0
     works: dict[str, Work] = field(default_factory=dict)
+
+    def agreed(self, group: Group) -> Licence:
+        """Rank 0's, on every rank; without :attr:`exact`, which has served."""
+        return group.agreed(replace(self, exact={}))
 
     def checks(self, sample: str) -> list[Check]:
         """A line for the result, if there is anything to say; ``sample`` describes the sample."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from layerhess.checks.factors import Licence
 from layerhess.checks.forward_trace import Trace
+from layerhess.objective.group import Group
 from layerhess.results.record import Check
 
+DECIDED = (
+    "checks", "failed", "culprits", "zero_suspects", "notes", "concerns", "uncut", "place", "blur", "graph_seconds",
+    "block_seconds",
+)  # fmt: skip
 BLURS = 5.0  # times the measured blur, since one measurement may be small by luck
 
 
@@ -43,6 +48,11 @@ class SelfCheck:
     blur: float = 0.0
     graph_seconds: float = 0.0
     block_seconds: float = 0.0
+
+    def agreed(self, group: Group) -> SelfCheck:
+        """With rank 0's findings: ranks on other hardware might decide otherwise."""
+        decided = group.agreed({name: getattr(self, name) for name in DECIDED})
+        return replace(self, **decided, licence=self.licence.agreed(group))
 
     @property
     def eps(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from layerhess.curvature.totals import Totals, add_up
 from layerhess.linalg.random_vectors import random_signs
 from layerhess.objective import batches
 from layerhess.objective.objective import Objective
+from layerhess.objective.sent_batches import of_all_ranks
 
 HEAVY = 16  # examples that are measured in addition to the sample
 UNEVEN = 4.0  # times the mean share, from which on an example is heavy,
@@ -34,10 +36,10 @@ SHARE, EXAMPLES = "share", "examples"  # kinds of sums
 
 @dataclass(frozen=True)
 class Heavy:
-    """One example: its share, its place (batch, index), and itself as a batch of one."""
+    """One example: its share, its place (rank, batch, index), and itself as a batch of one."""
 
     share: float
-    place: tuple[int, int]
+    place: tuple[int, int, int]
     batch: Any
 
 
@@ -91,6 +93,7 @@ class HeavyExamples:
         if not directions:
             return []
         most: list[Heavy] = []
+        group = self._objective.group
         copied = self._objective.cast(precision(self._objective.device, self._objective.dtype), [])
         step = self._direction(directions, norms, copied.dtype)
         bends = not is_jacobian_only(self._make_graph, directions)
@@ -103,13 +106,16 @@ class HeavyExamples:
             totals.add(EXAMPLES, len(shares))
             largest = torch.topk(shares, min(HEAVY, len(shares)))
             most += [
-                Heavy(own, (number, i), batches.take(batch, slice(i, i + 1)))
+                Heavy(own, (group.rank, number, i), batches.take(batch, slice(i, i + 1)))
                 for own, i in zip(largest.values.tolist(), largest.indices.tolist(), strict=True)
             ]
             most = sorted(most, key=lambda found: -found.share)[:HEAVY]
 
         with copied.session(), torch.no_grad():
-            totals = add_up(enumerate(self._objective.batches()), share)
+            totals = add_up(enumerate(self._objective.batches()), share, group=group)
+        every = of_all_ranks([((one.share, one.place), one.batch) for one in most], group, self._objective.device)
+        most = [Heavy(*about, batch) for about, batch in itertools.chain(*every)]
+        most = sorted(most, key=lambda found: -found.share)[:HEAVY]
         examples = max(totals.total(EXAMPLES), 1)
         least = totals.total(SHARE) * max(UNEVEN / examples, DOMINANT / len(directions))
         return [found for found in most if found.share > least]

@@ -80,13 +80,17 @@ class MeanCheck:
             self._look(batch, seen, self._number)
         self._number += 1
 
-    def close(self) -> None:
-        """After the last batch.
+    def close(self, number: int) -> None:
+        """After the last batch of ``number``, on all ranks together.
 
         Raises:
-            InputError: there was more than one batch, and none could be held against its parts.
+            InputError: there was more than one batch, and none could be held against its parts; see :meth:`offer`.
         """
-        if self._number > 1 and not self._held and not self._objective.tied_norms:
+        group = self._objective.group
+        if number < 2 or self._objective.evaluation.count_is_exact:
+            return
+        group.tried(self._look_at_waiting)
+        if not any(group.gathered(self._held)) and not self._objective.tied_norms:
             raise InputError(
                 f"more than one batch needs {self._objective.evaluation.name} to be the mean over the first dimension, "
                 "and no batch can be cut in two to see whether it is",
@@ -94,10 +98,16 @@ class MeanCheck:
                 what_to_do=BATCH_LOSS,
             )
 
+    def _look_at_waiting(self) -> None:
+        """At a batch that is the only one of its rank."""
+        if self._first is not None:
+            with torch.no_grad():
+                self._look(*self._first, 0)
+
     def _look(self, batch: Any, seen: Seen, number: int) -> None:
         if seen.count <= 0.0:
             return
-        for unit in self._units(batch, seen, f"batch {number}"):
+        for unit in self._units(batch, seen, f"batch {self._objective.group.place(number)}"):
             if self._held_against(unit):
                 return
 

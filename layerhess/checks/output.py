@@ -36,7 +36,7 @@ INDEFINITE = (
 
 
 def check_cut(
-    objective: Objective, samples: Sequence[Any], places: Sequence[int], names: Sequence[str], counters: Counters
+    objective: Objective, samples: Sequence[Any], places: Sequence[str], names: Sequence[str], counters: Counters
 ) -> Check:
     """Check that the whole gradient goes through the output: it must be J' (d loss / d output).
 

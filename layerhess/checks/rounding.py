@@ -147,6 +147,7 @@ class RoundingMeter:
                 except Exception as error:  # user code runs in another dtype here and may raise anything: fall back
                     self._give_up(error)
         assumed = ASSUMED_ROUNDING * self._assumed_scale()
+        found = self._objective.group.agreed(found)
         return {
             key: own if (own := found.get(key)) and own.finite else Rounding(assumed * one.norm, "assumed")
             for key, one in blocks.items()

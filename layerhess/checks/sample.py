@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,9 @@ from torch import Tensor
 from layerhess.objective import batches
 from layerhess.objective.containers import tensors
 from layerhess.objective.evaluation import Seen
+from layerhess.objective.group import Group
 from layerhess.objective.objective import Objective
+from layerhess.objective.sent_batches import of_all_ranks
 
 SMALLEST, LARGEST, SHARE = 8, 32, 16  # a sixteenth of the examples, but 8 to 32: checks should cost little
 MOST_PIECES = 3
@@ -57,7 +60,7 @@ class WholeData:
     """
 
     def __init__(self, parameters: int) -> None:
-        self._room = WHOLE / max(parameters, 1)
+        self._room = self._most = WHOLE / max(parameters, 1)
         self._kept: list[tuple[Any, Seen]] = []
 
     def offer(self, batch: Any, seen: Seen) -> None:
@@ -70,11 +73,32 @@ class WholeData:
         else:
             self._kept.clear()
 
-    def sample(self) -> Sample | None:
-        """All the data, None where that is too much."""
-        if self._room < 0.0 or not self._kept:
+    def sample(self, objective: Objective) -> Sample | None:
+        """All the data, of all ranks; None where that is too much.
+
+        Args:
+            objective: in session.
+        """
+        group, kept = objective.group, self._kept
+        rooms = group.gathered(self._room)
+        if sum(rooms) < (len(rooms) - 1) * self._most:
             return None
-        return Sample([batch for batch, _ in self._kept], seen=[seen for _, seen in self._kept], whole=True)
+        if group.size > 1:
+            every = of_all_ranks([(None, batch) for batch, _ in kept], group, objective.device)
+            with torch.no_grad():
+                kept = [
+                    (batch, objective.evaluation.surveyed(objective.model, batch, "a sample"))
+                    for _, batch in itertools.chain(*every)
+                ]
+        return Sample([batch for batch, _ in kept], seen=[seen for _, seen in kept], whole=True) if kept else None
+
+
+class _Piece(NamedTuple):
+    """Part of a batch: where it is from, the batch's mean loss, itself."""
+
+    place: str
+    loss: float
+    batch: Any
 
 
 class Sampler:
@@ -88,48 +112,79 @@ class Sampler:
 
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
-        self._first: tuple[int, Any] | None = None
-        self._largest: tuple[float, int, Any] = (-math.inf, -1, None)
-        self._others: list[tuple[int, Any]] = []
+        self._first: _Piece | None = None
+        self._largest: _Piece | None = None
+        self._others: list[_Piece] = []
+        self._ignored: _Piece | None = None  # the first batch, while none counted
         self._stride = 1
         self._seen = 0
         self._terms = 0.0  # of the loss per example, in the batch that has most
         self._curved: list[tuple[Tensor, Any]] = []
 
-    def offer(self, index: int, batch: Any, value: float, count: float, curvature: Tensor | None = None) -> None:
-        """Take batch number ``index`` with its loss sum and count; a batch of count 0 is ignored.
+    def offer(self, place: str, batch: Any, value: float, count: float, curvature: Tensor | None = None) -> None:
+        """Take the batch at ``place`` with its loss sum and count; a batch of count 0 is ignored.
 
         Args:
             curvature: (examples,) of its output, see :func:`by_example`.
         """
         if count <= 0.0:
+            self._ignored = self._ignored or _Piece(place, 0.0, batch)
             return
+        size = abs(value) / count
         self._seen += 1
         self._terms = max(self._terms, count / (batches.leading_size(batch) or math.inf))
         if curvature is not None and len(curvature):
             self._offer_curved(batch, curvature)
         if self._first is None:
-            self._first = index, self._cut(batch, LARGEST)
+            self._first = _Piece(place, size, self._cut(batch, LARGEST))
             return
-        if abs(value) / count > self._largest[0]:
-            self._largest = (abs(value) / count, index, self._cut(batch, LARGEST))
+        if self._largest is None or size > self._largest.loss:
+            self._largest = _Piece(place, size, self._cut(batch, LARGEST))
         if (self._seen - 1) % self._stride == 0:
-            self._others.append((index, self._cut(batch, LARGEST)))
+            self._others.append(_Piece(place, size, self._cut(batch, LARGEST)))
             if len(self._others) > 8:  # saves memory; the middle can still be found
                 self._others, self._stride = self._others[1::2], 2 * self._stride
 
-    def chosen(self, examples: int) -> list[tuple[int, Any]]:
-        """(batch number, part of it); the parts together are a share of all ``examples``. Empty if no batch counted."""
+    def meet(self, group: Group) -> None:
+        """After the last batch: the same choice on all ranks, from what each has seen."""
+        if group.size == 1:
+            return
+        own = [piece for piece in (self._first, self._largest, self._middle, self._ignored) if piece is not None]
+        roles = [piece is not self._ignored for piece in own]
+        kept = [((place, loss, counts), batch) for (place, loss, batch), counts in zip(own, roles, strict=True)]
+        curved = [(values.cpu(), piece) for values, piece in self._curved]
+        device = self._objective.device
+        every = [
+            (_Piece(place, loss, batch), counts)
+            for (place, loss, counts), batch in itertools.chain(*of_all_ranks(kept, group, device))
+        ]
+        self._curved = list(itertools.chain(*of_all_ranks(curved, group, device)))
+        self._curved = sorted(self._curved, key=lambda pair: -float(pair[0][0]))[:MOST_PIECES]
+        self._terms = max(group.gathered(self._terms))
+        counted = list({piece.place: piece for piece, counts in every if counts}.values())
+        self._first, self._others = next(iter(counted), None), counted[1:]
+        self._largest = max(self._others, key=lambda piece: piece.loss, default=None)
+        self._ignored = next((piece for piece, counts in every if not counts), None)
+
+    @property
+    def _middle(self) -> _Piece | None:
+        middle = [other for other in self._others if self._largest is None or other.place != self._largest.place]
+        return middle[len(middle) // 2] if middle else None
+
+    def chosen(self, examples: int) -> list[tuple[str, Any]]:
+        """(the batch's place, part of it); the parts together are a share of all ``examples``.
+
+        Where no batch counted, which is possible with reduction="sum" only, the first batch.
+        """
         if self._first is None:
-            return []
+            return [] if self._ignored is None else [(self._ignored.place, self._ignored.batch)]
         wanted, fewest = self._wanted(examples)
         pieces = [self._first]
-        if self._largest[1] > 0:
-            pieces.append(self._largest[1:])
-        middle = [other for other in self._others if other[0] != self._largest[1]]
-        if middle and wanted >= 2 * fewest * MOST_PIECES:
-            pieces.append(middle[len(middle) // 2])
-        return [(index, self._cut(piece, max(fewest, wanted // len(pieces)))) for index, piece in pieces]
+        if self._largest is not None:
+            pieces.append(self._largest)
+        if self._middle is not None and wanted >= 2 * fewest * MOST_PIECES:
+            pieces.append(self._middle)
+        return [(one.place, self._cut(one.batch, max(fewest, wanted // len(pieces)))) for one in pieces]
 
     def measured(self, pieces: list[Any], examples: int, mean: float, mean_item: float) -> Sample:
         """Half of the chosen parts, and the most curved examples of all; the chosen parts if no example stands out.

@@ -141,9 +141,9 @@ def _in_some_batch(error: RuntimeError, objective: Objective) -> InputError | No
     def share(numbered: tuple[int, Any], totals: Totals) -> None:
         number, batch = numbered
         if places := trace(objective, batch).places_of(_missing(error)):
-            totals.append("places", f"batch {number}, {', '.join(places[:3])}")
+            totals.append("places", f"batch {objective.group.place(number)}, {', '.join(places[:3])}")
 
-    places = add_up(enumerate(objective.batches()), share).listed("places")
+    places = add_up(enumerate(objective.batches()), share, group=objective.group).listed("places")
     return _without(error, places[:1]) if places else None
 
 

@@ -55,7 +55,8 @@ def self_check(
             add up although they are to be split; out of memory.
     """
     try:
-        return _self_check(objective, surveyed, blocks, full, seed, counters, curvature, memory, factors)
+        found = _self_check(objective, surveyed, blocks, full, seed, counters, curvature, memory, factors)
+        return found.agreed(objective.group)
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, CheckError) or not is_out_of_memory(error):
             raise
@@ -188,7 +189,7 @@ def _symmetry(
     counters: Counters,
     curvature: CurvatureMatrix,
     keep: float,
-    places: Sequence[int],
+    places: Sequence[str],
 ) -> None:
     coarsest = found.trace.coarsest
     # With a product that is symmetric by construction, see checks/factors.py.
@@ -305,14 +306,14 @@ def _not_finite_in(
     blocks: Mapping[str, Block],
     measured: Mapping[str, Symmetry],
     seed: int,
-    places: Sequence[int] | None = None,
+    places: Sequence[str] | None = None,
 ) -> str:
     """Such as " in batch 3", for products that are NaN or infinite; numbered by the pass, or by ``places``."""
     for key, block in blocks.items():
         if not math.isfinite(measured[key].norm):
             vector = random_unit(block.numel, seed, f"symmetry {key}", 0, data_pass.objective.device)[None]
-            index = data_pass.first_not_finite(Request(block, vector))
-            return "" if index is None else f" in batch {index if places is None else places[index]}"
+            place = data_pass.first_not_finite(Request(block, vector))
+            return "" if not place else f" in batch {place if places is None else places[int(place)]}"
     return ""
 
 

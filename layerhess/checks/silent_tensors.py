@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from layerhess.curvature.counters import Counters
 from layerhess.curvature.double_backward.mode import Rewritten
 from layerhess.curvature.totals import Totals, add_up
 from layerhess.objective.objective import Objective
+from layerhess.objective.sent_batches import of_all_ranks
 
 SILENT = 1e-9  # times the strongest tensor: a check along all tensors together says nothing of weaker ones
 HEARD = {torch.float64: 1e-9, torch.float32: 1e-5}  # the same for a batch in its own dtype; below it is rounding
@@ -43,7 +45,8 @@ def speaking_batches(objective: Objective, silent: Collection[str], counters: Co
     Args:
         objective: in session, with all its data.
     """
-    most: dict[str, tuple[float, int, Any]] = {}
+    group = objective.group
+    most: dict[str, tuple[float, str, Any]] = {}
 
     def share(numbered: tuple[int, Any], totals: Totals) -> None:
         number, batch = numbered
@@ -62,7 +65,12 @@ def speaking_batches(objective: Objective, silent: Collection[str], counters: Co
         least = HEARD.get(objective.dtype, 1e-2) * strongest
         for name in silent:
             if heard[name] > least and heard[name] / strongest > most.get(name, (0.0,))[0]:
-                most[name] = heard[name] / strongest, number, batch
+                most[name] = heard[name] / strongest, group.place(number), batch
 
-    add_up(enumerate(objective.batches()), share)
-    return list({number: batch for _, number, batch in most.values()}.values())
+    add_up(enumerate(objective.batches()), share, group=group)
+    heard_by = of_all_ranks([((n, s, place), batch) for n, (s, place, batch) in most.items()], group, objective.device)
+    most = {}
+    for (name, strength, place), batch in itertools.chain(*heard_by):
+        if strength > most.get(name, (0.0,))[0]:
+            most[name] = strength, place, batch
+    return list({place: batch for _, place, batch in most.values()}.values())

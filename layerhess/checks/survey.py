@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,11 @@ from layerhess.objective.evaluation import Seen
 from layerhess.objective.losses import batch_loss
 from layerhess.objective.model_call import described, refused
 from layerhess.objective.objective import Objective
+from layerhess.objective.shares import OwnData, same_notes
 from layerhess.objective.workers import refuse_repeated_examples
 
 LOSS, COUNT, SIZE, CURVED = "loss", "count", "size", "curved"  # kinds of sums
-CURVATURE, EXAMPLES, ITEMS = "curvature", "examples", "items"
+CURVATURE, EXAMPLES, ITEMS, SATURATION = "curvature", "examples", "items", "saturation"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Survey:
     samples: list[Any]
     sample_size: int
     longest: float
-    places: list[int]
+    places: list[str]
     largest: int
     measured: Sample
     curved: int | None = None
@@ -103,20 +104,23 @@ def too_large(objective: Objective) -> InputError:
 
 
 def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], None]) -> Survey:
-    refuse_repeated_examples(objective.data)
-    sampler, saturation = Sampler(objective), Saturation()
+    group = objective.group
+    sampler, given = Sampler(objective), OwnData(group)
     whole = WholeData(sum(p.numel() for p in objective.parameters.values()))
     mean = MeanCheck(objective)
 
     def share(numbered: tuple[int, Any], totals: Totals) -> None:
         number, batch = numbered
-        where = f"batch {number}"
-        with saturation.watching():
+        where = f"batch {group.place(number)}"
+        with (saturation := Saturation()).watching():
             seen = _surveyed(objective, batch, where)
+        for kind, figure in vars(saturation).items():
+            totals.add((SATURATION, kind), figure)
         value, count = float(seen.loss.double()), seen.count
         counters.count("forwards")
+        given.offer(batch)
         if not math.isfinite(value):
-            raise _not_finite(objective, batch, number, value)
+            raise _not_finite(objective, batch, where, value)
         curvature = None if seen.again is None else item_curvature(seen.output, seen.again)
         totals.add(LOSS, value)
         totals.add(COUNT, count)
@@ -130,14 +134,22 @@ def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], N
             totals.add(CURVATURE, float(own.sum()))
             totals.add(EXAMPLES, len(own))
             totals.add(ITEMS, len(curvature))
-        sampler.offer(number, batch, value, count, own)
+        sampler.offer(group.place(number), batch, value, count, own)
         whole.offer(batch, seen)
         with torch.no_grad():
             mean.offer(batch, seen)
 
-    totals = add_up(enumerate(objective.batches()), share, checkpoint=checkpoint)
-    mean.close()
+    def numbered() -> Iterator[tuple[int, Any]]:
+        refuse_repeated_examples(objective.data)
+        yield from enumerate(objective.batches())
+
+    totals = add_up(numbered(), share, group=group, checkpoint=checkpoint)
     total, sizes = totals.total(COUNT), totals.listed(SIZE)
+    given.refuse_same()
+    mean.close(len(sizes))
+    for sentence in same_notes(objective.notes, group):
+        objective.notes.append(sentence)
+    saturation = Saturation(**totals.totals(SATURATION))
     if not sizes:
         raise InputError("the data is empty", where="data", what_to_do="give at least one batch")
     examples = 0 if None in sizes else sum(sizes)
@@ -147,8 +159,8 @@ def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], N
             what, advice = "the batches hold no examples", "give at least one example"
         raise InputError(f"{what}: the total count of the loss is 0", where="data", what_to_do=advice)
     saturation.refuse()
-    # Only with reduction="sum" can every count be 0.
-    chosen = sampler.chosen(examples) or [(0, next(iter(objective.batches())))]
+    sampler.meet(group)
+    chosen = sampler.chosen(examples)
     places, samples = [index for index, _ in chosen], [piece for _, piece in chosen]
     lengths = [batches.leading_size(piece) or 0 for piece in samples]
     by_examples, by_items = (totals.total(CURVATURE) / max(totals.total(kind), 1) for kind in (EXAMPLES, ITEMS))
@@ -162,7 +174,7 @@ def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], N
         longest=max(1.0, *totals.listed(COUNT), *(size or 1 for size in sizes)),
         places=places,
         largest=max(size or 0 for size in sizes),
-        measured=whole.sample() or sampler.measured(samples, examples, by_examples, by_items),
+        measured=whole.sample(objective) or sampler.measured(samples, examples, by_examples, by_items),
         curved=None if CURVED in totals.dropped else int(totals.total(CURVED)),
         note=saturation.note(totals.total(LOSS) / (1.0 if objective.evaluation.is_sum else total)),
     )
@@ -198,7 +210,7 @@ def _refused(objective: Objective, batch: Any, where: str, error: Exception) -> 
     return refused(objective.model, batch, where, error, own_call=isinstance(objective.evaluation, batch_loss))
 
 
-def _not_finite(objective: Objective, batch: Any, index: int, value: float) -> InputError:
+def _not_finite(objective: Objective, batch: Any, where: str, value: float) -> InputError:
     weight = non_finite_weight(objective)
     module = "" if weight else trace(objective, batch).non_finite
     advice = "repair that weight or batch; a model that diverged has no curvature to measure"
@@ -214,6 +226,6 @@ def _not_finite(objective: Objective, batch: Any, index: int, value: float) -> I
         culprit = ", first seen in the loss"
     return InputError(
         f"the loss is {value}",
-        where=f"batch {index}{culprit}",
+        where=f"{where}{culprit}",
         what_to_do=advice,
     )

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from layerhess.curvature.batch_graph import BatchGraph, GraphMaker
 from layerhess.curvature.counters import Counters
-from layerhess.curvature.device import is_out_of_memory, solver_device, synchronise, used_bytes
+from layerhess.curvature.device import is_out_of_memory, solver_device, used_bytes
 from layerhess.curvature.factors.mixed_graph import MixedGraph, MixedGraphs
 from layerhess.curvature.hessian_graph import HessianGraph
+from layerhess.curvature.time_unit import TimeUnit
 from layerhess.curvature.totals import Totals, add_up
 from layerhess.errors import CheckError, InputError
 from layerhess.objective.batches import is_stable, leading_size, take
@@ -24,7 +25,7 @@ from layerhess.objective.objective import Objective
 
 FULL = "(full)"
 OVERWRITTEN = "modified by an inplace operation"  # as autograd says it
-LOSS, COUNT, GRADIENT = "loss", "count", "gradient"  # kinds of sums in a pass
+LOSS, COUNT, GRADIENT, FRESH = "loss", "count", "gradient", "fresh"  # kinds of sums in a pass
 PRODUCT, FORM, TOUCHED = "product", "form", "touched"
 TOGETHER = 16  # vectors of one request that are multiplied at once, where a graph gains by that
 
@@ -77,7 +78,7 @@ class DataPass:
         make_graph: GraphMaker = HessianGraph,
         time_unit: bool = False,
     ) -> None:
-        self._time_unit = time_unit
+        self._time_unit = TimeUnit(counters, time_unit)
         self.objective = objective
         self.counters = counters
         self._names = names
@@ -161,7 +162,7 @@ class DataPass:
         except (RuntimeError, MemoryError) as error:
             # A model that writes into its own buffers spoils the kept graphs of earlier batches: then none is kept.
             spoilt = OVERWRITTEN in str(error) and bool(self._budget or self._kept)
-            if not (spoilt or is_out_of_memory(error)):
+            if not any(self.objective.group.gathered(spoilt or is_out_of_memory(error))):
                 raise
         finally:
             self.seconds = self.counters.clock() - start
@@ -170,18 +171,23 @@ class DataPass:
         try:
             return self._collect(share, requests)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or not requests:
+            if not any(self.objective.group.gathered(is_out_of_memory(error) and bool(requests))):
                 raise
         raise self._too_large(requests)
 
-    def first_not_finite(self, request: Request) -> int | None:
-        """Index of the first batch whose own products are NaN or infinite; None if it is only their sum."""
-        for index, graph in enumerate(self._graphs()):
-            own = Totals(self._place)
-            self._multiply(graph, "", request, own)
-            if not bool(torch.isfinite(own.total((PRODUCT, ""))).all()):
-                return index
-        return None
+    def first_not_finite(self, request: Request) -> str:
+        """The place of the first batch whose own products are NaN or infinite; "" if it is only their sum."""
+        group = self.objective.group
+
+        def first() -> str:
+            for index, graph in enumerate(self._graphs()):
+                own = Totals(self._place)
+                self._multiply(graph, "", request, own)
+                if not bool(torch.isfinite(own.total((PRODUCT, ""))).all()):
+                    return group.place(index)
+            return ""
+
+        return next(filter(None, group.gathered(group.tried(first))), "")
 
     def refuse_not_finite(self, requests: Mapping[str, Request], products: Mapping[str, Tensor]) -> None:
         """Refuse products of a pass that are NaN or infinite although the losses are finite, or whose squares are.
@@ -203,7 +209,7 @@ class DataPass:
             batch = self.first_not_finite(requests[key])
             raise InputError(
                 f"a product with block {name!r} is NaN or infinite, though the loss is finite",
-                where=("" if batch is None else f"batch {batch}, ") + ", ".join(wrong[:3]),
+                where=(f"batch {batch}, " if batch else "") + ", ".join(wrong[:3]),
                 what_to_do="look for sqrt, norm, log or division at 0 in that module (their second derivatives are "
                 "infinite), or use float64",
             )
@@ -226,6 +232,7 @@ class DataPass:
             totals.add(LOSS, graph.loss_sum)
             totals.add(COUNT, graph.count)
             totals.append(COUNT, graph.count)
+            totals.add(FRESH, int(fresh))
             # Before the products: factors know the gradient as long as nobody has asked for an exact graph.
             if fresh and math.isnan(self.gradient_norm):
                 for name, part in graph.gradient.items():
@@ -234,15 +241,17 @@ class DataPass:
             self._used -= share(graph, totals)
 
         try:
-            totals = add_up(self._graphs(requests), whole, checkpoint=self._checkpoint, device=self._place)
+            totals = add_up(
+                self._graphs(requests), whole, group=self.objective.group, checkpoint=self._checkpoint,
+                device=self._place,
+            )  # fmt: skip
         except BaseException:
             self.release()  # which batches are kept is only known after a whole pass
             raise
         self.counts = totals.listed(COUNT)
-        self._check_totals(totals.total(LOSS), totals.total(COUNT), fresh)
-        if self._time_unit and self.counts[0] > 0.0:
-            self.counters.gradient_seconds *= self.count / self.counts[0]
-            self._time_unit = False
+        self._check_totals(totals.total(LOSS), totals.total(COUNT), totals.total(FRESH) > 0)
+        if self._time_unit.open:
+            self._time_unit.settle(self.objective, self.count)
         if gradient := totals.totals(GRADIENT):
             self.gradient_norm = math.sqrt(sum(float(g.square().sum()) for g in gradient.values())) / self.denominator
         if self.counters.phase == "solve":
@@ -303,8 +312,8 @@ class DataPass:
         for number, batch in enumerate(self.objective.batches(), 1):
             if number <= skip:
                 continue
-            if number == 1 and self._time_unit:
-                self.counters.gradient_seconds = self._timed_gradient(batch)
+            if number == 1 and self._time_unit.open:
+                self._time_unit.measure(self.objective, batch, [self.objective.parameters[n] for n in self._names])
             before = used_bytes(self.objective.device)
             graph = make(self.objective, batch, self._names, self.counters)
             yield graph
@@ -323,18 +332,6 @@ class DataPass:
         self._kept_all = all_kept and number > 0
         if not all_kept and self._budget:
             self.needed, self._budget = self._used, 0.0  # decided once: later passes keep exactly these
-
-    def _timed_gradient(self, batch: Any) -> float:
-        """Seconds of one plain gradient of a batch."""
-        parameters = [self.objective.parameters[name] for name in self._names]
-        synchronise(self.objective.device)
-        start = self.counters.clock()
-        with self.counters.during("unit"):
-            loss, _ = self.objective.terms(batch)
-            if loss.requires_grad:
-                torch.autograd.grad(loss, parameters, allow_unused=True)
-            synchronise(self.objective.device)
-        return self.counters.clock() - start
 
     def _check_totals(self, loss_sum: float, count: float, fresh: bool) -> None:
         if not self.counts or (count == 0.0 and not self.objective.evaluation.is_sum):
@@ -373,7 +370,7 @@ class DataPass:
         """Find a batch size that fits by trial, and name it in the error."""
         key = max(requests, key=lambda k: requests[k].block.numel)
         request = Request(requests[key].block, requests[key].vectors[:1])
-        batch: Any = max(self.objective.batches(), key=lambda b: leading_size(b) or 0)
+        batch: Any = max(self.objective.batches(), key=lambda b: leading_size(b) or 0, default=())
         size = (leading_size(batch) or 1) // 2
         while size >= 1:
             try:

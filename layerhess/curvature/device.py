@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from layerhess.errors import InputError
+from layerhess.objective.group import ALONE, Group
 
 try:
     import resource
@@ -57,9 +58,9 @@ class Budget:
         return self.free if self.limit is None else min(self.free, self.limit)
 
 
-def budget(device: torch.device, limit: int | None = None) -> Budget:
-    """The budget of an analysis that begins now on ``device``."""
-    return Budget(free_bytes(device), limit)
+def budget(device: torch.device, limit: int | None = None, group: Group = ALONE) -> Budget:
+    """The budget of an analysis that begins now on ``device``, the same on all ranks of the group."""
+    return Budget(group.room(free_bytes(device), device), limit)
 
 
 def memory_limit(memory: Any) -> int | None:

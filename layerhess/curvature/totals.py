@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from layerhess.linalg.eigen.row_sum import RowSum
+from layerhess.linalg.eigen.row_sum import RowOutline, RowSum
+from layerhess.objective.group import ALONE, Group
 
 Part = TypeVar("Part")
 WHOLE = slice(None)
+LARGE = 1 << 16  # numbers of a sum, from which on it is exchanged where it lies, not copied beside others
+SUMS = "sums"  # a kind of exchange
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What a rank tells of its share before the sums themselves are exchanged.
+
+    Attributes:
+        shapes: of its sums; None for a number. lists, rows, dropped: as in :class:`Totals`.
+    """
+
+    shapes: dict[Hashable, tuple[int, ...] | None]
+    lists: dict[Hashable, list[Any]]
+    rows: dict[Hashable, RowOutline]
+    dropped: dict[Hashable, str]
 
 
 class Totals:
@@ -92,25 +110,90 @@ class Totals:
         """Bytes that the rows take."""
         return sum(rows.nbytes for rows in self._rows.values())
 
+    def complete(self, group: Group, failure: BaseException | None) -> None:
+        """Add what the other ranks have, so that every rank holds the sums over all data; lists are joined by rank.
+
+        Args:
+            failure: what this rank's share ended with, if it failed.
+
+        Raises:
+            BaseException: see :meth:`layerhess.objective.group.Group.gathered`.
+        """
+        if group.size == 1:
+            return
+        lists = {key: [_sent(value) for value in values] for key, values in self._lists.items()}
+        shapes = {k: tuple(v.shape) if isinstance(v, Tensor) else None for k, v in self._sums.items()}
+        outlines = {key: rows.outline for key, rows in self._rows.items()}
+        told = group.gathered(_Own(shapes, lists, outlines, self.dropped), SUMS, failure)
+        for own in told:
+            for key, why in own.dropped.items():
+                self.drop(key, why)
+        self._lists = {k: [v for own in told for v in own.lists.get(k, [])] for own in told for k in own.lists}
+        self._add_others({key: shape for own in told for key, shape in own.shapes.items()}, group)
+        for key in dict.fromkeys(key for own in told for key in own.rows):
+            if key not in self.dropped:
+                every = [own.rows.get(key) for own in told]
+                n = next(one.n for one in every if one is not None)
+                mine = self._rows.setdefault(key, RowSum(n, self._device or torch.device("cpu")))
+                mine.join(every, group.rank, group.add_up)
+        for key in self.dropped:
+            self._lists.pop(key, None)
+
+    def _add_others(self, shapes: dict[Hashable, tuple[int, ...] | None], group: Group) -> None:
+        """One exchange of all small sums together, and one of each large one."""
+        asked = {key: shape for key, shape in shapes.items() if key not in self.dropped}
+        sums = {
+            key: torch.as_tensor(self._sums.get(key, 0.0), dtype=torch.float64, device=self._device).expand(shape or ())
+            for key, shape in asked.items()
+        }
+        small = {key: None for key, total in sums.items() if total.numel() < LARGE}
+        flat = torch.cat([torch.zeros(0, dtype=torch.float64), *(sums[key].reshape(-1).cpu() for key in small)])
+        parts = torch.split(group.add_up(flat), [sums[key].numel() for key in small])
+        for key, part in zip(small, parts, strict=True):
+            shape = asked[key]
+            self._sums[key] = float(part) if shape is None else part.reshape(shape).to(sums[key])
+        for key in [key for key in sums if key not in small]:
+            self._sums[key] = group.add_up(sums[key])
+
+
+def _sent(value: Any) -> Any:
+    """A list's entry, in main memory."""
+    return value.cpu() if isinstance(value, Tensor) else value
+
 
 def add_up(
     parts: Iterable[Part],
     share: Callable[[Part, Totals], None],
     *,
+    group: Group = ALONE,
     checkpoint: Callable[[], None] = lambda: None,
     device: torch.device | None = None,
 ) -> Totals:
     """Call ``share`` for every part of the data, in order.
 
-    No other code adds up over the data. Several processes would exchange their sums here, and a pass could be saved and
+    No other code adds up over the data: the ranks of a group exchange their sums here, and a pass could be saved and
     resumed here.
 
     Args:
-        parts: batches, or what was made of them. share: adds what one part contributes. checkpoint: called before each
-            part; raises to stop (on an interrupt). device: of the sums.
+        parts: batches, or what was made of them. share: adds what one part contributes. group: the processes whose
+            parts are all the data. checkpoint: called before each part; raises to stop (on an interrupt). device: of
+            the sums.
+
+    Raises:
+        BaseException: of this rank's share, or of another's; see :meth:`layerhess.objective.group.Group.gathered`.
     """
     totals = Totals(device)
-    for part in parts:
-        checkpoint()
-        share(part, totals)
+    failure: BaseException | None = None
+    try:
+        for part in parts:
+            checkpoint()
+            share(part, totals)
+    except BaseException as error:
+        if group.size == 1:
+            raise
+        failure = error
+    try:
+        totals.complete(group, failure)
+    finally:
+        del failure  # it holds what this frame does
     return totals

@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSamp
 from layerhess.errors import InputError
 from layerhess.objective.arrays import as_tensors, refuse_frame
 from layerhess.objective.containers import movable, obstacle, outline, rows, tensors, tree_map
+from layerhess.objective.group import world
 from layerhess.objective.loaders import order_of
-from layerhess.objective.processes import refuse_share
+from layerhess.objective.shares import refuse_other_shares
 
 BOTH_SPELLINGS = (
     "pass (x, y) for one batch of inputs and targets, or [(x1, y1), (x2, y2), ...] for a sequence of batches"
@@ -32,7 +33,7 @@ def check_data(data: Any, *, any_batch: bool) -> None:
     Raises:
         InputError: with both spellings where the meaning is ambiguous.
     """
-    refuse_share(data)
+    refuse_other_shares(data)
     if isinstance(data, (Tensor, np.ndarray)) and any_batch:
         return
     if isinstance(data, (Tensor, np.ndarray)):
@@ -69,9 +70,9 @@ def check_data(data: Any, *, any_batch: bool) -> None:
             what_to_do="pass a list of batches, a DataLoader, or an object whose __iter__ starts afresh",
         )
     if isinstance(data, list):
-        if not data:
+        if not data and world().size == 1:  # a rank of several may have no share
             raise InputError("the data is an empty list", where="data", what_to_do="give at least one batch")
-        if not any_batch and all(isinstance(item, (Tensor, np.ndarray)) for item in data):
+        if data and not any_batch and all(isinstance(item, (Tensor, np.ndarray)) for item in data):
             kind = "tensors" if isinstance(data[0], Tensor) else "arrays"
             raise InputError(
                 f"a list of {len(data)} bare {kind} is ambiguous: one batch, or {len(data)} batches without targets?",

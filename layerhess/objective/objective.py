@@ -16,13 +16,14 @@ from layerhess.errors import InputError, LayerhessWarning, checked_integer
 from layerhess.objective import batches
 from layerhess.objective.batch_norm import TiedNorms, tied_norms
 from layerhess.objective.evaluation import Evaluation
+from layerhess.objective.group import ALONE, Group, world
 from layerhess.objective.kernels import plain_kernels
 from layerhess.objective.loaders import share_of
 from layerhess.objective.losses import batch_loss, evaluation_of
 from layerhess.objective.model_call import without_unnamed
 from layerhess.objective.parameters import coarsest, copied, trainable
 from layerhess.objective.plain_model import PlainTwin, needs_twin, unwrapped
-from layerhess.objective.processes import refuse_several_processes
+from layerhess.objective.shares import same_weights
 from layerhess.objective.snapshot import preserved_random_state, restored
 from layerhess.objective.workers import refuse_repeated_examples
 
@@ -94,7 +95,7 @@ class Objective:
         self._twin = PlainTwin(self._given) if needs_twin(self._given) else None
         self.notes += self._twin.notes if self._twin else []
         self.model: nn.Module = self._twin.model if self._twin else self._given
-        self.data = data = share_of(data, 1)
+        self.data = data = share_of(data, world().size)
         self.loss = loss
         self.batch_size = None if batch_size is None else checked_integer(batch_size, "batch_size", 1)
         self.mode = mode
@@ -108,6 +109,7 @@ class Objective:
         self._refuse_split_batch_norm()
         self._warn_half_precision()
         self._depth = 0
+        self._sampled = False
 
     # -- reading the data ---------------------------------------------------------------------------------------
 
@@ -127,13 +129,17 @@ class Objective:
         for raw in batches.iterate(self.data, arrays=not own):
             no_target = hasattr(self.evaluation, "criterion") and batches.is_mapping(raw) and "labels" not in raw
             batch, note = (raw, "") if own or no_target else without_unnamed(self.model, raw)
-            if note and note not in self.notes:
-                self.notes.append(note)
+            self._note(note)
             yield batch
 
     def terms(self, batch: Any) -> tuple[Tensor, float]:
         """(loss sum with graph, 0-d; count) of one prepared batch. Call within :meth:`session`."""
         return self.evaluation(self.model, batch)
+
+    @property
+    def group(self) -> Group:
+        """The processes that hold the data, each a share of it; a sample is the same on all, so each has it alone."""
+        return ALONE if self._sampled else world()
 
     @property
     def tied_norms(self) -> TiedNorms:
@@ -205,7 +211,7 @@ class Objective:
         made = Objective.__new__(Objective)
         made.__dict__.update(self.__dict__)
         made.model, made.data, made.dtype = model, [batches.cast(b, dtype) for b in data], dtype
-        made.batch_size = None
+        made.batch_size, made._sampled = None, True
         made.evaluation = self.evaluation.to(dtype, self.device)
         made.parameters, made.frozen = trainable(model)
         return made
@@ -213,7 +219,7 @@ class Objective:
     def narrowed(self, data: list[Any]) -> Objective:
         """The same model and loss on other, already prepared batches; the model is shared."""
         made = copy.copy(self)
-        made.data, made.batch_size = data, None
+        made.data, made.batch_size, made._sampled = data, None, True
         return made
 
     def resized(self, batch_size: int | None) -> Objective:
@@ -271,21 +277,23 @@ class Objective:
         Re-entrant; inner sessions cost nothing.
 
         Raises:
-            InputError: parameters were replaced, frozen, moved or cast since the objective was made; this is one of
-                several processes.
+            InputError: parameters were replaced, frozen, moved or cast since the objective was made; the ranks of a
+                group have different weights.
         """
         if self._depth:
             yield
             return
-        refuse_several_processes()
         with ExitStack() as stack:
+            stack.enter_context(self.group.together())
             stack.enter_context(self.whole_weights())
             self._refuse_changed_model()
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(restored(self.model))
             said = stack.enter_context(plain_kernels(self.device, self.model))
-            self.notes.extend(sentence for sentence in said if sentence not in self.notes)
+            for sentence in said:
+                self._note(sentence)
+            self._note(same_weights(self.model, self.group))
             if self.mode == "eval":
                 self.model.eval()
             for module in self.model.modules():
@@ -322,6 +330,10 @@ class Objective:
                 what_to_do=f"{norms.cure}, or give smaller batches yourself if that is the loss you mean",
             )
         self.notes.append(f"{norms.what} ({norms.where}): the split into batches is part of the loss")
+
+    def _note(self, sentence: str) -> None:
+        if sentence and sentence not in self.notes:
+            self.notes.append(sentence)
 
     def _note_compiled_parts(self) -> None:
         parts = [

@@ -51,14 +51,14 @@ def test_shares_are_those_of_the_outputs_two_derivatives(dtype: torch.dtype) -> 
             found = HeavyExamples(objective, Counters()).find({name: Request(block, vector)}, {name: 2.0})
             order = np.argsort(-expected)
             least = expected.sum() * max(4.0 / 90.0, 0.1)
-            assert [40 * batch + i for batch, i in (one.place for one in found)] == [
+            assert [40 * batch + i for _, batch, i in (one.place for one in found)] == [
                 int(i) for i in order[:HEAVY] if expected[i] > least
             ]
             assert bool(found) == (name == "0.weight")
-            scale = {one.share / expected[40 * one.place[0] + one.place[1]] for one in found}
+            scale = {one.share / expected[40 * one.place[1] + one.place[2]] for one in found}
             assert not scale or max(scale) == pytest.approx(min(scale), rel=1e-3)
             for one in found:
-                place = 40 * one.place[0] + one.place[1]
+                place = 40 * one.place[1] + one.place[2]
                 assert one.batch[0].dtype == dtype and float(one.batch[0]) == x[place]
     after = dict(objective.model.named_parameters())
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -83,13 +83,13 @@ def test_only_the_first_derivative_of_the_outputs_counts_where_the_matrix_knows_
             counters = Counters()
             found = HeavyExamples(objective, counters, graphs).find({name: Request(block, vector)}, {name: 2.0})
             assert counters.total("forwards") == passes * len(objective.data)
-            assert any(one.place == (1, OUTLIER - 40) for one in found) == (passes == 3)
+            assert any(one.place == (0, 1, OUTLIER - 40) for one in found) == (passes == 3)
             assert passes == 3 or len(found) == int((expected > expected.sum() * 0.1).sum())
 
 
 def test_an_example_that_a_small_sample_would_miss_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sample, "WHOLE", 0)
-    places: list[tuple[int, int]] = []
+    places: list[tuple[int, int, int]] = []
     find = HeavyExamples.find
 
     def noted(self: HeavyExamples, requests: dict[str, Request], norms: dict[str, float]) -> object:
@@ -99,7 +99,7 @@ def test_an_example_that_a_small_sample_would_miss_is_measured(monkeypatch: pyte
 
     monkeypatch.setattr(HeavyExamples, "find", noted)
     found = lh.analyze(problem(torch.float32))
-    assert found.converged and places == [(1, OUTLIER - 40)]  # looked for once
+    assert found.converged and places == [(0, 1, OUTLIER - 40)]  # looked for once
 
 
 def test_a_gpu_is_spared_float64(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_a_gpu_is_spared_float64(monkeypatch: pytest.MonkeyPatch) -> None:
         block = make_block("0.weight", {"0.weight": objective.parameters["0.weight"]})
         vector = torch.ones((1, 1), dtype=torch.float64)
         found = HeavyExamples(objective, Counters()).find({"w": Request(block, vector)}, {"w": 2.0})
-    assert [one.place for one in found] == [(1, OUTLIER - 40)]
+    assert [one.place for one in found] == [(0, 1, OUTLIER - 40)]
 
 
 def test_without_outputs_the_sample_is_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from layerhess.curvature.device import Budget
 from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective.blocks import make_block
+from layerhess.objective.group import ALONE
 from layerhess.results.record import Check
 
 ROOM = Budget(1 << 30)
@@ -37,7 +38,9 @@ class TwoPasses:
 
 
 def meter(dtype: torch.dtype, sample: Sample, output: OutputError | None = None, coarsest: Any = None) -> RoundingMeter:
-    made = RoundingMeter(SimpleNamespace(dtype=dtype), sample, coarsest or dtype, Counters(), HessianGraph, ROOM)  # type: ignore[arg-type]
+    made = RoundingMeter(
+        SimpleNamespace(dtype=dtype, group=ALONE), sample, coarsest or dtype, Counters(), HessianGraph, ROOM
+    )  # type: ignore[arg-type]
     made._of_output = output or OutputError()
     return made
 

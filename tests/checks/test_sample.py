@@ -44,12 +44,13 @@ def test_the_undecided_examples_are_measured() -> None:
 
 def test_all_of_little_data_is_measured_and_nothing_of_it_is_kept_of_more() -> None:
     parts = [((torch.ones(4, 8), torch.zeros(4, 8)), Seen(torch.zeros(()), 4.0)) for _ in range(3)]
+    made = lh.Objective(nn.Linear(8, 8), parts[0][0], nn.MSELoss())
     for parameters, whole in ((WHOLE // 192, True), (WHOLE // 192 + 1, False)):
         data = WholeData(parameters)
-        assert data.sample() is None
+        assert data.sample(made) is None
         for batch, seen in parts:
             data.offer(batch, seen)
-        found = data.sample()
+        found = data.sample(made)
         assert (found is not None) is whole
         if found is not None:
             assert found.whole and found.excess == 1.0 and found.curvature == 0.0
@@ -59,12 +60,13 @@ def test_all_of_little_data_is_measured_and_nothing_of_it_is_kept_of_more() -> N
 
 def test_of_many_small_batches_none_is_kept() -> None:
     data = WholeData(10)
+    made = lh.Objective(nn.Linear(2, 1), (torch.ones(1, 2), torch.zeros(1, 1)), nn.MSELoss())
     for number in range(MOST_BATCHES + 2):
         data.offer((torch.ones(1, 2), torch.zeros(1)), Seen(torch.zeros(()), 1.0))
         if number == MOST_BATCHES - 1:
-            found = data.sample()
+            found = data.sample(made)
             assert found is not None and len(found.pieces) == MOST_BATCHES
-    assert data.sample() is None
+    assert data.sample(made) is None
 
 
 class _Identity(nn.Module):

@@ -90,7 +90,7 @@ def test_the_largest_loss_is_that_of_an_example_and_its_sign_does_not_matter() -
 def test_a_batch_that_counts_nothing_is_passed_over() -> None:
     data = [batch(10 * i, 4) for i in range(3)]
     assert [index for index, _ in sampler(data, counts=[0.0, 4.0, 4.0]).chosen(8)] == [1, 2]
-    assert sampler(data, counts=[0.0, 0.0, 0.0]).chosen(8) == []
+    assert sampler(data, counts=[0.0, 0.0, 0.0]).chosen(8) == [(0, data[0])]
 
 
 def test_examples_of_many_terms_are_half_as_many() -> None:
@@ -200,7 +200,7 @@ def test_totals_of_the_data_are_those_of_its_batches() -> None:
     everything = torch.cat([x for x, _ in data])
     assert found.loss_sum == pytest.approx(float((everything**2).sum())) and found.count == 10.0
     assert (found.examples, found.batches, found.largest, found.longest) == (10, 3, 5, 5.0)
-    assert found.places == [0, 2] and found.sample_size == 5 and found.sample[0].tolist() == [1.0, 2.0, 3.0]
+    assert found.places == ["0", "2"] and found.sample_size == 5 and found.sample[0].tolist() == [1.0, 2.0, 3.0]
     wide = surveyed([(torch.ones(3, 4).double(), torch.zeros(3, 4).double())])
     assert wide.longest == 12.0 and wide.count == 12.0 and wide.largest == 3
 

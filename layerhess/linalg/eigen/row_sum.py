@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,21 @@ class Decomposition:
     diagonal: Tensor
     probe: Tensor
     image: Tensor
+
+
+@dataclass(frozen=True)
+class RowOutline:
+    """What is known of rows without them: dimension, how many were added, whether all signs are positive, dtype.
+
+    Attributes:
+        whole: they were summed up already.
+    """
+
+    n: int
+    count: int
+    definite: bool
+    dtype: torch.dtype
+    whole: bool
 
 
 class RowSum:
@@ -75,6 +91,36 @@ class RowSum:
         """Bytes held."""
         matrix = 0 if self._matrix is None else 8 * self.n**2
         return matrix + sum(part.numel() * part.element_size() for part in self._held)
+
+    @property
+    def outline(self) -> RowOutline:
+        """What other processes need to know of it."""
+        dtype = self._held[0].dtype if self._held else torch.float64
+        return RowOutline(self.n, self.count, self.definite, dtype, self._matrix is not None)
+
+    def join(self, every: Sequence[RowOutline | None], number: int, add_up: Callable[[Tensor], Tensor]) -> None:
+        """Take in the rows of all processes, in their order.
+
+        Args:
+            every: their outlines, None for one without rows. number: which of them this is. add_up: adds a float64
+                tensor to the others'.
+        """
+        counts = [0 if one is None else one.count for one in every]
+        known = [one for one in every if one is not None]
+        self.count, self.definite = sum(counts), all(one.definite for one in known)
+        if self.count >= self.n or any(one.whole for one in known):
+            self._flush()
+            assert self._matrix is not None
+            self._matrix = add_up(self._matrix)
+            return
+        rows = torch.zeros((self.count, self.n + 1), dtype=torch.float64, device=self._device)
+        start = sum(counts[:number])
+        for part, signs in zip(self._held, self._signs, strict=True):
+            rows[start : start + len(part), :-1] = part
+            rows[start : start + len(part), -1] = signs
+            start += len(part)
+        rows = add_up(rows)
+        self._held, self._signs = [rows[:, :-1].to(known[0].dtype)], [rows[:, -1]]
 
     def decompose(self, wanted: Wanted, denominator: float, draw: Source) -> Decomposition | None:
         """Decompose R' D R / denominator and drop the rows. None where a row is NaN or infinite.

@@ -118,9 +118,10 @@ def _merged(nodes: Floats, weights: Floats, near: float) -> tuple[Floats, Floats
 
 
 def _median(values: Floats, weights: Floats) -> float:
-    """The weighted median; infinite without values."""
+    """The weighted median, the lower one of two; infinite without values."""
     if not len(values):
         return math.inf
     order = np.argsort(values)
     below = np.cumsum(weights[order])
-    return float(values[order][np.searchsorted(below, below[-1] / 2.0)])
+    half = 0.5 * (1.0 - 1e-9) * below[-1]  # with equal weights, rounding would decide between two
+    return float(values[order][np.searchsorted(below, half)])

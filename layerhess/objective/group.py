@@ -1,0 +1,272 @@
+"""Several processes, each with its share of the data: the only module that talks to torch.distributed.
+
+Every process (rank) runs the same analysis. They exchange in lockstep: what one tells, all hear at the same place, and
+an error of one is raised by all. So a rank that fails leaves nobody waiting, and all take the same way.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from layerhess.errors import CheckError, InputError, LayerhessError, ProcessError
+
+Value = TypeVar("Value")
+LEAVING, AGREED, GATHERED, TRIED = "leaving", "agreed", "gathered", "tried"  # kinds of exchanges
+PATIENCE = 15.0  # seconds in which survivors of a failed exchange find out who else is there
+OURS = (InputError, CheckError, ProcessError)
+KEY = "layerhess"  # of what is written into the store of the process group
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception of one rank, as the others hear of it.
+
+    Attributes:
+        rank: whose. kind: the type that others raise. message, where, what_to_do: as in
+            :class:`layerhess.errors.LayerhessError`; where it is none of ours, only a message.
+    """
+
+    rank: int
+    kind: type[BaseException]
+    message: str
+    where: str = ""
+    what_to_do: str = ""
+
+    @classmethod
+    def of(cls, error: BaseException, rank: int) -> Failure:
+        """What to tell of an exception."""
+        if isinstance(error, LayerhessError):
+            kind = next(own for own in OURS if isinstance(error, own))
+            return cls(rank, kind, error.message, error.where, error.what_to_do)
+        text = (str(error).strip().splitlines() or [""])[0][:200]
+        if isinstance(error, MemoryError):
+            return cls(rank, RuntimeError, f"out of memory: {text} (rank {rank})")
+        if isinstance(error, (RuntimeError, KeyboardInterrupt)):  # what they say decides whether another way is tried
+            return cls(rank, KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else RuntimeError,
+                       f"{str(error).strip()} (rank {rank})")  # fmt: skip
+        said = f"rank {rank} failed: {type(error).__name__}{': ' if text else ''}{text}"
+        return cls(rank, ProcessError, said, f"rank {rank}", "see what that process printed")
+
+    def exception(self) -> BaseException:
+        """What another rank raises: of the same kind, so that all ranks go on in the same way."""
+        if self.kind not in OURS:
+            return self.kind(self.message)
+        own = f"rank {self.rank}"
+        named = own in self.where or own in self.message
+        where = self.where if named else ", ".join(filter(None, (own, self.where)))
+        return self.kind(self.message, where=where, what_to_do=self.what_to_do)
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What one rank says in an exchange; with ``last`` it leaves afterwards."""
+
+    kind: str
+    value: Any = None
+    failure: Failure | None = None
+    last: bool = False
+
+
+class Group:
+    """The processes of one analysis. A group of one exchanges nothing.
+
+    Args:
+        processes: torch's group; None for a process alone.
+
+    Attributes:
+        rank: this process's number. size: how many there are.
+    """
+
+    def __init__(self, processes: Any = None) -> None:
+        self._processes = processes
+        self.rank = 0 if processes is None else dist.get_rank(processes)
+        self.size = 1 if processes is None else dist.get_world_size(processes)
+        self._on_gpus = self.size > 1 and "nccl" in dist.get_backend_config(processes)
+        self._messages: Any = None  # the group for what lies in main memory
+        self._inside = False
+        self._over = False  # another rank has left, or cannot be reached
+        self._number = 0
+
+    # -- telling --------------------------------------------------------------------------------------------------
+
+    def gathered(self, value: Value, kind: str = GATHERED, failure: BaseException | None = None) -> list[Value]:
+        """What every rank told, in their order, on every rank. It is pickled: tensors must lie in main memory.
+
+        Args:
+            kind: of the exchange, the same on all ranks. failure: an exception of this rank, told instead.
+
+        Raises:
+            BaseException: where ranks failed, the error of the first of them, on all ranks. An interrupt comes first.
+        """
+        if self.size == 1:
+            if failure is not None:
+                raise failure
+            return [value]
+        return self._exchange(_Said(kind, value, None if failure is None else Failure.of(failure, self.rank)), failure)
+
+    def agreed(self, value: Value) -> Value:
+        """Rank 0's value, on every rank: for all that ranks could decide differently."""
+        return self.gathered(value if self.rank == 0 else None, AGREED)[0]  # type: ignore[return-value]
+
+    def tried(self, call: Callable[[], Value]) -> Value:
+        """What ``call`` returns on this rank. Where it fails on one rank, all raise.
+
+        Raises:
+            BaseException: see :meth:`gathered`.
+        """
+        failure: BaseException | None = None
+        try:
+            made = call()
+        except BaseException as error:
+            failure = error
+        self.gathered(None, TRIED, failure)
+        return made
+
+    def add_up(self, sums: Tensor) -> Tensor:
+        """The sum of the ranks' tensors of one shape, bit by bit the same on all; ``sums`` may be overwritten."""
+        if self.size == 1:
+            return sums
+        direct = sums.device.type == "cpu" or (self._on_gpus and sums.is_cuda)
+        total = (sums if direct else sums.cpu()).contiguous()
+        processes = self._processes if total.is_cuda else self._in_main_memory()
+
+        def added() -> None:  # an all_reduce may round differently from rank to rank
+            dist.reduce(total, dst=0, group=processes)
+            dist.broadcast(total, src=0, group=processes)
+
+        self._collective(added)
+        return total.to(sums.device)
+
+    def room(self, free: int, device: torch.device) -> int:
+        """The least that a rank may take of the free memory it sees, which those on one machine share."""
+        place = (socket.gethostname(), str(device))
+        seen = self.gathered((place, free))
+        return min(own // sum(other == there for other, _ in seen) for there, own in seen)
+
+    def place(self, number: int) -> str:
+        """A batch's number, in words: "3", or "3 of rank 1"."""
+        return str(number) if self.size == 1 else f"{number} of rank {self.rank}"
+
+    # -- coming and going -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def together(self) -> Iterator[Group]:
+        """All ranks enter the body, and leave it together; a rank that fails in it tells the others. Re-entrant.
+
+        Raises:
+            ProcessError: another rank failed, died or does not answer; it is named. KeyboardInterrupt: on another rank.
+        """
+        if self.size == 1 or self._inside:
+            yield self
+            return
+        self._inside, self._over = True, False
+        try:
+            try:
+                yield self
+            except BaseException as error:
+                if not self._over:
+                    with suppress(Exception):  # the others' errors: this rank has its own
+                        self._exchange(_Said(LEAVING, None, Failure.of(error, self.rank), last=True), error)
+                raise
+            self._exchange(_Said(LEAVING, last=True), None)
+        finally:
+            self._inside = False
+
+    def announce(self, error: BaseException) -> None:
+        """Write an error where the others look once they miss this rank: it may have failed before they began."""
+        if self.size > 1:
+            with suppress(Exception):
+                _store().set(f"{KEY}/failed/{self.rank}", f"{type(error).__name__}: {error}"[:300])
+
+    # -- parts ------------------------------------------------------------------------------------------------------
+
+    def _exchange(self, said: _Said, own: BaseException | None) -> list[Any]:
+        heard: list[_Said] = [said] * self.size
+        self._collective(lambda: dist.all_gather_object(heard, said, group=self._in_main_memory()))
+        self._over = self._over or any(one.last for one in heard)
+        failures = sorted(
+            (one.failure for one in heard if one.failure is not None),
+            key=lambda failure: (failure.kind is not KeyboardInterrupt, failure.rank),
+        )
+        if failures:
+            if own is not None and (said.last or failures[0].rank == self.rank):
+                raise own
+            raise failures[0].exception() from own
+        if len({one.kind for one in heard}) > 1:
+            self._over = True
+            raise ProcessError(
+                "the processes do not do the same: " + ", ".join(sorted({one.kind for one in heard})),
+                where=f"rank {self.rank} of {self.size}",
+                what_to_do="call the same functions with the same arguments on all ranks",
+            )
+        return [one.value for one in heard]
+
+    def _collective(self, call: Callable[[], None]) -> None:
+        if self._over:
+            raise ProcessError("another process has left the group", what_to_do="see what it printed")
+        self._number += 1
+        try:
+            call()
+        except (RuntimeError, ValueError) as error:  # torch.distributed's
+            self._over = True
+            raise self._lost(error) from error
+        except BaseException:
+            self._over = True  # interrupted in the middle of it
+            raise
+
+    def _in_main_memory(self) -> Any:
+        """The group for messages and sums on the CPU."""
+        if self._messages is None:
+            own = "gloo" in dist.get_backend_config(self._processes)
+            self._messages = self._processes if own else dist.new_group(backend="gloo")
+        return self._messages
+
+    def _lost(self, error: BaseException) -> ProcessError:
+        """Who is missing after an exchange that failed: those who neither say so themselves nor told an error."""
+        missing, told = set(range(self.size)) - {self.rank}, ""
+        try:
+            store = _store()
+            store.set(f"{KEY}/lost/{self.rank}", "1")
+            end, found = time.monotonic() + PATIENCE, 0.0
+            while time.monotonic() < end:
+                if failed := [rank for rank in sorted(missing) if store.check([f"{KEY}/failed/{rank}"])]:
+                    missing, told = {failed[0]}, store.get(f"{KEY}/failed/{failed[0]}").decode()
+                    break
+                missing = {rank for rank in missing if not store.check([f"{KEY}/lost/{rank}"])}
+                if len(missing) <= 1:  # a moment for what it may have to tell
+                    found = found or time.monotonic()
+                    if time.monotonic() - found > 1.0:
+                        break
+                time.sleep(0.1)
+        except Exception:  # the store lives in rank 0, unless torchrun keeps it
+            missing = {0} - {self.rank} or missing
+        names = "rank " + ", ".join(map(str, sorted(missing))) if missing else "the connection between the ranks"
+        why = told or f"it died, left or did not answer in time ({str(error).splitlines()[0][:120]})"
+        return ProcessError(f"{names} failed: {why}", where=names, what_to_do="see what that process printed")
+
+
+ALONE = Group()
+_world: list[Group] = []
+
+
+def world() -> Group:
+    """The group of all processes that torch.distributed was initialised with; :data:`ALONE` without any."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return ALONE
+    processes = dist.group.WORLD
+    if not _world or _world[0]._processes is not processes:
+        _world[:] = [Group(processes)]
+    return _world[0]
+
+
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store()

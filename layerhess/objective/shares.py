@@ -1,0 +1,136 @@
+"""What the ranks of a group must have alike, the model, and what they must not, the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from layerhess.errors import InputError
+from layerhess.objective.containers import tensors
+from layerhess.objective.group import Group, world
+
+ONE_TOTAL = "the loss is one function of the whole data"
+
+
+def refuse_other_shares(data: Any) -> None:
+    """Refuse a loader that yields one of several shares of the data set, unless there is a rank for each.
+
+    Raises:
+        InputError: naming the sampler.
+    """
+    if not isinstance(data, DataLoader):
+        return
+    ranks = world().size
+    for sampler in (data.sampler, data.batch_sampler, getattr(data.batch_sampler, "sampler", None)):
+        shares = getattr(sampler, "num_replicas", getattr(sampler, "num_processes", 1))  # the latter of accelerate
+        if not isinstance(shares, int) or shares <= 1:
+            continue
+        if shares != ranks:
+            raise InputError(
+                f"the loader yields one of {shares} shares of the data set, which is not the whole",
+                where=f"its {type(sampler).__name__}",
+                what_to_do="use a loader without that sampler"
+                if ranks == 1
+                else f"there are {ranks} processes: make {ranks} shares",
+            )
+
+
+def same_weights(model: nn.Module, group: Group) -> str:
+    """Refuse weights that differ between ranks, and take rank 0's buffers where those do (in session).
+
+    Running statistics of BatchNorm differ after a step under DistributedDataParallel.
+
+    Returns:
+        A note where buffers differed, else "".
+
+    Raises:
+        InputError: naming the first parameter that differs.
+    """
+    if group.size == 1:
+        return ""
+    parameters = dict(model.named_parameters())
+    buffers = dict(model.named_buffers())
+    told = group.gathered({name: _digest(tensor) for name, tensor in (*parameters.items(), *buffers.items())})
+    for rank, own in enumerate(told):
+        other = [n for n in {**told[0], **own} if n not in buffers and own.get(n) != told[0].get(n)]
+        if other or own.keys() != told[0].keys():
+            raise InputError(
+                f"the ranks have different models: {', '.join(other[:1]) or 'buffers'} of rank {rank} and of rank 0",
+                where=", ".join(other[:4]),
+                what_to_do=f"give all ranks the same weights (the same seed, or one checkpoint): {ONE_TOTAL}",
+            )
+    differing = [name for name in buffers if any(own[name] != told[0][name] for own in told)]
+    if not differing:
+        return ""
+    values = group.agreed({name: buffers[name].cpu() for name in differing})
+    with torch.no_grad():
+        for name in differing:
+            buffers[name].copy_(values[name])
+    return f"buffers differ between the ranks ({', '.join(differing[:4])}): those of rank 0 are used"
+
+
+class OwnData:
+    """Sums over this rank's data, in which ranks that were given the same examples are alike, in any order.
+
+    Args:
+        group: of one, nothing is looked at.
+    """
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._sums: dict[int, list[float]] = {}
+
+    def offer(self, batch: Any) -> None:
+        """Take the next batch."""
+        if self._group.size == 1:
+            return
+        for place, tensor in enumerate(tensors(batch)):
+            if tensor.layout is torch.strided and not tensor.is_nested:
+                values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+                exact = values.detach().double()
+                own = [float(len(tensor)) if tensor.ndim else 1.0, float(exact.sum()), float(exact.square().sum())]
+                known = self._sums.setdefault(place, [0.0, 0.0, 0.0])
+                self._sums[place] = [a + b for a, b in zip(known, own, strict=True)]
+
+    def refuse_same(self) -> None:
+        """On all ranks together.
+
+        Raises:
+            InputError: two ranks were given the same data.
+        """
+        told = self._group.gathered(self._sums)
+        for rank, own in enumerate(told):
+            for other in range(rank):
+                if own and own.keys() == told[other].keys() and all(_close(own[i], told[other][i]) for i in own):
+                    raise InputError(
+                        f"ranks {other} and {rank} were given the same data, which would count twice",
+                        where=f"ranks {other} and {rank}",
+                        what_to_do="give each rank its share, for example data[rank::ranks], or a loader with "
+                        "torch's DistributedSampler",
+                    )
+
+
+def _close(one: list[float], other: list[float]) -> bool:
+    return all(abs(a - b) <= 1e-9 * max(abs(a), abs(b)) for a, b in zip(one, other, strict=True))
+
+
+def same_notes(notes: list[str], group: Group) -> Iterator[str]:
+    """What any rank says of the objective and this one does not yet."""
+    for own in group.gathered(notes):
+        yield from (sentence for sentence in own if sentence not in notes)
+
+
+def _digest(tensor: Tensor) -> tuple[Any, ...]:
+    """Of a tensor's shape, dtype and bits; it is compared, on one device, with others of the same bits."""
+    plain = tensor.detach()
+    if plain.layout is not torch.strided:
+        plain = plain.to_dense()
+    bits = plain.contiguous().view(-1).view(torch.uint8)
+    if bits.numel() % 4 == 0:
+        bits = bits.view(torch.int32)
+    odd = bits[1::2].sum(dtype=torch.int64) if bits.numel() > 1 else 0
+    return tuple(tensor.shape), str(tensor.dtype), int(bits.sum(dtype=torch.int64)), int(odd)

@@ -1,0 +1,69 @@
+"""Several processes with a share of the data each get the numbers of one, and none waits for one that failed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler, TensorDataset
+
+import layerhess as lh
+import on_ranks
+from layerhess.errors import InputError
+from ranks import run_ranks
+from refusals import X, Y, mlp
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, dict[str, Any]]:
+    return on_ranks.values()
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_numbers_are_those_of_one_process(ranks: int, alone: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    every = run_ranks(ranks, "on_ranks", "values", tmp_path)
+    assert [one.code for one in every] == [0] * ranks, [one.stderr[-1500:] for one in every]
+    for path, wanted in alone.items():
+        for name, numbers in wanted.items():
+            first = every[0].returned[path][name]
+            np.testing.assert_allclose(first, numbers, rtol=1e-10, atol=1e-10 * np.abs(numbers).max(), err_msg=name)
+            for other in every[1:]:
+                assert np.array_equal(first, other.returned[path][name]), (path, name)
+
+
+def test_what_one_rank_finds_wrong_all_refuse_and_go_on(tmp_path: Path) -> None:
+    one, two = (ended.returned for ended in run_ranks(2, "on_ranks", "refusals", tmp_path))
+    for name, said in {
+        "same data": "ranks 0 and 1 were given the same data",
+        "other weights": "the ranks have different models: 2.bias of rank 1",
+        "NaN": "batch 1 of rank 1",
+    }.items():
+        assert said in one[name] and said in two[name], (one[name], two[name])
+    assert one["raised"].startswith("ProcessError: rank 1 failed: OSError: the file is gone")
+    assert two["raised"] == "OSError: the file is gone"
+    assert "rank 1" in one["between"] and "InputError: " in two["between"]
+    assert one["interrupt"].startswith("KeyboardInterrupt") and two["interrupt"].startswith("KeyboardInterrupt")
+    assert one["after"] == two["after"] == "True"
+
+
+@pytest.mark.parametrize("how", ["lost", "stuck"])
+def test_a_rank_that_is_lost_is_named(how: str, tmp_path: Path) -> None:
+    zero, one, two = run_ranks(3, "on_ranks", how, tmp_path, timeout=3.0)
+    for survivor in (zero, two):
+        assert survivor.code == 1 and "ProcessError: rank 1 failed: it died, left or did not" in survivor.stderr
+    assert one.code != 0
+
+
+def test_a_share_of_the_data_set_is_refused_in_one_process() -> None:
+    data = TensorDataset(X, Y)
+    with pytest.raises(InputError, match="one of 2 shares") as caught:
+        lh.Objective(mlp(), DataLoader(data, 4, sampler=DistributedSampler(data, 2, 0)), nn.CrossEntropyLoss())
+    assert caught.value.where == "its DistributedSampler"
+    lh.Objective(mlp(), DataLoader(data, 4, sampler=DistributedSampler(data, 1, 0)), nn.CrossEntropyLoss())
+    part = BatchSampler(SequentialSampler(data), 4, False)
+    part.num_processes = 3  # type: ignore[attr-defined]  # as accelerate's
+    with pytest.raises(InputError, match="one of 3 shares"):
+        lh.Objective(mlp(), DataLoader(data, batch_sampler=part), nn.CrossEntropyLoss())

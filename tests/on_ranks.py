@@ -1,0 +1,174 @@
+"""What the ranks of tests/objective/test_group.py compute; alone, the same functions give the reference."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+import layerhess as lh
+
+EXAMPLES, CUTS = 61, {1: [0, 61], 2: [0, 40, 61], 3: [0, 37, 61, 61]}  # the third of three ranks has no data
+
+
+def place() -> tuple[int, int]:
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def network(dtype: torch.dtype = torch.float64) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).to(dtype)
+
+
+def examples() -> tuple[torch.Tensor, torch.Tensor]:
+    drawn = torch.Generator().manual_seed(1)
+    x = torch.randn(EXAMPLES, 5, generator=drawn, dtype=torch.float64)
+    y = torch.randint(0, 3, (EXAMPLES,), generator=drawn)
+    y[::7] = -100  # unequal numbers of terms
+    return x, y
+
+
+def share(size: int = 8) -> list[Any]:
+    """This rank's batches."""
+    rank, ranks = place()
+    x, y = (part[slice(*CUTS[ranks][rank : rank + 2])] for part in examples())
+    return list(zip(x.split(size), y.split(size), strict=True)) if len(x) else []
+
+
+def objective(size: int = 8, **options: Any) -> lh.Objective:
+    return lh.Objective(network(), share(size), nn.CrossEntropyLoss(), **options)
+
+
+def numbers(analysis: lh.Analysis) -> dict[str, Any]:
+    """Everything that must not depend on the number of ranks."""
+    found: dict[str, Any] = {
+        "loss": np.array([analysis.loss, analysis.loss_count, analysis.examples, analysis.gradient_norm])
+    }
+    for name, spectrum in {**analysis.blocks, "(full)": analysis.full}.items():
+        if spectrum is None:
+            continue
+        found[f"{name} values"] = spectrum.eigenvalues
+        if spectrum.trace is not None:
+            found[f"{name} trace"] = np.array([spectrum.trace.value, spectrum.trace.standard_error])
+        if spectrum.diagonal is not None:
+            found[f"{name} diagonal"] = np.concatenate([part.ravel() for part in spectrum.diagonal.value.values()])
+    if analysis.coupling is not None:
+        found["coupling"] = analysis.coupling.value
+    return found
+
+
+def values() -> dict[str, dict[str, Any]]:
+    """Eigenvalues and estimates on all paths."""
+    found = {}
+    for path in ("exact", "auto", "gram"):
+        full = path != "gram"
+        asked = {"trace": True, "diagonal": True, "coupling": True} if path == "exact" else {}
+        blocks = "parameter" if path == "exact" else {"last": "2.*"}
+        found[path] = numbers(lh.analyze(objective(), blocks=blocks, path=path, top=2, bottom=1, full=full, **asked))
+    found["streamed"] = numbers(lh.analyze(objective(20), top=1, full=True, memory="1MB"))
+    x, y = examples()
+    sampler = DistributedSampler(TensorDataset(x, y), place()[1], place()[0])  # fills shares up with repeated examples
+    loader = DataLoader(sampler.dataset, 8, sampler=sampler)
+    loaded = lh.Objective(network(), loader, nn.CrossEntropyLoss())
+    found["loader"] = {"eigsh": lh.eigsh(lh.Hessian(loaded), 1).values}
+    hessian = lh.Hessian(objective())
+    drawn = torch.Generator().manual_seed(2)
+    vector = torch.randn(hessian.shape[0], generator=drawn, dtype=torch.float64)
+    pairs = lh.eigsh(hessian, 3, which="BE")
+    found["operators"] = {
+        "product": hessian.matvec(vector).numpy(),
+        "eigsh": pairs.values,
+        "trace": np.array([lh.trace(hessian.block("0.weight")).value]),
+    }
+    return found
+
+
+def refusals() -> dict[str, str]:
+    """The sentences of what is refused, and what an analysis says after each: the ranks are still in step."""
+    rank, _ = place()
+    x, y = examples()
+    loss = nn.CrossEntropyLoss()
+    other = network()
+    with torch.no_grad():
+        other[2].bias += 0.1 * rank
+    wrong = share()
+    if rank == 1:
+        wrong[1] = (wrong[1][0] * float("nan"), wrong[1][1])
+    asked = {
+        "same data": lambda: lh.analyze(lh.Objective(network(), [(x.roll(rank, 0), y.roll(rank, 0))], loss)),
+        "other weights": lambda: lh.analyze(lh.Objective(other, share(), loss)),
+        "NaN": lambda: lh.analyze(lh.Objective(network(), wrong, loss)),
+        "raised": lambda: lh.analyze(lh.Objective(network(), Raising(rank), loss)),
+        "between": lambda: lh.analyze(objective(), top=1 if rank == 0 else -1),
+        "interrupt": lambda: lh.analyze(lh.Objective(network(), Interrupting(rank), loss)),
+    }
+    found = {}
+    for name, call in asked.items():
+        try:
+            call()
+            found[name] = "nothing was raised"
+        except (Exception, KeyboardInterrupt) as error:
+            found[name] = f"{type(error).__name__}: {error}"
+    found["after"] = str(lh.analyze(objective(), full=False).converged)
+    return found
+
+
+class Raising:
+    """Batches of which rank 1's second cannot be read."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def __iter__(self) -> Any:
+        for number, batch in enumerate(share()):
+            if number == 1 and self.rank == 1:
+                raise OSError("the file is gone")
+            yield batch
+
+
+class Interrupting(Raising):
+    """Batches in whose second pass Ctrl-C is pressed on rank 1."""
+
+    passes = 0
+
+    def __iter__(self) -> Any:
+        self.passes += 1
+        for batch in share():
+            if self.passes == 2 and self.rank == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+
+def lost() -> None:
+    """Rank 1 is killed in the middle of a pass."""
+    rank, _ = place()
+
+    class Killed(Interrupting):
+        def __iter__(self) -> Any:
+            self.passes += 1
+            if self.passes == 2 and self.rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield from share()
+
+    lh.analyze(lh.Objective(network(), Killed(rank), nn.CrossEntropyLoss()))
+
+
+def stuck() -> None:
+    """Rank 1 does not come back from its data."""
+    rank, _ = place()
+
+    class Stuck(Interrupting):
+        def __iter__(self) -> Any:
+            self.passes += 1
+            if self.passes == 2 and self.rank == 1:
+                time.sleep(8.0)
+            yield from share()
+
+    lh.analyze(lh.Objective(network(), Stuck(rank), nn.CrossEntropyLoss()))
