@@ -206,7 +206,7 @@ def _by_factors(
                 for name, part in zip(blocks[key].parameters, found, strict=True)
             ]
             totals.open(key, *rows[0].shape)
-            totals.add(key, torch.cat([part.reshape(-1) for part in flat]).to(rows))
+            totals.add(key, torch.cat([part.reshape(-1).to(rows) for part in flat]))
 
     totals = add_up(graphs, share, device=solver_device(objective.device))
     return {key: totals.total(key) / denominator for key in vectors}

@@ -112,19 +112,21 @@ def beyond_error(off: float, error: float, size: float, noise: float = 0.0, most
 def scaled_direction(
     objective: Objective, full: Block, seed: int, name: str = "finite differences", draw: int = 0
 ) -> dict[str, Tensor]:
-    """A random direction, each tensor's part as long as the tensor; padding rows of an embedding stay.
+    """A random direction, each tensor's part beside it and as long; padding rows of an embedding stay.
 
     Args:
         name, draw: as for :func:`layerhess.linalg.random_vectors.random_unit`.
     """
-    parts = full.split(random_unit(full.numel, seed, name, draw, objective.device))
+    drawn = full.split(random_unit(full.numel, seed, name, draw))
+    parts = {name: part.to(objective.parameters[name].device) for name, part in drawn.items()}
     sizes = norms({name: objective.parameters[name].detach() for name in parts})
     for module in objective.model.modules():
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             for name, parameter in objective.parameters.items():
                 # Autograd treats the padding row as a constant: do not move it.
                 if parameter is module.weight and name in parts:
-                    parts[name] = parts[name].index_fill(0, torch.tensor(module.padding_idx), 0.0)
+                    row = torch.tensor(module.padding_idx, device=parameter.device)
+                    parts[name] = parts[name].index_fill(0, row, 0.0)
     smallest = min((size for size in sizes.values() if size > 0.0), default=1.0)
     lengths = norms(parts)
     return {name: part * ((sizes[name] or smallest) / max(lengths[name], 1e-300)) for name, part in parts.items()}
@@ -132,7 +134,8 @@ def scaled_direction(
 
 def norms(parts: Mapping[str, Tensor]) -> dict[str, float]:
     """Euclidean norms of many tensors, in one call of the kind that torch's optimisers use."""
-    return dict(zip(parts, torch.stack([*torch._foreach_norm(list(parts.values()))]).tolist(), strict=True))
+    found = torch._foreach_norm(list(parts.values()))
+    return dict(zip(parts, torch.stack([norm.to(found[0].device) for norm in found]).tolist(), strict=True))
 
 
 @contextmanager

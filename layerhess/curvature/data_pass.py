@@ -138,7 +138,7 @@ class DataPass:
                 if parts is None:
                     totals.drop(key, "a batch has no factors for it")
                 else:
-                    totals.add(key, torch.cat([part.reshape(-1) for part in parts]).double().cpu())
+                    totals.add(key, torch.cat([part.reshape(-1).double().cpu() for part in parts]))
             return 0
 
         totals = self.collect(share)

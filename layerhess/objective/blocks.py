@@ -182,7 +182,8 @@ def flatten(block: Block, parts: Mapping[str, Tensor]) -> Tensor:
                 where=name,
                 what_to_do="give each parameter's own shape",
             )
-    return torch.cat([parts[name].reshape(-1) for name in block.parameters])
+    device = parts[block.parameters[0]].device
+    return torch.cat([parts[name].reshape(-1).to(device) for name in block.parameters])
 
 
 def check_flat(block: Block, vector: Tensor) -> Tensor:

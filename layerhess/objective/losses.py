@@ -154,7 +154,7 @@ class CriterionLoss:
                     "use lh.batch_loss(fn) with fn(model, batch) -> (loss_sum, count)",
                 )
             output = call(model, batch)
-            return _flatten_classes(_logits(output), batch["labels"])
+            return _flatten_classes(_beside(batch["labels"], _logits(output)), batch["labels"])
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
             raise InputError(
@@ -164,7 +164,7 @@ class CriterionLoss:
             )
         inputs, target = batch
         output = call(model, inputs, target, self.readings)
-        return _logits(output), target
+        return _beside(target, _logits(output)), target
 
     @gradients_on
     def surveyed(self, model: nn.Module, batch: Any, where: str) -> Seen:
@@ -215,6 +215,12 @@ def _logits(output: Any) -> Any:
     if batches.is_mapping(output):
         return output["logits"] if "logits" in output.keys() else output  # noqa: SIM118
     return getattr(output, "logits", output)
+
+
+def _beside(target: Any, output: Any) -> Any:
+    """The output on the target's device: the last layers of a model may lie on another one."""
+    apart = isinstance(output, Tensor) and isinstance(target, Tensor) and output.device != target.device
+    return output.to(target.device) if apart else output
 
 
 def _flatten_classes(logits: Any, labels: Any) -> tuple[Any, Any]:

@@ -41,8 +41,12 @@ def trainable(model: nn.Module) -> tuple[dict[str, nn.Parameter], tuple[str, ...
                 where=name,
                 what_to_do="build or load the model outside inference_mode",
             )
-        elif parameter.device.type == "meta":
-            raise InputError(f"the parameter {name!r} is on the meta device", where=name, what_to_do="load its values")
+        elif _has_no_values(parameter):
+            raise InputError(
+                f"the parameter {name!r} is on the meta device",
+                where=name,
+                what_to_do="load its values; accelerate's device_map must not offload it to main memory or disk",
+            )
         elif parameter.is_floating_point():
             parameters[name] = parameter
         else:
@@ -54,6 +58,10 @@ def trainable(model: nn.Module) -> tuple[dict[str, nn.Parameter], tuple[str, ...
             what_to_do="call requires_grad_(True) on those to analyse",
         )
     return parameters, tuple(frozen)
+
+
+def _has_no_values(parameter: Tensor) -> bool:
+    return parameter.device.type == "meta"
 
 
 def copied(model: nn.Module) -> nn.Module:
