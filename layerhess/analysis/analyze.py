@@ -11,6 +11,7 @@ from layerhess.analysis.progress import Progress
 from layerhess.analysis.result import Analysis
 from layerhess.analysis.run import Run
 from layerhess.checks.second_derivative import named_operations
+from layerhess.errors import InputError, LayerhessError
 from layerhess.objective.blocks import Scheme, partition
 from layerhess.objective.group import world
 from layerhess.objective.interrupts import deferred_interrupts
@@ -65,7 +66,8 @@ def analyze(
         trace: the trace of each; True, or a :class:`layerhess.Trace` that says how accurate. diagonal, density,
             coupling: the same with :class:`layerhess.Diagonal`, :class:`layerhess.Density`, :class:`layerhess.Coupling`
             (the Frobenius norms of all H_bc). All of them share the passes.
-        resume: not available yet; refused unless False.
+        resume: go on with the run that was stopped while it wrote into ``out`` (from the beginning where there is none;
+            a finished one gives its result at once). The numbers are those of a run that was never stopped.
         tol: relative tolerance: converged means error bound <= tol * max(|theta|, 0.1 ||A_b||), and:
         exclude: beyond the wanted pairs nothing above theta_i + exclude * max(|theta_i|, 0.1 ||A_b||) is left open for
             the i-th of the top, except with a probability of 1 % (mirrored at the bottom). None asks for nothing.
@@ -106,6 +108,10 @@ def analyze(
     >>> print(round(float(result.blocks["weight"].eigenvalues[0]), 9))      # 2 ||x||^2
     50.0
     """
+    if resume and out is None:
+        raise InputError(
+            "resume=True needs the folder of the run that is to go on", where="out", what_to_do="give out= (--out)"
+        )
     with world().together() as group:
         out = out if group.rank == 0 else None  # one of the ranks saves
         arguments = check_arguments(
@@ -120,14 +126,24 @@ def analyze(
             run.checkpoint = stack.enter_context(deferred_interrupts())
             try:
                 with objective.session(), named_operations(objective):
+                    if (finished := run.look()) is not None:
+                        run.journal.remove()
+                        return finished
                     run.prepare()
                     run.solve()
                 run.checkpoint()
             except KeyboardInterrupt as stop:
                 run.save_partial(stop)
                 raise
+            except LayerhessError:
+                run.resumption.refused()
+                raise
+            finally:
+                run.journal.close()
         analysis = run.result()
         if out is not None:
             with preserved_random_state():  # making the report imports modules that draw random numbers
                 analysis.save(out)
+            if not analysis.partial:
+                run.journal.remove()
         return analysis

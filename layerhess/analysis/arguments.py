@@ -44,6 +44,7 @@ class Arguments:
     copies: str
     estimates: EstimateOptions
     segments: Any = AUTO
+    resume: bool = False
 
     @property
     def curvature(self) -> CurvatureMatrix:
@@ -122,8 +123,6 @@ def check_arguments(
             what_to_do="write lh.analyze(lh.Objective(model, data, loss))",
         )
     asked = estimate_options(trace=trace, diagonal=diagonal, density=density, coupling=coupling, sampling=sampling)
-    if resume:
-        raise InputError("resume is not available yet", where="resume=True", what_to_do="leave resume out")
     if operator not in OPERATORS:
         names = ", ".join(repr(name) for name in OPERATORS)
         raise InputError(f"unknown operator {operator!r}", where="operator", what_to_do=f"use one of: {names}")
@@ -202,6 +201,7 @@ def check_arguments(
         copies,
         asked,
         segments,
+        bool(resume),
     )
 
 

@@ -89,6 +89,7 @@ def estimate(
     with deferred_interrupts() as checkpoint:
         run.checkpoint = checkpoint
         with objective.session(), named_operations(objective):
+            run.look()
             run.prepare()
             found = _expected(run, world)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import importlib.metadata
 import math
@@ -22,6 +23,7 @@ from layerhess.analysis.paths.factors import graph_maker, note_on_licence
 from layerhess.analysis.paths.gram import gram_processes, refuse_unlicensed
 from layerhess.analysis.progress import Progress
 from layerhess.analysis.result import Analysis
+from layerhess.analysis.resumption import Resumption
 from layerhess.analysis.sampling_errors import SamplingErrors, sampling_errors
 from layerhess.analysis.schedule import Schedule
 from layerhess.analysis.segments import choose_segments
@@ -35,7 +37,7 @@ from layerhess.checks.suspects import refuse_failed
 from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass
-from layerhess.curvature.device import budget, solver_device
+from layerhess.curvature.device import Budget, budget, solver_device
 from layerhess.curvature.matrices import HESSIAN
 from layerhess.errors import InputError, add_note
 from layerhess.linalg.eigen.process import Wanted
@@ -69,9 +71,14 @@ class Run:
         self.wanted = Wanted(top=arguments.top, bottom=arguments.bottom)
         self.counters = Counters()
         self.started = self.counters.clock()
+        self.resumption = Resumption(
+            objective, divided, self.settings, versions(), self.counters, out=arguments.out, resume=arguments.resume
+        )
+        self.journal = self.resumption.journal
+        self.journal.watch("refuted", lambda: sorted(self.refuted), self._refute_all)
         self.notes: list[str] = []
         self.checkpoint: Any = lambda: None
-        self.machine = budget(objective.device, group=objective.group)
+        self.machine = Budget(self.journal.settled("free", budget(objective.device, group=objective.group).free))
         self.budget = replace(self.machine, limit=arguments.memory)  # for what solvers and estimators hold
         self.graph_budget = self.budget  # for graphs and factors
         self.step = 0  # bytes of a training step
@@ -89,14 +96,21 @@ class Run:
 
     # -- the steps --------------------------------------------------------------------------------------------------
 
-    def prepare(self) -> None:
-        """Survey, self-check and forecast: everything that can refuse the analysis."""
+    def look(self) -> Analysis | None:
+        """The survey; the result of this very run where it is to be resumed and is finished already."""
         self._note(*self.objective.notes)
         with self.counters.during("survey"):
-            self.surveyed = survey(self.objective, self.counters, self.checkpoint)
+            self.surveyed = survey(self.objective, self.counters, self.checkpoint, self.resumption.see)
             self._note(*self.objective.notes, self.surveyed.note)  # what the first pass said
+            return self.resumption.meet(self.surveyed)
+
+    def prepare(self) -> None:
+        """Self-check and forecast: with the survey, everything that can refuse the analysis."""
+        assert self.surveyed is not None
+        with self.counters.during("survey"):
             if self.graph_budget.limit is None:
-                self.step = self.objective.group.agreed(step_bytes(self.objective, self.surveyed))
+                step = self.objective.group.agreed(step_bytes(self.objective, self.surveyed))
+                self.step = self.journal.settled("step", step)
                 self.graph_budget = default_budget(self.step, self.machine)
         with self.counters.during("checks"):
             chosen = choose_segments(
@@ -127,9 +141,12 @@ class Run:
         names = list(self.objective.parameters) if self.arguments.full else self._covered()
         make = graph_maker(self.curvature, self.checked.licence, self._refute)
         objective, found = self._cut(make)
+        self.settings |= self.resumption.begin(self.wanted.total * sum(b.numel for b in self._operators().values()))
+        if self.progress is not None and (sentence := self.resumption.note):
+            self.progress.note(sentence)
         data_pass = DataPass(
             objective, names, self.counters, checkpoint=self.checkpoint, make_graph=make, time_unit=True,
-            keep=graphs_may_keep(self.graph_budget, self.budget, self._solver_bytes(found.kept)),
+            keep=graphs_may_keep(self.graph_budget, self.budget, self._solver_bytes(found.kept)), journal=self.journal,
         )  # fmt: skip
         data_pass.expected = (self.surveyed.loss_sum, self.surveyed.count)
         coarsest = self.checked.trace.coarsest
@@ -222,7 +239,7 @@ class Run:
             gradient_norm=self.gradient_norm,
             settings=self.settings,
             checks=(*self.checked.checks, *checks),
-            notes=tuple(dict.fromkeys(self.notes)),
+            notes=tuple(dict.fromkeys([*self.notes, *filter(None, [self.journal.failure])])),
             counts=self.counters.counts(),
             seconds=dict(self.counters.seconds),
             versions=versions(),
@@ -285,6 +302,10 @@ class Run:
         for task in (task for task in self.tasks if task.name == name):
             task.refute()
 
+    def _refute_all(self, names: list[str]) -> None:
+        for name in names:
+            self._refute(name)
+
     def _covered(self) -> list[str]:
         covered = {name for block in self.divided.blocks for name in block.parameters}
         return [name for name in self.objective.parameters if name in covered]
@@ -312,6 +333,7 @@ class Run:
             self.objective, self.surveyed, make, list(self._operators().values()), self.graph_budget, step=self.step,
             directions=directions,
         )  # fmt: skip
+        found = Microbatches(*self.journal.settled("micro-batches", dataclasses.astuple(found)))
         if found.size is None or self.checked.uncut:
             return self.objective, found
         self._note(f"memory: batches are cut into pieces of {found.size} examples to stay within the budget")
@@ -329,7 +351,7 @@ class Run:
             self.sampled = sampling_errors(
                 self.objective, graph_maker(self.curvature, self.checked.licence), self.surveyed, pairs,
                 self.estimation.traced(), make_block(FULL, {n: self.objective.parameters[n] for n in names}),
-                self.arguments.seed, self.counters, self.checkpoint, self.checked.uncut,
+                self.arguments.seed, self.counters, self.checkpoint, self.checked.uncut, self.journal,
             )  # fmt: skip
         self._note(self.sampled.note)
 

@@ -21,6 +21,8 @@ from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.device import is_out_of_memory, solver_device
 from layerhess.curvature.factors.mixed_graph import MixedGraphs
+from layerhess.curvature.journal import Journal
+from layerhess.curvature.record_file import digest_of
 from layerhess.curvature.totals import Totals, add_up
 from layerhess.linalg.estimates import Floats
 from layerhess.linalg.random_vectors import random_signs
@@ -65,6 +67,7 @@ def sampling_errors(
     counters: Counters,
     checkpoint: Callable[[], None] = lambda: None,
     uncut: str = "",
+    journal: Journal | None = None,
 ) -> SamplingErrors:
     """One pass over the data, group by group (in session).
 
@@ -86,7 +89,7 @@ def sampling_errors(
     Args:
         pairs: name -> (block, (k, P_b) unit eigenvectors, (k,) eigenvalues). traced: name -> block whose trace is asked
             for. full: the block of all parameters that any of them needs. uncut: why batches must not be cut into
-            groups (the parts would have another loss), "" if they may be.
+            groups (the parts would have another loss), "" if they may be. journal: of the run.
 
     Returns:
         Empty, with a note, where the data cannot be divided into at least four groups.
@@ -97,7 +100,8 @@ def sampling_errors(
     plan = make_graph if isinstance(make_graph, MixedGraphs) else MixedGraphs({}, make_graph, linear=True)
     requests = {name: Request(block, vectors, quadratic=(block,)) for name, (block, vectors, _) in pairs.items()}
     blocks = {name: block for name, block in traced.items() if name != FULL}
-    forms, exact = _from_factors(objective, grouped, requests, blocks, plan, counters, checkpoint)
+    journal = Journal(None, counters) if journal is None else journal
+    forms, exact = _from_factors(objective, grouped, requests, blocks, plan, counters, checkpoint, journal)
     whole = {member for name in exact for member in blocks[name].parameters}.issuperset(full.parameters)
     small = {name: block for name, block in blocks.items() if block.numel <= EXACT and name not in exact}
     for name, block in small.items():  # an orthonormal basis that begins with the eigenvectors gives both
@@ -111,13 +115,13 @@ def sampling_errors(
         requests[PROBES_KEY] = Request(full, rows, quadratic=(*blocks.values(), full))
     if left := {key: request for key, request in requests.items() if key not in forms}:
         data_pass = DataPass(
-            grouped, list(full.parameters), counters, keep=0.0, checkpoint=checkpoint, make_graph=make_graph
+            grouped, list(full.parameters), counters, checkpoint=checkpoint, make_graph=make_graph, journal=journal
         )
         data_pass.run(left)
         forms.update({key: form.numpy() for key, form in data_pass.quadratics.items()})
         counts = np.array(data_pass.counts)
     else:
-        counts = _counts(grouped, counters, checkpoint)
+        counts = _counts(grouped, counters, checkpoint, journal)
     scale = counts.sum() if objective.evaluation.is_sum else 1.0
     values = {
         name: np.array([scale * ratio_error(column, counts) for column in forms[name][:, : len(vectors), 0].T])
@@ -144,7 +148,7 @@ def sampling_errors(
     return SamplingErrors(values, traces, len(counts), _sentence(len(counts), surveyed.examples))
 
 
-def _counts(grouped: Objective, counters: Counters, checkpoint: Callable[[], None]) -> Floats:
+def _counts(grouped: Objective, counters: Counters, checkpoint: Callable[[], None], journal: Journal) -> Floats:
     """(G,) the counts of every group, where nothing else is needed from them."""
 
     def share(batch: Any, totals: Totals) -> None:
@@ -152,7 +156,10 @@ def _counts(grouped: Objective, counters: Counters, checkpoint: Callable[[], Non
             totals.append(COUNT, grouped.terms(batch)[1])
         counters.count("forwards")
 
-    return np.array(add_up(grouped.batches(), share, group=grouped.group, checkpoint=checkpoint).listed(COUNT))
+    totals, _ = journal.once(
+        "counts", lambda: add_up(grouped.batches(), share, group=grouped.group, checkpoint=checkpoint)
+    )
+    return np.array(totals.listed(COUNT))
 
 
 def _from_factors(
@@ -163,6 +170,7 @@ def _from_factors(
     plan: MixedGraphs,
     counters: Counters,
     checkpoint: Callable[[], None],
+    journal: Journal,
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
     """What factors give directly: (G, s, 1) quadratic forms of the requests' vectors, (G,) traces of the blocks.
 
@@ -201,11 +209,18 @@ def _from_factors(
                 own = torch.split(squares[1], size) if size else [squares[1]]
                 totals.append((TRACE, name), *(piece.sum() for piece in own))
 
+    parts = [part for key, request in requests.items() for part in (key, *request.parts)]
+    asked = digest_of(["forms", *parts, *blocks]) if journal.active else ""
     try:
-        totals = add_up(objective.batches(), share, group=objective.group, checkpoint=checkpoint)
+        if journal.settled("the factors of whole batches do not fit", False):
+            return {}, {}
+        totals, _ = journal.once(
+            asked, lambda: add_up(objective.batches(), share, group=objective.group, checkpoint=checkpoint)
+        )
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        journal.settled("the factors of whole batches do not fit", True)
         return {}, {}  # the groups need less
     forms = {key: torch.stack(rows)[:, :, None].numpy() for key in requests if (rows := totals.listed((FORM, key)))}
     return forms, {name: torch.stack(rows).numpy() for name in blocks if (rows := totals.listed((TRACE, name)))}

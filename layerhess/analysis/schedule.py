@@ -99,11 +99,11 @@ class Schedule:
                     task.release()
 
     def _run_wave(self, begin: float) -> None:
-        clock, agreed = self.data_pass.counters.clock, self.data_pass.objective.group.agreed
+        clock = self.data_pass.counters.clock
         while (open_tasks := self._open(self._now)) or not all(estimator.done for estimator in self._along):
             if self.passes >= self.max_passes:
                 self.stopped = f"max_passes={self.max_passes} was reached"
-            if self.time_limit is not None and agreed(clock() - self.started > self.time_limit):
+            if self.time_limit is not None and self._late(self.passes, self.time_limit):
                 self.stopped = f"time_limit={self.time_limit:g} s was reached"
             if self.stopped:
                 break
@@ -116,6 +116,17 @@ class Schedule:
         for task in self._now:
             if not task.done and task.told:
                 task.judge(self.tol, self.eps, self.length, self.exclude)
+
+    def _late(self, passes: int, limit: float) -> bool:
+        journal = self.data_pass.journal
+        late = self.data_pass.objective.group.agreed(not journal.replaying and self._elapsed > limit)
+        return bool(journal.settled(f"after {passes} passes time_limit={limit:g} was over", late))
+
+    @property
+    def _elapsed(self) -> float:
+        """Seconds, those of the run that is resumed included."""
+        counters = self.data_pass.counters
+        return counters.clock() - self.started + counters.earlier
 
     @staticmethod
     def _open(tasks: Sequence[Task]) -> list[Task]:
@@ -216,7 +227,7 @@ class Schedule:
                 total=len(self.tasks) + len(estimators),
                 worst_block=worst,
                 worst_bound=distances.get(worst, math.nan),
-                elapsed=self.data_pass.counters.clock() - self.started,
+                elapsed=self._elapsed,
                 remaining=self._remaining(distances.get(worst, math.nan), passes, seconds_per_pass) if waiting else 0.0,
             )
         )

@@ -68,11 +68,16 @@ class Survey:
         return self.samples[0]
 
 
-def survey(objective: Objective, counters: Counters, checkpoint: Callable[[], None] = lambda: None) -> Survey:
+def survey(
+    objective: Objective,
+    counters: Counters,
+    checkpoint: Callable[[], None] = lambda: None,
+    witness: Callable[[Any], None] = lambda batch: None,
+) -> Survey:
     """One forward pass over the data (in session).
 
     Args:
-        checkpoint: called between batches; raises to stop (on an interrupt).
+        checkpoint: called between batches; raises to stop (on an interrupt). witness: is shown every batch.
 
     Raises:
         CheckError: torch's BCELoss behind saturated outputs.
@@ -81,7 +86,7 @@ def survey(objective: Objective, counters: Counters, checkpoint: Callable[[], No
             mean; out of memory (naming a ``batch_size`` that fits).
     """
     try:
-        return _survey(objective, counters, checkpoint)
+        return _survey(objective, counters, checkpoint, witness)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -103,7 +108,9 @@ def too_large(objective: Objective) -> InputError:
     )
 
 
-def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], None]) -> Survey:
+def _survey(
+    objective: Objective, counters: Counters, checkpoint: Callable[[], None], witness: Callable[[Any], None]
+) -> Survey:
     group = objective.group
     sampler, given = Sampler(objective), OwnData(group)
     whole = WholeData(sum(p.numel() for p in objective.parameters.values()))
@@ -112,6 +119,7 @@ def _survey(objective: Objective, counters: Counters, checkpoint: Callable[[], N
     def share(numbered: tuple[int, Any], totals: Totals) -> None:
         number, batch = numbered
         where = f"batch {group.place(number)}"
+        witness(batch)
         with (saturation := Saturation()).watching():
             seen = _surveyed(objective, batch, where)
         for kind, figure in vars(saturation).items():

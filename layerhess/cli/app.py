@@ -127,6 +127,9 @@ def analyze(
         typer.Option(help="auto, none, or modules (names, globs) whose insides every product computes anew"),
     ] = None,
     out: Out = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with the run that was stopped while it wrote into --out")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="print analysis.json on stdout, and nothing else there")] = False,
     device: Device = None,
     threads: Threads = None,
@@ -154,6 +157,9 @@ def analyze(
 def _analyze(options: dict[str, Any]) -> int:
     arguments = arguments_of(options)
     out: Path | None = options["out"]
+    if options["resume"] and out is None:
+        missing = "--resume needs the folder of the run that is to go on"
+        raise InputError(missing, where="--out", what_to_do="give it with --out")
     folder = store.check_writable(out if out is not None else _default_folder(options["factory"]))
     _use_threads(options["threads"])
     return _run(

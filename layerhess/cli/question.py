@@ -11,10 +11,10 @@ from layerhess.cli.prepare import block_scheme, estimate, names_or_none, number_
 from layerhess.objective.objective import Objective
 
 # What says where a result goes, how it is shown, or when to stop: it does not change what an analysis costs.
-NOT_ESTIMATED = ("out", "learning_rate", "max_passes", "time_limit")
+NOT_ESTIMATED = ("out", "resume", "learning_rate", "max_passes", "time_limit")
 PASSED_ON = (
     "operator", "top", "full", "tol", "copies", "seed", "method", "path", "memory", "max_passes", "time_limit",
-    "skip_failed",
+    "skip_failed", "resume",
 )  # fmt: skip
 
 

@@ -7,12 +7,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from layerhess.results.record import Cost, Counts
 
 # Gradients that one exact product costs on a graph made for it alone: 0.9 to 1.3 for a block and 2.5 to 4.2 for the
 # full model on the networks of benchmarks/.
 BLOCK_ALONE, FULL_ALONE = 1.1, 3.2
+KINDS = ("forwards", "backwards", "products")
 
 
 class Counters:
@@ -22,7 +24,8 @@ class Counters:
         clock: returns seconds; all code that measures time uses this clock.
 
     Attributes:
-        seconds: by phase. gradient_seconds: what one plain gradient over the data takes, timed on one batch.
+        seconds: by phase. gradient_seconds: what one plain gradient over the data takes, timed on one batch. earlier:
+            seconds of passes that an earlier run made, see :meth:`spend`.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -30,6 +33,7 @@ class Counters:
         self.phase = "solve"
         self.passes = 0
         self.full_products = 0
+        self.earlier = 0.0
         self.seconds: dict[str, float] = defaultdict(float)
         self.gradient_seconds = math.nan
         self._inner: list[float] = []  # for each open phase, the time of the phases inside it
@@ -50,9 +54,38 @@ class Counters:
             if self._inner:
                 self._inner[-1] += spent
 
+    def reading(self) -> dict[str, Any]:
+        """What the counters show now, for :meth:`spent`."""
+        inner = self._inner[-1] if self._inner else 0.0
+        phases = {phase: dict(counts) for phase, counts in self._by_phase.items()}
+        return {"clock": self.clock(), "inner": inner, "seconds": dict(self.seconds), "phases": phases}
+
+    def spent(self, before: dict[str, Any]) -> dict[str, Any]:
+        """What was counted since a :meth:`reading` in the same phase, as JSON types."""
+        now = self.reading()
+        seconds = {phase: value - before["seconds"].get(phase, 0.0) for phase, value in now["seconds"].items()}
+        own = now["clock"] - before["clock"] - (now["inner"] - before["inner"])
+        seconds[self.phase] = seconds.get(self.phase, 0.0) + own
+        nothing = dict.fromkeys(KINDS, 0)
+        phases = {
+            phase: {kind: counts[kind] - before["phases"].get(phase, nothing)[kind] for kind in KINDS}
+            for phase, counts in now["phases"].items()
+        }
+        return {"seconds": seconds, "phases": phases, "elapsed": now["clock"] - before["clock"]}
+
+    def spend(self, spent: dict[str, Any]) -> None:
+        """Count again what :meth:`spent` said of a pass that is not made again."""
+        for phase, seconds in spent["seconds"].items():
+            self.seconds[phase] += seconds
+        for phase, counts in spent["phases"].items():
+            own = self._by_phase.setdefault(phase, dict.fromkeys(KINDS, 0))
+            for kind, number in counts.items():
+                own[kind] += number
+        self.earlier += spent["elapsed"]
+
     def count(self, kind: str, number: int = 1) -> None:
         """Add to "forwards", "backwards" or "products"."""
-        phase = self._by_phase.setdefault(self.phase, {"forwards": 0, "backwards": 0, "products": 0})
+        phase = self._by_phase.setdefault(self.phase, dict.fromkeys(KINDS, 0))
         phase[kind] += number
 
     def cost(self, block_steps: int, full_steps: int) -> Cost | None:

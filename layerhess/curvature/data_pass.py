@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -16,9 +15,13 @@ from layerhess.curvature.counters import Counters
 from layerhess.curvature.device import is_out_of_memory, solver_device, used_bytes
 from layerhess.curvature.factors.mixed_graph import MixedGraph, MixedGraphs
 from layerhess.curvature.hessian_graph import HessianGraph
+from layerhess.curvature.journal import Journal
+from layerhess.curvature.record_file import digest_of
+from layerhess.curvature.request import Request as Request
+from layerhess.curvature.same_data import changed, refuse_changed
 from layerhess.curvature.time_unit import TimeUnit
 from layerhess.curvature.totals import Totals, add_up
-from layerhess.errors import CheckError, InputError
+from layerhess.errors import InputError
 from layerhess.objective.batches import is_stable, leading_size, take
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
@@ -28,29 +31,6 @@ OVERWRITTEN = "modified by an inplace operation"  # as autograd says it
 LOSS, COUNT, GRADIENT, FRESH = "loss", "count", "gradient", "fresh"  # kinds of sums in a pass
 PRODUCT, FORM, TOUCHED = "product", "form", "touched"
 TOGETHER = 16  # vectors of one request that are multiplied at once, where a graph gains by that
-
-
-@dataclass(frozen=True)
-class Request:
-    """Products of one block's vectors.
-
-    Attributes:
-        block: which parameters the vectors belong to (the full model is the block of all parameters).
-        vectors: (s, P_b) float64, one vector a row.
-        rows: the block whose components of the products are wanted, as in A[rows, block] v; by default ``block``
-            itself.
-        quadratic: blocks for which every batch's own v_c' (A v)_c is recorded, see :attr:`DataPass.quadratics`.
-    """
-
-    block: Block
-    vectors: Tensor
-    rows: Block | None = None
-    quadratic: tuple[Block, ...] = ()
-
-    @property
-    def image(self) -> Block:
-        """Where the products live."""
-        return self.rows or self.block
 
 
 class DataPass:
@@ -65,6 +45,7 @@ class DataPass:
         make_graph: makes one batch's share of the matrix to multiply by; the Hessian's by default.
         time_unit: time one plain gradient of the first batch, for
             :attr:`layerhess.curvature.counters.Counters.gradient_seconds`.
+        journal: of the run, where its passes are to be written down, or told again.
     """
 
     def __init__(
@@ -77,7 +58,9 @@ class DataPass:
         checkpoint: Callable[[], None] = lambda: None,
         make_graph: GraphMaker = HessianGraph,
         time_unit: bool = False,
+        journal: Journal | None = None,
     ) -> None:
+        self.journal = Journal(None, counters) if journal is None else journal
         self._time_unit = TimeUnit(counters, time_unit)
         self.objective = objective
         self.counters = counters
@@ -86,6 +69,7 @@ class DataPass:
         self._make_graph = make_graph
         self._kept: list[BatchGraph] = []
         self._kept_all = False
+        self._planned = 0  # graphs to keep, as an earlier run did
         self._stable = is_stable(objective.data)
         self._budget = keep
         self._place = solver_device(objective.device)  # of the sums
@@ -141,24 +125,30 @@ class DataPass:
                     totals.add(key, torch.cat([part.reshape(-1).double().cpu() for part in parts]))
             return 0
 
-        totals = self.collect(share)
+        totals = self.collect(share, about=f"diagonals of {list(blocks)}")
         return {key: totals.total(key) / self.denominator for key in blocks if key not in totals.dropped}
 
     def collect(
-        self, share: Callable[[BatchGraph, Totals], int], requests: Mapping[str, Request] = MappingProxyType({})
+        self,
+        share: Callable[[BatchGraph, Totals], int],
+        requests: Mapping[str, Request] = MappingProxyType({}),
+        about: str = "products",
     ) -> Totals:
         """Run one pass over the data and add up what ``share`` takes from every batch's graph.
 
         Args:
             share: adds to the totals; returns the bytes that it keeps in addition to the graph. requests: what the
-                graphs are made for, where that is known.
+                graphs are made for, where that is known. about: what the sums are, for the journal.
 
         Raises:
             InputError, CheckError: see :meth:`run`.
         """
+        asked = ""
+        if self.journal.active:
+            asked = digest_of([about, *(part for key in requests for part in (key, *requests[key].parts))])
         start = self.counters.clock()
         try:
-            return self._collect(share, requests)
+            return self._collect(share, requests, asked)
         except (RuntimeError, MemoryError) as error:
             # A model that writes into its own buffers spoils the kept graphs of earlier batches: then none is kept.
             spoilt = OVERWRITTEN in str(error) and bool(self._budget or self._kept)
@@ -167,9 +157,9 @@ class DataPass:
         finally:
             self.seconds = self.counters.clock() - start
         self.release()
-        self._budget = 0.0
+        self._budget, self._planned = 0.0, 0
         try:
-            return self._collect(share, requests)
+            return self._collect(share, requests, asked)
         except (RuntimeError, MemoryError) as error:
             if not any(self.objective.group.gathered(is_out_of_memory(error) and bool(requests))):
                 raise
@@ -223,9 +213,11 @@ class DataPass:
     @property
     def kept(self) -> int:
         """How many batches' graphs are held."""
-        return len(self._kept)
+        return max(len(self._kept), self._planned)
 
-    def _collect(self, share: Callable[[BatchGraph, Totals], int], requests: Mapping[str, Request]) -> Totals:
+    def _collect(
+        self, share: Callable[[BatchGraph, Totals], int], requests: Mapping[str, Request], asked: str
+    ) -> Totals:
         fresh = not self._kept_all
 
         def whole(graph: BatchGraph, totals: Totals) -> None:
@@ -240,23 +232,40 @@ class DataPass:
                         totals.add((GRADIENT, name), part.detach().double())
             self._used -= share(graph, totals)
 
-        try:
-            totals = add_up(
+        def made() -> Totals:
+            return add_up(
                 self._graphs(requests), whole, group=self.objective.group, checkpoint=self._checkpoint,
                 device=self._place,
             )  # fmt: skip
+
+        try:
+            totals, told = self.journal.once(asked, made, self._place, self._state)
         except BaseException:
             self.release()  # which batches are kept is only known after a whole pass
             raise
+        if told is not None:
+            self._take_up(told)
         self.counts = totals.listed(COUNT)
         self._check_totals(totals.total(LOSS), totals.total(COUNT), totals.total(FRESH) > 0)
-        if self._time_unit.open:
+        if self._time_unit.open and told is None:
             self._time_unit.settle(self.objective, self.count)
         if gradient := totals.totals(GRADIENT):
             self.gradient_norm = math.sqrt(sum(float(g.square().sum()) for g in gradient.values())) / self.denominator
         if self.counters.phase == "solve":
             self.counters.passes += 1
         return totals
+
+    def _state(self) -> dict[str, Any]:
+        """What a pass leaves behind beside its sums, as JSON types."""
+        return {"kept": len(self._kept), "open": self._budget > 0.0, "needed": self.needed,
+                "unit": self.counters.gradient_seconds}  # fmt: skip
+
+    def _take_up(self, state: Mapping[str, Any]) -> None:
+        """Go on as after a pass that left this state: the next one keeps the same graphs."""
+        self._planned, self.needed = state["kept"], state["needed"]
+        self._budget = self._budget if state["open"] else 0.0
+        self.counters.gradient_seconds = state["unit"]
+        self._time_unit.open = self._time_unit.open and math.isnan(state["unit"])
 
     @property
     def denominator(self) -> float:
@@ -300,7 +309,7 @@ class DataPass:
 
         If batches may come in another order in the next pass, either all are kept or none.
         """
-        make = self._make_graph
+        make = all_blocks = self._make_graph
         if requests and not self._budget and isinstance(make, MixedGraphs):
             make = make.asked(request.block.parameters for request in requests.values())
         yield from list(self._kept)
@@ -315,12 +324,13 @@ class DataPass:
             if number == 1 and self._time_unit.open:
                 self._time_unit.measure(self.objective, batch, [self.objective.parameters[n] for n in self._names])
             before = used_bytes(self.objective.device)
-            graph = make(self.objective, batch, self._names, self.counters)
+            planned = number <= self._planned
+            graph = (all_blocks if planned else make)(self.objective, batch, self._names, self.counters)
             yield graph
             # Measured after the products, since what double backward saves belongs to the graph. A process that reuses
             # freed memory does not grow, so the graph's own figure counts as well.
             self._used += max(0.0, used_bytes(self.objective.device) - before, float(graph.nbytes))
-            if self._budget and all_kept and self._used < self._budget:
+            if planned or (self._budget and all_kept and self._used < self._budget):
                 self._kept.append(graph)
             else:
                 all_kept = False
@@ -328,7 +338,7 @@ class DataPass:
                     self._kept.clear()
             del graph
         if number < skip:
-            raise self._changed("it has fewer batches than at the first")
+            raise changed("it has fewer batches than at the first")
         self._kept_all = all_kept and number > 0
         if not all_kept and self._budget:
             self.needed, self._budget = self._used, 0.0  # decided once: later passes keep exactly these
@@ -336,7 +346,7 @@ class DataPass:
     def _check_totals(self, loss_sum: float, count: float, fresh: bool) -> None:
         if not self.counts or (count == 0.0 and not self.objective.evaluation.is_sum):
             raise (
-                self._changed("it is empty")
+                changed("it is empty")
                 if self.expected
                 else InputError("the data is empty", where="data", what_to_do="give at least one example that counts")
             )
@@ -344,27 +354,7 @@ class DataPass:
         if self.expected is None or not fresh:
             self.expected = self.expected or (loss_sum, count)
             return
-        tolerance = loss_tolerance(self.objective.dtype)
-        if abs(count - self.expected[1]) > 1e-9 * abs(count):
-            raise self._changed(f"its count is {count:g} where it was {self.expected[1]:g}")
-        if not abs(loss_sum - self.expected[0]) <= tolerance * max(abs(loss_sum), abs(self.expected[0])):
-            modules = ", ".join(self.objective.random_modules[:4])
-            raise CheckError(
-                f"the loss over the whole data changes from pass to pass ({self.expected[0] / count:.9g}, then "
-                f"{loss_sum / count:.9g})",
-                where=f"active randomness in {modules}" if modules else "the loss, the model or the data",
-                what_to_do="use mode='eval' to switch dropout off; remove random augmentation and noise"
-                if modules
-                else "use mode='eval', drop_last=False, and data and a loss without randomness",
-            )
-
-    @staticmethod
-    def _changed(how: str) -> InputError:
-        return InputError(
-            f"the data changed between two passes: {how}",
-            where="data",
-            what_to_do="pass a list of batches or a DataLoader that yields the same examples at every pass",
-        )
+        refuse_changed(self.objective, (loss_sum, count), self.expected)
 
     def _too_large(self, requests: Mapping[str, Request]) -> InputError:
         """Find a batch size that fits by trial, and name it in the error."""
@@ -390,8 +380,3 @@ class DataPass:
             if leading_size(batch)
             else "give smaller batches: this one cannot be cut along dimension 0",
         )
-
-
-def loss_tolerance(dtype: torch.dtype) -> float:
-    """Relative change of a total loss that the order of summation alone may cause."""
-    return max(1e-6, 100.0 * torch.finfo(dtype).eps) if dtype != torch.float64 else 1e-6

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -105,6 +105,53 @@ class Totals:
         """The sums of rows, by key."""
         return self._rows
 
+    def content(self) -> tuple[dict[str, Any], list[Tensor]]:
+        """Everything in JSON types, and the tensors that it refers to by their places; :meth:`of` is the way back."""
+        tensors: list[Tensor] = []
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                tensors.append(value)
+                return {"tensor": len(tensors) - 1, "here": value.device.type != "cpu"}
+            return value
+
+        def listed(values: list[Any]) -> Any:
+            if values and all(type(value) is float for value in values):  # one a batch, of which there may be many
+                return plain(torch.tensor(values, dtype=torch.float64))
+            return [plain(value) for value in values]
+
+        kept = {
+            "sums": [[_spelled(key), plain(value)] for key, value in self._sums.items()],
+            "lists": [[_spelled(key), listed(values)] for key, values in self._lists.items()],
+            "rows": [[_spelled(key), {k: _each(plain, v) for k, v in rows.state().items()}]
+                     for key, rows in self._rows.items()],
+            "dropped": [[_spelled(key), why] for key, why in self.dropped.items()],
+        }  # fmt: skip
+        return kept, tensors
+
+    @classmethod
+    def of(cls, kept: dict[str, Any], tensors: Sequence[Tensor], device: torch.device | None = None) -> Totals:
+        """The totals with this :meth:`content`; what was not on the CPU goes to ``device``."""
+        made = cls(device)
+
+        def whole(value: Any) -> Any:
+            if not isinstance(value, dict):
+                return value
+            tensor = tensors[value["tensor"]]
+            return tensor.to(device) if value["here"] else tensor
+
+        made._sums = {_read(key): whole(value) for key, value in kept["sums"]}
+        made._lists = {
+            _read(key): whole(values).tolist() if isinstance(values, dict) else [whole(value) for value in values]
+            for key, values in kept["lists"]
+        }
+        for key, state in kept["rows"]:
+            made._rows[_read(key)] = RowSum.of(
+                {k: _each(whole, v) for k, v in state.items()}, device or torch.device("cpu")
+            )
+        made.dropped = {_read(key): why for key, why in kept["dropped"]}
+        return made
+
     @property
     def row_bytes(self) -> int:
         """Bytes that the rows take."""
@@ -161,6 +208,18 @@ def _sent(value: Any) -> Any:
     return value.cpu() if isinstance(value, Tensor) else value
 
 
+def _each(function: Callable[[Any], Any], value: Any) -> Any:
+    return [function(item) for item in value] if isinstance(value, list) else function(value)
+
+
+def _spelled(key: Hashable) -> Any:
+    return list(map(_spelled, key)) if isinstance(key, tuple) else key
+
+
+def _read(key: Any) -> Hashable:
+    return tuple(map(_read, key)) if isinstance(key, list) else key
+
+
 def add_up(
     parts: Iterable[Part],
     share: Callable[[Part, Totals], None],
@@ -171,8 +230,7 @@ def add_up(
 ) -> Totals:
     """Call ``share`` for every part of the data, in order.
 
-    No other code adds up over the data: the ranks of a group exchange their sums here, and a pass could be saved and
-    resumed here.
+    No other code adds up over the data; the ranks of a group exchange their sums here.
 
     Args:
         parts: batches, or what was made of them. share: adds what one part contributes. group: the processes whose

@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -111,6 +112,29 @@ def check_writable(path: str | Path, expected_bytes: int = 0) -> Path:
             what_to_do="free some space, choose a folder on another disk, or ask for fewer eigenvectors (top, bottom)",
         )
     return folder
+
+
+def journal_path(path: str | Path) -> Path:
+    """Where the journal of a run lies whose result goes into the folder ``path``: a hidden file beside it."""
+    folder = _absolute(path)
+    return folder.parent / f".{folder.name}.journal"
+
+
+def settings_of(path: str | Path) -> dict[str, Any]:
+    """The settings of a saved analysis; empty where none is there.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    folder = _absolute(path)
+    if not any((place / NUMBERS).is_file() for place in (folder, atomic_folder.old_name(folder))):
+        return {}
+    found = _present(folder)
+    with _damage(found, NUMBERS):
+        settings = json_format.loads((found / NUMBERS).read_bytes()).get("settings")
+        if not isinstance(settings, dict):
+            raise ValueError("settings is missing")
+        return settings
 
 
 def replace_report(path: str | Path, page: str) -> Path:

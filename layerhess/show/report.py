@@ -73,7 +73,7 @@ def as_html(analysis: AnalysisRecord) -> str:
         mass=_mass(analysis),
         mass_sentences=_mass_sentences(analysis),
         beyond=_beyond(analysis),
-        settings={key: _setting(value) for key, value in analysis.settings.items()},
+        settings={key: _setting(value) for key, value in analysis.settings.items() if key != "identity"},
         number=numbers.number,
         count=numbers.count,
         counted=numbers.counted,

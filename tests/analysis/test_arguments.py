@@ -38,7 +38,7 @@ case("k larger than the model: eigsh", f"k is {P + 1}", f"1 <= k <= {P}")(
     lambda: ((model := mlp()), lambda: lh.eigsh(lh.Hessian(lh.Objective(model, PAIRS, CE)), k=P + 1))
 )
 case("nothing asked for", "nothing is asked for", "top=1")(analysis(top=0, bottom=0))
-case("later work: resume", "resume is not available yet", "leave resume out")(analysis(resume=True))
+case("resume without a folder", "needs the folder of the run", "give out=")(analysis(resume=True))
 for _estimate, _class in {
     "trace": "Trace",
     "diagonal": "Diagonal",

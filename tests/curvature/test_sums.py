@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerhess.curvature.counters import Counters
-from layerhess.curvature.data_pass import FULL, DataPass, Request, loss_tolerance
+from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.factors import factor_graph
 from layerhess.curvature.factors.mixed_graph import MixedGraphs
 from layerhess.curvature.hessian_graph import HessianGraph
+from layerhess.curvature.same_data import loss_tolerance
 from layerhess.curvature.totals import Totals, add_up
 from layerhess.errors import CheckError, InputError
 from layerhess.objective.blocks import make_block

@@ -196,7 +196,7 @@ def _rows(data_pass: DataPass, blocks: Mapping[str, Block], room: int) -> tuple[
                 totals.drop(name, TOO_MANY)
         return totals.row_bytes - before
 
-    totals = data_pass.collect(share)
+    totals = data_pass.collect(share, about=f"rows of {list(blocks)}")
     return totals.rows(), {name: totals.dropped[name] for name in blocks if name in totals.dropped}
 
 

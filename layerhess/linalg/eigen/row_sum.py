@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,6 +86,19 @@ class RowSum:
         # Rows are added up some hundreds at a time: a product with few of them would read the whole matrix for little.
         if self._matrix is None or sum(len(part) for part in self._held) >= min(self.n, 256):
             self._flush()
+
+    def state(self) -> dict[str, Any]:
+        """What it holds, by name; :meth:`of` is the way back."""
+        return {"n": self.n, "count": self.count, "definite": self.definite, "held": list(self._held),
+                "signs": list(self._signs), "matrix": self._matrix}  # fmt: skip
+
+    @classmethod
+    def of(cls, state: dict[str, Any], device: torch.device) -> RowSum:
+        """The sum with this :meth:`state`."""
+        made = cls(state["n"], device)
+        made.count, made.definite, made._matrix = state["count"], state["definite"], state["matrix"]
+        made._held, made._signs = list(state["held"]), list(state["signs"])
+        return made
 
     @property
     def nbytes(self) -> int:

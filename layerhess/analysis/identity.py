@@ -1,0 +1,145 @@
+"""What makes two runs the same: model, data, question, seed and versions, as JSON types that can be compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from layerhess.checks.survey import Survey
+from layerhess.curvature.record_file import bytes_of, digest_of
+from layerhess.curvature.same_data import loss_tolerance
+from layerhess.objective.batches import leading_size
+from layerhess.objective.blocks import Partition
+from layerhess.objective.containers import tensors
+from layerhess.objective.group import Group
+from layerhess.objective.objective import Objective
+
+IDENTITY = "identity"  # among a result's settings
+LIMITS = ("out", "max_passes", "time_limit")  # how far a run goes, and where its result goes: no number depends on it
+DIGESTS = {  # the parts of which only a digest is kept
+    "structure": "the model's parameters are others (names, shapes, dtypes, or which are frozen)",
+    "values": "the model's weights have other values",
+    "buffers": "the model's buffers have other values",
+    "modules": "the model's modules, or which of them are in train mode, are others",
+    "partition": "the blocks hold other parameters",
+    "content": "the examples are others",
+    "loss_sum": "the loss is another",
+}
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Content:
+    """A digest of all examples of the data, whatever their order and however they are split into batches."""
+
+    def __init__(self) -> None:
+        self._sum = 0
+
+    def see(self, batch: Any) -> None:
+        """Add a batch."""
+        parts = tensors(batch)
+        size = leading_size(batch)
+        if not size:
+            self._sum += int(digest_of(parts), 16)
+            return
+        mixed = np.zeros(size, dtype=np.uint64)
+        for place, part in enumerate(parts):
+            mixed = _mixed(mixed * _MIX + _rows(part, place))
+        self._sum += int(mixed.sum(dtype=np.uint64))
+
+    def with_others(self, group: Group) -> str:
+        """That of all ranks' data together, in hexadecimal."""
+        return f"{sum(group.gathered(self._sum)) % (1 << 128):032x}"
+
+
+def _rows(tensor: Tensor, place: int) -> Any:
+    """(n,) a digest of each row's bytes."""
+    content = np.frombuffer(bytes_of(tensor), dtype=np.uint8).reshape(len(tensor), -1)
+    content = np.pad(content, ((0, 0), (0, -content.shape[1] % 8))).view(np.uint64)
+    weights = np.random.default_rng(place).integers(1, 1 << 63, size=content.shape[1], dtype=np.uint64)
+    return _mixed(content * (2 * weights + np.uint64(1))).sum(axis=1, dtype=np.uint64)
+
+
+def _mixed(bits: Any) -> Any:
+    """Splitmix64, which lets no two kinds of differences cancel."""
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
+
+
+def of_call(
+    objective: Objective, divided: Partition, settings: Mapping[str, Any], versions: Mapping[str, str]
+) -> dict[str, Any]:
+    """What is known without the data (in session)."""
+    question = {key: value for key, value in settings.items() if key not in (*LIMITS, "device")}
+    members = [(block.name, block.parameters) for block in divided.blocks]
+    return _plain(
+        {
+            "model": _of_model(objective.model),
+            "question": {**question, "partition": digest_of([members])},
+            "versions": dict(versions),
+            "machine": {
+                "device": torch.cuda.get_device_name(objective.device)
+                if objective.device.type == "cuda"
+                else objective.device.type,
+                "processes": objective.group.size,
+                "threads": torch.get_num_threads(),
+                "instructions": torch.backends.cpu.get_cpu_capability(),
+            },
+        }
+    )
+
+
+def of_data(surveyed: Survey, content: str) -> dict[str, Any]:
+    """What the survey saw. ``content``: see :class:`Content`."""
+    return _plain(
+        {
+            "examples": surveyed.examples,
+            "batches": surveyed.batches,
+            "count": surveyed.count,
+            "content": content,
+            "loss_sum": surveyed.loss_sum,
+        }
+    )
+
+
+def difference(then: Mapping[str, Any], now: Mapping[str, Any], dtype: torch.dtype) -> str:
+    """In words, the first thing in which two identities differ; "" if they do not.
+
+    Args:
+        then, now: of the earlier and of this run. dtype: of the model.
+    """
+    for part, own in now.items():
+        earlier = then.get(part, {})
+        for key in {**earlier, **own}:
+            was, is_now = earlier.get(key), own.get(key)
+            if key == "loss_sum" and was is not None:  # of a loader that shuffles, in another order
+                same = abs(was - is_now) <= loss_tolerance(dtype) * max(abs(was), abs(is_now))
+            else:
+                same = was == is_now
+            if not same:
+                return DIGESTS.get(key, f"{key} was {was!r} and is {is_now!r}")
+    return ""
+
+
+def _of_model(model: nn.Module) -> dict[str, Any]:
+    parameters = list(model.named_parameters(remove_duplicate=False))
+    structure = [(n, tuple(p.shape), str(p.dtype), p.requires_grad) for n, p in parameters]
+    modules = [(name, type(module).__qualname__, module.training) for name, module in model.named_modules()]
+    return {
+        "name": type(model).__name__,
+        "structure": digest_of([structure]),
+        "values": digest_of(part for pair in model.named_parameters() for part in pair),
+        "buffers": digest_of(part for pair in model.named_buffers() for part in pair),
+        "modules": digest_of([modules]),
+    }
+
+
+def _plain(identity: dict[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back."""
+    found: dict[str, Any] = json.loads(json.dumps(identity, default=str))
+    return found

@@ -1,0 +1,282 @@
+"""A run that was killed and resumed gives the numbers of one that was not, to the last bit; or is refused in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import layerhess as lh
+from commands import quick_report
+from killed import assert_same_bits, in_pass, killed
+from layerhess.curvature.counters import Counters
+from layerhess.curvature.journal import Journal
+from layerhess.results import store
+
+EVERYTHING: Any = {
+    "trace": True,
+    "diagonal": lh.Diagonal(max_probes=4),
+    "density": lh.Density(probes=2, steps=4),
+    "coupling": lh.Coupling(probes=3),
+    "sampling": True,
+}
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick_report(monkeypatch)
+
+
+class Streamed:
+    """Batches that could be different ones at every pass, for all one knows."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+
+def network(activation: type[nn.Module] = nn.Tanh, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(5, 9), activation(), nn.Linear(9, 8), activation(), nn.Linear(8, 3)).to(dtype)
+
+
+def data(dtype: torch.dtype = torch.float64, n: int = 4, seed: int = 1) -> list[Any]:
+    g = torch.Generator().manual_seed(seed)
+    return [(torch.randn(12, 5, generator=g).to(dtype), torch.randint(3, (12,), generator=g)) for _ in range(n)]
+
+
+def analyze(of: lh.Objective, **arguments: Any) -> lh.Analysis:
+    return lh.analyze(of, **{"blocks": "module", **arguments})
+
+
+def objective(**changed: Any) -> lh.Objective:
+    given = {"model": network(), "data": data(), "loss": nn.CrossEntropyLoss(), **changed}
+    return lh.Objective(given.pop("model"), given.pop("data"), given.pop("loss"), **given)
+
+
+def factored() -> lh.Objective:
+    single = torch.float32
+    return objective(model=network(nn.ReLU, single), data=Streamed(data(single)))
+
+
+KINDS: dict[str, tuple[Callable[[], lh.Objective], dict[str, Any]]] = {
+    "top": (objective, {"top": 2, "bottom": 1}),
+    "estimates": (objective, EVERYTHING),
+    "factors that stream": (factored, {"top": 2, "trace": True, "diagonal": True, "sampling": True}),
+    "rows": (lambda: objective(model=network(nn.ReLU)), {"path": "gram", **EVERYTHING}),
+}
+
+
+@cache
+def uninterrupted(kind: str) -> lh.Analysis:
+    make, arguments = KINDS[kind]
+    return analyze(make(), **arguments)
+
+
+@pytest.mark.parametrize("graphs", ["kept", "not kept"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_was_killed_goes_on_to_the_same_bits(
+    kind: str, graphs: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if graphs == "not kept":
+        request.getfixturevalue("no_graph_is_kept")
+    make, arguments = KINDS[kind]
+    passes = uninterrupted(kind).counts.passes
+
+    def run() -> lh.Analysis:
+        return analyze(make(), out=tmp_path / "run", resume=True, **arguments)
+
+    for number in (1, 2, passes // 2):
+        killed(run, in_pass(number))
+    resumed = run()
+    whole = uninterrupted(kind)
+    resumed.settings.pop("identity")
+    assert_same_bits(whole, resumed)
+    assert resumed.counts.passes == passes and resumed.counts.products == whole.counts.products
+    assert [path.name for path in tmp_path.iterdir()] == ["run"], "nothing is left beside it"
+
+
+def test_what_is_told_again_is_not_made_again(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for number in (3, 4):
+        killed(lambda: analyze(objective(), top=2, out=out, resume=True), in_pass(number))
+    journal = Journal(store.journal_path(out), Counters(), resume=True)
+    assert journal.passes == 2 + 3, "the pass that was under way is lost, and no other"
+    journal.close()
+
+
+# -- a run that is there -----------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_gives_its_result_at_once(tmp_path: Path) -> None:
+    first = analyze(objective(), top=2, out=tmp_path / "run")
+    before = (tmp_path / "run" / "analysis.json").read_bytes()
+    made: list[Any] = []
+    watched = nn.CrossEntropyLoss()
+    watched.register_forward_hook(lambda *_: made.append(1))
+    again = analyze(objective(loss=watched), top=2, out=tmp_path / "run", resume=True)
+    assert_same_bits(first, again)
+    assert first.counts == again.counts and len(made) <= 3 * len(data()), "the survey, and no more"
+    assert (tmp_path / "run" / "analysis.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_result_that_was_saved_just_before_the_end_is_the_result(tmp_path: Path) -> None:
+    """The process died between saving and the deletion of the journal."""
+
+    def before_removal(kill: Callable[[], None]) -> None:
+        Journal.remove = lambda self: kill()  # type: ignore[method-assign]
+
+    killed(lambda: analyze(objective(), out=tmp_path / "run"), before_removal)
+    assert store.journal_path(tmp_path / "run").exists()
+    before = (tmp_path / "run" / "analysis.json").read_bytes()
+    analyze(objective(), out=tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "analysis.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_without_a_state_it_begins_at_the_beginning(tmp_path: Path) -> None:
+    first = analyze(objective(), top=2, bottom=1, out=tmp_path / "run", resume=True)
+    first.settings.pop("identity")
+    assert_same_bits(uninterrupted("top"), first)
+
+
+def test_a_limit_can_be_raised(tmp_path: Path) -> None:
+    part = analyze(objective(), top=2, bottom=1, out=tmp_path / "run", max_passes=4)
+    assert part.partial and part.counts.passes <= 5
+    same = analyze(objective(), top=2, bottom=1, out=tmp_path / "run", max_passes=4, resume=True)
+    assert_same_bits(part, same)
+    whole = analyze(objective(), top=2, bottom=1, out=tmp_path / "run", resume=True)
+    whole.settings.pop("identity")
+    assert_same_bits(uninterrupted("top"), whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_without_resume_it_begins_anew(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    killed(lambda: analyze(objective(), seed=5, out=out), in_pass(3))
+    anew = analyze(objective(), top=2, bottom=1, out=out)
+    anew.settings.pop("identity")
+    assert_same_bits(uninterrupted("top"), anew)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+# -- another run -------------------------------------------------------------------------------------------------------
+
+
+def shifted(batches: list[Any]) -> list[Any]:
+    (x, y), *rest = batches
+    return [(x, y.roll(1)), *rest]
+
+
+def buffered(value: float) -> nn.Module:
+    model = network()
+    model.register_buffer("unused", torch.tensor(value))
+    return model
+
+
+OTHERS: dict[str, tuple[Callable[[], lh.Objective], dict[str, Any], str]] = {
+    "weights": (lambda: objective(model=network(seed=3)), {}, "weights have other values"),
+    "activation": (lambda: objective(model=network(nn.ELU)), {}, "modules"),
+    "dtype": (lambda: objective(model=network(dtype=torch.float32), data=data(torch.float32)), {}, "the model's"),
+    "buffer": (lambda: objective(model=buffered(2.0)), {}, "buffers"),
+    "mode": (lambda: objective(model=network().eval()), {}, "train mode"),
+    "examples": (lambda: objective(data=data(seed=2)), {}, "examples are others"),
+    "targets": (lambda: objective(data=shifted(data())), {}, "examples are others"),
+    "fewer examples": (lambda: objective(data=data(n=3)), {}, "examples was 48 and is 36"),
+    "loss": (lambda: objective(loss=nn.CrossEntropyLoss(label_smoothing=0.1)), {}, "loss"),
+    "seed": (objective, {"seed": 1}, "seed was 0 and is 1"),
+    "tol": (objective, {"tol": 1e-4}, "tol was 0.001 and is 0.0001"),
+    "top": (objective, {"top": 3}, "top was 1 and is 3"),
+    "estimates": (objective, {"trace": True}, "trace was"),
+    "blocks": (objective, {"blocks": lambda name, p: name[0]}, "blocks was"),
+}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed, and its journal."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    killed(lambda: analyze(objective(), out=out), in_pass(3))
+    return out
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        quick_report(monkeypatch)
+        analyze(objective(), out=out)
+    return out
+
+
+@pytest.mark.parametrize("state", ["stopped", "finished"])
+@pytest.mark.parametrize("what", OTHERS)
+def test_another_run_is_refused_by_what_differs_and_nothing_is_lost(
+    what: str, state: str, request: pytest.FixtureRequest
+) -> None:
+    make, arguments, words = OTHERS[what]
+    out = request.getfixturevalue(state)
+    before = {path: path.read_bytes() for path in out.parent.rglob("*") if path.is_file()}
+    assert before
+    with pytest.raises(lh.InputError, match="is another one") as caught:
+        analyze(make(), out=out, resume=True, **arguments)
+    assert words in str(caught.value) and "run" in caught.value.where
+    assert {path: path.read_bytes() for path in out.parent.rglob("*") if path.is_file()} == before
+
+
+def test_the_number_of_threads_is_part_of_a_run(stopped: Path) -> None:
+    torch.set_num_threads(2)
+    with pytest.raises(lh.InputError, match="threads was 1 and is 2"):
+        analyze(objective(), out=stopped, resume=True)
+
+
+def test_the_order_of_the_examples_is_not(tmp_path: Path) -> None:
+    """A loader may shuffle."""
+    analyze(objective(), out=tmp_path / "run")
+    analyze(objective(data=data()[::-1]), out=tmp_path / "run", resume=True)
+
+
+def test_resume_needs_a_folder() -> None:
+    with pytest.raises(lh.InputError, match="needs the folder"):
+        analyze(objective(), resume=True)
+
+
+# -- a state that was damaged ------------------------------------------------------------------------------------------
+
+
+def test_a_journal_that_is_torn_or_damaged_costs_passes_and_no_number(stopped: Path, tmp_path: Path) -> None:
+    content = store.journal_path(stopped).read_bytes()
+    whole = analyze(objective())
+    for place, change in (
+        (-1, "cut"),
+        (-9, "flipped"),
+        (len(content) * 2 // 3, "cut"),
+        (len(content) * 2 // 3, "flipped"),
+    ):
+        out = tmp_path / "run"
+        damaged = bytearray(content)
+        damaged[place] ^= 0xFF
+        store.journal_path(out).write_bytes(content[:place] if change == "cut" else damaged)
+        again = analyze(objective(), out=out, resume=True)
+        again.settings.pop("identity")
+        assert_same_bits(whole, again)
+        for path in out.iterdir():
+            path.unlink()
+        out.rmdir()
+
+
+@pytest.mark.parametrize("content", [b"", b"layerhess journal 1\n", b"something else entirely"])
+def test_what_is_no_journal_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
+    path = store.journal_path(tmp_path / "run")
+    path.write_bytes(content)
+    with pytest.raises(lh.InputError, match="cannot be read") as caught:
+        analyze(objective(), out=tmp_path / "run", resume=True)
+    assert caught.value.where == str(path) and path.read_bytes() == content
