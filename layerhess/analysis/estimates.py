@@ -14,23 +14,22 @@ from torch import Tensor
 
 from layerhess.analysis.estimate_options import EstimateOptions
 from layerhess.analysis.matrix_errors import couplings_with_errors, is_zero, matrix_errors, with_errors
-from layerhess.analysis.probing.block_samples import Known, room_for, shaped
+from layerhess.analysis.probing.block_samples import Known, shaped
 from layerhess.analysis.probing.density_start import DensityEstimator
+from layerhess.analysis.probing.room import room_of
 from layerhess.analysis.probing.shared_probes import SharedProbes
+from layerhess.analysis.probing.solved import known_of
 from layerhess.analysis.sampling_errors import SamplingErrors
 from layerhess.analysis.schedule import Estimator
 from layerhess.analysis.tasks import Task
+from layerhess.analysis.waves import groups_within
 from layerhess.checks.matrix_rounding import MatrixRounding, RowRounding
 from layerhess.checks.rounding import RoundingMeter
 from layerhess.curvature.data_pass import FULL, Request
 from layerhess.curvature.device import Budget, solver_device
 from layerhess.linalg.bounds import unit_rounding
-from layerhess.linalg.eigen.dense import Dense
-from layerhess.linalg.eigen.gram import Gram
-from layerhess.linalg.eigen.lanczos import Lanczos
 from layerhess.linalg.estimates import CouplingEstimate, TraceEstimate
 from layerhess.linalg.random_vectors import random_signs, random_unit
-from layerhess.linalg.stochastic.deflation import Deflation
 from layerhess.linalg.stochastic.density import Density, StochasticLanczos, check_moments, exact_density
 from layerhess.linalg.stochastic.diagonal import Diagonal
 from layerhess.linalg.stochastic.divergence import divergences
@@ -43,6 +42,7 @@ from layerhess.results.spectrum import Spectrum
 
 REST = "(rest)"
 MOST_COLUMNS = 4096
+LEAST_PRODUCTS = 32  # of a method that keeps its vectors: with fewer it says nothing
 SHARED_METHODS = ("auto", "hutchinson")  # whose probes can be shared by all blocks
 
 
@@ -80,7 +80,7 @@ class Estimation:
             of the blocks that need no probes for it.
 
     Attributes:
-        notes: sentences for the reader. estimators: of the schedule. row_rounding: of the couplings.
+        notes: sentences for the reader. groups: of estimators, for the schedule. row_rounding: of the couplings.
     """
 
     options: EstimateOptions
@@ -95,7 +95,7 @@ class Estimation:
     eps: float = 0.0
     length: float = 1.0
     diagonals: Callable[[Mapping[str, Block]], Mapping[str, Tensor]] = lambda blocks: {}
-    estimators: list[Estimator] = field(default_factory=list)
+    groups: list[list[Estimator]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     row_rounding: RowRounding = field(default_factory=RowRounding)
     _shared: SharedProbes | None = None
@@ -107,18 +107,22 @@ class Estimation:
     def __post_init__(self) -> None:
         self.dense = {task.name for task in self.tasks if task.whole}
         self.device = solver_device(self.device)
+        self.room = room_of(self.memory, beside=any(task.kept and not task.whole for task in self.tasks))
+        others: list[Estimator] = []
         trace, diagonal = self.options.trace, self.options.diagonal
         if trace is not None and trace.method not in SHARED_METHODS:
-            self._traces = self._alone("trace", trace)
+            self._traces = self._alone("trace", trace, others)
             trace = None
         if diagonal is not None and diagonal.method not in SHARED_METHODS:
-            self._diagonals = self._alone("diagonal", diagonal)
+            self._diagonals = self._alone("diagonal", diagonal, others)
             diagonal = None
         if self.options.density is not None:
             self._plan_densities(self.options.density, shared=trace is not None or diagonal is not None)
         if trace or diagonal or self.options.coupling:
             self._shared = self._plan_probing(trace, diagonal)
-            self.estimators.append(self._shared)
+            others.append(self._shared)
+        if others:
+            self.groups = [self.groups[0] + others] if len(self.groups) == 1 else [*self.groups, others]
 
     # -- plans ------------------------------------------------------------------------------------------------------
 
@@ -133,14 +137,19 @@ class Estimation:
         """
         coupling = self.options.coupling
         coupled = self.blocks if coupling is not None else {}
-        room = room_for(self.full.numel, self.memory, most=MOST_COLUMNS)
+        sampled = {name: block for name, block in self._operators().items() if name not in self.dense}
+        together = self.room.densities(
+            {name: block.numel for name, block in sampled.items()}, options.probes, shared or coupling is not None
+        )
+        reused = together is None  # all fit at once, and so do the first products that are used for other estimates
+        room = self.room.rows(self.full.numel, most=MOST_COLUMNS) if reused else 0
         left = room  # for whole columns in the first pass; those that do not fit are made later
-        for name, block in self._operators().items():
-            if name in self.dense:
-                continue
-            process = StochasticLanczos(block.numel, options, self._starts(name, block))
+        shared = shared and reused
+        for name, block in sampled.items():
+            number = None if together is None else together[name]
+            process = StochasticLanczos(block.numel, options, self._starts(name, block), number)
             columns = 0
-            if coupling is not None and name in coupled and block.numel > coupling.probes:
+            if coupling is not None and left and name in coupled and block.numel > coupling.probes:
                 columns = min(coupling.probes, options.probes, left)
                 left -= columns
             estimator = DensityEstimator(
@@ -154,7 +163,10 @@ class Estimation:
                 bases=min(4 * options.probes // 5, room // (2 * options.steps)) if shared and name != FULL else 0,
             )
             self._densities[name], self._density_estimators[name] = process, estimator
-            self.estimators.append(estimator)
+        found = together or dict.fromkeys(sampled, 0)
+        sizes = {name: self.room.density(block.numel, found[name]) for name, block in sampled.items()}
+        for group in groups_within(sizes, self.room.nbytes):
+            self.groups.append([self._density_estimators[name] for name in group])
         if short := [name for name, process in self._densities.items() if process.n < options.steps]:
             more = f" and {len(short) - 6} more" if len(short) > 6 else ""
             self.notes.append(
@@ -162,8 +174,14 @@ class Estimation:
                 f"{options.steps} asked for in: {', '.join(short[:6])}{more}"
             )
 
-    def _alone(self, kind: str, options: Any) -> dict[str, Any]:
+    def _alone(self, kind: str, options: Any, estimators: list[Estimator]) -> dict[str, Any]:
         made = {}
+        total = sum(block.numel for name, block in self._operators().items() if name not in self.dense)
+        most = options.probes or options.max_probes
+        fits = self.room.products(total, most, options.probes or LEAST_PRODUCTS, kind)
+        if fits < most:
+            options = dataclasses.replace(options, max_probes=fits)
+            self.notes.append(f"memory: {options.method} keeps its vectors, so that no more than {fits} products fit")
         for name, block in self._operators().items():
             if name in self.dense:
                 continue
@@ -174,7 +192,7 @@ class Estimation:
             else:
                 process = diagonal_process(block.numel, options, signs, device=self.device)
             made[name] = process
-            self.estimators.append(BlockEstimator(f"({kind}) {name}", block, process))
+            estimators.append(BlockEstimator(f"({kind}) {name}", block, process))
         return made
 
     def _plan_probing(self, trace: Trace | None, diagonal: Diagonal | None) -> SharedProbes:
@@ -192,7 +210,7 @@ class Estimation:
             coupled=list(self.blocks),
             seed=self.seed,
             device=self.device,
-            room=room_for(self.full.numel, self.memory),
+            room=self.room.probes(self.full.numel, diagonal is not None),
             starts=self._density_estimators,
         )
 
@@ -202,7 +220,7 @@ class Estimation:
             estimator.done for estimator in self._density_estimators.values()
         ):
             return None
-        known = {task.name: _known(task) for task in self.tasks}
+        known = {task.name: known_of(task) for task in self.tasks}
         shared = self._shared
         asked = [] if shared is None else [goal.method for goal in (shared.trace, shared.diagonal) if goal is not None]
         if asked and all(method == "auto" for method in asked):
@@ -344,7 +362,7 @@ class Estimation:
         """The exact estimate for a block that its solver read whole."""
         for task in self.tasks:
             if task.name == name and task.done:
-                known = _known(task)
+                known = known_of(task)
                 return None if known.diagonal is None else options.exact(known.diagonal, known.lengths)
         return None
 
@@ -358,31 +376,3 @@ class Estimation:
             return exact_density(np.zeros(spectrum.numel), options)
         process = self._densities.get(name)
         return process.result() if process is not None and process.started else None
-
-
-def _known(task: Task) -> Known:
-    if task.zero_bound is not None:
-        return Known(zero=True)
-    if task.released:
-        return Known()
-    if isinstance(task.process, Dense):
-        matrix = task.process.matrix
-        lengths = torch.linalg.vector_norm(matrix, dim=1)
-        if not task.process.proposes:
-            return Known()
-        square = float(lengths.square().sum())
-        return Known(diagonal=matrix.diagonal().clone(), lengths=lengths, matrix=matrix, square=square)
-    if isinstance(task.process, Gram):
-        if not task.process.complete:
-            return Known()
-        found = task.process.candidates()
-        values = torch.from_numpy(found.values).to(found.vectors)
-        assert found.spectrum is not None
-        return Known(
-            diagonal=task.process.diagonal,
-            deflation=Deflation(found.vectors, values[:, None] * found.vectors),
-            square=float((found.spectrum**2).sum()),
-        )
-    if isinstance(task.process, Lanczos):
-        return Known(deflation=Deflation(task.process.basis.q, task.process.basis.w))
-    return Known()

@@ -170,7 +170,7 @@ class Run:
             data_pass=data_pass,
             meter=meter,
             tasks=tasks,
-            estimators=[self.estimation.estimators] if self.estimation.estimators else [],
+            estimators=self.estimation.groups,
             tol=self.arguments.tol,
             exclude=self.arguments.exclude,
             eps=self.checked.eps,

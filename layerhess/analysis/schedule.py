@@ -41,7 +41,8 @@ class Estimator(Protocol):
 class Schedule:
     """Runs the tasks of a wave in lockstep, wave after wave.
 
-    Where all tasks fit one wave, estimators run along with them; else after them, group after group.
+    Where the tasks' bases may stay, the first group of estimators runs along with them; else all run after them, group
+    by group.
 
     Attributes:
         data_pass: over the whole data. meter: for rounding. tol, exclude: relative. eps: of the coarsest dtype in the
@@ -82,7 +83,7 @@ class Schedule:
             for number in range(1 + max((task.wave for task in self.tasks), default=0))
         ]
         groups = list(self.estimators)
-        if len(waves) == 1 and groups:
+        if groups and all(task.kept for task in self.tasks):
             waves[0] = waves[0][0], groups.pop(0)
         waves += [([], group) for group in groups]
         begin = self.data_pass.counters.clock()
@@ -95,8 +96,7 @@ class Schedule:
             for task in self._now:
                 if not task.done and task.told:
                     self._give_best(task)
-                if len(waves) > 1:
-                    task.release()
+                task.release()
 
     def _run_wave(self, begin: float) -> None:
         clock = self.data_pass.counters.clock

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from layerhess.analysis.operators import Operator
-from layerhess.analysis.probing.block_samples import room_for
+from layerhess.analysis.probing.room import room_of
 from layerhess.analysis.probing.shared_probes import SharedProbes
 from layerhess.analysis.single_operator import SingleOperator, check_operator
 from layerhess.curvature.data_pass import FULL
@@ -185,7 +185,7 @@ def coupling(op: Operator, probes: int = 8, seed: int = 0) -> CouplingEstimate:
             whole=False,
             coupled=list(op.blocks),
             seed=seed,
-            room=room_for(op.shape[0], single.memory),
+            room=room_of(single.memory, beside=True).probes(op.shape[0]),
             device=single.device,
         )
         while (asked := probing.requests()) or not probing.done:

@@ -32,8 +32,8 @@ class Task:
 
     Attributes:
         make: the solver, of a matrix that is known to be semidefinite or not. whole: LAPACK does it, or a Gram matrix.
-        wave: number of the wave in which it is solved. suspect: makes the test whether the operator is zero, where that
-            is in doubt; zero_test: that test, while it runs.
+        wave: number of the wave in which it is solved. kept: its basis may stay for estimates. suspect: makes the test
+            whether the operator is zero, where that is in doubt; zero_test: that test, while it runs.
         definite: the matrix is known to be positive semidefinite. factors: its products come from factors. licence: why
             they may or may not. zeros: how many of its smallest eigenvalues are known to be 0. rounding: of any
             eigenvalue that is given. matrix_rounding: of its other numbers, where it was read whole. zero_bound: of a
@@ -45,6 +45,7 @@ class Task:
     make: Callable[[bool], Process]
     whole: bool = False
     wave: int = 0
+    kept: bool = True
     suspect: Callable[[], ZeroTest] | None = None
     zero_test: ZeroTest | None = None
     definite: bool = False
@@ -86,8 +87,8 @@ class Task:
         self.zero_test = None if self.suspect is None or self.told else self.suspect()
 
     def release(self) -> None:
-        """Drop the solver's vectors; what was read whole stays, since estimates use it and it is small."""
-        if not self.whole and self._left is None:
+        """Drop the solver's vectors, unless they may stay; what was read whole stays, since it is small."""
+        if not (self.kept or self.whole or self.released):
             self._left = (self.path, self.spent) if self.told else ("", False)
             self._process = self.zero_test = None
 
@@ -206,6 +207,7 @@ def make_tasks(
                 functools.partial(_process, ready.get(name), block, wanted, plan, options),
                 isinstance(ready.get(name), Gram) or reads_whole(block.numel, wanted, method, exclude, expensive),
                 0 if name in ready else plan.of(name),
+                plan.roomy,
                 functools.partial(_zero_test, block, seed, place) if name in checked.zero_suspects else None,
                 definite=name in definite,
                 factors=name in licence.blocks,

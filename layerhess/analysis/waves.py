@@ -42,12 +42,13 @@ class Waves:
 
     Attributes:
         waves: names of the operators that are solved at once, wave by wave. held: by name. nbytes: what the largest
-            wave holds, with the pairs found in all of them.
+            wave holds, with the pairs found in all of them. roomy: bases are comfortable, and can stay for estimates.
     """
 
     waves: tuple[tuple[str, ...], ...]
     held: Mapping[str, Held]
     nbytes: int
+    roomy: bool = False
 
     def of(self, name: str) -> int:
         """The number of an operator's wave."""
@@ -88,7 +89,7 @@ def waves(
     share = SOLVER_SHARE * memory.room
     nbytes = small + comfortable.nbytes(sum(large.values()), width) + _pairs(sizes, wanted, comfortable)
     if nbytes <= share or not large:
-        return Waves((tuple(sizes),), held | dict.fromkeys(large, comfortable), nbytes)
+        return Waves((tuple(sizes),), held | dict.fromkeys(large, comfortable), nbytes, roomy=True)
     least = Held(max(LEAST, wanted.total + BEYOND_LOCKED), dtype if dtype == torch.float64 else torch.float32)
     found = _pairs(sizes, wanted, least) + small
     alone = least.nbytes(max(large.values(), default=0), width)
@@ -98,15 +99,7 @@ def waves(
     rows = least.rows if exclude is None else max(ENOUGH, least.rows)
     for name, n in large.items():
         held[name] = Held(min(rows, _rows(n, room, least, width)), least.dtype)
-    groups: list[list[str]] = []
-    for name in sorted(large, key=lambda name: -large[name]):  # the largest first, each where it fits
-        own = held[name].nbytes(large[name], width)
-        for group in groups:
-            if own + sum(held[other].nbytes(large[other], width) for other in group) <= room:
-                group.append(name)
-                break
-        else:
-            groups.append([name])
+    groups = groups_within({name: held[name].nbytes(n, width) for name, n in large.items()}, room)
     for group in groups:
         _widen(group, held, large, room, width, comfortable.rows)
     groups[0] += [name for name in sizes if name not in large]
@@ -118,6 +111,19 @@ def waves(
 def graphs_may_keep(graphs: Budget, memory: Budget, solvers: int) -> float:
     """Bytes of graphs that are kept between passes beside solvers that hold so much."""
     return max(0.0, min(KEPT_SHARE * graphs.room, SOLVERS_AND_GRAPHS * memory.room - solvers))
+
+
+def groups_within(sizes: Mapping[str, int], room: float) -> list[list[str]]:
+    """Divide names into groups whose sizes fit together: the largest first, each where it fits first."""
+    groups: list[list[str]] = []
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        for group in groups:
+            if sizes[name] + sum(sizes[other] for other in group) <= room:
+                group.append(name)
+                break
+        else:
+            groups.append([name])
+    return groups
 
 
 def _pairs(sizes: Mapping[str, int], wanted: Wanted, held: Held) -> int:

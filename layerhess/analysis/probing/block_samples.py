@@ -7,15 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from layerhess.curvature.device import Budget
 from layerhess.linalg.estimates import DiagonalEstimate
 from layerhess.linalg.random_vectors import random_signs
 from layerhess.linalg.stochastic.deflation import Deflation
 from layerhess.linalg.stochastic.diagonal import DiagonalSamples, FlatDiagonal
 from layerhess.linalg.stochastic.trace import TraceSamples
 from layerhess.objective.blocks import Block
-
-ROOM_SHARE = 0.1  # of the free memory, for rows of the model's length
 
 
 @dataclass(frozen=True)
@@ -141,8 +138,3 @@ def part_of(full: Block, block: Block, rows: Tensor) -> Tensor:
         offsets[name] = (start, start + shape.numel())
         start += shape.numel()
     return torch.cat([rows[:, slice(*offsets[name])] for name in block.parameters], dim=1)
-
-
-def room_for(numel: int, memory: Budget, most: int = 64) -> int:
-    """How many float64 rows of ``numel`` entries fit a tenth of the budget; at most ``most``."""
-    return int(min(most, max(1, ROOM_SHARE * memory.room // (8 * numel))))

@@ -75,35 +75,42 @@ class StochasticLanczos:
     1989); a list of eigenvalues would be wrong. Never read top eigenvalues, or their multiplicities, off the nodes:
     they come from the solver that reorthogonalises, with a residual for each.
 
-    Cost: at most steps x probes products, memory 3 x probes x n float64.
+    Cost: at most steps x probes products, memory 5 x together x n float64.
 
     Args:
-        n: dimension. options: see :class:`Density`. draw: number -> random unit vector (n,) float64.
+        n: dimension. options: see :class:`Density`. draw: number -> random unit vector (n,) float64. together: how many
+            probes take their steps at the same time; all of them by default.
     """
 
-    def __init__(self, n: int, options: Density, draw: Source) -> None:
+    def __init__(self, n: int, options: Density, draw: Source, together: int | None = None) -> None:
         self.n = n
         self.options = options
         self.steps = min(options.steps, n)
-        self._current = torch.stack([draw(number) for number in range(options.probes)])
-        self._previous = torch.zeros_like(self._current)
+        self._draw = draw
+        self._together = together or options.probes
+        self._current = self._previous = torch.empty((0, n), dtype=torch.float64)
         self._alpha: list[list[float]] = [[] for _ in range(options.probes)]
         self._beta: list[list[float]] = [[] for _ in range(options.probes)]
-        self._alive = list(range(options.probes))
+        self._waiting = list(range(options.probes))
+        self._alive: list[int] = []
         self._resolved: set[int] = set()  # probes whose quadrature is exact for every function
 
     @property
     def done(self) -> bool:
         """True when every probe has taken its steps, or spans an invariant subspace."""
-        return not self._alive
+        return not self._alive and not self._waiting
 
     @property
     def asked(self) -> list[int]:
-        """Numbers of the unfinished probes, in the order of the rows of :meth:`ask`."""
+        """Numbers of the probes at work, in the order of the rows of :meth:`ask`."""
         return list(self._alive)
 
     def ask(self) -> Tensor:
-        """The (s, n) float64 vectors of the unfinished probes."""
+        """The (s, n) float64 vectors of the probes at work."""
+        if not self._alive and self._waiting:
+            self._alive, self._waiting = self._waiting[: self._together], self._waiting[self._together :]
+            self._current = torch.stack([self._draw(number) for number in self._alive])
+            self._previous = torch.zeros_like(self._current)
         return self._current
 
     def tell(self, products: Tensor) -> None:
@@ -144,7 +151,7 @@ class StochasticLanczos:
             return exact_density(spectrum, self.options)
         if not self.started:
             raise RuntimeError("there is no density before the first product")
-        probes, longest = self.options.probes, max(len(alpha) for alpha in self._alpha)
+        probes, longest = sum(map(bool, self._alpha)), max(len(alpha) for alpha in self._alpha)
         whole = self._quadratures(longest, less=0)
         cruder = [self._quadratures(longest, less) for less in (1, 2)]
         made = _at_least_known(_smoothed(*whole, self.options, probes, self._status(longest), cruder), self.n)
@@ -162,14 +169,15 @@ class StochasticLanczos:
 
     def _quadratures(self, longest: int, less: int) -> tuple[Floats, Floats]:
         """Nodes and weights (probes, longest), without the last ``less`` steps unless the quadrature is exact."""
-        nodes, weights = np.zeros((2, len(self._alpha), longest))
-        for probe, (alpha, beta) in enumerate(zip(self._alpha, self._beta, strict=True)):
+        begun = sum(map(bool, self._alpha))
+        nodes, weights = np.zeros((2, begun, longest))
+        for probe, (alpha, beta) in enumerate(zip(self._alpha[:begun], self._beta[:begun], strict=True)):
             m = len(alpha) if probe in self._resolved else max(1, len(alpha) - less)
             nodes[probe, :m], weights[probe, :m] = quadrature(np.array(alpha[:m]), np.array(beta[: m - 1]))
         return nodes, weights
 
     def _status(self, longest: int) -> str:
-        probes, steps = self.options.probes, self.options.steps
+        probes, steps = sum(map(bool, self._alpha)), self.options.steps
         status = f"{longest} Lanczos step{'s' * (longest != 1)} from {probes} random vector{'s' * (probes > 1)}"
         if not self.done:
             status = f"stopped early, after {status} of the {self.steps} steps asked for"

@@ -1,0 +1,87 @@
+"""What estimators hold fits the budget: fewer vectors at a time, group after group; a sentence where none fits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import layerhess as lh
+from driven_solver import draw
+from layerhess.analysis.probing.room import DENSITY, PROBE, Room
+from layerhess.errors import InputError
+from layerhess.linalg.stochastic.density import Density, StochasticLanczos
+from references.spectra import rotated
+
+
+def test_probes_columns_and_densities_fit() -> None:
+    room = Room(1e6)
+    assert room.probes(1000) == int(1e6 // (PROBE * 1000)) and room.probes(10) == 64
+    assert room.probes(1000) > room.probes(1000, diagonal=True) >= 1
+    assert room.densities({"a": 10, "b": 20}, 10, False) is None
+    found = room.densities({"a": 100, "b": 5000}, 10, False)
+    assert found == {"a": 10, "b": int(1e6 // (DENSITY * 5000))}
+    assert room.products(100, 1000, 32, "trace") == 1e6 // 2400
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        lambda room: room.probes(30_000),
+        lambda room: room.densities({"wte": 30_000}, 10, False),
+        lambda room: room.products(3000, 64, 32, "trace"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_memory_that_would_do(asked: Any) -> None:
+    with pytest.raises(InputError, match="full=False") as refused:
+        asked(Room(1e6, 0.1))
+    size = float(str(refused.value).split("memory='")[1].split("MiB")[0])
+    assert asked(Room(0.1 * size * 2**20)) != 0
+    assert len(str(refused.value)) <= 400
+
+
+@pytest.mark.parametrize("together", [1, 3, 5])
+def test_a_density_from_some_vectors_at_a_time_is_that_from_all(together: int) -> None:
+    matrix = torch.from_numpy(rotated(np.linspace(-1.0, 3.0, 60), seed=1))
+    options = Density(probes=5, steps=8)
+    both = [StochasticLanczos(60, options, draw(60), number) for number in (None, together)]
+    for process in both:
+        while not process.done:
+            rows = process.ask()
+            assert len(rows) <= (together if process is both[1] else 5)
+            process.tell(rows @ matrix)
+            early = process.result()
+            assert early.finished == process.done and early.probes >= 1
+    whole, parts = (process.result() for process in both)
+    for name in ("nodes", "weights", "value", "low", "high", "mean", "mean_error"):
+        np.testing.assert_allclose(getattr(whole, name), getattr(parts, name), rtol=1e-9, atol=1e-12)
+
+
+def test_estimates_after_waves_agree_with_those_beside_one() -> None:
+    torch.manual_seed(0)
+    layers = [
+        nn.Linear(30, 34),
+        nn.Tanh(),
+        nn.Linear(34, 32),
+        nn.Tanh(),
+        nn.Linear(32, 34),
+        nn.Tanh(),
+        nn.Linear(34, 4),
+    ]
+    x, y = torch.randn(40, 30), torch.randint(0, 4, (40,))
+    objective = lh.Objective(nn.Sequential(*layers), (x, y), nn.CrossEntropyLoss())
+    options: Any = {
+        "blocks": "module", "full": False, "path": "exact", "exclude": None, "trace": lh.Trace(rel=0.2),
+        "density": lh.Density(probes=4, steps=6), "seed": 3,
+    }  # fmt: skip
+    whole, parts = lh.analyze(objective, **options), lh.analyze(objective, memory="1.5MB", **options)
+    for name, one in whole.blocks.items():
+        other = parts.blocks[name]
+        assert other.density is not None and one.density is not None and one.trace and other.trace
+        if one.density.probes:
+            np.testing.assert_allclose(other.density.nodes, one.density.nodes, rtol=1e-4, atol=1e-4)
+        error = np.hypot(one.trace.standard_error, other.trace.standard_error)
+        assert abs(one.trace.value - other.trace.value) <= 6.0 * error + 1e-6
