@@ -20,8 +20,8 @@ def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tor
 
 
 def test_pieces_cover_all_columns_once(rows: torch.Tensor) -> None:
-    assert [i for p in pieces(N, 4) for i in range(N)[p]] == [*range(N)]
-    assert len([*pieces(N, 4)]) == 4
+    assert [i for p in pieces(N, 4, rows.device) for i in range(N)[p]] == [*range(N)]
+    assert len([*pieces(N, 4, rows.device)]) == 4
 
 
 def test_they_agree_with_numpy(rows: torch.Tensor) -> None:

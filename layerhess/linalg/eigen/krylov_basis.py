@@ -199,7 +199,7 @@ class Basis:
     def _replaced(self, rows: Tensor, coefficients: Tensor, old: int, size: int) -> float:
         """Put combinations in the place of the first rows, piece by piece; the norm of what rounding took of them."""
         squares = 0.0
-        for piece in pieces(self.n, old + size):
+        for piece in pieces(self.n, old + size, rows.device):
             made = coefficients @ rows[:old, piece].double()
             rows[:size, piece] = made
             squares += rounded(made, rows[:size, piece]) ** 2
