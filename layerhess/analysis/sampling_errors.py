@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from layerhess.analysis.waves import groups_within
 from layerhess.checks.survey import Survey
 from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
-from layerhess.curvature.device import is_out_of_memory, solver_device
+from layerhess.curvature.device import Budget, is_out_of_memory, solver_device
 from layerhess.curvature.factors.mixed_graph import MixedGraphs
 from layerhess.curvature.journal import Journal
 from layerhess.curvature.record_file import digest_of
@@ -31,6 +32,8 @@ from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
 
 GROUPS = 16  # wanted: the standard error of a standard error from g groups is 1 / sqrt(2 g) of it
+SHARE = 0.4  # of the budget, for vectors and products of one pass: no graphs are kept beside them
+ROW = 8  # bytes of a number
 FEWEST = 4  # below this nothing is said
 PROBES = 8  # for the traces; the probes' own contribution is removed
 
@@ -68,8 +71,9 @@ def sampling_errors(
     checkpoint: Callable[[], None] = lambda: None,
     uncut: str = "",
     journal: Journal | None = None,
+    memory: Budget | None = None,
 ) -> SamplingErrors:
-    """One pass over the data, group by group (in session).
+    """One pass over the data, group by group (in session); more where not all products fit.
 
     For a converged pair (theta, v) the first order change of theta with the data is v'(dA)v, so its standard error is
     that of the ratio sum_g v'A_g v / sum_g c_g over groups g (Cochran 1977, eq. 6.13). A trace is the sum over the
@@ -89,7 +93,8 @@ def sampling_errors(
     Args:
         pairs: name -> (block, (k, P_b) unit eigenvectors, (k,) eigenvalues). traced: name -> block whose trace is asked
             for. full: the block of all parameters that any of them needs. uncut: why batches must not be cut into
-            groups (the parts would have another loss), "" if they may be. journal: of the run.
+            groups (the parts would have another loss), "" if they may be. journal: of the run. memory: the
+            budget.
 
     Returns:
         Empty, with a note, where the data cannot be divided into at least four groups.
@@ -117,8 +122,11 @@ def sampling_errors(
         data_pass = DataPass(
             grouped, list(full.parameters), counters, checkpoint=checkpoint, make_graph=make_graph, journal=journal
         )
-        data_pass.run(left)
-        forms.update({key: form.numpy() for key, form in data_pass.quadratics.items()})
+        room = math.inf if memory is None else SHARE * memory.room
+        held = {key: 2 * ROW * len(request.vectors) * request.block.numel for key, request in left.items()}
+        for group in groups_within(held, room):
+            data_pass.run({key: left[key] for key in group})
+            forms.update({key: form.numpy() for key, form in data_pass.quadratics.items()})
         counts = np.array(data_pass.counts)
     else:
         counts = _counts(grouped, counters, checkpoint, journal)

@@ -166,6 +166,27 @@ def test_waves_find_what_one_wave_finds(dtype: torch.dtype, options: Any, monkey
             assert {part.dtype for part in vector.values()} == {dtype}
 
 
+def test_sampling_errors_of_several_passes_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = _network(torch.float64)
+    options: Any = {
+        "blocks": "module",
+        "full": False,
+        "path": "exact",
+        "exclude": None,
+        "sampling": True,
+        "trace": True,
+    }
+    whole = lh.analyze(objective, **options)
+    monkeypatch.setattr("layerhess.analysis.sampling_errors.SHARE", 1e-9)
+    parts = lh.analyze(objective, **options)
+    assert parts.counts.products == whole.counts.products
+    assert parts.counts.forwards > whole.counts.forwards
+    for name, one in whole.blocks.items():
+        np.testing.assert_allclose(parts.blocks[name].sampling_errors, one.sampling_errors, rtol=1e-9)
+        assert one.trace is not None and parts.blocks[name].trace is not None
+        np.testing.assert_allclose(parts.blocks[name].trace.sampling_error, one.trace.sampling_error, rtol=1e-9)
+
+
 def test_a_run_that_is_stopped_in_its_first_wave_has_nothing_of_the_later_ones() -> None:
     found = lh.analyze(_network(torch.float32), blocks="module", full=False, path="exact", memory="1MB", max_passes=3)
     statuses = [spectrum.status for spectrum in found.blocks.values()]
