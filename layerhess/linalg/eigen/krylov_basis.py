@@ -158,7 +158,8 @@ class Basis:
         """Up to len(rows) orthonormal rows orthogonal to the basis, from ``rows`` where they are not rounding.
 
         A row that (nearly) lies in the span is replaced by the random vector ``draw(number)``, which leads out of an
-        invariant subspace. Fewer rows are returned when the whole space is exhausted.
+        invariant subspace. Fewer rows are returned when the whole space is exhausted. ``rows`` are overwritten: a copy
+        would be as long as the model.
         """
         made: list[Tensor] = []
         for row in rows:
@@ -169,12 +170,12 @@ class Basis:
                 if length > BREAKDOWN * scale:
                     # The rest of a product is kept down to its rounding: a part that is dropped is never seen again.
                     least = BREAKDOWN * scale / length if scale else LEAST
-                    unit = self._orthogonal(row[None] / length, made, least)
+                    unit = self._orthogonal(row.div_(length)[None], made, least)
                     if unit is not None:
                         made.append(unit.to(self.dtype))
                         self._left = math.hypot(self._left, rounded(unit, made[-1]))
                         break
-                row, scale = draw(number + 1000 * attempt + len(made)).to(self._q.device), 0.0
+                row, scale = draw(number + 1000 * attempt + len(made)).to(self._q.device, copy=True), 0.0
         return torch.cat(made) if made else torch.empty((0, self.n), dtype=self.dtype, device=self._q.device)
 
     def _orthogonal(self, row: Tensor, made: list[Tensor], least: float) -> Tensor | None:

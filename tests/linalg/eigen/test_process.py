@@ -167,7 +167,7 @@ def test_rows_outside_are_orthonormal_and_keep_their_new_direction() -> None:
     basis, _ = basis_of(3)
     q = basis.q.numpy()
     rows = torch.stack([100.0 * draw(20), 1e-6 * draw(21)])
-    made = basis.outside(rows, 7.0, draw, 30).numpy()
+    made = basis.outside(rows.clone(), 7.0, draw, 30).numpy()
     both = np.concatenate([q, made])
     np.testing.assert_allclose(both @ both.T, np.eye(5), atol=1e-13)
     left = rows.numpy() - rows.numpy() @ q.T @ q
@@ -178,7 +178,7 @@ def test_rows_outside_are_orthonormal_and_keep_their_new_direction() -> None:
 def test_a_row_without_a_new_direction_is_replaced_by_a_random_one(kind: str) -> None:
     basis, _ = basis_of(3)
     row = {"in the span": basis.q[1], "zero": torch.zeros(N).double(), "rounding": 1e-15 * draw(40)}[kind]
-    made = basis.outside(row[None], 7.0, draw, 30).numpy()
+    made = basis.outside(row[None].clone(), 7.0, draw, 30).numpy()
     q = basis.q.numpy()
     random = draw(30).numpy()
     random = random - random @ q.T @ q
