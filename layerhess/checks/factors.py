@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -18,7 +18,7 @@ from layerhess.curvature.factors.work import Work, sum_of_works
 from layerhess.curvature.matrices import GAUSS_NEWTON, HESSIAN, CurvatureMatrix
 from layerhess.curvature.totals import Totals, add_up
 from layerhess.linalg.random_vectors import random_unit
-from layerhess.objective.blocks import Block
+from layerhess.objective.blocks import Block, in_groups, is_large
 from layerhess.objective.group import Group
 from layerhess.objective.objective import Objective
 from layerhess.results.record import Check
@@ -36,7 +36,7 @@ class Licence:
         blocks: key -> parameter names of the blocks that may use factors. agreement: their largest relative
             difference from exact products. examples: of the sample, 0 where unknown.
         reasons: key -> why not, for the others that were checked.
-        exact: key -> the exact product with the vector it was compared at, (P_b,) float64.
+        norms: key -> that of the exact product with the random unit vector it was compared at.
         seconds: that one product by factors of each took on the sample.
         works: key -> what products of the blocks that may use factors are made of, on the whole sample.
     """
@@ -45,13 +45,13 @@ class Licence:
     agreement: float = 0.0
     examples: int = 0
     reasons: dict[str, str] = field(default_factory=dict)
-    exact: dict[str, torch.Tensor] = field(default_factory=dict)
+    norms: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     works: dict[str, Work] = field(default_factory=dict)
 
     def agreed(self, group: Group) -> Licence:
-        """Rank 0's, on every rank; without :attr:`exact`, which has served."""
-        return group.agreed(replace(self, exact={}))
+        """Rank 0's, on every rank."""
+        return group.agreed(self)
 
     def checks(self, sample: str) -> list[Check]:
         """A line for the result, if there is anything to say; ``sample`` describes the sample."""
@@ -126,40 +126,63 @@ def licence(
             found.reasons[key] = "the network is not piecewise linear in it"
         else:
             candidates.append(key)
+    for group in in_groups({key: blocks[key] for key in candidates}, objective.numel // 2):
+        _compare(found, objective, graphs, group, data_pass, coarsest, curvature, seed, counters, make_copy)
+    return found
+
+
+def _compare(
+    found: Licence,
+    objective: Objective,
+    graphs: list[FactorGraph],
+    blocks: Mapping[str, Block],
+    data_pass: DataPass,
+    coarsest: torch.dtype,
+    curvature: CurvatureMatrix,
+    seed: int,
+    counters: Counters,
+    make_copy: Callable[[], Objective | None],
+) -> None:
+    """Give these blocks a licence, or the reason why they have none."""
     device = solver_device(objective.device)
-    vectors = {key: random_unit(blocks[key].numel, seed, f"licence {key}", 0, device)[None] for key in candidates}
-    exact = data_pass.run({key: Request(blocks[key], vectors[key]) for key in candidates}) if candidates else {}
+    vectors = {key: random_unit(block.numel, seed, f"licence {key}", 0, device)[None] for key, block in blocks.items()}
+    exact = data_pass.run({key: Request(block, vectors[key]) for key, block in blocks.items()})
+    together = sum(block.numel for block in blocks.values())
+    if is_large(together) and together > objective.numel // 2:
+        data_pass.release()
     start = counters.clock()
     try:
-        ours = _by_factors(objective, graphs, blocks, vectors, data_pass.denominator) if candidates else {}
+        ours = _by_factors(objective, graphs, blocks, vectors, data_pass.denominator)
     except RuntimeError as error:  # the next sample overwrote what the factors need
         if is_out_of_memory(error):
             raise
-        found.reasons |= dict.fromkeys(candidates, f"no product by factors can be made: {str(error).splitlines()[0]}")
-        return found
-    found.seconds = counters.clock() - start
-    offs = {key: _off(ours[key], exact[key][0]) for key in candidates}
-    doubtful = {key: names[key] for key, off in offs.items() if SAME[coarsest] < off <= DOUBTFUL}
+        found.reasons |= dict.fromkeys(blocks, f"no product by factors can be made: {str(error).splitlines()[0]}")
+        return
+    found.seconds += counters.clock() - start
+    offs = {key: _off(ours.pop(key), exact[key]) for key in blocks}
+    norms = {key: float(torch.linalg.vector_norm(rows)) for key, rows in exact.items()}
+    del exact
+    doubtful = {key: block for key, block in blocks.items() if SAME[coarsest] < offs[key] <= DOUBTFUL}
     cleared: dict[str, float] = {}
     if doubtful and coarsest != torch.float64 and (copied := make_copy()) is not None:
-        cleared = _in_float64(copied, blocks, doubtful, vectors, curvature, counters)
-    for key in candidates:
+        cleared = _in_float64(copied, doubtful, vectors, curvature, counters)
+    for key, block in blocks.items():
         off = cleared.get(key, offs[key])
         if not (key in cleared or off <= SAME[coarsest]):
             found.reasons[key] = f"a product by factors is off by {off:.1e} from the exact one"
             continue
-        found.blocks[key] = names[key]
-        found.works[key] = sum_of_works([graph.work(names[key]) for graph in graphs])
-        found.exact[key] = exact[key][0]
+        found.blocks[key] = block.parameters
+        found.works[key] = sum_of_works([graph.work(block.parameters) for graph in graphs])
+        found.norms[key] = norms[key]
         found.agreement = max(found.agreement, off)
-    return found
 
 
 def _in_float64(
-    copied: Objective, blocks: Mapping[str, Block], names: Mapping[str, tuple[str, ...]],
-    vectors: Mapping[str, torch.Tensor], curvature: CurvatureMatrix, counters: Counters,
+    copied: Objective, blocks: Mapping[str, Block], vectors: Mapping[str, torch.Tensor], curvature: CurvatureMatrix,
+    counters: Counters,
 ) -> dict[str, float]:  # fmt: skip
     """The blocks whose products by factors equal the exact ones on a float64 copy -> relative difference."""
+    names = {key: block.parameters for key, block in blocks.items()}
     graphs = [try_factors(copied, sample, names, counters)[0] for sample in copied.data]
     known = [graph for graph in graphs if graph is not None]
     usable = [
@@ -180,13 +203,13 @@ def _in_float64(
         return {}
     finally:
         data_pass.release()
-    offs = {key: _off(ours[key], exact[key][0]) for key in usable}
+    offs = {key: _off(ours[key], exact[key]) for key in usable}
     return {key: off for key, off in offs.items() if off <= SAME[torch.float64]}
 
 
 def _off(ours: torch.Tensor, exact: torch.Tensor) -> float:
-    """Relative difference; 0 where both vanish."""
-    off, size = float(torch.linalg.vector_norm(ours - exact)), float(torch.linalg.vector_norm(exact))
+    """Relative difference; 0 where both vanish. Overwrites ``ours``."""
+    off, size = float(torch.linalg.vector_norm(ours.sub_(exact))), float(torch.linalg.vector_norm(exact))
     return off / size if size else (0.0 if off == 0.0 else math.inf)
 
 
@@ -201,12 +224,12 @@ def _by_factors(
         for key, rows in vectors.items():
             parts = {name: part.to(objective.parameters[name]) for name, part in blocks[key].split(rows[0]).items()}
             found = graph.product(blocks[key].parameters, parts)
-            flat = [
-                parts[name].new_zeros(parts[name].shape) if part is None else part
-                for name, part in zip(blocks[key].parameters, found, strict=True)
-            ]
-            totals.open(key, *rows[0].shape)
-            totals.add(key, torch.cat([part.reshape(-1).to(rows) for part in flat]))
+            totals.open(key, *rows.shape)
+            start = 0
+            for part, shape in zip(found, blocks[key].shapes, strict=True):
+                if part is not None:
+                    totals.add(key, part.reshape(-1).to(rows), columns=slice(start, start + shape.numel()))
+                start += shape.numel()
 
     totals = add_up(graphs, share, device=solver_device(objective.device))
-    return {key: totals.total(key) / denominator for key in vectors}
+    return {key: totals.total(key).div_(denominator) for key in vectors}

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from layerhess.checks.finite_differences import NEARBY, OFFSET, beyond_error, displaced, norms, scaled_direction
+from layerhess.checks.finite_differences import Move, beyond_error, movable, nearby, scaled_parts
 from layerhess.checks.silent_tensors import silent_tensors
 from layerhess.curvature.autograd_graph import coarsest_dtype
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.double_backward.mode import Rewritten
+from layerhess.curvature.gradient_sum import add_gradient
 from layerhess.objective.blocks import make_block
-from layerhess.objective.containers import tensors
+from layerhess.objective.containers import all_finite, tensors
 from layerhess.objective.objective import Objective
 from layerhess.objective.snapshot import moved
 
@@ -63,6 +64,19 @@ class _Verdict:
         return self.beyond is not None and self.beyond > limit
 
 
+@dataclass
+class _Line:
+    """A line through the weights. By parameter: its direction, <g, d>, and ||g|| times ||d||; g is not kept."""
+
+    direction: dict[str, Tensor]
+    slopes: dict[str, float]
+    sizes: dict[str, float]
+
+    def along(self, name: str) -> _Line:
+        """Of one tensor alone."""
+        return _Line({name: self.direction[name]}, {name: self.slopes[name]}, {name: self.sizes[name]})
+
+
 class GradientCheck:
     """The loss on a sample and its gradient, near the present weights.
 
@@ -80,6 +94,7 @@ class GradientCheck:
         self._output = 0.0  # the largest magnitude in the model's outputs
         self._size = 0.0  # of the loss
         self._differentiates = False  # the loss itself, or the model
+        self._move: Move
         self._full = make_block("(full)", {name: objective.parameters[name] for name in names})
 
     def disagreement(self) -> Disagreement:
@@ -104,43 +119,52 @@ class GradientCheck:
         Twice, since a staircase may look smooth by luck; the worse of both counts.
         """
         with moved(self.objective.parameters.values()):
-            first, second = self._at(2), self._at(3)
+            first, second = self._at(2, origin=False), self._at(3, origin=False)
         return first if first.tensors or first.worst is None else second
 
-    def _at(self, place: int) -> Disagreement:
-        """The comparison near the weights, at one of the random places there."""
-        there = scaled_direction(self.objective, self._full, self._seed, NEARBY, place)
-        with displaced(self.objective, there, OFFSET):
+    def _at(self, place: int, origin: bool = True) -> Disagreement:
+        """The comparison near the weights, at one of the random places there.
+
+        Args:
+            origin: the weights are those that the copy was made of.
+        """
+        with movable(self.objective, nearby(self.objective, self._full, self._seed, place), origin) as self._move:
             gradient = self._gradient()
             if gradient is None or self.coarsest not in LIMIT:
                 return Disagreement(None, {})
             silent = tuple(silent_tensors(self.objective, gradient))
-            limit = LIMIT[self.coarsest]
-            direction = self._direction(gradient, f"gradient, place {place}", 0)
-            first = self._judged(gradient, direction)
+            limit, name = LIMIT[self.coarsest], f"gradient, place {place}"
+            line = self._line(gradient, name, 0)
+            first = self._judged(line)
             if not first.convicts(limit):
                 return Disagreement(first.beyond, {}, silent, first.doubt)
-            another = self._direction(gradient, f"gradient, place {place}", 1)
-            second = self._judged(gradient, another)
+            del line
+            another = self._line_again(name, 1)
+            second = self._judged(another)
             if second.convicts(limit):
-                first, direction = second, another
+                first, line = second, another
             elif not (first.doubt <= limit and second.doubt > COARSE):
                 # Large steps see the slope of a staircase, which is not its derivative.
                 return Disagreement(second.beyond, {}, silent, second.doubt)
+            else:
+                del another
+                line = self._line_again(name, 0)
             worst = first.beyond
             # What is wrong for one tensor may be wrong, and weaker, for those whose values pass through the same place.
             strict, culprits = STRICT[self.coarsest], {}
-            for name in self._names:
-                alone = self._judged(gradient, {name: direction[name]}, strict).beyond
+            for own in self._names:
+                alone = self._judged(line.along(own), strict).beyond
                 if alone is not None and alone > strict:
-                    culprits[name] = alone
+                    culprits[own] = alone
             if not max(culprits.values(), default=0.0) > limit:
                 culprits = {}
             return Disagreement(worst, culprits or dict.fromkeys(self._names, float(worst or 0.0)), silent)
 
     def _gradient(self) -> dict[str, Tensor | None] | None:
         """Of the loss's sum over the sample; None where that is not finite."""
-        totals: dict[str, Tensor | None] = dict.fromkeys(self._names)
+        totals: dict[str, Tensor] = {}
+        parameters = {name: self.objective.parameters[name] for name in self._names}
+        self._size = 0.0
         handle = register_module_forward_hook(self._measure)
         try:
             for batch in self.objective.data:
@@ -150,22 +174,14 @@ class GradientCheck:
                 self._counters.count("forwards")
                 self._counters.count("backwards")
                 self._size += abs(float(loss.detach()))
-                if not loss.requires_grad:
-                    continue
-                self.coarsest = coarsest_dtype(loss.grad_fn, self.coarsest)
-                parameters = [self.objective.parameters[name] for name in self._names]
-                found: tuple[Tensor | None, ...] = torch.autograd.grad(loss, parameters, allow_unused=True)
-                for name, part in zip(self._names, found, strict=True):
-                    if part is None:
-                        continue
-                    dense = part.detach().to_dense() if part.is_sparse else part.detach()
-                    if not bool(torch.isfinite(dense).all()):
-                        return None
-                    before = totals[name]
-                    totals[name] = dense if before is None else before + dense
+                if loss.requires_grad:
+                    self.coarsest = coarsest_dtype(loss.grad_fn, self.coarsest)
+                    add_gradient(loss, parameters, totals)
         finally:
             handle.remove()
-        return totals
+        if not all(map(all_finite, totals.values())):
+            return None
+        return {name: totals.pop(name, None) for name in self._names}
 
     def _measure(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if module is self.objective.model:
@@ -174,35 +190,40 @@ class GradientCheck:
                 if tensor.is_floating_point() and tensor.numel() and not wrapped:
                     self._output = max(self._output, float(tensor.detach().abs().max()))
 
-    def _direction(self, gradient: Mapping[str, Tensor | None], name: str, draw: int) -> dict[str, Tensor]:
-        drawn = scaled_direction(self.objective, self._full, self._seed, name, draw)
-        lengths = norms(drawn)
-        parts = {name: part.to(drawn[name]) for name, part in gradient.items() if part is not None}
-        sizes = {**dict.fromkeys(drawn, 0.0), **(norms(parts) if parts else {})}
-        strength = {name: sizes[name] * length for name, length in lengths.items()}
-        # Along the tensor itself too, where what depends on its norm shows; padding rows, which are 0 here, stay.
-        own = {name: self.objective.parameters[name].detach().to(part) for name, part in drawn.items()}
-        both = {name: part + own[name] * (part != 0.0) for name, part in drawn.items()}
-        for name, part in parts.items():
-            if sizes[name] > 0.0:
-                both[name] = both[name] + part * (lengths[name] / sizes[name])
+    def _line_again(self, name: str, draw: int) -> _Line:
+        self._move({}, 0.0)
+        return self._line(self._gradient() or {}, name, draw)
+
+    def _line(self, gradient: dict[str, Tensor | None], name: str, draw: int) -> _Line:
+        """A direction, and the slope along it that the gradient claims, whose tensors are let go meanwhile."""
+        line, strength, lengths = _Line({}, {}, {}), {}, {}
+        for own, part in scaled_parts(self.objective, self._full, self._seed, name, draw):
+            known = gradient.pop(own, None)
+            lengths[own] = length = float(torch.linalg.vector_norm(part))
+            size = 0.0 if known is None else float(torch.linalg.vector_norm(known, dtype=torch.float64))
+            strength[own] = size * length
+            # Along the tensor itself too, where what depends on its norm shows; padding rows, which are 0 here, stay.
+            part += self.objective.parameters[own].detach().to(part) * (part != 0.0)
+            if known is not None and size > 0.0:
+                part.add_(known.to(part), alpha=length / size)
+            both = float(torch.linalg.vector_norm(part))
+            line.direction[own] = part.mul_(length / max(both, 1e-300))
+            line.slopes[own] = 0.0 if known is None else float((known.to(part) * part).sum())
+            line.sizes[own] = size * float(torch.linalg.vector_norm(part))
+            del known
         strongest = max(strength.values(), default=0.0)
         far = LARGEST_SCALE[self.coarsest]
-        scales = {
-            name: length / max(lengths_of_both, 1e-300) * max(1.0, min(far, strongest / max(strength[name], 1e-300)))
-            for (name, length), lengths_of_both in zip(lengths.items(), norms(both).values(), strict=True)
-        }
-        return {name: part * scales[name] for name, part in both.items()}
+        for own, part in line.direction.items():
+            scale = max(1.0, min(far, strongest / max(strength[own], 1e-300)))
+            part *= scale
+            line.slopes[own] *= scale
+            line.sizes[own] *= scale
+        return line
 
-    def _judged(
-        self, gradient: Mapping[str, Tensor | None], direction: Mapping[str, Tensor], limit: float | None = None
-    ) -> _Verdict:
+    def _judged(self, line: _Line, limit: float | None = None) -> _Verdict:
         """The relative disagreement at the step whose error is least."""
-        slope, size = 0.0, 0.0
-        for name, part in direction.items():
-            if (own := gradient[name]) is not None:
-                slope += float((own.double() * part.double()).sum())
-                size += float(torch.linalg.vector_norm(own)) * float(torch.linalg.vector_norm(part))
+        direction = line.direction
+        slope, size = sum(line.slopes.values()), sum(line.sizes.values())
         limit = LIMIT[self.coarsest] if limit is None else limit
         best: tuple[float, float] | None = None
         chosen = 0.0, 0.0, 1.0, 0.0, 0.0  # of the best step: itself, its difference, and scale, off, noise
@@ -245,11 +266,11 @@ class GradientCheck:
     def _loss(self, direction: Mapping[str, Tensor], step: float) -> tuple[float, float]:
         """(the loss's sum over the sample, the sum of its batches' magnitudes)."""
         total, size = 0.0, 0.0
-        with displaced(self.objective, direction, step):
-            for batch in self.objective.data:
-                # The user's own functions, which the others stand for; but derivatives of torch's own may be wrong.
-                with Rewritten() if self._differentiates else nullcontext():
-                    value = float(self.objective.terms(batch)[0].detach().double())
-                self._counters.count("forwards")
-                total, size = total + value, size + abs(value)
+        self._move(direction, step)
+        for batch in self.objective.data:
+            # The user's own functions, which the others stand for; but derivatives of torch's own may be wrong.
+            with Rewritten() if self._differentiates else nullcontext():
+                value = float(self.objective.terms(batch)[0].detach().double())
+            self._counters.count("forwards")
+            total, size = total + value, size + abs(value)
         return total, size

@@ -157,6 +157,8 @@ class HeavyExamples:
             length = math.sqrt(sum(float(parameters[name].detach().double().square().sum()) for name in parts))
             longest = max(longest, float(torch.linalg.vector_norm(row)) / (length or 1.0))
             for name, part in parts.items():
-                step[name] = step[name] + part[0] if name in step else part[0]
+                step[name] = step[name].add_(part[0]) if name in step else part[0]
         size = torch.finfo(dtype).eps ** 0.25
-        return {n: (size / longest * part).to(parameters[n].device, dtype) for n, part in step.items()}
+        for name, part in step.items():
+            step[name] = part.mul_(size / longest).to(parameters[name].device, dtype)
+        return step

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from layerhess.checks.derivatives import SUSPICIOUS, WRONG, WRONG_IN_FLOAT64, Derivatives
 from layerhess.checks.factors import licence
 from layerhess.checks.findings import SelfCheck
+from layerhess.checks.float64_copy import Float64Copy
 from layerhess.checks.forward_trace import trace
 from layerhess.checks.loss import check_additivity, check_determinism, refuse_wrong_derivatives
 from layerhess.checks.output import check_cut, check_items, notes_on_convexity
@@ -31,7 +31,7 @@ from layerhess.errors import CheckError
 from layerhess.linalg.bounds import zero_level
 from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective import batches
-from layerhess.objective.blocks import Block, make_block
+from layerhess.objective.blocks import Block, is_large, make_block
 from layerhess.objective.objective import HALF, Objective
 from layerhess.objective.snapshot import version_of
 from layerhess.results.record import Check
@@ -87,16 +87,23 @@ def _self_check(
     narrowed, names = objective.narrowed(surveyed.samples), list(full.parameters)
     data_pass = DataPass(narrowed, names, counters, keep=keep, make_graph=examined)
     vector = start(full, FULL, seed, device=objective.device)
-    product = check_second_derivative(data_pass, full, vector, sample, found.trace, curvature.make_graph)
+    first = check_second_derivative(data_pass, full, vector, sample, found.trace, curvature.make_graph)
+    del vector
+    full_norm = float(torch.linalg.vector_norm(first))
+    # Graphs of J hold two vectors each, so that large models have no room for what is not needed yet.
+    spare = curvature.name != HESSIAN.name and is_large(objective.numel)
+    known = {} if spare else {FULL: first if objective.dtype == torch.float64 else first.float()}
+    del first
+    if spare:
+        data_pass.release()
     found.graph_seconds, found.block_seconds = examined.seconds, data_pass.seconds - examined.seconds
     versions = _versions(objective)
-    with ExitStack() as stack:
-        # The copy is made only if a check needs it.
-        copied = functools.cache(lambda: _float64_copy(objective, surveyed.samples, stack))
+    with Float64Copy(objective, surveyed.samples) as copied:
         if found.trace.stateful and (copy := copied()) is not None:
             refuse_state_that_follows(copy, copy.data[0], found.trace.stateful)
         derivatives = Derivatives(objective, surveyed, copied, blocks, full, seed, found, counters)
         derivatives.check_gradient()
+        copied.let_go()
         if curvature.name == GAUSS_NEWTON.name:
             found.checks.append(check_cut(objective, surveyed.samples, surveyed.places, names, counters))
             found.concerns.extend(notes_on_convexity(objective, surveyed.samples, seed, counters))
@@ -104,7 +111,7 @@ def _self_check(
             found.checks.append(
                 check_items(objective, surveyed.samples, curvature.make_graph, found.trace.coarsest, counters)
             )
-        if _versions(objective) != versions:  # autograd refuses graphs of weights that were moved meanwhile
+        if spare or _versions(objective) != versions:  # autograd refuses graphs of weights that were moved meanwhile
             data_pass.release()
         if factors:
             found.licence = licence(
@@ -112,15 +119,30 @@ def _self_check(
             )
             found.checks.extend(found.licence.checks(_size(data_pass)))
         if curvature.name != HESSIAN.name:
+            if spare:
+                data_pass.release()
             derivatives.check_jacobian(curvature)
             if objective.stop_gradients == "constant":
                 _gradient_of_nothing(objective, surveyed.samples, blocks, full, seed, found, counters)
+        copied.let_go()
         _symmetry(
-            objective, data_pass, copied, blocks, full, product, seed, found, counters, curvature, keep, surveyed.places
+            objective,
+            data_pass,
+            copied,
+            blocks,
+            full,
+            full_norm,
+            known,
+            seed,
+            found,
+            counters,
+            curvature,
+            keep,
+            surveyed.places,
         )
+        data_pass.release()
         if curvature.name == HESSIAN.name:
             derivatives.check_products(curvature.make_graph)
-    data_pass.release()
     _digits(objective.narrowed(surveyed.measured.pieces), blocks, full, curvature, seed, found, counters)
     return found
 
@@ -150,19 +172,6 @@ def _versions(objective: Objective) -> list[int]:
     return [version_of(parameter) for parameter in objective.parameters.values()]
 
 
-def _float64_copy(objective: Objective, samples: list[Any], stack: ExitStack) -> Objective | None:
-    """The same loss in float64 on the samples, or None where no copy can be made or evaluated."""
-    try:
-        copied = objective.cast(torch.float64, samples)
-        stack.enter_context(copied.session())
-        with torch.no_grad():
-            for batch in copied.data:
-                copied.terms(batch)
-    except Exception:  # deepcopy and user code in another dtype can raise anything
-        return None
-    return copied
-
-
 def _gradient_of_nothing(
     objective: Objective, samples: list[Any], blocks: Mapping[str, Block], full: Block, seed: int, found: SelfCheck,
     counters: Counters,
@@ -183,7 +192,8 @@ def _symmetry(
     make_copy: Callable[[], Objective | None],
     blocks: Mapping[str, Block],
     full: Block,
-    product: Tensor,
+    full_norm: float,
+    known: dict[str, Tensor],
     seed: int,
     found: SelfCheck,
     counters: Counters,
@@ -193,15 +203,17 @@ def _symmetry(
 ) -> None:
     coarsest = found.trace.coarsest
     # With a product that is symmetric by construction, see checks/factors.py.
-    compared = {} if objective.stop_gradients == "constant" else found.licence.exact
+    compared: Mapping[str, float] = {} if objective.stop_gradients == "constant" else found.licence.norms
     rest = {key: block for key, block in blocks.items() if key not in compared}
-    measured = symmetry(data_pass, {**rest, FULL: full}, seed, {FULL: product}) if rest else {}
-    norms = {key: m.norm for key, m in measured.items()} or {FULL: float(torch.linalg.vector_norm(product))}
+    norms = {FULL: full_norm}
+    measured = symmetry(data_pass, {**rest, FULL: full}, seed, known) if rest else {}
+    norms.update({key: m.norm for key, m in measured.items()})
     everything = {**blocks, FULL: full}
     found.place = _not_finite_in(data_pass, {key: everything[key] for key in measured}, measured, seed, places)
-    # The last pass makes one product of each, on graphs that exist already.
-    found.block_seconds = (data_pass.seconds if rest else found.block_seconds) + found.licence.seconds
-    norms.update({key: float(torch.linalg.vector_norm(product)) for key, product in compared.items()})
+    if rest:
+        found.block_seconds = sum(m.seconds for m in measured.values())
+    found.block_seconds += found.licence.seconds
+    norms.update(compared)
     floor = zero_level(torch.finfo(coarsest).eps, norms[FULL])
     found.zero_suspects = {
         key for key in blocks if norms[key] <= floor

@@ -58,6 +58,9 @@ def one_by_one(
 ) -> list[Tensor | None]:
     """:meth:`BatchGraph.products` from single products."""
     count = len(vectors[names[0]])
+    if count == 1:
+        alone = graph.product(names, {name: vectors[name][0] for name in names}, rows)
+        return [None if part is None else part.unsqueeze(0) for part in alone]
     made = [graph.product(names, {name: vectors[name][i] for name in names}, rows) for i in range(count)]
     stacked: list[Tensor | None] = []
     for parts in zip(*made, strict=True):

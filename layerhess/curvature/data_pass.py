@@ -226,7 +226,7 @@ class DataPass:
             totals.append(COUNT, graph.count)
             totals.add(FRESH, int(fresh))
             # Before the products: factors know the gradient as long as nobody has asked for an exact graph.
-            if fresh and math.isnan(self.gradient_norm):
+            if fresh and math.isnan(self.gradient_norm) and self.counters.phase not in ("checks", "rounding"):
                 for name, part in graph.gradient.items():
                     if part is not None:
                         totals.add((GRADIENT, name), part.detach().double())

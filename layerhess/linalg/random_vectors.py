@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -20,6 +21,15 @@ def random_unit(n: int, seed: int, name: str, draw: int, device: torch.device | 
     vector = torch.from_numpy(generator.standard_normal(n))
     vector /= torch.linalg.vector_norm(vector)
     return vector if device is None else vector.to(device)
+
+
+def random_parts(sizes: Iterable[int], seed: int, name: str, draw: int) -> Iterator[Tensor]:
+    """Random normal vectors of these sizes, float64: :func:`random_unit` in parts and not normalised.
+
+    One after the other, for those who need not have all of it at once.
+    """
+    generator = np.random.default_rng([seed & 0xFFFFFFFF, zlib.crc32(name.encode()), draw])
+    return (torch.from_numpy(generator.standard_normal(size)) for size in sizes)
 
 
 def random_signs(n: int, seed: int, name: str, draw: int, device: torch.device | None = None) -> Tensor:

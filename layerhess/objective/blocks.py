@@ -13,6 +13,7 @@ from layerhess.errors import InputError
 
 Scheme = str | Mapping[str, str | Sequence[str]] | Callable[[str, nn.Parameter], str | None]
 ROOT = "(root)"
+AT_ONCE = 1 << 20  # numbers: so many cost nothing, however few the model has
 RESERVED = ("", "(full)", "(probe)", "(not in any block)")  # these have a special meaning in results
 
 
@@ -48,6 +49,24 @@ def make_block(name: str, members: Mapping[str, Tensor]) -> Block:
     """The block of the given parameters."""
     shapes = tuple(p.shape for p in members.values())
     return Block(name, tuple(members), shapes, sum(s.numel() for s in shapes))
+
+
+def is_large(numel: int) -> bool:
+    """Whether vectors of that length are to be spared, at the price of some time."""
+    return numel > AT_ONCE
+
+
+def in_groups(blocks: Mapping[str, Block], most: int) -> list[dict[str, Block]]:
+    """The blocks in their order, in groups that have at most ``most`` parameters, or :data:`AT_ONCE`; or one block."""
+    groups: list[dict[str, Block]] = []
+    room = 0
+    for key, block in blocks.items():
+        if not groups or block.numel > room:
+            groups.append({})
+            room = max(most, AT_ONCE)
+        groups[-1][key] = block
+        room -= block.numel
+    return groups
 
 
 def partition(

@@ -52,7 +52,7 @@ class Objective:
     Attributes:
         model: the unwrapped model; where parts are wrapped or sharded, its plain twin. parameters: trainable floating
             point parameters by first name, in ``named_parameters()`` order, tied ones once. frozen: names left out.
-            device: the model's.
+            device: the model's. origin: of a copy in another dtype, the parameters it was made of; else None.
 
     Raises:
         InputError: unusable model, data or loss.
@@ -108,6 +108,7 @@ class Objective:
         self._note_compiled_parts()
         self._refuse_split_batch_norm()
         self._warn_half_precision()
+        self.origin: dict[str, nn.Parameter] | None = None
         self._depth = 0
         self._sampled = False
 
@@ -214,6 +215,7 @@ class Objective:
         made.batch_size, made._sampled = None, True
         made.evaluation = self.evaluation.to(dtype, self.device)
         made.parameters, made.frozen = trainable(model)
+        made.origin = self.parameters
         return made
 
     def narrowed(self, data: list[Any]) -> Objective:

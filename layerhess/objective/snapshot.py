@@ -57,12 +57,19 @@ def preserved_random_state() -> Iterator[None]:
 
 
 @contextmanager
-def kept_values(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Run the body, which may move the parameters; then put the same bits back, before any Ctrl-C takes effect."""
+def kept_values(parameters: Iterable[Tensor], values: Iterable[Tensor] | None = None) -> Iterator[list[Tensor]]:
+    """Run the body, which may move the parameters; then put the same bits back, before any Ctrl-C takes effect.
+
+    Args:
+        values: what the parameters are, where that is kept elsewhere: of a copy, the originals. Nothing is cloned then.
+
+    Yields:
+        The values.
+    """
     tensors: list[Tensor] = list(parameters)
-    values = [parameter.detach().clone() for parameter in tensors]
+    values = [tensor.detach().clone() for tensor in tensors] if values is None else [v.detach() for v in values]
     try:
-        yield
+        yield values
     finally:
         with uninterrupted(), torch.no_grad():
             torch._foreach_copy_(tensors, values)  # as torch's optimisers: one call for all of them

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,7 +38,8 @@ def judged_symmetry(
         assert list(known) == ([] if measured else [FULL])  # the copy's own product is not known
         measured.append(list(blocks))
         own = first if len(measured) == 1 else again
-        return {key: own if key == "first" and own is not None else Symmetry(0.0, 1.0) for key in blocks}
+        seen = {key: own if key == "first" and own is not None else Symmetry(0.0, 1.0) for key in blocks}
+        return {key: replace(one, seconds=0.25 / len(blocks)) for key, one in seen.items()}
 
     def locate(objective: Any, judge: Any, blocks: Any, wrong: Any, limit: float, seed: int, found: SelfCheck) -> None:
         found.failed.update({key: SimpleNamespace(off=off, limit=limit) for key, off in wrong.items()})  # type: ignore[misc]
@@ -54,11 +56,12 @@ def judged_symmetry(
     monkeypatch.setattr(self_check, "trace", lambda which, batch: Trace(coarsest=copied_dtype))
     found = smooth(dtype)
     found.licence.seconds = 0.5
-    found.licence.exact = {"known": torch.tensor([3.0, 4.0])}
+    found.licence.norms = {"known": 5.0}
     blocks = {**blocks_of(made), "known": make_block("known", {"0.bias": made.parameters["0.bias"]})}
     other = SimpleNamespace(data=[0]) if copy else None
     self_check._symmetry(
-        made, Pass(), lambda: other, blocks, full_of(made), torch.ones(()), 0, found, Counters(), HESSIAN, 0.0, [0]
+        made, Pass(), lambda: other, blocks, full_of(made), 1.0, {FULL: torch.ones(())}, 0, found, Counters(), HESSIAN,
+        0.0, [0],
     )  # fmt: skip
     return found, measured
 

@@ -1,0 +1,54 @@
+"""The float64 copy of the loss on its sample: made when a check needs it, and let go in between where it is large."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from layerhess.objective.blocks import is_large
+from layerhess.objective.objective import Objective
+
+
+class Float64Copy:
+    """Called, it gives the same loss in float64 on the samples, or None where no copy can be made or evaluated.
+
+    Args:
+        objective: in session. samples: prepared.
+    """
+
+    def __init__(self, objective: Objective, samples: list[Any]) -> None:
+        self._objective, self._samples = objective, samples
+        self._stack = ExitStack()
+        self._made: Objective | None = None
+        self._fails = False
+
+    def __enter__(self) -> Float64Copy:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._made = None
+        self._stack.close()
+
+    def __call__(self) -> Objective | None:
+        """The copy, in session until it is let go."""
+        if self._made is None and not self._fails:
+            try:
+                self._made = self._copied()
+            except Exception:  # deepcopy and user code in another dtype can raise anything
+                self._fails = True
+        return self._made
+
+    def let_go(self) -> None:
+        """Give its memory back, if that is worth making it again."""
+        if is_large(self._objective.numel):
+            self.__exit__()
+
+    def _copied(self) -> Objective:
+        copied = self._objective.cast(torch.float64, self._samples)
+        self._stack.enter_context(copied.session())
+        with torch.no_grad():
+            for batch in copied.data:
+                copied.terms(batch)
+        return copied
