@@ -16,7 +16,6 @@ from layerhess.objective.arrays import as_tensors, refuse_frame
 from layerhess.objective.containers import movable, obstacle, outline, rows, tensors, tree_map
 from layerhess.objective.group import world
 from layerhess.objective.loaders import order_of
-from layerhess.objective.shares import refuse_other_shares
 
 BOTH_SPELLINGS = (
     "pass (x, y) for one batch of inputs and targets, or [(x1, y1), (x2, y2), ...] for a sequence of batches"
@@ -33,7 +32,6 @@ def check_data(data: Any, *, any_batch: bool) -> None:
     Raises:
         InputError: with both spellings where the meaning is ambiguous.
     """
-    refuse_other_shares(data)
     if isinstance(data, (Tensor, np.ndarray)) and any_batch:
         return
     if isinstance(data, (Tensor, np.ndarray)):

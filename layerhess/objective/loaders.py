@@ -26,17 +26,18 @@ from layerhess.errors import InputError
 _SHELLS = ("base_dataloader", "_dataloader")  # accelerate; Lightning Fabric and Ray Train
 
 
-def share_of(data: Any, ranks: int) -> Any:
+def share_of(data: Any, ranks: int, copies: int = 1) -> Any:
     """The data without its launcher's shell; of a loader's share of a data set, without repeated examples.
 
     The loader itself is not changed: it is copied where it would repeat examples, and then yields them in the data
     set's order, in which all ranks agree without asking each other.
 
     Args:
-        ranks: the number of processes that have a share each.
+        ranks: the number of processes. copies: how many of them may have the same share.
 
     Raises:
-        InputError: a loader whose shares could repeat or miss examples; it is named.
+        InputError: a loader of one share of several without a rank for each, or whose shares could repeat or miss
+            examples; it is named.
     """
     data = _without_shell(data, ranks)
     if ranks > 1 and type(data).__module__.startswith("ray.data"):
@@ -48,6 +49,7 @@ def share_of(data: Any, ranks: int) -> Any:
     if not isinstance(data, DataLoader):
         return data
     _refuse_skipped(data.batch_sampler)
+    _refuse_other_shares(data, ranks, copies)
     if _is_accelerates(data.dataset, "IterableDatasetShard"):
         return _with(data, dataset=_Unfilled(data.dataset))
     for name in ("batch_sampler", "sampler"):
@@ -70,6 +72,19 @@ def order_of(loader: DataLoader[Any]) -> Any:
     while isinstance(place, BatchSampler):
         place = getattr(place, "batch_sampler", None) or place.sampler
     return place
+
+
+def _refuse_other_shares(loader: DataLoader[Any], ranks: int, copies: int) -> None:
+    for part in (loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None), loader.dataset):
+        shares = getattr(part, "num_replicas", getattr(part, "num_processes", 1))  # the latter of accelerate
+        if isinstance(shares, int) and shares > 1 and shares not in (ranks, ranks // copies):
+            raise InputError(
+                f"the loader yields one of {shares} shares of the data set, which is not the whole",
+                where=f"its {type(part).__name__}",
+                what_to_do="use a loader without that sampler"
+                if ranks == 1
+                else f"there are {ranks} processes: make {ranks // copies} shares",
+            )
 
 
 def _without_shell(data: Any, ranks: int) -> Any:

@@ -23,7 +23,7 @@ from layerhess.objective.losses import batch_loss, evaluation_of
 from layerhess.objective.model_call import without_unnamed
 from layerhess.objective.parameters import coarsest, copied, trainable
 from layerhess.objective.plain_model import PlainTwin, needs_twin, unwrapped
-from layerhess.objective.shares import same_weights
+from layerhess.objective.shares import counted_once, same_weights
 from layerhess.objective.snapshot import preserved_random_state, restored
 from layerhess.objective.workers import refuse_repeated_examples
 
@@ -95,7 +95,7 @@ class Objective:
         self._twin = PlainTwin(self._given) if needs_twin(self._given) else None
         self.notes += self._twin.notes if self._twin else []
         self.model: nn.Module = self._twin.model if self._twin else self._given
-        self.data = data = share_of(data, world().size)
+        self.data = data = share_of(data, world().size, self._twin.copies if self._twin else 1)
         self.loss = loss
         self.batch_size = None if batch_size is None else checked_integer(batch_size, "batch_size", 1)
         self.mode = mode
@@ -292,6 +292,7 @@ class Objective:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(restored(self.model))
+            self._count_once()
             said = stack.enter_context(plain_kernels(self.device, self.model))
             for sentence in said:
                 self._note(sentence)
@@ -332,6 +333,11 @@ class Objective:
                 what_to_do=f"{norms.cure}, or give smaller batches yourself if that is the loss you mean",
             )
         self.notes.append(f"{norms.what} ({norms.where}): the split into batches is part of the loss")
+
+    def _count_once(self) -> None:
+        if self._twin is not None and self._twin.copies > 1 and not self._sampled:
+            self.data, said = counted_once(self.data, self.group)
+            self._note(said)
 
     def _note(self, sentence: str) -> None:
         if sentence and sentence not in self.notes:

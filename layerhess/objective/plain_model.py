@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layerhess.errors import InputError
+
 # Attribute that holds the module inside, by the wrapper's class; subclasses count.
 _INSIDE = {
     "OptimizedModule": "_orig_mod",
     "DataParallel": "module",
     "DistributedDataParallel": "module",
     "DeepSpeedEngine": "module",
-    "FullyShardedDataParallel": "_fsdp_wrapped_module",
     "_FabricModule": "_forward_module",  # Lightning Fabric
     "CheckpointWrapper": "_checkpoint_wrapped_module",
     "OffloadWrapper": "_checkpoint_wrapped_module",
@@ -34,6 +35,7 @@ _ORIGINAL_FORWARD = "_original_forward"  # accelerate keeps it there when it put
 _STATE = "__composable_api_state_key"  # what fully_shard and its like keep in a module, as an attribute
 _CONTAINERS = (list, tuple, set, dict, OrderedDict, defaultdict, deque)
 AUTOCAST_OFF = "accelerate's mixed precision is off during the analysis: the weights' own precision is used"
+POLICY_OFF = "FSDP's MixedPrecisionPolicy is off during the analysis: the weights' own precision is used"
 GATHERED = "the weights are sharded: while they are analysed, every process holds all of them, twice"
 
 
@@ -48,7 +50,12 @@ def inside(module: nn.Module) -> nn.Module | None:
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, list[str]]:
-    """The module inside all wrappers, and a sentence for each."""
+    """The module inside all wrappers, and a sentence for each.
+
+    Raises:
+        InputError: weights that are flattened, or partitioned by DeepSpeed, and cannot be gathered here.
+    """
+    _refuse_flattened(model)
     said = []
     while (held := inside(model)) is not None:
         if any(kind.__name__ == "OptimizedModule" for kind in type(model).__mro__):
@@ -57,6 +64,24 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, list[str]]:
             said.append(f"the model was wrapped in {type(model).__name__.lstrip('_')}: the module inside is analysed")
         model = held
     return model, said
+
+
+def _refuse_flattened(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if any(kind.__name__ == "FullyShardedDataParallel" for kind in type(module).__mro__):
+            raise InputError(
+                "FullyShardedDataParallel (FSDP1) holds the weights as pieces of flat vectors",
+                where=name or type(model).__name__,
+                what_to_do="shard with torch.distributed.fsdp.fully_shard (FSDP2; fsdp_version: 2 of accelerate), or "
+                "load a full checkpoint into the plain model",
+            )
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "ds_tensor"):
+            raise InputError(
+                f"the parameter {name!r} is partitioned by DeepSpeed (ZeRO-3)",
+                where=name,
+                what_to_do="use ZeRO-1 or 2, or load a full checkpoint (zero_to_fp32.py) into the plain model",
+            )
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -95,11 +120,20 @@ class PlainTwin:
         self.model = self._twin_of(source)
         self.notes = [AUTOCAST_OFF] if any(_ORIGINAL_FORWARD in m.__dict__ for m in source.modules()) else []
         self.notes += [GATHERED] if self._whole else []
+        self.notes += [POLICY_OFF] if any(_works_in_another_precision(m) for m in source.modules()) else []
 
     @property
     def sharded(self) -> bool:
         """Whether weights are gathered."""
         return bool(self._whole)
+
+    @property
+    def copies(self) -> int:
+        """How many ranks are given the same data: those that hold the weights of one layer (tensor parallelism)."""
+        meshes = [shard.device_mesh.size() for shard, _ in self._whole.values()]  # type: ignore[attr-defined]
+        groups = [g for m in self._source.modules() for g in getattr(_fsdp_state(m), "_fsdp_param_groups", ())]
+        sharing = max((group.mesh_info.mesh.size() for group in groups), default=1)
+        return max(1, max(meshes, default=1) // sharing)
 
     @contextmanager
     def filled(self) -> Iterator[None]:
@@ -162,14 +196,23 @@ class PlainTwin:
 
 def _gathered(shard: Any) -> Tensor:
     """All of a sharded tensor; never the memory of the shard itself."""
-    full: Tensor = shard.full_tensor()
+    own = shard.to(_device_of(shard))  # offloaded ones too are exchanged where the processes compute
+    full: Tensor = own.full_tensor()
     return full.clone() if full.data_ptr() == shard.to_local().data_ptr() else full
+
+
+def _device_of(shard: Any) -> torch.device:
+    """Where a sharded tensor's whole one lies: the shard may be kept in main memory (CPUOffloadPolicy)."""
+    local: torch.device = shard.to_local().device
+    kind = shard.device_mesh.device_type
+    if local.type in (kind, "meta"):
+        return local
+    return torch.device(kind, torch.get_device_module(kind).current_device())
 
 
 def _nothing(tensor: Tensor) -> Tensor:
     """NaN of the tensor's shape, in the memory of one number."""
-    shard: Any = tensor
-    device = shard.to_local().device if is_sharded(tensor) else tensor.device
+    device = _device_of(tensor) if is_sharded(tensor) else tensor.device
     one = torch.zeros((), dtype=tensor.dtype, device=device)
     return (one.fill_(torch.nan) if tensor.is_floating_point() else one).expand(tensor.shape)
 
@@ -180,6 +223,16 @@ def _plain_class(module: nn.Module) -> type[nn.Module]:
     while _is_distributed(cls.__module__) and len(cls.__bases__) == 2 and inside(module) is None:
         cls = cls.__bases__[1]
     return cls
+
+
+def _fsdp_state(module: nn.Module) -> Any:
+    """What fully_shard keeps of a module; None of others."""
+    return module._get_fsdp_state() if hasattr(module, "_get_fsdp_state") else None  # type: ignore[operator]
+
+
+def _works_in_another_precision(module: nn.Module) -> bool:
+    dtype = getattr(getattr(_fsdp_state(module), "_mp_policy", None), "param_dtype", None)
+    return dtype is not None and any(p.dtype != dtype for p in module.parameters())
 
 
 def _is_distributed(name: str | None) -> bool:

@@ -2,41 +2,54 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from layerhess.errors import InputError
-from layerhess.objective.containers import tensors
-from layerhess.objective.group import Group, world
+from layerhess.objective.batches import is_single, iterate
+from layerhess.objective.containers import outline, tensors
+from layerhess.objective.group import Group
 
 ONE_TOTAL = "the loss is one function of the whole data"
 
 
-def refuse_other_shares(data: Any) -> None:
-    """Refuse a loader that yields one of several shares of the data set, unless there is a rank for each.
+def counted_once(data: Any, group: Group) -> tuple[Any, str]:
+    """Of ranks that were given the same data, each takes another part of the batches (in session).
 
-    Raises:
-        InputError: naming the sampler.
+    The ranks that together hold the weights of one layer (tensor parallelism) are given the same data. All of it is
+    read once for this.
+
+    Returns:
+        This rank's part, and a note where it is not all of the given data.
     """
-    if not isinstance(data, DataLoader):
-        return
-    ranks = world().size
-    for sampler in (data.sampler, data.batch_sampler, getattr(data.batch_sampler, "sampler", None)):
-        shares = getattr(sampler, "num_replicas", getattr(sampler, "num_processes", 1))  # the latter of accelerate
-        if not isinstance(shares, int) or shares <= 1:
-            continue
-        if shares != ranks:
-            raise InputError(
-                f"the loader yields one of {shares} shares of the data set, which is not the whole",
-                where=f"its {type(sampler).__name__}",
-                what_to_do="use a loader without that sampler"
-                if ranks == 1
-                else f"there are {ranks} processes: make {ranks} shares",
-            )
+    digest = [_digest_of_batch(batch) for batch in iterate(data, arrays=True)]
+    told = group.gathered(digest)
+    same = [rank for rank, own in enumerate(told) if own == digest]
+    if not digest or len(same) == 1:
+        return data, ""
+    note = "ranks with the same data (of tensor parallelism) share its batches out, so that each counts once"
+    place, parts = same.index(group.rank), len(same)
+    if is_single(data):
+        return [] if place else data, note
+    return data[place::parts] if isinstance(data, list) else _Part(data, place, parts), note
+
+
+class _Part:
+    """Every n-th batch of a re-iterable."""
+
+    def __init__(self, data: Any, place: int, parts: int) -> None:
+        self._data, self._place, self._parts = data, place, parts
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(self._data), self._place, None, self._parts)
+
+
+def _digest_of_batch(batch: Any) -> tuple[Any, ...]:
+    return outline(batch), *map(_digest, tensors(batch))
 
 
 def same_weights(model: nn.Module, group: Group) -> str:

@@ -109,6 +109,18 @@ def test_shares_that_drop_examples_are_left_as_they_are() -> None:
     assert seen(even) == list(range(8))
 
 
+def test_shares_without_a_rank_for_each_are_refused() -> None:
+    with pytest.raises(InputError, match="one of 3 shares") as caught:
+        share_of(distributed(0, 3), 1)
+    assert caught.value.where == "its DistributedSampler" and "without that sampler" in caught.value.what_to_do
+    with pytest.raises(InputError, match="one of 3 shares") as caught:
+        share_of(distributed(0, 3), 4)
+    assert "make 4 shares" in caught.value.what_to_do
+    with pytest.raises(InputError, match="one of 3 shares"):
+        share_of(accelerated(DataLoader(Stream(), 4), 0, 3, dispatch_batches=False), 2)
+    assert len(seen([share_of(distributed(rank, 2), 4, copies=2) for rank in (0, 1)])) == COUNT
+
+
 def test_what_ranks_cannot_agree_on_is_refused() -> None:
     pytest.importorskip("accelerate", reason="accelerate is not installed")
     from accelerate.data_loader import skip_first_batches

@@ -144,3 +144,19 @@ def test_a_scripted_part_is_used_as_it_is() -> None:
     model = nn.Sequential(torch.compile(nn.Linear(4, 5).double(), backend="eager"), torch.jit.script(nn.Tanh()))
     twin = PlainTwin(model).model
     assert twin[1] is model[1] and type(twin[0]) is nn.Linear and twin[0].weight is model[0].weight
+
+
+def test_weights_that_cannot_be_gathered_are_refused() -> None:
+    fully = pytest.importorskip("torch.distributed.fsdp").FullyShardedDataParallel
+    flat = fully.__new__(fully)  # it can be made on an accelerator only
+    nn.Module.__init__(flat)
+    flat._fsdp_wrapped_module = mlp()
+    for model, where in ((flat, "FullyShardedDataParallel"), (nn.Sequential(mlp(), flat), "1")):
+        with pytest.raises(lh.InputError, match="FSDP1") as caught:
+            lh.Objective(model, (X, Y), CE)
+        assert caught.value.where == where and "fully_shard" in caught.value.what_to_do
+    partitioned = mlp()
+    partitioned[2].weight.ds_tensor = torch.zeros(3)  # type: ignore[attr-defined]  # as DeepSpeed marks them
+    with pytest.raises(lh.InputError, match="ZeRO-3") as caught:
+        lh.Objective(partitioned, (X, Y), CE)
+    assert caught.value.where == "2.weight"
