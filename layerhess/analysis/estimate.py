@@ -1,33 +1,30 @@
-"""What an analysis will cost, without running it: ``layerhess.estimate``, from the checks and a few timed products."""
+"""What an analysis will cost, without running it: ``layerhess.estimate``, from a trial on a part of the data."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from layerhess.analysis.analyze import analyze
 from layerhess.analysis.arguments import check_arguments
-from layerhess.analysis.microbatches import graph_bytes
-from layerhess.analysis.paths.exact import expected_products, goes_dense
-from layerhess.analysis.paths.factors import graph_maker
-from layerhess.analysis.run import Run
+from layerhess.analysis.paths.cost import gram_bytes
+from layerhess.analysis.paths.gram import whole
+from layerhess.analysis.tasks import Task
+from layerhess.analysis.trial import Trial, Unit, unit_of
 from layerhess.checks.second_derivative import named_operations
-from layerhess.curvature.batch_graph import GraphMaker
-from layerhess.curvature.counters import Counters
-from layerhess.curvature.data_pass import FULL, DataPass, Request
-from layerhess.curvature.device import KEPT_SHARE, memory_limit, solver_device
+from layerhess.curvature.device import memory_limit, peak_bytes, restart_peak, used_bytes
 from layerhess.errors import checked_integer
-from layerhess.objective.batches import leading_size
-from layerhess.objective.blocks import Block, Scheme, partition
+from layerhess.linalg.eigen.gram import Gram
+from layerhess.objective.blocks import Scheme, partition
 from layerhess.objective.interrupts import deferred_interrupts
 from layerhess.objective.objective import Objective
 
-TOGETHER = 8  # vectors of one product that is timed for estimators, which ask for many at once
+TRIAL_SECONDS = 60.0  # after the checks; what has not converged by then is extrapolated
+BANDWIDTH = 1e10  # bytes a second that a process sends, where several are asked for
+HEAVY = 6.0  # forward passes: three, in float64, look for the examples that rounding is measured on
+START = 300.0  # a typical first residual over its tolerance
 
 
 @dataclass(frozen=True)
@@ -61,8 +58,10 @@ def estimate(
 ) -> CostEstimate:  # fmt: skip
     """What :func:`layerhess.analyze` with the same arguments would cost.
 
-    The survey and the self-check are run as they would be; then products with a part of the data are timed. How many
-    steps a solver needs depends on the spectrum, which nobody knows yet: the figure is that of usual networks.
+    The survey reads the data once and the self-check runs on its sample, as in an analysis. Then the solvers run on a
+    part of the data, at most a quarter and at most a minute, with the decisions (waves, precision, pieces, segments,
+    path) for all of it: passes and solvers' vectors are those of a real search for similar curvature. What grows with
+    the data is carried over: seconds, by timed gradients of whole batches, and graphs, as far as they will be kept.
 
     Args:
         world: processes that share the data, on devices such as this one. device_memory: of each, such as "80GiB"; by
@@ -79,10 +78,10 @@ def estimate(
     arguments = check_arguments(**named)
     world = checked_integer(world, "world", 1)
     room = memory_limit(device_memory)
-    run = Run(
-        objective, partition(objective.model, objective.parameters, objective.frozen, scheme), scheme, arguments, None,
-        skip_failed,
-    )  # fmt: skip
+    divided = partition(objective.model, objective.parameters, objective.frozen, scheme)
+    run = Trial(objective, divided, scheme, arguments, None, skip_failed)
+    restart_peak(objective.device)
+    before = used_bytes(objective.device)
     if room is not None:
         run.machine, run.budget = replace(run.machine, free=room), replace(run.budget, free=room)
         run.graph_budget = run.budget
@@ -91,93 +90,113 @@ def estimate(
         with objective.session(), named_operations(objective):
             run.look()
             run.prepare()
-            found = _expected(run, world)
+            found = _expected(run, world, before)
     return found
 
 
-def _expected(run: Run, world: int) -> CostEstimate:
-    """From one part of the data, as large as a batch will be in a pass (in session, after the checks)."""
-    assert run.surveyed is not None and run.checked is not None
-    make = graph_maker(run.curvature, run.checked.licence)
-    objective, _ = run._cut(make)
-    part = next(iter(objective.batches()))
-    share = _share(run, part) / world
-    blocks = {name: block for name, block in run._operators().items() if name not in run.checked.failed}
-    timed = _Timed(objective.narrowed([part]), make, blocks, asked_together=run.arguments.estimates.any)
-    steps = {name: _steps(run, block) for name, block in blocks.items()}
-    estimators = run.arguments.estimates
-    passes = max(steps.values(), default=0) + estimators.expected_passes
-    sampled = [b.numel for name, b in blocks.items() if name != FULL and not goes_dense(b.numel, run.wanted)]
-    probes = estimators.expected_products(sampled, FULL in blocks)
-    products = sum(steps.values()) + probes
-    own = max(1.0, share)  # parts of a process
-    kept = timed.nbytes * own <= KEPT_SHARE * run.graph_budget.room
-    solve = own * sum(steps[name] * timed.seconds[name] for name in blocks)
-    solve += own * probes * timed.together
-    solve += own * timed.graph_seconds * (1 if kept else passes)
-    rounding = 3.0 * run.checked.block_seconds  # products of the candidates, in two precisions
-    before = run.counters.seconds["survey"] / world + run.counters.seconds["checks"]
-    numel = sum(block.numel for block in blocks.values())
-    sent = 0 if world == 1 else int(2 * (world - 1) / world * 8 * (numel / max(len(blocks), 1)) * products)
-    peak = int(timed.nbytes * (own if kept else 1.0))
+def _expected(run: Trial, world: int, before: int) -> CostEstimate:
+    """Run the trial, and carry it over to all the data (in session, after the checks)."""
+    device, surveyed = run.objective.device, run.surveyed
+    assert surveyed is not None and run.checked is not None
+    checks = peak_bytes(device) - before
+    fixed = run.counters.seconds["checks"] + run.counters.seconds["survey"] / world
+    limit = run.counters.clock() - run.started + TRIAL_SECONDS
+    asked = run.arguments.time_limit
+    run.arguments = replace(run.arguments, time_limit=limit if asked is None else min(limit, asked))
+    restart_peak(device)
+    run.solve()
+    solved = peak_bytes(device) - before
+    assert run.schedule is not None
+    unit, longer = unit_of(run, surveyed, world), _longer(run)
+    passes = math.ceil(longer * run.counters.passes)
+    # Memory: what the trial took, but for its graphs, and the graphs of the data.
+    room = run.kept_room()
+    kept = min(unit.graphs, _whole_batches(unit, room))
+    tried = min(sum(unit.kept.of(n) for n in unit.tried), room)
+    at_hand, tried_at_hand = (
+        unit.most.of(n) - (unit.kept.of(n) if kept else 0.0) for n in (unit.piece, max(unit.tried))
+    )
+    solvers = max(0.0, solved - tried - tried_at_hand) + (longer - 1.0) * _row_bytes(run) + _gram_growth(run, unit)
+    peak = int(max(checks, solvers + kept + at_hand))
+    # Time.
+    in_passes = sum(run.pass_seconds) or run.counters.seconds["solve"]
+    alone = max(0.0, run.counters.seconds["solve"] - in_passes)
+    made = run.checked.graph_seconds * sum(unit.tried) / max(surveyed.sample_size, 1) * unit.slower
+    remade = made * (passes - 1) * (1.0 - kept / unit.graphs) if unit.graphs else 0.0
+    vectors = sum(task.products for task in run.schedule.tasks)
+    sent = int(16.0 * (world - 1) / world * longer * sum(t.products * t.block.numel for t in run.schedule.tasks))
+    heavy = 0.0 if surveyed.measured.whole else HEAVY * run.counters.seconds["survey"] / world
+    seconds = (
+        fixed + longer * (alone + in_passes * unit.slower) + remade + heavy + run.counters.seconds["rounding"]
+        + sent / BANDWIDTH
+    )  # fmt: skip
     return CostEstimate(
-        seconds=before + solve + rounding,
+        seconds=seconds,
         passes=passes,
-        products=products,
+        products=math.ceil(longer * (vectors + run.probes)),
         peak_bytes=peak,
         sent_bytes=sent,
-        gradient_seconds=own * timed.gradient_seconds,
+        gradient_seconds=unit.gradient_seconds,
         fits=peak <= run.machine.room,
         world=world,
-        examples=run.surveyed.examples,
-        notes=tuple(run.notes),
+        examples=surveyed.examples,
+        notes=tuple(dict.fromkeys((*run.notes, *_notes(run, unit, world)))),
     )
 
 
-def _share(run: Run, part: Any) -> float:
-    """How many parts such as this the data has."""
-    assert run.surveyed is not None
-    size = leading_size(part)
-    return run.surveyed.examples / size if size and run.surveyed.examples else float(run.surveyed.batches)
+def _whole_batches(unit: Unit, room: float) -> float:
+    """Bytes of as many whole batches' graphs as fit."""
+    batch = unit.kept.of(unit.piece)
+    return math.floor(room / batch) * batch if batch > 0.0 else 0.0
 
 
-def _steps(run: Run, block: Block) -> int:
-    return expected_products(block.numel, run.wanted)
+def _longer(run: Trial) -> float:
+    """How many times the passes of the trial the search takes, where that was ended before it converged."""
+    assert run.schedule is not None
+    if not run.schedule.stopped:
+        return 1.0
+    tasks, done = run.schedule.tasks, max(1, run.counters.passes)
+    open_ones = [task for task in tasks if not task.done]
+    untouched = sum(not task.told for task in open_ones)
+    known = [task for task in open_ones if task.told and not task.released]
+    distances = [d for task in known if math.isfinite(d := task.distance(run.arguments.tol))]
+    slowest = min(max(distances, default=1.0), 0.9 * START)
+    factor = math.log(START) / math.log(START / max(slowest, 1.0))
+    factor *= len(tasks) / max(1, len(tasks) - untouched)
+    return min(factor, max(1.0, run.arguments.max_passes / done))
 
 
-class _Timed:
-    """Times the graph of one part of the data, and a product of every block with it; each for the second time.
+def _row_bytes(run: Trial) -> float:
+    """Bytes of the rows that unfinished solvers of the trial hold, each with its product."""
+    assert run.schedule is not None
+    return float(sum(_basis_bytes(task) for task in run.schedule.tasks if not task.done))
 
-    Attributes:
-        nbytes: of the graph, with what products save. graph_seconds: to make it. seconds: of a product, by block.
-            together: of one vector, the mean over the blocks, where several are multiplied at once.
-        gradient_seconds: of one plain gradient.
-    """
 
-    def __init__(
-        self, objective: Objective, make: GraphMaker, blocks: Mapping[str, Block], *, asked_together: bool
-    ) -> None:
-        names = list(dict.fromkeys(name for block in blocks.values() for name in block.parameters))
-        self.nbytes = graph_bytes(objective, next(iter(objective.batches())), make, list(blocks.values()))
-        counters = Counters()
-        self._clock = counters.clock
-        self._pass = DataPass(objective, names, counters, keep=math.inf, make_graph=make, time_unit=True)
-        place = solver_device(objective.device)
-        ones = {name: torch.ones((1, block.numel), dtype=torch.float64, device=place) for name, block in blocks.items()}
-        first = {name: Request(block, ones[name]) for name, block in blocks.items()}
-        self._pass.run(first)
-        self.gradient_seconds = counters.gradient_seconds
-        self._pass.release()
-        whole = self._seconds(first)
-        self.seconds = {name: self._seconds({name: first[name]}) for name in blocks}
-        self.graph_seconds = max(0.0, whole - sum(self.seconds.values()))
-        self.together = 0.0
-        if asked_together:
-            several = {name: Request(b, ones[name].expand(TOGETHER, -1)) for name, b in blocks.items()}
-            self.together = self._seconds(several) / TOGETHER / max(len(blocks), 1)
-        self._pass.release()
+def _basis_bytes(task: Task) -> int:
+    basis = None if task.released else getattr(task.process, "basis", None)
+    return 0 if basis is None else 2 * basis.size * basis.n * basis.dtype.itemsize
 
-    def _seconds(self, requests: Mapping[str, Request]) -> float:
-        start = self._clock()
-        self._pass.run(requests)
-        return self._clock() - start
+
+def _gram_growth(run: Trial, unit: Unit) -> float:
+    """Bytes by which the rows of Gram matrices, or these matrices, outgrow those of the trial."""
+    assert run.schedule is not None and run.checked is not None
+    licence, itemsize, grown = run.checked.licence, run.objective.dtype.itemsize, 0
+    for task in run.schedule.tasks:
+        if task.whole and not task.released and isinstance(task.process, Gram) and task.name in licence.works:
+            work, numel = licence.works[task.name], task.block.numel
+            here, there = (whole(work, licence.examples, n).rows for n in (sum(unit.tried), unit.examples))
+            grown += gram_bytes(numel, there, run.wanted, itemsize) - gram_bytes(numel, here, run.wanted, itemsize)
+    return float(max(0, grown))
+
+
+def _notes(run: Trial, unit: Unit, world: int) -> list[str]:
+    assert run.schedule is not None
+    found = [f"estimated from a search on {sum(unit.tried)} of {unit.examples * world} examples (or batches)"]
+    if run.schedule.stopped:
+        found.append(f"that search was ended ({run.schedule.stopped}), and the rest is extrapolated")
+    if world > 1:
+        found.append(
+            f"{world} processes: each with its share of the data and all of the solvers' vectors, and "
+            f"{BANDWIDTH / 1e9:g} GB/s to send sums"
+        )
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from collections.abc import Iterable
@@ -121,7 +122,26 @@ def used_bytes(device: torch.device) -> int:
         return int(_STATM.read_text().split()[1]) * resource.getpagesize()
     if not HAS_RESOURCE:
         return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_bytes(device)
+
+
+def restart_peak(device: torch.device) -> None:
+    """Forget the most that was held so far, where the system allows that; see :func:`peak_bytes`."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):  # another system, or one that forbids it: the peak is then of the whole process
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most that this process has held on ``device`` since :func:`restart_peak`."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(found[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if HAS_RESOURCE else 0
     return peak if sys.platform == "darwin" else peak * 1024
 
 

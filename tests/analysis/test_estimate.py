@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 import layerhess as lh
+from layerhess.analysis import estimate
+from layerhess.analysis.trial import Growth, Unit
+from repeated_blocks import Tied
 
 
 def network(width: int = 40) -> lh.Objective:
@@ -19,8 +27,8 @@ def network(width: int = 40) -> lh.Objective:
 def test_blocks_that_are_read_whole_take_as_many_products_as_they_have_parameters() -> None:
     objective = network(width=3)  # 21 and 12 parameters
     found = lh.estimate(objective, blocks="module", full=False)
-    assert (found.products, found.passes, found.world, found.examples) == (33, 21, 1, 64)
-    assert lh.analyze(objective, blocks="module", full=False).counts.passes <= 21
+    assert (found.products, found.world, found.examples) == (33, 1, 64)
+    assert found.passes == lh.analyze(objective, blocks="module", full=False).counts.passes <= 21
     assert found.seconds > 0.0 and found.gradient_seconds > 0.0 and found.peak_bytes > 0 and found.sent_bytes == 0
 
 
@@ -28,6 +36,73 @@ def test_the_passes_are_near_those_of_a_run() -> None:
     objective = network()
     found, made = lh.estimate(objective, blocks="module", top=2), lh.analyze(objective, blocks="module", top=2)
     assert 0.5 < found.passes / made.counts.passes < 2.0
+
+
+SHAPES = ("wide layers", "many examples", "a transformer")
+RUN = """
+import sys, torch, layerhess as lh
+from layerhess.curvature.device import peak_bytes, restart_peak, used_bytes
+from test_estimate import shape
+torch.set_num_threads(1)
+objective, cpu = shape(sys.argv[1]), torch.device("cpu")
+if sys.argv[2] == "estimate":
+    found = lh.estimate(objective)
+    print(found.peak_bytes, found.seconds)
+else:
+    restart_peak(cpu)
+    before = used_bytes(cpu)
+    found = lh.analyze(objective)
+    print(peak_bytes(cpu) - before, sum(found.seconds.values()))
+"""
+
+
+def shape(name: str) -> lh.Objective:
+    torch.manual_seed(0)
+    if name == "a transformer":
+        words = torch.randint(0, 7, (32, 64))
+        return lh.Objective(Tied(3, 64), list(zip(words.split(8), words.split(8), strict=True)), nn.CrossEntropyLoss())
+    wide, n, batch = (768, 1024, 128) if name == "wide layers" else (256, 6000, 3000)
+    model = nn.Sequential(nn.Linear(64, wide), nn.Tanh(), nn.Linear(wide, wide), nn.GELU(), nn.Linear(wide, 10))
+    x, y = torch.randn(n, 64), torch.randint(0, 10, (n,))
+    return lh.Objective(model, list(zip(x.split(batch), y.split(batch), strict=True)), nn.CrossEntropyLoss())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs the peak of one process (Linux)")
+@pytest.mark.parametrize("name", SHAPES)
+def test_peak_and_time_are_near_those_of_a_run(name: str) -> None:
+    """Each in a process of its own: what the first allocations of a process take belongs to both."""
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"}
+    figures = []
+    for what in ("estimate", "analyze"):
+        command = [sys.executable, "-c", RUN, name, what]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+        figures.append([float(word) for word in done.stdout.split()])
+    (peak, seconds), (real_peak, real_seconds) = figures
+    assert abs(peak / real_peak - 1.0) <= 0.15
+    assert 0.5 <= seconds / real_seconds <= 2.0
+
+
+def test_what_has_the_size_of_the_weights_does_not_grow_with_the_examples() -> None:
+    growth = Growth.through((4, 500.0), (8, 900.0))
+    assert (growth.fixed, growth.each, growth.of(100)) == (100.0, 100.0, 10100.0)
+    assert Growth.through((1, 70.0), (1, 70.0)).of(3) == 210.0
+    assert Growth.through((4, 90.0), (8, 80.0)).of(100) == 80.0
+
+
+def test_a_trial_that_is_ended_is_carried_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = lh.estimate(network())
+    monkeypatch.setattr(estimate, "TRIAL_SECONDS", 0.0)
+    cut = lh.estimate(network())
+    assert any("that search was ended" in note for note in cut.notes)
+    assert 1 <= cut.passes <= 3 * whole.passes and cut.peak_bytes > 0
+
+
+def test_graphs_are_kept_as_whole_batches() -> None:
+    unit = Unit(Growth(10.0, 1.0), Growth(20.0, 2.0), 4.0, 1.0, examples=64, pieces=4, piece=16, tried=(16,))
+    assert unit.graphs == 4 * 10.0 + 64.0
+    assert [estimate._whole_batches(unit, room) for room in (25.0, 26.0, 60.0, 1000.0)] == [0.0, 26.0, 52.0, 988.0]
 
 
 def test_processes_share_the_gradient_and_send_sums() -> None:
