@@ -87,8 +87,8 @@ def _checked(objective: Objective, matrix: CurvatureMatrix, blocks: Mapping[str,
         full_norm = size_of_product(data_pass, blocks[FULL], SEED)
         level = zero_level(torch.finfo(found.trace.coarsest).eps, full_norm)
         awake = {
-            name: blocks[name] for name in found.zero_suspects
-            if name != FULL and size_of_product(data_pass, blocks[name], SEED) > level
+            name: block for name, block in blocks.items()  # in one order on all ranks
+            if name in found.zero_suspects and name != FULL and size_of_product(data_pass, block, SEED) > level
         }  # fmt: skip
         if awake:
             check_unsampled(objective, data_pass, awake, full_norm, SEED, found)

@@ -220,7 +220,7 @@ def _symmetry(
     }  # the full model where its product is exactly 0
     live = {key: m for key, m in measured.items() if key not in found.zero_suspects}
     suspicious = SUSPICIOUS.get(coarsest, 0.0)  # half precision shows nothing: always use the float64 copy
-    doubtful = {key for key, m in live.items() if not m.asymmetry <= suspicious}
+    doubtful = [key for key, m in live.items() if not m.asymmetry <= suspicious]
     limit = WRONG.get(coarsest, 0.3)
     judge, worst = data_pass, {key: live[key] for key in doubtful}
     copied = make_copy() if doubtful and objective.dtype != torch.float64 else None

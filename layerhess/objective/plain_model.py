@@ -35,6 +35,7 @@ _ORIGINAL_FORWARD = "_original_forward"  # accelerate keeps it there when it put
 _STATE = "__composable_api_state_key"  # what fully_shard and its like keep in a module, as an attribute
 _CONTAINERS = (list, tuple, set, dict, OrderedDict, defaultdict, deque)
 AUTOCAST_OFF = "accelerate's mixed precision is off during the analysis: the weights' own precision is used"
+FABRIC_OFF = "Fabric's mixed precision is off during the analysis: the weights' own precision is used"
 POLICY_OFF = "FSDP's MixedPrecisionPolicy is off during the analysis: the weights' own precision is used"
 GATHERED = "the weights are sharded: while they are analysed, every process holds all of them, twice"
 
@@ -61,6 +62,8 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, list[str]]:
         if any(kind.__name__ == "OptimizedModule" for kind in type(model).__mro__):
             said.append("the model was compiled: the module inside torch.compile is analysed, eagerly")
         else:
+            precision = getattr(getattr(getattr(model, "_strategy", None), "precision", None), "precision", "")
+            said += [FABRIC_OFF] if str(precision).endswith("mixed") else []
             said.append(f"the model was wrapped in {type(model).__name__.lstrip('_')}: the module inside is analysed")
         model = held
     return model, said

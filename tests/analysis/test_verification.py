@@ -211,3 +211,25 @@ def test_vectors_and_products_that_are_not_finite_are_refused() -> None:
     ):
         with refused(model, "batch 1"):
             call()
+
+
+def test_blocks_that_vanish_are_looked_at_in_the_models_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks exchange sums for each of them, and strings in a set come in another order in every process."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"layer": nn.Linear(4, 3), "added": nn.ParameterList(torch.randn(2) for _ in range(8))})
+    x = torch.randn(6, 4)
+
+    def loss(network: Any, rows: Tensor) -> tuple[Tensor, int]:
+        added = sum(part.sum() for part in network["added"])
+        return torch.tanh(network["layer"](rows)).sum() + len(rows) * added, len(rows)
+
+    looked: list[str] = []
+    measured = verification.size_of_product
+
+    def recorded(data_pass: Any, block: Any, seed: int) -> float:
+        looked.append(block.name)
+        return measured(data_pass, block, seed)
+
+    monkeypatch.setattr(verification, "size_of_product", recorded)
+    lh.Hessian(lh.Objective(model, [x], lh.batch_loss(loss))).matvec(torch.ones(31))
+    assert looked == ["(full)", *(f"added.{i}" for i in range(8))]
