@@ -34,6 +34,7 @@ from layerhess.objective.objective import Objective
 GROUPS = 16  # wanted: the standard error of a standard error from g groups is 1 / sqrt(2 g) of it
 SHARE = 0.4  # of the budget, for vectors and products of one pass: no graphs are kept beside them
 ROW = 8  # bytes of a number
+SINGLE = 64  # examples up to which each is its own group: how they lie in batches, or on processes, then plays no part
 FEWEST = 4  # below this nothing is said
 PROBES = 8  # for the traces; the probes' own contribution is removed
 
@@ -80,7 +81,7 @@ def sampling_errors(
     block's eigenvectors and random probes orthogonal to them. Two probes u, w see the same groups, so the covariance
     between u'A_g u and w'A_g w over the groups is due to the data alone.
 
-    Groups are the batches, or parts of them if there are few. Two things make the standard error too large. Neither is
+    Groups are the batches, or parts of them if there are few; of few examples each is a group. Two things make the standard error too large. Neither is
     corrected, since that would need the spectrum without noise:
 
     1. Data in a meaningful order (sorted by class) make the groups differ more than random ones would.
@@ -291,9 +292,9 @@ def shared_error(sums: Floats, counts: Floats) -> float:
 
 def _grouped(objective: Objective, surveyed: Survey, uncut: str) -> tuple[Objective, int]:
     number = surveyed.batches
-    if number >= GROUPS or not surveyed.examples or uncut:
+    size = 1 if surveyed.examples <= SINGLE else surveyed.examples // GROUPS
+    if not surveyed.examples or uncut or (number >= GROUPS and size > 1):
         return objective, number
-    size = max(1, surveyed.examples // GROUPS)
     return objective.resized(size), math.ceil(surveyed.examples / size)
 
 

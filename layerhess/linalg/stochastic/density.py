@@ -19,6 +19,7 @@ from layerhess.linalg.stochastic.density_grid import FINEST, bandwidth_of, compr
 from layerhess.linalg.stochastic.options import is_number
 from layerhess.linalg.stochastic.probe_statistics import half_width
 
+KEPT = 32 << 20  # bytes of all bases of the probes at work, up to which they are kept
 BREAKDOWN = 1e-10  # of the largest coefficient so far: below this the rest in the recurrence is rounding
 DISAGREE = 5e-6  # probability, by Student's t, that two right estimates of one moment are called different
 ARITHMETIC = 1e-6  # relative: float32 products differ by that much between two ways to compute the same number
@@ -70,10 +71,11 @@ class StochasticLanczos:
     2 steps - 1, and the mean of v'f(A)v over v is tr f(A) / n (Golub & Welsch 1969; Ubaru, Chen & Saad 2017; Ghorbani,
     Krishnan & Xiao 2019). So the first two moments of each probe are exactly v'Av and ||Av||^2.
 
-    The short recurrence keeps three vectors of each probe and no basis, so orthogonality is lost and converged Ritz
-    values come back as ghost copies, which share the weight of the one eigenvalue. A density does not mind (Greenbaum
-    1989); a list of eigenvalues would be wrong. Never read top eigenvalues, or their multiplicities, off the nodes:
-    they come from the solver that reorthogonalises, with a residual for each.
+    Small probes keep their bases and are orthogonalised fully, so that their nodes do not depend on the order of
+    summation. Large ones keep three vectors each: orthogonality is lost and converged Ritz values come back as ghost
+    copies, which share the weight of the one eigenvalue. A density does not mind (Greenbaum 1989); a list of
+    eigenvalues would be wrong. Never read top eigenvalues, or their multiplicities, off the nodes: they come from the
+    solver that reorthogonalises, with a residual for each.
 
     Cost: at most steps x probes products, memory 5 x together x n float64.
 
@@ -89,6 +91,8 @@ class StochasticLanczos:
         self._draw = draw
         self._together = together or options.probes
         self._current = self._previous = torch.empty((0, n), dtype=torch.float64)
+        self._keeps = 8 * self.steps * self._together * n <= KEPT
+        self._basis: list[Tensor] = []  # if kept: the vectors of all steps, (s, n) each
         self._alpha: list[list[float]] = [[] for _ in range(options.probes)]
         self._beta: list[list[float]] = [[] for _ in range(options.probes)]
         self._waiting = list(range(options.probes))
@@ -119,6 +123,9 @@ class StochasticLanczos:
         lengths = [self._beta[i][-1] if self._beta[i] else 0.0 for i in self._alive]
         before = torch.tensor(lengths, dtype=products.dtype, device=products.device)
         rest = products - alpha[:, None] * self._current - before[:, None] * self._previous
+        if self._keeps:
+            self._basis.append(self._current)
+            rest = _outside(rest, self._basis)
         beta = torch.linalg.vector_norm(rest, dim=1)
         going = []
         for row, probe in enumerate(self._alive):
@@ -129,6 +136,8 @@ class StochasticLanczos:
             elif len(self._alpha[probe]) < self.steps:
                 self._beta[probe].append(float(beta[row]))
                 going.append(row)
+        if len(going) < len(self._alive):
+            self._basis = [vectors[going] for vectors in self._basis] if going else []
         self._alive = [self._alive[row] for row in going]
         self._previous = self._current[going]
         self._current = rest[going] / beta[going, None]
@@ -186,6 +195,14 @@ class StochasticLanczos:
         elif steps > self.n:
             status += f", all that a block of {self.n} allows"
         return status if probes > 1 else f"{status}; a single vector gives no band"
+
+
+def _outside(rows: Tensor, basis: Sequence[Tensor]) -> Tensor:
+    """(s, n) rows, each without its part in its own orthonormal vectors, (s, n) a step; subtracted twice."""
+    q = torch.stack(list(basis), dim=1)  # (s, steps, n)
+    for _ in range(2):
+        rows = rows - torch.bmm(torch.bmm(rows[:, None], q.transpose(1, 2)), q)[:, 0]
+    return rows
 
 
 def _at_least_known(density: DensityEstimate, n: int) -> DensityEstimate:
