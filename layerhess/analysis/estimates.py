@@ -16,7 +16,7 @@ from layerhess.analysis.estimate_options import EstimateOptions
 from layerhess.analysis.matrix_errors import couplings_with_errors, is_zero, matrix_errors, with_errors
 from layerhess.analysis.probing.block_samples import Known, shaped
 from layerhess.analysis.probing.density_start import DensityEstimator
-from layerhess.analysis.probing.room import room_of
+from layerhess.analysis.probing.room import keeps_bases, room_of
 from layerhess.analysis.probing.shared_probes import SharedProbes
 from layerhess.analysis.probing.solved import known_of
 from layerhess.analysis.sampling_errors import SamplingErrors
@@ -145,9 +145,10 @@ class Estimation:
         room = self.room.rows(self.full.numel, most=MOST_COLUMNS) if reused else 0
         left = room  # for whole columns in the first pass; those that do not fit are made later
         shared = shared and reused
+        keep = reused and keeps_bases(sum(block.numel for block in sampled.values()), options, self.room.nbytes / 4)
         for name, block in sampled.items():
             number = None if together is None else together[name]
-            process = StochasticLanczos(block.numel, options, self._starts(name, block), number)
+            process = StochasticLanczos(block.numel, options, self._starts(name, block), number, keep)
             columns = 0
             if coupling is not None and left and name in coupled and block.numel > coupling.probes:
                 columns = min(coupling.probes, options.probes, left)

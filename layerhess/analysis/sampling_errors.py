@@ -81,8 +81,8 @@ def sampling_errors(
     block's eigenvectors and random probes orthogonal to them. Two probes u, w see the same groups, so the covariance
     between u'A_g u and w'A_g w over the groups is due to the data alone.
 
-    Groups are the batches, or parts of them if there are few; of few examples each is a group. Two things make the standard error too large. Neither is
-    corrected, since that would need the spectrum without noise:
+    Groups are the batches, or parts of them if there are few; of few examples each is a group. Two things make the
+    standard error too large. Neither is corrected, since that would need the spectrum without noise:
 
     1. Data in a meaningful order (sorted by class) make the groups differ more than random ones would.
     2. The eigenvector was fitted to the same examples, and the first order holds only while the standard error is small

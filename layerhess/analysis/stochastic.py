@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from layerhess.analysis.operators import Operator
-from layerhess.analysis.probing.room import room_of
+from layerhess.analysis.probing.room import keeps_bases, room_of
 from layerhess.analysis.probing.shared_probes import SharedProbes
 from layerhess.analysis.single_operator import SingleOperator, check_operator
 from layerhess.curvature.data_pass import FULL
@@ -139,7 +139,7 @@ def density(
     options = Density(probes=probes, steps=steps, points=points, bandwidth=bandwidth)
     with ExitStack() as stack:
         single = SingleOperator(op, n, checked_integer(seed, "seed", 0), stack)
-        process = StochasticLanczos(n, options, single.directions)
+        process = StochasticLanczos(n, options, single.directions, keep=keeps_bases(n, options))
         while not process.done:
             process.tell(single.apply(process.ask()))
     found = process.result()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from layerhess.analysis.waves import SOLVER_SHARE, size
 from layerhess.curvature.device import Budget
 from layerhess.errors import InputError
+from layerhess.linalg.stochastic.density import Density
 
 ROOM_SHARE = 0.1  # of the budget, for estimators beside the solvers' bases; where those were dropped, their share too
 ROW = 8  # bytes of a number
@@ -17,6 +18,7 @@ DENSITY = 6 * ROW  # of a Lanczos step: two vectors, the product, its rest, the 
 REUSED = 2 * ROW  # of a first product that is kept for other estimates
 DIAGONAL = 8 * ROW  # moments of the samples, of blocks' own products and of full ones
 SKETCH = 3 * ROW  # of a vector of XTrace and its kin: the most that is kept for each product
+SMALL_BASES = 256 << 20  # bytes
 MOST_PROBES = 64  # in one pass
 
 
@@ -97,3 +99,12 @@ def room_of(memory: Budget, beside: bool) -> Room:
     """
     share = ROOM_SHARE if beside else ROOM_SHARE + SOLVER_SHARE
     return Room(share * memory.room, share)
+
+
+def keeps_bases(numel: int, options: Density, nbytes: float = SMALL_BASES) -> bool:
+    """Whether densities of so many parameters in all keep their bases: where these are next to nothing.
+
+    Args:
+        nbytes: of them, at most; never more than :data:`SMALL_BASES`.
+    """
+    return ROW * options.steps * options.probes * numel <= min(SMALL_BASES, nbytes)

@@ -19,7 +19,6 @@ from layerhess.linalg.stochastic.density_grid import FINEST, bandwidth_of, compr
 from layerhess.linalg.stochastic.options import is_number
 from layerhess.linalg.stochastic.probe_statistics import half_width
 
-KEPT = 32 << 20  # bytes of all bases of the probes at work, up to which they are kept
 BREAKDOWN = 1e-10  # of the largest coefficient so far: below this the rest in the recurrence is rounding
 DISAGREE = 5e-6  # probability, by Student's t, that two right estimates of one moment are called different
 ARITHMETIC = 1e-6  # relative: float32 products differ by that much between two ways to compute the same number
@@ -71,27 +70,27 @@ class StochasticLanczos:
     2 steps - 1, and the mean of v'f(A)v over v is tr f(A) / n (Golub & Welsch 1969; Ubaru, Chen & Saad 2017; Ghorbani,
     Krishnan & Xiao 2019). So the first two moments of each probe are exactly v'Av and ||Av||^2.
 
-    Small probes keep their bases and are orthogonalised fully, so that their nodes do not depend on the order of
-    summation. Large ones keep three vectors each: orthogonality is lost and converged Ritz values come back as ghost
+    With ``keep`` every probe keeps its basis and is orthogonalised fully, so that its nodes do not depend on the order
+    of summation. Else it keeps three vectors: orthogonality is lost and converged Ritz values come back as ghost
     copies, which share the weight of the one eigenvalue. A density does not mind (Greenbaum 1989); a list of
     eigenvalues would be wrong. Never read top eigenvalues, or their multiplicities, off the nodes: they come from the
     solver that reorthogonalises, with a residual for each.
 
-    Cost: at most steps x probes products, memory 5 x together x n float64.
+    Cost: at most steps x probes products, memory 5 x together x n float64; bases take steps x together x n more.
 
     Args:
         n: dimension. options: see :class:`Density`. draw: number -> random unit vector (n,) float64. together: how many
-            probes take their steps at the same time; all of them by default.
+            probes take their steps at the same time; all of them by default. keep: their bases.
     """
 
-    def __init__(self, n: int, options: Density, draw: Source, together: int | None = None) -> None:
+    def __init__(self, n: int, options: Density, draw: Source, together: int | None = None, keep: bool = False) -> None:
         self.n = n
         self.options = options
         self.steps = min(options.steps, n)
         self._draw = draw
         self._together = together or options.probes
         self._current = self._previous = torch.empty((0, n), dtype=torch.float64)
-        self._keeps = 8 * self.steps * self._together * n <= KEPT
+        self._keeps = keep
         self._basis: list[Tensor] = []  # if kept: the vectors of all steps, (s, n) each
         self._alpha: list[list[float]] = [[] for _ in range(options.probes)]
         self._beta: list[list[float]] = [[] for _ in range(options.probes)]

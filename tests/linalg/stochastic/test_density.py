@@ -257,6 +257,24 @@ def test_nodes_contain_ghost_copies_and_nothing_offers_them_as_eigenvalues() -> 
     assert "Never read top eigenvalues" in inspect.getdoc(StochasticLanczos)  # type: ignore[operator]
 
 
+def test_with_bases_kept_there_are_no_ghosts_and_rounding_changes_nothing() -> None:
+    values = np.concatenate([[100.0], np.linspace(0.0, 1.0, N - 1)])
+    matrix = torch.from_numpy(rotated(values, 2))
+    found = []
+    for noise in (0.0, 1e-15):
+        process = StochasticLanczos(
+            N, Density(probes=2, steps=40), lambda number: random_unit(N, 0, "test", number), keep=True
+        )
+        while not process.done:
+            rows = process.ask()
+            process.tell(rows @ matrix * (1.0 + noise * torch.sign(rows)))
+        found.append(process.result())
+    for nodes in found[0].nodes:
+        assert np.sum(np.abs(nodes - 100.0) < 1e-6) == 1
+    assert np.abs(found[0].value - found[1].value).max() < 1e-10 * found[0].value.max()
+    assert np.abs(found[0].nodes - found[1].nodes).max() < 1e-8
+
+
 def test_bandwidth_ignores_ghosts() -> None:
     nodes, weights = np.array([[0.0, 1.0, 2.0, 3.0]]), np.array([[0.7, 0.1, 0.1, 0.1]])
     ghosts = np.array([[0.0, 1e-14, 2e-14, 1.0, 2.0, 3.0]]), np.array([[0.3, 0.2, 0.2, 0.1, 0.1, 0.1]])
