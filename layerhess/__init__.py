@@ -6,7 +6,7 @@ from layerhess.analysis.estimate import CostEstimate, estimate
 from layerhess.analysis.operators import EmpiricalFisher, GaussNewton, Hessian
 from layerhess.analysis.result import Analysis, load
 from layerhess.analysis.stochastic import coupling, density, diagonal, trace
-from layerhess.errors import CheckError, InputError, LayerhessWarning
+from layerhess.errors import CheckError, InputError, LayerhessWarning, ProcessError
 from layerhess.linalg.stochastic.coupling import Coupling
 from layerhess.linalg.stochastic.density import Density
 from layerhess.linalg.stochastic.diagonal import Diagonal
@@ -34,6 +34,7 @@ __all__ = [
     "InputError",
     "LayerhessWarning",
     "Objective",
+    "ProcessError",
     "Spectrum",
     "Trace",
     "analyze",

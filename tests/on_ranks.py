@@ -106,6 +106,7 @@ def refusals() -> dict[str, str]:
         "other weights": lambda: lh.analyze(lh.Objective(other, share(), loss)),
         "NaN": lambda: lh.analyze(lh.Objective(network(), wrong, loss)),
         "raised": lambda: lh.analyze(lh.Objective(network(), Raising(rank), loss)),
+        "broken": lambda: lh.analyze(lh.Objective(Broken(rank), share(), loss)),
         "between": lambda: lh.analyze(objective(), top=1 if rank == 0 else -1),
         "interrupt": lambda: lh.analyze(lh.Objective(network(), Interrupting(rank), loss)),
     }
@@ -131,6 +132,20 @@ class Raising:
             if number == 1 and self.rank == 1:
                 raise OSError("the file is gone")
             yield batch
+
+
+class Broken(nn.Linear):
+    """A model that runs on rank 0 only."""
+
+    def __init__(self, rank: int) -> None:
+        torch.manual_seed(0)
+        super().__init__(5, 3, dtype=torch.float64)
+        self.rank = rank
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.rank == 1:
+            raise RuntimeError("no such kernel")
+        return super().forward(input)
 
 
 class Interrupting(Raising):

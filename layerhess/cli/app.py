@@ -26,6 +26,7 @@ from layerhess.cli.display import Display, cost_sentences
 from layerhess.cli.exit_codes import DONE, UNFINISHED, ended, stdout_on_stderr
 from layerhess.cli.question import NOT_ESTIMATED, arguments_of, objective_of, with_options_of
 from layerhess.errors import InputError
+from layerhess.objective.group import launched, world
 from layerhess.objective.objective import Objective
 from layerhess.results import store
 from layerhess.results.derived import compare_learning_rate
@@ -160,17 +161,20 @@ def _analyze(options: dict[str, Any]) -> int:
     if options["resume"] and out is None:
         missing = "--resume needs the folder of the run that is to go on"
         raise InputError(missing, where="--out", what_to_do="give it with --out")
-    folder = store.check_writable(out if out is not None else _default_folder(options["factory"]))
+    folder = out if out is not None else _default_folder(options["factory"])
     _use_threads(options["threads"])
-    return _run(
-        lambda: objective_of(options),
-        arguments,
-        folder,
-        quiet=options["quiet"],
-        json=options["json"],
-        offer_examples=options["examples"] is None,
-        learning_rate=_checked_rate(options["learning_rate"]),
-    )
+    with launched() as group:
+        if group.rank == 0:  # which writes and prints for all
+            folder = store.check_writable(folder)
+        return _run(
+            lambda: objective_of(options),
+            arguments,
+            folder,
+            quiet=options["quiet"],
+            json=options["json"],
+            offer_examples=options["examples"] is None,
+            learning_rate=_checked_rate(options["learning_rate"]),
+        )
 
 
 def _estimate(
@@ -258,7 +262,8 @@ def _run(
     learning_rate: float | None = None,
 ) -> int:
     """Analyse what ``make()`` returns, save into ``folder``, and print the table or the JSON; the exit code."""
-    display = Display(quiet=quiet, offer_examples=offer_examples)
+    first = world().rank == 0
+    display = Display(quiet=quiet or not first, offer_examples=offer_examples)
     with ExitStack() as stack:
         if json:
             stack.enter_context(stdout_on_stderr())
@@ -270,6 +275,8 @@ def _run(
                 analysis = analyze_now(objective, **arguments, out=folder, progress=display)
         except store.SaveError as error:
             raise _rescued(error) from error
+    if not first:
+        return DONE if analysis.converged else UNFINISHED
     if json:
         sys.stdout.write(store.json_text(folder))
         sys.stdout.flush()

@@ -6,8 +6,10 @@ an error of one is raised by all. So a rank that fails leaves nobody waiting, an
 
 from __future__ import annotations
 
+import os
 import socket
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -45,25 +47,39 @@ class Failure:
     def of(cls, error: BaseException, rank: int) -> Failure:
         """What to tell of an exception."""
         if isinstance(error, LayerhessError):
-            kind = next(own for own in OURS if isinstance(error, own))
-            return cls(rank, kind, error.message, error.where, error.what_to_do)
+            ours = next(own for own in OURS if isinstance(error, own))
+            return cls(rank, ours, error.message, error.where, error.what_to_do)
         text = (str(error).strip().splitlines() or [""])[0][:200]
-        if isinstance(error, MemoryError):
-            return cls(rank, RuntimeError, f"out of memory: {text} (rank {rank})")
-        if isinstance(error, (RuntimeError, KeyboardInterrupt)):  # what they say decides whether another way is tried
-            return cls(rank, KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else RuntimeError,
-                       f"{str(error).strip()} (rank {rank})")  # fmt: skip
-        said = f"rank {rank} failed: {type(error).__name__}{': ' if text else ''}{text}"
-        return cls(rank, ProcessError, said, f"rank {rank}", "see what that process printed")
+        kinds: tuple[type[BaseException], ...] = (MemoryError, RuntimeError, KeyboardInterrupt)
+        kind = next((own for own in kinds if isinstance(error, own)), Exception)
+        return cls(rank, kind, f"{type(error).__name__}{': ' if text else ''}{text}")
 
     def exception(self) -> BaseException:
         """What another rank raises: of the same kind, so that all ranks go on in the same way."""
-        if self.kind not in OURS:
-            return self.kind(self.message)
         own = f"rank {self.rank}"
+        if self.kind is KeyboardInterrupt:
+            return KeyboardInterrupt(own)
+        if self.kind in (RuntimeError, MemoryError):  # what these say decides whether another way is tried
+            return OthersError(self)
+        if self.kind not in OURS:
+            return self.final()
         named = own in self.where or own in self.message
         where = self.where if named else ", ".join(filter(None, (own, self.where)))
         return self.kind(self.message, where=where, what_to_do=self.what_to_do)
+
+    def final(self) -> ProcessError:
+        """What another rank ends with."""
+        own = f"rank {self.rank}"
+        return ProcessError(f"{own} failed: {self.message}", where=own, what_to_do="see what that process printed")
+
+
+class OthersError(RuntimeError):
+    """A RuntimeError of another rank, whose text it has; or that it is out of memory."""
+
+    def __init__(self, failure: Failure) -> None:
+        self.failure = failure
+        memory = "out of memory: " if failure.kind is MemoryError else ""
+        super().__init__(f"{memory}{failure.message} (rank {failure.rank})")
 
 
 @dataclass(frozen=True)
@@ -87,11 +103,12 @@ class Group:
     """
 
     def __init__(self, processes: Any = None) -> None:
-        self._processes = processes
+        # Not to be held: a group that outlives destroy_process_group ends the process at its exit.
+        self._processes = None if processes is None else weakref.ref(processes)
         self.rank = 0 if processes is None else dist.get_rank(processes)
         self.size = 1 if processes is None else dist.get_world_size(processes)
         self._on_gpus = self.size > 1 and "nccl" in dist.get_backend_config(processes)
-        self._messages: Any = None  # the group for what lies in main memory
+        self._messages: weakref.ref[Any] | None = None  # the group for what lies in main memory
         self._inside = False
         self._over = False  # another rank has left, or cannot be reached
         self._number = 0
@@ -137,7 +154,7 @@ class Group:
             return sums
         direct = sums.device.type == "cpu" or (self._on_gpus and sums.is_cuda)
         total = (sums if direct else sums.cpu()).contiguous()
-        processes = self._processes if total.is_cuda else self._in_main_memory()
+        processes = self._alive(self._processes) if total.is_cuda else self._in_main_memory()
 
         def added() -> None:  # an all_reduce may round differently from rank to rank
             dist.reduce(total, dst=0, group=processes)
@@ -176,6 +193,8 @@ class Group:
                 if not self._over:
                     with suppress(Exception):  # the others' errors: this rank has its own
                         self._exchange(_Said(LEAVING, None, Failure.of(error, self.rank), last=True), error)
+                if isinstance(error, OthersError):
+                    raise error.failure.final() from error
                 raise
             self._exchange(_Said(LEAVING, last=True), None)
         finally:
@@ -226,9 +245,16 @@ class Group:
     def _in_main_memory(self) -> Any:
         """The group for messages and sums on the CPU."""
         if self._messages is None:
-            own = "gloo" in dist.get_backend_config(self._processes)
-            self._messages = self._processes if own else dist.new_group(backend="gloo")
-        return self._messages
+            own = self._alive(self._processes)
+            gloo = "gloo" in dist.get_backend_config(own)
+            self._messages = weakref.ref(own if gloo else dist.new_group(backend="gloo"))
+        return self._alive(self._messages)
+
+    @staticmethod
+    def _alive(processes: weakref.ref[Any] | None) -> Any:
+        if processes is None or (found := processes()) is None:
+            raise ProcessError("the process group was destroyed", what_to_do="destroy it after the last call")
+        return found
 
     def _lost(self, error: BaseException) -> ProcessError:
         """Who is missing after an exchange that failed: those who neither say so themselves nor told an error."""
@@ -263,9 +289,38 @@ def world() -> Group:
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return ALONE
     processes = dist.group.WORLD
-    if not _world or _world[0]._processes is not processes:
+    known = _world[0]._processes if _world else None
+    if known is None or known() is not processes:
         _world[:] = [Group(processes)]
     return _world[0]
+
+
+@contextmanager
+def launched() -> Iterator[Group]:
+    """The processes that torchrun, or another launcher that sets its variables, has started; the body is all's.
+
+    A process group is made of them, unless there is one, and destroyed at the end; each rank uses its own GPU.
+
+    Raises:
+        BaseException: as in :meth:`Group.together`.
+    """
+    made = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
+    if made:
+        gpus = torch.cuda.is_available() and dist.is_nccl_available()
+        if gpus:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    group = world()
+    try:
+        with group.together():
+            yield group
+    except BaseException as error:
+        group.announce(error)
+        raise
+    finally:
+        if made:
+            with suppress(Exception):  # of ranks that are gone
+                dist.destroy_process_group()
 
 
 def _store() -> Any:

@@ -243,20 +243,13 @@ class Objective:
         """
         examples = checked_integer(examples, "examples", 1)
         with preserved_random_state():
-            refuse_repeated_examples(self.data)
-            kept = list(self._raw_batches())
-        sizes = [batches.leading_size(batch, sparse=True) for batch in kept]
-        if any(size is None for size in sizes):
-            raise InputError(
-                f"the examples of a batch cannot be told apart: {batches.uncut(kept[sizes.index(None)], sparse=True)}",
-                where=f"batch {sizes.index(None)}",
-                what_to_do="drop examples, or put the examples along dimension 0 of every tensor",
-            )
-        starts = np.cumsum([0, *[size or 0 for size in sizes]])
-        total = int(starts[-1])
+            kept, sizes = self.group.tried(self._all_batches)
+        totals = self.group.gathered(sum(sizes))
+        before, total = sum(totals[: self.group.rank]), sum(totals)
         if total <= examples:
             return self
-        chosen = np.sort(np.random.default_rng(seed).choice(total, size=examples, replace=False))
+        chosen = np.sort(np.random.default_rng(seed).choice(total, size=examples, replace=False)) - before
+        starts = np.cumsum([0, *sizes])
         data = []
         for batch, start, end in zip(kept, starts[:-1], starts[1:], strict=True):
             index = chosen[(chosen >= start) & (chosen < end)] - start
@@ -267,6 +260,19 @@ class Objective:
             f"a random subset of {examples} of {total} examples (seed {seed}): the numbers are exact for the subset"
         )
         return made
+
+    def _all_batches(self) -> tuple[list[Any], list[int]]:
+        """All batches as they come, and their sizes."""
+        refuse_repeated_examples(self.data)
+        kept = list(self._raw_batches())
+        sizes = [batches.leading_size(batch, sparse=True) for batch in kept]
+        if any(size is None for size in sizes):
+            raise InputError(
+                f"the examples of a batch cannot be told apart: {batches.uncut(kept[sizes.index(None)], sparse=True)}",
+                where=f"batch {sizes.index(None)}",
+                what_to_do="drop examples, or put the examples along dimension 0 of every tensor",
+            )
+        return kept, [size or 0 for size in sizes]
 
     # -- the state the model is in while being analysed -----------------------------------------------------------
 

@@ -44,6 +44,8 @@ def test_what_one_rank_finds_wrong_all_refuse_and_go_on(tmp_path: Path) -> None:
         assert said in one[name] and said in two[name], (one[name], two[name])
     assert one["raised"].startswith("ProcessError: rank 1 failed: OSError: the file is gone")
     assert two["raised"] == "OSError: the file is gone"
+    assert one["broken"].startswith("ProcessError: rank 1 failed: RuntimeError: no such kernel")
+    assert two["broken"] == "RuntimeError: no such kernel"
     assert "rank 1" in one["between"] and "InputError: " in two["between"]
     assert one["interrupt"].startswith("KeyboardInterrupt") and two["interrupt"].startswith("KeyboardInterrupt")
     assert one["after"] == two["after"] == "True"
