@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Iterable, Iterator
 
@@ -9,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SIGNS = 1  # a word of the seed that only random_signs adds
+NORMAL, SIGNS = 0, 1  # words of the seed
+CHUNK = 1 << 20  # numbers that one generator draws: part of a long vector can be drawn without what is before it
 
 
 def random_unit(n: int, seed: int, name: str, draw: int, device: torch.device | None = None) -> Tensor:
@@ -17,8 +19,7 @@ def random_unit(n: int, seed: int, name: str, draw: int, device: torch.device | 
 
     The block's name seeds the draw, not its position or a rank, so that adding blocks or processes changes nothing.
     """
-    generator = np.random.default_rng([seed & 0xFFFFFFFF, zlib.crc32(name.encode()), draw])
-    vector = torch.from_numpy(generator.standard_normal(n))
+    vector = next(random_parts([n], seed, name, draw))
     vector /= torch.linalg.vector_norm(vector)
     return vector if device is None else vector.to(device)
 
@@ -28,8 +29,16 @@ def random_parts(sizes: Iterable[int], seed: int, name: str, draw: int) -> Itera
 
     One after the other, for those who need not have all of it at once.
     """
-    generator = np.random.default_rng([seed & 0xFFFFFFFF, zlib.crc32(name.encode()), draw])
-    return (torch.from_numpy(generator.standard_normal(size)) for size in sizes)
+    generators, left = _generators(seed, name, draw, NORMAL), 0
+    for size in sizes:
+        part, start = np.empty(size), 0
+        while start < size:
+            if not left:
+                generator, left = next(generators), CHUNK
+            count = min(left, size - start)
+            generator.standard_normal(out=part[start : start + count])
+            start, left = start + count, left - count
+        yield torch.from_numpy(part)
 
 
 def random_signs(n: int, seed: int, name: str, draw: int, device: torch.device | None = None) -> Tensor:
@@ -37,9 +46,18 @@ def random_signs(n: int, seed: int, name: str, draw: int, device: torch.device |
 
     Independent of :func:`random_unit` with the same arguments, and so of what a solver found from its random start.
     """
-    generator = np.random.default_rng([seed & 0xFFFFFFFF, zlib.crc32(name.encode()), draw, SIGNS])
-    signs = torch.from_numpy(generator.integers(0, 2, n, dtype=np.int8)).double().mul_(2.0).sub_(1.0)
+    signs = torch.empty(n, dtype=torch.float64)
+    for part, generator in zip(torch.split(signs, CHUNK), _generators(seed, name, draw, SIGNS), strict=False):
+        part.copy_(torch.from_numpy(generator.integers(0, 2, len(part), dtype=np.int8))).mul_(2.0).sub_(1.0)
     return signs if device is None else signs.to(device)
+
+
+def _generators(seed: int, name: str, draw: int, kind: int) -> Iterator[np.random.Generator]:
+    """One for each chunk of a vector."""
+    words = [seed & 0xFFFFFFFF, zlib.crc32(name.encode()), draw]
+    yield np.random.default_rng([*words, SIGNS] if kind == SIGNS else words)
+    for chunk in itertools.count(1):
+        yield np.random.default_rng([*words, kind, chunk])
 
 
 def oriented(vector: Tensor) -> Tensor:

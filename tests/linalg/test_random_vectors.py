@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from layerhess.errors import InputError
-from layerhess.linalg.random_vectors import oriented, random_signs, random_unit
+from layerhess.linalg.random_vectors import oriented, random_parts, random_signs, random_unit
 from layerhess.objective.blocks import Block, check_flat, flatten, make_block
 
 PARTS = {
@@ -37,6 +37,19 @@ def test_signs_are_plus_and_minus_one_as_often_and_have_nothing_to_do_with_unit_
     assert abs(float(signs @ random_unit(10_000, 0, "fc", 0))) < 4.0  # one standard deviation is 1
     assert abs(float(signs @ random_signs(10_000, 0, "fc", 1))) < 400 and signs.equal(random_signs(10_000, 0, "fc", 0))
     assert random_signs(5, 0, "fc", 0, torch.device("cpu")).device.type == "cpu"
+
+
+def test_long_vectors_are_drawn_in_chunks_that_depend_on_nothing_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = random_unit(4, 3, "w", 2), random_signs(4, 3, "w", 2)
+    monkeypatch.setattr("layerhess.linalg.random_vectors.CHUNK", 4)
+    words = [3, zlib.crc32(b"w"), 2]
+    numbers = [np.random.default_rng(own).standard_normal(4) for own in (words, [*words, 0, 1], [*words, 0, 2])]
+    signs = [np.random.default_rng(own).integers(0, 2, 4, dtype=np.int8) for own in ([*words, 1], [*words, 1, 1])]
+    drawn = np.concatenate(numbers)[:10]
+    np.testing.assert_allclose(random_unit(10, 3, "w", 2).numpy(), drawn / np.linalg.norm(drawn), rtol=1e-15)
+    assert np.array_equal(torch.cat(list(random_parts([3, 0, 6, 1], 3, "w", 2))).numpy(), drawn)
+    assert np.array_equal(random_signs(7, 3, "w", 2).numpy(), 2.0 * np.concatenate(signs)[:7] - 1.0)
+    assert torch.equal(random_unit(4, 3, "w", 2), short[0]) and torch.equal(random_signs(4, 3, "w", 2), short[1])
 
 
 def test_flat_vectors_are_in_the_blocks_order_whatever_the_mappings() -> None:
