@@ -131,6 +131,7 @@ class Journal:
         before = self._counters.reading()
         totals = make()
         if self.active:
+            totals.lay_out()
             watched = {name: take() for name, (take, _) in self._watched.items()}
             own = {"state": state(), "spent": self._counters.spent(before), "watched": watched}
             ranks = self._group.gathered(own)

@@ -14,6 +14,7 @@ from layerhess.objective.group import ALONE, Group
 
 Part = TypeVar("Part")
 WHOLE = slice(None)
+ALIGNED = 64  # bytes, of what torch allocates
 LARGE = 1 << 16  # numbers of a sum, from which on it is exchanged where it lies, not copied beside others
 SUMS = "sums"  # a kind of exchange
 
@@ -104,6 +105,14 @@ class Totals:
     def rows(self) -> dict[Any, RowSum]:
         """The sums of rows, by key."""
         return self._rows
+
+    def lay_out(self) -> None:
+        """Give every tensor the memory it has after :meth:`of`: last digits of products may depend on alignment."""
+        self._sums = {key: _laid_out(value) for key, value in self._sums.items()}
+        self._lists = {key: [_laid_out(value) for value in values] for key, values in self._lists.items()}
+        for key, rows in self._rows.items():
+            state = {k: _each(_laid_out, v) for k, v in rows.state().items()}
+            self._rows[key] = RowSum.of(state, self._device or torch.device("cpu"))
 
     def content(self) -> tuple[dict[str, Any], list[Tensor]]:
         """Everything in JSON types, and the tensors that it refers to by their places; :meth:`of` is the way back."""
@@ -206,6 +215,12 @@ class Totals:
 def _sent(value: Any) -> Any:
     """A list's entry, in main memory."""
     return value.cpu() if isinstance(value, Tensor) else value
+
+
+def _laid_out(value: Any) -> Any:
+    if not isinstance(value, Tensor) or (value.is_contiguous() and value.data_ptr() % ALIGNED == 0):
+        return value
+    return value.clone(memory_format=torch.contiguous_format)
 
 
 def _each(function: Callable[[Any], Any], value: Any) -> Any:
