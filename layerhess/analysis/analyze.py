@@ -14,7 +14,7 @@ from layerhess.checks.second_derivative import named_operations
 from layerhess.errors import InputError, LayerhessError
 from layerhess.objective.blocks import Scheme, partition
 from layerhess.objective.group import world
-from layerhess.objective.interrupts import deferred_interrupts
+from layerhess.objective.interrupts import STOPS, deferred_interrupts
 from layerhess.objective.objective import Objective
 from layerhess.objective.snapshot import preserved_random_state
 
@@ -74,7 +74,7 @@ def analyze(
         copies: "search": the eigenvalues are counted with multiplicity; "unchecked": further copies of those found are
             not looked for, which saves products, and what is excluded is stated up to multiplicity.
         seed: of every random start; the same seed gives the same numbers.
-        out: folder to save into; checked before any work. After Ctrl-C a partial result is saved there.
+        out: folder to save into; checked before any work. After Ctrl-C or SIGTERM a partial result is saved there.
         progress: receiver of events, see :class:`layerhess.analysis.progress.Progress`.
         sampling: also standard errors of eigenvalues and traces with respect to the data, which takes one more pass.
         max_passes: passes over the data. time_limit: seconds. After either the result so far is returned, marked
@@ -97,9 +97,9 @@ def analyze(
         :class:`layerhess.Analysis`.
 
     Raises:
-        InputError: unusable arguments, model, data or loss. CheckError: the self-check failed. KeyboardInterrupt:
-        with the place of the partial result in its notes. Exceptions of the model, the loss or the data come through
-        unchanged. In every case the model is as it was.
+        InputError: unusable arguments, model, data or loss. CheckError: the self-check failed. KeyboardInterrupt, or
+        SystemExit(143) after SIGTERM: with the place of the partial result in its notes. Exceptions of the model, the
+        loss or the data come through unchanged. In every case the model is as it was.
 
     >>> import torch, layerhess as lh
     >>> model = torch.nn.Linear(2, 1, bias=False).double()
@@ -132,7 +132,7 @@ def analyze(
                     run.prepare()
                     run.solve()
                 run.checkpoint()
-            except KeyboardInterrupt as stop:
+            except STOPS as stop:
                 run.save_partial(stop)
                 raise
             except LayerhessError:

@@ -103,6 +103,11 @@ class Resumption:
             self.journal.remove()
 
     @property
+    def how(self) -> str:
+        """How to go on with this run once it has stopped, to be added to a sentence; "" where one cannot."""
+        return ", and resume goes on from there" if self.journal.passes else ""
+
+    @property
     def note(self) -> str:
         """A sentence where this run goes on with another."""
         return f"resumed: {self.journal.passes} passes are known from {self.journal.path}" if self.journal.known else ""

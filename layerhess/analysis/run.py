@@ -43,6 +43,7 @@ from layerhess.errors import InputError, add_note
 from layerhess.linalg.eigen.process import Wanted
 from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective.blocks import Block, Partition, Scheme, make_block
+from layerhess.objective.interrupts import STOPS
 from layerhess.objective.objective import Objective
 from layerhess.objective.snapshot import preserved_random_state
 from layerhess.results.record import Check
@@ -188,7 +189,7 @@ class Run:
                 self.schedule.run()
                 if not self.schedule.stopped:
                     self.estimation.measure_rows(meter)
-            except KeyboardInterrupt:
+            except STOPS:
                 self.schedule.judge_unfinished()
                 self.partial = "interrupted"
                 self._spectra_now()
@@ -207,14 +208,14 @@ class Run:
                 "not measured"
             )
 
-    def save_partial(self, stop: KeyboardInterrupt) -> None:
-        """After Ctrl-C: save the partial result, and say where in the exception."""
+    def save_partial(self, stop: BaseException) -> None:
+        """After Ctrl-C or SIGTERM: save the partial result, and say where in the exception."""
         self.partial = "interrupted"
         if self.arguments.out is None or self.schedule is None or self.surveyed is None:
             return
         try:
             with preserved_random_state():
-                sentence = f"the partial result is in {self.result().save(self.arguments.out)}"
+                sentence = f"the partial result is in {self.result().save(self.arguments.out)}{self.resumption.how}"
         except InputError as error:
             sentence = f"the partial result could not be saved: {error}"
         add_note(stop, sentence)

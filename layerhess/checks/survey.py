@@ -25,6 +25,7 @@ from layerhess.objective import batches
 from layerhess.objective.blocks import make_block
 from layerhess.objective.containers import all_finite, tensors
 from layerhess.objective.evaluation import Seen
+from layerhess.objective.interrupts import safe_point
 from layerhess.objective.losses import batch_loss
 from layerhess.objective.model_call import described, refused
 from layerhess.objective.objective import Objective
@@ -71,7 +72,7 @@ class Survey:
 def survey(
     objective: Objective,
     counters: Counters,
-    checkpoint: Callable[[], None] = lambda: None,
+    checkpoint: Callable[[], None] = safe_point,
     witness: Callable[[Any], None] = lambda batch: None,
 ) -> Survey:
     """One forward pass over the data (in session).

@@ -18,8 +18,9 @@ import torch
 import layerhess
 from layerhess.cli.user_frames import describe, innermost, is_users
 from layerhess.errors import InputError, LayerhessError, notes_of
+from layerhess.objective.interrupts import STOPS, Terminated, terminable
 
-DONE, UNFINISHED, UNUSABLE, BUG, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, UNFINISHED, UNUSABLE, BUG, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
 
 def ended(command: Callable[[], int], *, show_traceback: bool = False) -> int:
@@ -30,11 +31,14 @@ def ended(command: Callable[[], int], *, show_traceback: bool = False) -> int:
         show_traceback: also print the traceback of an exception in the user's code.
     """
     try:
-        return command()
-    except KeyboardInterrupt as stop:
+        with terminable():
+            return command()
+    except STOPS as stop:
         notes = [note.rstrip(".") for note in notes_of(stop)]
-        _say("interrupted; " + ("; ".join(notes) or "nothing was written") + "; the model is as it was")
-        return INTERRUPTED
+        stopped = isinstance(stop, Terminated)
+        what = "stopped by SIGTERM" if stopped else "interrupted"
+        _say(f"{what}; " + ("; ".join(notes) or "nothing was written") + "; the model is as it was")
+        return TERMINATED if stopped else INTERRUPTED
     except LayerhessError as error:
         _say(str(error), error if show_traceback else None)
         return UNUSABLE

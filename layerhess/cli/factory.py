@@ -15,6 +15,7 @@ from typing import Any
 
 from layerhess.cli.user_frames import describe, innermost
 from layerhess.errors import InputError, LayerhessError
+from layerhess.objective.interrupts import STOPS
 from layerhess.objective.objective import Objective
 
 FORMS = "package.module:factory or path/to/file.py:factory"
@@ -152,8 +153,8 @@ def _call(factory: Callable[[], Any], target: str) -> Any:
 
 
 def _blamed(error: BaseException, doing: str) -> BaseException:
-    """The exception to raise instead of one of the user's code; Ctrl-C is not replaced."""
-    if isinstance(error, KeyboardInterrupt):
+    """The exception to raise instead of one of the user's code; Ctrl-C and SIGTERM are not replaced."""
+    if isinstance(error, STOPS):
         return error
     if isinstance(error, LayerhessError):
         return error

@@ -24,6 +24,7 @@ from layerhess.curvature.totals import Totals, add_up
 from layerhess.errors import InputError
 from layerhess.objective.batches import is_stable, leading_size, take
 from layerhess.objective.blocks import Block
+from layerhess.objective.interrupts import safe_point
 from layerhess.objective.objective import Objective
 
 FULL = "(full)"
@@ -55,7 +56,7 @@ class DataPass:
         counters: Counters,
         *,
         keep: float = 0.0,
-        checkpoint: Callable[[], None] = lambda: None,
+        checkpoint: Callable[[], None] = safe_point,
         make_graph: GraphMaker = HessianGraph,
         time_unit: bool = False,
         journal: Journal | None = None,
@@ -284,6 +285,7 @@ class DataPass:
                 name: part.to(dtype=parameters[name].dtype, device=parameters[name].device)
                 for name, part in exact.items()
             }
+            safe_point()
             products = graph.products(block.parameters, parts, image.parameters)
             stop, offset = start + len(exact[block.parameters[0]]), 0
             inner: dict[str, Tensor] = {}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from layerhess.linalg.eigen.row_sum import RowOutline, RowSum
 from layerhess.objective.group import ALONE, Group
+from layerhess.objective.interrupts import safe_point
 
 Part = TypeVar("Part")
 WHOLE = slice(None)
@@ -240,7 +241,7 @@ def add_up(
     share: Callable[[Part, Totals], None],
     *,
     group: Group = ALONE,
-    checkpoint: Callable[[], None] = lambda: None,
+    checkpoint: Callable[[], None] = safe_point,
     device: torch.device | None = None,
 ) -> Totals:
     """Call ``share`` for every part of the data, in order.

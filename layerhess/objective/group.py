@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from layerhess.errors import CheckError, InputError, LayerhessError, ProcessError
+from layerhess.objective.interrupts import STOPS
 
 Value = TypeVar("Value")
 LEAVING, AGREED, GATHERED, TRIED = "leaving", "agreed", "gathered", "tried"  # kinds of exchanges
@@ -50,15 +51,15 @@ class Failure:
             ours = next(own for own in OURS if isinstance(error, own))
             return cls(rank, ours, error.message, error.where, error.what_to_do)
         text = (str(error).strip().splitlines() or [""])[0][:200]
-        kinds: tuple[type[BaseException], ...] = (MemoryError, RuntimeError, KeyboardInterrupt)
+        kinds: tuple[type[BaseException], ...] = (MemoryError, RuntimeError, *STOPS)
         kind = next((own for own in kinds if isinstance(error, own)), Exception)
         return cls(rank, kind, f"{type(error).__name__}{': ' if text else ''}{text}")
 
     def exception(self) -> BaseException:
         """What another rank raises: of the same kind, so that all ranks go on in the same way."""
         own = f"rank {self.rank}"
-        if self.kind is KeyboardInterrupt:
-            return KeyboardInterrupt(own)
+        if self.kind in STOPS:
+            return self.kind(own)
         if self.kind in (RuntimeError, MemoryError):  # what these say decides whether another way is tried
             return OthersError(self)
         if self.kind not in OURS:
@@ -214,7 +215,7 @@ class Group:
         self._over = self._over or any(one.last for one in heard)
         failures = sorted(
             (one.failure for one in heard if one.failure is not None),
-            key=lambda failure: (failure.kind is not KeyboardInterrupt, failure.rank),
+            key=lambda failure: (failure.kind not in STOPS, failure.rank),
         )
         if failures:
             if own is not None and (said.last or failures[0].rank == self.rank):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from layerhess.objective.interrupts import uninterrupted
+from layerhess.objective.interrupts import STOPS, uninterrupted
 
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 NUDGE = 0.1  # relative to a tensor's root mean square
@@ -40,7 +40,7 @@ def restored(model: nn.Module) -> Iterator[None]:
         try:
             with uninterrupted():
                 saved.put_back()
-        except KeyboardInterrupt:  # pressed just before or while interrupts were deferred
+        except STOPS:  # pressed just before or while interrupts were deferred
             with uninterrupted():
                 saved.put_back()
             raise

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from torch import nn
 
 import layerhess as lh
 from commands import quick_report
+from ctrl_c import send
+from delicate import Armed
 from killed import assert_same_bits, in_pass, killed
 from layerhess.curvature.counters import Counters
+from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.curvature.journal import Journal
 from layerhess.results import store
 
@@ -110,6 +114,51 @@ def test_what_is_told_again_is_not_made_again(tmp_path: Path) -> None:
     journal = Journal(store.journal_path(out), Counters(), resume=True)
     assert journal.passes == 2 + 3, "the pass that was under way is lost, and no other"
     journal.close()
+
+
+# -- signals -----------------------------------------------------------------------------------------------------------
+
+STOPPED = {signal.SIGINT: (KeyboardInterrupt, None), signal.SIGTERM: (SystemExit, 143)}
+
+
+@pytest.mark.usefixtures("ctrl_c_raises")
+@pytest.mark.parametrize("signum", STOPPED)
+def test_a_signal_leaves_a_partial_result_and_the_run_goes_on_to_the_same_bits(
+    signum: signal.Signals, tmp_path: Path
+) -> None:
+    kind, code = STOPPED[signum]
+    before = signal.getsignal(signum)
+    for passes in (1, 3):
+        with pytest.raises(kind) as stop:
+            analyze(objective(), top=2, bottom=1, out=tmp_path / "run", resume=True,
+                    progress=Armed(partial(send, signum), passes))  # fmt: skip
+        assert getattr(stop.value, "code", None) == code and "resume goes on" in " ".join(stop.value.__notes__)
+        assert signal.getsignal(signum) is before
+        assert lh.load(tmp_path / "run").partial == "interrupted" and store.journal_path(tmp_path / "run").exists()
+    resumed = analyze(objective(), top=2, bottom=1, out=tmp_path / "run", resume=True)
+    resumed.settings.pop("identity")
+    assert_same_bits(uninterrupted("top"), resumed)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.usefixtures("ctrl_c_raises")
+@pytest.mark.parametrize("number", [1, 40], ids=["in the self-check", "in a pass"])
+@pytest.mark.parametrize("signum", STOPPED)
+def test_a_signal_waits_for_one_product_at_most(
+    signum: signal.Signals, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, made = HessianGraph.products, []
+
+    def products(self: HessianGraph, *arguments: Any) -> Any:
+        made.append(1)
+        if len(made) == number:
+            send(signum)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(HessianGraph, "products", products)
+    with pytest.raises(STOPPED[signum][0]):
+        analyze(objective(data=data(n=1)), top=2, out=tmp_path / "run")
+    assert len(made) == number
 
 
 # -- a run that is there -----------------------------------------------------------------------------------------------

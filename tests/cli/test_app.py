@@ -206,7 +206,7 @@ def test_a_bug_of_ours_exits_with_three_and_names_its_log(
     Path(log[1]).unlink()
 
 
-def interrupted(here: Path, *arguments: str) -> tuple[int, str, str]:
+def interrupted(here: Path, signum: signal.Signals, *arguments: str) -> tuple[int, str, str]:
     command = [sys.executable, "-m", "layerhess", "analyze", "mine:slow", *arguments]
     process = subprocess.Popen(
         command, cwd=here, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -218,16 +218,19 @@ def interrupted(here: Path, *arguments: str) -> tuple[int, str, str]:
         if "expect" in line:
             break
     time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signum)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, "".join(said) + err
 
 
 @pytest.mark.usefixtures("ctrl_c_raises")  # the command inherits what Ctrl-C means
-def test_ctrl_c_leaves_a_partial_result_and_says_where(here: Path) -> None:
-    code, out, err = interrupted(here, "--out", "run", "--tol", "1e-6", "--top", "3", "--bottom", "3")
-    assert code == 130 and out == "" and "Traceback" not in err
-    assert f"the partial result is in {here / 'run'}" in err
+@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_command_that_is_stopped_leaves_a_partial_result_and_says_where(
+    here: Path, signum: signal.Signals, exit_code: int
+) -> None:
+    code, out, err = interrupted(here, signum, "--out", "run", "--tol", "1e-6", "--top", "3", "--bottom", "3")
+    assert code == exit_code and out == "" and "Traceback" not in err
+    assert f"the partial result is in {here / 'run'}, and resume goes on from there" in err
     analysis = lh.load(here / "run")
     assert analysis.partial and not analysis.converged
     report = (here / "run" / "report.html").read_text()
