@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 import layerhess as lh
+from layerhess.cli.prepare import prepared
 from witness import bits
 
 CE = nn.CrossEntropyLoss()
@@ -116,7 +118,6 @@ def ddp() -> nn.Module:
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "FSDP2": sharded,
-    "FSDP2 kept whole": lambda: sharded(reshard_after_forward=False),
     "FSDP2 left unsharded": left_unsharded,
     "FSDP2 unsharded by hand": fully_unsharded,
     "FSDP2 in bfloat16": lambda: sharded(mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32)),
@@ -128,7 +129,6 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "FSDP2 around rows of one": lambda: both((2, 1)),
     "FSDP2 of one around rows": lambda: both((1, 2)),
     "DDP": ddp,
-    "compiled DDP": lambda: torch.compile(ddp(), backend="eager"),
 }
 
 
@@ -201,10 +201,31 @@ def same_data_on_all() -> dict[str, Any]:
     return {name: (block.eigenvalues, block.sampling_errors) for name, block in found.blocks.items()}
 
 
+def refused() -> list[str]:
+    """What cannot be done with sharded weights, in words."""
+    objective = lh.Objective(sharded(), shares(), CE)
+    sentences = []
+    for call in (
+        lambda: prepared(objective, checkpoint=Path("weights.safetensors")),
+        lambda: lh.Objective(sharded_on_meta(), shares(), CE),
+    ):
+        try:
+            call()
+        except lh.InputError as error:
+            sentences.append(str(error))
+    return sentences
+
+
+def sharded_on_meta() -> nn.Module:
+    with torch.device("meta"):
+        return fully_shard(nn.Linear(5, 7))
+
+
 def everything() -> dict[str, Any]:
     return {
         "products": products(),
         "training": training_goes_on(),
         "changing": weights_that_change(),
+        "refused": refused(),
         "same data": same_data_on_all(),
     }

@@ -36,6 +36,12 @@ def prepared(
         InputError: from any of these, naming the option.
     """
     if checkpoint is not None:
+        if objective.sharded:
+            raise InputError(
+                "the weights are sharded, and the file has whole ones",
+                where="--checkpoint",
+                what_to_do="load it in the factory, before the model is sharded",
+            )
         load_checkpoint(objective.model, checkpoint)
     if eval_mode:
         objective = objective.with_mode("eval")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from layerhess.errors import InputError, LayerhessWarning, checked_integer
 from layerhess.objective import batches
-from layerhess.objective.batch_norm import TiedNorms, tied_norms
+from layerhess.objective.batch_norm import TiedNorms, said_of_split, tied_norms
 from layerhess.objective.evaluation import Evaluation
 from layerhess.objective.group import ALONE, Group, world
 from layerhess.objective.kernels import plain_kernels
@@ -106,7 +106,7 @@ class Objective:
         self.dtype = coarsest([p.dtype for p in self.parameters.values()])
         self.evaluation = self.evaluation.usable(self.device)
         self._note_compiled_parts()
-        self._refuse_split_batch_norm()
+        self._note(said_of_split(self.tied_norms, data, batch_size, world().size))
         self._warn_half_precision()
         self.origin: dict[str, nn.Parameter] | None = None
         self._depth = 0
@@ -318,27 +318,12 @@ class Objective:
         """Inside it the model's weights have their values, where they are sharded too; a session is inside it."""
         return nullcontext() if self._twin is None else self._twin.filled()
 
-    # -- refusals ---------------------------------------------------------------------------------------------
+    @property
+    def sharded(self) -> bool:
+        """Whether the model's weights are shards, which are gathered in a session only."""
+        return self._twin is not None and self._twin.sharded
 
-    def _refuse_split_batch_norm(self) -> None:
-        norms = self.tied_norms
-        if not norms:
-            return
-        if batches.is_shuffling(self.data):
-            raise InputError(
-                f"{norms.what}, so that the split into batches is part of the loss, and the loader shuffles: every "
-                "pass would have another loss",
-                where=norms.where,
-                what_to_do=f"{norms.cure}, or shuffle=False",
-            )
-        if self.batch_size is not None:
-            raise InputError(
-                f"{norms.what}, so that the split into batches is part of the loss, and batch_size would change the "
-                "loss",
-                where=norms.where,
-                what_to_do=f"{norms.cure}, or give smaller batches yourself if that is the loss you mean",
-            )
-        self.notes.append(f"{norms.what} ({norms.where}): the split into batches is part of the loss")
+    # -- refusals ---------------------------------------------------------------------------------------------
 
     def _count_once(self) -> None:
         if self._twin is not None and self._twin.copies > 1 and not self._sampled:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import layerhess as lh
+from layerhess.objective.batch_norm import said_of_split, tied_norms
 from references.curvature import empirical_fisher, split
 from witness import refused
 
@@ -117,3 +118,14 @@ def test_sampling_errors_come_from_whole_batches_where_a_piece_would_have_anothe
         assert found.counts.by_phase.get("sampling", {}).get("products", 0) == 0
     else:
         assert "8 groups" in said[0]
+
+
+def test_norms_over_the_batches_of_all_ranks_are_refused() -> None:
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(net(nn.BatchNorm1d(8)))
+    data = [(X, Y)]
+    assert said_of_split(tied_norms(model, "eval"), data, None, 2) == ""
+    assert "part of the loss" in said_of_split(tied_norms(model, "as-is"), data, None, 1)
+    with pytest.raises(lh.InputError, match="all ranks together") as caught:
+        said_of_split(tied_norms(model, "as-is"), data, None, 2)
+    assert caught.value.where == "1" and "eval" in caught.value.what_to_do
+    assert "part of the loss" in said_of_split(tied_norms(net(nn.BatchNorm1d(8)), "as-is"), data, None, 2)

@@ -86,3 +86,10 @@ def test_the_same_data_on_all_ranks_of_tensor_parallelism_counts_once(told: list
         for name, (values, errors) in returned["same data"].items():
             np.testing.assert_allclose(values, alone.blocks[name].eigenvalues, rtol=1e-10)
             np.testing.assert_allclose(errors, alone.blocks[name].sampling_errors, rtol=1e-6)
+
+
+def test_what_cannot_be_done_with_shards_is_said(told: list[Any]) -> None:
+    for returned in told:
+        checkpoint, meta = returned["refused"]
+        assert "--checkpoint" in checkpoint and "before the model is sharded" in checkpoint
+        assert "on the meta device" in meta
