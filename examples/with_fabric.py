@@ -1,6 +1,7 @@
 """Train with Lightning Fabric, and look at the curvature in between: on one process or several, the same numbers.
 
-Run it with `fabric run --accelerator cpu --devices 2 examples/with_fabric.py`, with torchrun, or with python.
+Run it with `torchrun --standalone --nproc-per-node 2 examples/with_fabric.py`, or with python. (`fabric run` makes the
+processes itself: leave out `fabric.launch()` then.)
 """
 
 import os
@@ -12,9 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import layerhess as lh
 
-# torchrun and `fabric run` say how many there are.
-devices = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LT_DEVICES", "1")))
-fabric = Fabric(accelerator="cpu", devices=devices)
+fabric = Fabric(accelerator="cpu", devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # as torchrun says
 fabric.launch()
 fabric.seed_everything(0)
 
