@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerhess.analysis.paths.exact import LARGEST_WHOLE, goes_dense, search_width
+from layerhess.analysis.paths.exact import goes_dense, search_width
 from layerhess.analysis.single_operator import SingleOperator, check_operator
+from layerhess.analysis.waves import waves
 from layerhess.errors import InputError
 from layerhess.linalg.bounds import certify
 from layerhess.linalg.eigen.dense import Dense
@@ -92,6 +93,8 @@ def eigsh(
     }[which]
     with ExitStack() as stack:
         single = SingleOperator(op, n, seed, stack)
+        width = search_width(wanted)
+        held = waves({"op": n}, wanted, single.memory, single.dtype, exclude=exclude, width=width).held
         process: Process = (
             Dense(n, wanted, single.device)
             if goes_dense(n, wanted)
@@ -101,9 +104,10 @@ def eigsh(
                 tol,
                 single.directions,
                 device=single.device,
-                width=search_width(wanted),
+                dtype=held["op"].dtype,
+                width=width,
                 exclude=exclude,
-                basis_limit=n if n <= LARGEST_WHOLE else None,
+                basis_limit=held["op"].rows,
             )
         )
         rounding: float | None = None
@@ -126,7 +130,7 @@ def eigsh(
     order = _order(candidates.values, which, wanted)
     return Eigenpairs(
         values=candidates.values[order],
-        vectors=torch.stack([oriented(candidates.vectors[i]) for i in order]),
+        vectors=torch.stack([oriented(candidates.vectors[i]) for i in order]).double(),
         error_bounds=certificate.error_bounds[order],
         converged=converged[order],
         complete=complete,

@@ -51,7 +51,8 @@ class SingleOperator:
         length: the most terms that a product sums up.
         spec: the block, for a network's operator. eps: unit roundoff of the products, times two.
         unchecked: a network's operator with ``check=False``: its rounding is assumed, not measured.
-        device: of the vectors. memory: what was free when this began, for a network's operator.
+        device: of the vectors. memory: what was free when this began, and dtype: of the model, for a
+            network's operator.
 
     Raises:
         InputError, CheckError: as raised by the survey and the self-check.
@@ -66,13 +67,13 @@ class SingleOperator:
         self.length = 1.0
         self.eps = float(np.finfo(np.float64).eps)
         self.device = torch.device("cpu")
-        self.memory = Budget(0)
+        self.memory, self.dtype = Budget(1 << 62), torch.float64
         if isinstance(self._op, BlockOperator):
             parent = self._op.parent
             objective = parent.objective
             self.device = solver_device(objective.device)
             stack.enter_context(objective.group.together())
-            self.memory = budget(objective.device, group=objective.group)
+            self.memory, self.dtype = budget(objective.device, group=objective.group), objective.dtype
             known = parent.verify()
             self.eps, self.unchecked = torch.finfo(objective.dtype).eps, known is None
             self._data_pass = stack.enter_context(parent.unchecked.session(self.memory))

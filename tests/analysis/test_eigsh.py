@@ -76,7 +76,7 @@ def test_an_unknown_end_is_refused() -> None:
 
 
 def test_a_search_that_cannot_keep_all_rows_ends_after_as_many_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("layerhess.analysis.eigsh.LARGEST_WHOLE", 10)
+    monkeypatch.setattr("layerhess.analysis.waves.LARGEST_WHOLE", 10)
     values = np.logspace(-8.0, 0.0, 400)
     pairs = lh.eigsh(np.diag(values), k=4, which="SA", tol=1e-12, max_passes=5000, exclude=1e-9)
     assert 390 < pairs.products <= 400 and pairs.status != "converged" and not pairs.converged.all()

@@ -14,7 +14,7 @@ from layerhess.linalg.long_rows import combined, inner, lengths, norms_of, piece
 MOST = 0.7  # of a vector that is left after a subtraction: its rounding did not grow
 LEAST = 1e-2  # of a random vector outside the span: where less is left, another one is drawn
 BREAKDOWN = 1e-13  # of ||A||: what is left of a vector below this is rounding of the orthogonalisation
-AT_ONCE = 1 << 22  # numbers in all rows from which room for them is taken at once: growing would copy them
+FEW = 12  # rows that there is room for from the beginning
 MORE = 4  # rows at a time beyond those that were expected
 
 
@@ -216,9 +216,13 @@ class Basis:
         have = len(self._q)
         if size <= have:
             return
-        room = min(max(size, 2 * have, 12), self.n)
-        if self._limit * self.n >= AT_ONCE:
-            room = min(self._limit if size <= self._limit else size + MORE, self.n)
+        room = max(size, 2 * have, FEW) if not self._limit else size + MORE
+        if size <= self._limit:
+            # The limit, or a half, a quarter ... of it: then the copies made in growing stay within the limit too.
+            room = self._limit
+            while (room + 1) // 2 >= max(size, FEW):
+                room = (room + 1) // 2
+        room = min(room, self.n)
         for name in ("_q", "_w"):
             old = getattr(self, name)
             new = torch.empty((room, self.n), dtype=old.dtype, device=old.device)

@@ -81,8 +81,20 @@ def test_the_error_of_a_stored_basis_is_no_smaller_than_it_is() -> None:
     assert basis.error(2.0) > 1e-6
 
 
-def test_a_basis_takes_no_more_room_than_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("layerhess.linalg.eigen.krylov_basis.AT_ONCE", 1)
-    process = solved(SPECTRA["close"], torch.float32, 12, Wanted(top=1), 0, exclude=0.05)
+@pytest.mark.parametrize("limit", [12, 23, 40])
+def test_a_basis_takes_no_more_room_than_it_was_given(limit: int) -> None:
+    process = solved(SPECTRA["close"], torch.float32, limit, Wanted(top=1), 0, exclude=0.05)
     assert process.reach.restarted
-    assert len(process.basis._q) == len(process.basis._w) == 12
+    assert len(process.basis._q) == len(process.basis._w) == limit
+
+
+@pytest.mark.parametrize("limit", [12, 23, 40, 160, 161])
+def test_the_copies_made_in_growing_stay_within_the_limit(limit: int) -> None:
+    n = 400
+    basis = Basis(n, torch.device("cpu"), limit=limit)
+    for row in torch.eye(n, dtype=torch.float64)[:limit]:
+        before = len(basis._q)
+        basis.append(row[None], row[None])
+        if before != len(basis._q) and before:  # one of the two grows at a time
+            assert 2 * before + len(basis._q) <= 2 * limit + 2
+    assert len(basis._q) == limit
