@@ -29,7 +29,7 @@ from layerhess.objective import batches
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
 
-SHARE = 0.1  # of the budget, that the sample's graphs of either precision may keep between measurements
+SHARE = 0.05  # of the budget, that the sample's graphs of either precision may keep between measurements
 VECTORS = 5  # of a block's candidates, spread from the first to the last
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import layerhess as lh
+from layerhess.analysis.probing.room import ROOM_SHARE
 from layerhess.analysis.tasks import Task
 from layerhess.analysis.waves import (
     ENOUGH,
@@ -23,7 +24,8 @@ from layerhess.analysis.waves import (
     graphs_may_keep,
     waves,
 )
-from layerhess.curvature.device import Budget
+from layerhess.checks import rounding
+from layerhess.curvature.device import PIECE_SHARE, Budget
 from layerhess.errors import InputError
 from layerhess.linalg.eigen.lanczos import Lanczos
 from layerhess.linalg.eigen.process import Wanted
@@ -66,6 +68,12 @@ def test_more_rows_are_kept_where_something_is_to_be_excluded_and_waves_are_as_f
     few, many = (waves(sizes, TOP, memory, torch.float32, exclude=exclude) for exclude in (None, 0.05))
     assert len(few.waves) == 2 and len(many.waves) == 4
     assert LEAST <= min(held.rows for held in few.held.values()) < ENOUGH <= many.held["a"].rows
+
+
+def test_no_more_than_the_budget_is_given_away() -> None:
+    """Solvers and kept graphs, the graph at hand, estimators, and the sample's graphs in two precisions."""
+    assert SOLVERS_AND_GRAPHS + PIECE_SHARE + ROOM_SHARE + 2 * rounding.SHARE <= 1.0 + 1e-12
+    assert SOLVER_SHARE < LARGEST_SHARE < SOLVERS_AND_GRAPHS
 
 
 def test_kept_graphs_make_room_for_the_largest_solver() -> None:
