@@ -16,6 +16,7 @@ import torch
 from layerhess.analysis.arguments import Arguments
 from layerhess.analysis.estimate_options import EstimateOptions
 from layerhess.analysis.estimates import Estimation
+from layerhess.analysis.fitting import refuse_unless_it_fits
 from layerhess.analysis.forecast import forecast
 from layerhess.analysis.microbatches import Microbatches, advice, default_budget, microbatches, step_bytes
 from layerhess.analysis.paths.exact import is_dear
@@ -28,8 +29,7 @@ from layerhess.analysis.sampling_errors import SamplingErrors, sampling_errors
 from layerhess.analysis.schedule import Schedule
 from layerhess.analysis.segments import choose_segments
 from layerhess.analysis.spectra import cost_of, mass, refused, spectrum_of, unasked
-from layerhess.analysis.tasks import Task, make_tasks, planned
-from layerhess.analysis.waves import LARGEST_SHARE, graphs_may_keep
+from layerhess.analysis.tasks import Task, kept_graphs, make_tasks
 from layerhess.checks import SelfCheck, check_unsampled, self_check
 from layerhess.checks.rounding import RoundingMeter
 from layerhess.checks.survey import Survey, survey
@@ -99,6 +99,9 @@ class Run:
 
     def look(self) -> Analysis | None:
         """The survey; the result of this very run where it is to be resumed and is finished already."""
+        refuse_unless_it_fits(
+            self.objective, self._operators(), self.wanted, self.budget, self.arguments.path, self.arguments.method
+        )
         self._note(*self.objective.notes)
         with self.counters.during("survey"):
             self.surveyed = survey(self.objective, self.counters, self.checkpoint, self.resumption.see)
@@ -147,7 +150,7 @@ class Run:
             self.progress.note(sentence)
         data_pass = DataPass(
             objective, names, self.counters, checkpoint=self.checkpoint, make_graph=make, time_unit=True,
-            keep=graphs_may_keep(self.graph_budget, self.budget, self._solver_bytes(found.kept)), journal=self.journal,
+            keep=self._kept_room(found.kept), journal=self.journal,
         )  # fmt: skip
         data_pass.expected = (self.surveyed.loss_sum, self.surveyed.count)
         coarsest = self.checked.trace.coarsest
@@ -274,15 +277,12 @@ class Run:
             made[FULL] = self.full_block
         return made
 
-    def _solver_bytes(self, kept: bool) -> int:
+    def _kept_room(self, kept: bool) -> float:
         assert self.checked is not None
-        try:
-            return planned(
-                self._operators(), self.checked, self.wanted, self.budget, self.objective.dtype, self.arguments.exclude,
-                self.arguments.copies == "search", kept,
-            ).nbytes  # fmt: skip
-        except InputError:  # a Gram matrix may do for the operator that does not fit
-            return int(LARGEST_SHARE * self.budget.room)
+        return kept_graphs(
+            self.graph_budget, self._operators(), self.checked, self.wanted, self.budget, self.objective.dtype,
+            self.arguments.exclude, self.arguments.copies == "search", kept,
+        )  # fmt: skip
 
     def _definite(self) -> Collection[str]:
         """Operators that are positive semidefinite: Fisher matrices, and G = J' S J of a loss convex in the output."""

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from layerhess.analysis.paths.exact import goes_dense, make_process, reads_whole, search_width, source
-from layerhess.analysis.waves import Waves, waves
+from layerhess.analysis.waves import LARGEST_SHARE, Waves, graphs_may_keep, waves
 from layerhess.checks import SelfCheck
 from layerhess.checks.matrix_rounding import MatrixRounding
 from layerhess.checks.rounding import Candidate, Rounding, candidate
 from layerhess.curvature.device import Budget, solver_device
+from layerhess.errors import InputError
 from layerhess.linalg.bounds import SMALLEST_NORM, Certificate, certify, total_rounding
 from layerhess.linalg.eigen.gram import Gram
 from layerhess.linalg.eigen.lanczos import Lanczos
@@ -229,6 +230,18 @@ def planned(
         sizes = {name: n for name, n in sizes.items() if goes_dense(n, wanted)}
     width = search_width(wanted, bool(_streamed(operators, checked, kept)), copies)
     return waves(sizes, wanted, memory, dtype, exclude=exclude, width=width)
+
+
+def kept_graphs(
+    graphs: Budget, operators: Mapping[str, Block], checked: SelfCheck, wanted: Wanted, memory: Budget,
+    dtype: torch.dtype, exclude: float | None, copies: bool, kept: bool,
+) -> float:  # fmt: skip
+    """Bytes of graphs that may be kept between passes beside these solvers; arguments as for :func:`make_tasks`."""
+    try:
+        nbytes = planned(operators, checked, wanted, memory, dtype, exclude, copies, kept).nbytes
+    except InputError:  # a Gram matrix may do for the operator that does not fit
+        nbytes = int(LARGEST_SHARE * memory.room)
+    return graphs_may_keep(graphs, memory, nbytes)
 
 
 def _streamed(operators: Mapping[str, Block], checked: SelfCheck, kept: bool) -> set[str]:

@@ -14,7 +14,6 @@ from layerhess.analysis.microbatches import Microbatches, graph_bytes
 from layerhess.analysis.paths.factors import graph_maker
 from layerhess.analysis.progress import Forecast, Snapshot
 from layerhess.analysis.run import Run
-from layerhess.analysis.waves import graphs_may_keep
 from layerhess.checks.survey import Survey
 from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.counters import Counters
@@ -64,7 +63,7 @@ class Trial(Run):
 
     def kept_room(self) -> float:
         """Bytes that kept graphs may take."""
-        return graphs_may_keep(self.graph_budget, self.budget, self._solver_bytes(self.cut.kept))
+        return self._kept_room(self.cut.kept)
 
     @property
     def probes(self) -> int:

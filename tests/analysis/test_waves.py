@@ -30,6 +30,7 @@ from layerhess.errors import InputError
 from layerhess.linalg.eigen.lanczos import Lanczos
 from layerhess.linalg.eigen.process import Wanted
 from references.dense import Matrix, rows_of_hessian
+from witness import refused
 
 TOP = Wanted(top=1)
 
@@ -200,3 +201,35 @@ def test_a_run_that_is_stopped_in_its_first_wave_has_nothing_of_the_later_ones()
     statuses = [spectrum.status for spectrum in found.blocks.values()]
     assert any("bound so far" in status for status in statuses)
     assert any("stopped before its first product" in status for status in statuses)
+
+
+class _Silent(nn.Linear):
+    """Must not be evaluated."""
+
+    def forward(self, *_: Any) -> Any:
+        raise AssertionError("a forward pass")
+
+
+@pytest.mark.parametrize(
+    ("memory", "options", "advice"),
+    [
+        ("4MB", {}, "use full=False, which fits, or give memory='"),
+        ("4MB", {"blocks": {"all": "*"}, "full": False}, "use blocks='depth:1', which fits"),
+        ("8MB", {"blocks": {"all": "*"}}, "use blocks='depth:1', full=False, which fits"),
+        ("1MB", {"blocks": "module", "full": False}, "give memory='"),
+    ],
+)
+def test_what_numel_alone_decides_is_refused_before_the_first_forward_pass(
+    memory: str, options: dict[str, Any], advice: str
+) -> None:
+    model = nn.Sequential(*(_Silent(100, 100) for _ in range(6)))
+    objective = lh.Objective(model, (torch.randn(4, 100), torch.randn(4, 100)), nn.MSELoss())
+    with refused(model, "do not fit into memory", advice, "memory"):
+        lh.analyze(objective, memory=memory, **options)
+
+
+def test_what_fits_or_is_not_asked_reaches_the_first_forward_pass() -> None:
+    objective = lh.Objective(_Silent(100, 100), (torch.randn(4, 100), torch.randn(4, 100)), nn.MSELoss())
+    for options in ({"memory": "5MB", "full": False}, {"memory": "1MB", "path": "gram"}, {"memory": "1MB", "top": 0}):
+        with pytest.raises(AssertionError, match="a forward pass"):
+            lh.analyze(objective, **{"trace": True, **options})  # type: ignore[arg-type]
