@@ -127,7 +127,7 @@ def analyze(
             try:
                 with objective.session(), named_operations(objective):
                     if (finished := run.look()) is not None:
-                        run.journal.remove()
+                        run.resumption.ended()
                         return finished
                     run.prepare()
                     run.solve()
@@ -145,5 +145,5 @@ def analyze(
             with preserved_random_state():  # making the report imports modules that draw random numbers
                 analysis.save(out)
             if not analysis.partial:
-                run.journal.remove()
+                run.resumption.ended()
         return analysis

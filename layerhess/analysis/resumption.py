@@ -97,6 +97,12 @@ class Resumption:
         self.journal.begin(self.identity, _LEAST_ROOM + numbers * self._objective.dtype.itemsize)
         return {IDENTITY: self.identity} if self._out is not None else {}
 
+    def ended(self) -> None:
+        """The result is there: nothing is left beside it."""
+        self.journal.remove()
+        if self._out is not None:
+            store.tidy(self._out)
+
     def refused(self) -> None:
         """The run is refused: nothing to go on from, unless it was one that went on."""
         if self.journal.known is None and self.journal.active:

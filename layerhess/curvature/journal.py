@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from layerhess.curvature.counters import Counters
-from layerhess.curvature.record_file import Entry, RecordFile
+from layerhess.curvature.record_file import Entry, RecordFile, fresh_name
 from layerhess.curvature.totals import Totals
 from layerhess.errors import InputError
 from layerhess.objective.group import ALONE, Group
@@ -152,7 +152,8 @@ class Journal:
         """Close the file and delete it: the result is there."""
         self.close()
         if self.path is not None:
-            self.path.unlink(missing_ok=True)
+            for path in (self.path, fresh_name(self.path)):
+                path.unlink(missing_ok=True)
 
     # -- parts ---------------------------------------------------------------------------------------------------------
 

@@ -69,7 +69,7 @@ class RecordFile:
         Raises:
             OSError: it cannot be written.
         """
-        fresh = path.with_name(path.name + ".writing")
+        fresh = fresh_name(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = open(fresh, "w+b", buffering=0)  # noqa: SIM115 (held)
         try:
@@ -170,6 +170,11 @@ class RecordFile:
         with contextlib.suppress(OSError):
             self.sync()
         self._stream.close()
+
+
+def fresh_name(path: Path) -> Path:
+    """Where a file is written before it is renamed to ``path``."""
+    return path.with_name(path.name + ".writing")
 
 
 def bytes_of(tensor: Tensor) -> Any:

@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
+import socket
 import time
 import uuid
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-_STALE_SECONDS = 3600.0  # an unfinished folder older than this was left by a process that died
+WRITING, PROBE = "writing", "probe"  # kinds of folders that are never left behind, but by a process that dies
+_STALE_SECONDS = 3600.0  # such a folder older than this was left by one, where nothing else is known
+_MACHINE = zlib.crc32(socket.gethostname().encode())
 
 
 @contextlib.contextmanager
@@ -30,7 +35,7 @@ def replacing(folder: Path, ours: tuple[str, ...]) -> Iterator[Path]:
     Raises:
         OSError: writing failed; ``folder`` is as it was.
     """
-    staging = folder.parent / f".{folder.name}.writing-{uuid.uuid4().hex[:12]}"
+    staging = _own(folder, WRITING)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep_stale(folder, ours)
@@ -52,12 +57,20 @@ def probing(folder: Path) -> Iterator[Path]:
     parent = folder.parent
     while not parent.exists():
         parent = parent.parent
-    probe = parent / f".{folder.name}.probe-{uuid.uuid4().hex[:12]}"
+    probe = _own(parent / folder.name, PROBE)
     try:
         probe.mkdir()
         yield probe
     finally:
         shutil.rmtree(probe, ignore_errors=True)
+
+
+def tidy(folder: Path, ours: tuple[str, ...]) -> None:
+    """Remove what a writer that died left beside a ``folder`` that is complete."""
+    _sweep_stale(folder, ours)
+    if folder.exists() and old_name(folder).exists():
+        with contextlib.suppress(OSError):
+            _discard(old_name(folder), folder, ours)
 
 
 def old_name(folder: Path) -> Path:
@@ -133,8 +146,25 @@ def _discard(old: Path, into: Path, ours: tuple[str, ...]) -> None:
 def _sweep_stale(folder: Path, ours: tuple[str, ...]) -> None:
     """Remove what a process that died while writing left next to ``folder``, if it has only our files in it."""
     escaped = "".join(f"[{c}]" if c in "*?[" else c for c in folder.name)
-    for entry in folder.parent.glob(f".{escaped}.writing-*"):
-        with contextlib.suppress(OSError):
-            stale = time.time() - entry.stat().st_mtime > _STALE_SECONDS
-            if stale and all(inner.name in ours for inner in entry.iterdir()):
-                shutil.rmtree(entry)
+    for kind in (WRITING, PROBE):
+        for entry in folder.parent.glob(f".{escaped}.{kind}-*"):
+            with contextlib.suppress(OSError):
+                if _is_stale(entry) and all(inner.name in ours for inner in entry.iterdir()):
+                    shutil.rmtree(entry)
+
+
+def _own(folder: Path, kind: str) -> Path:
+    """A hidden name beside ``folder`` that no other process takes, and that says whose it is."""
+    return folder.parent / f".{folder.name}.{kind}-{_MACHINE:08x}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def _is_stale(entry: Path) -> bool:
+    found = re.search(r"-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}$", entry.name)
+    if found is not None and int(found[1], 16) == _MACHINE and os.name != "nt":
+        try:
+            os.kill(int(found[2]), 0)  # asks whether there is such a process
+        except ProcessLookupError:
+            return True
+        except OSError:  # there is, and it is another user's
+            pass
+    return time.time() - entry.stat().st_mtime > _STALE_SECONDS

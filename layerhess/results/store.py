@@ -120,6 +120,11 @@ def journal_path(path: str | Path) -> Path:
     return folder.parent / f".{folder.name}.journal"
 
 
+def tidy(path: str | Path) -> None:
+    """Remove what a process that died while it saved left beside a saved analysis."""
+    atomic_folder.tidy(_absolute(path), OURS)
+
+
 def settings_of(path: str | Path) -> dict[str, Any]:
     """The settings of a saved analysis; empty where none is there.
 
