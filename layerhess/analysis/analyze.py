@@ -11,7 +11,7 @@ from layerhess.analysis.progress import Progress
 from layerhess.analysis.result import Analysis
 from layerhess.analysis.run import Run
 from layerhess.checks.second_derivative import named_operations
-from layerhess.errors import InputError, LayerhessError
+from layerhess.errors import InputError, LayerhessError, add_note
 from layerhess.objective.blocks import Scheme, partition
 from layerhess.objective.group import world
 from layerhess.objective.interrupts import STOPS, deferred_interrupts
@@ -142,8 +142,12 @@ def analyze(
                 run.journal.close()
         analysis = run.result()
         if out is not None:
-            with preserved_random_state():  # making the report imports modules that draw random numbers
-                analysis.save(out)
+            try:
+                with preserved_random_state():  # making the report imports modules that draw random numbers
+                    analysis.save(out)
+            except STOPS as stop:
+                add_note(stop, f"the result was not saved{run.resumption.how}")
+                raise
             if not analysis.partial:
                 run.resumption.ended()
         return analysis

@@ -76,7 +76,6 @@ class Run:
             objective, divided, self.settings, versions(), self.counters, out=arguments.out, resume=arguments.resume
         )
         self.journal = self.resumption.journal
-        self.journal.watch("refuted", lambda: sorted(self.refuted), self._refute_all)
         self.notes: list[str] = []
         self.checkpoint: Any = lambda: None
         self.machine = Budget(self.journal.settled("free", budget(objective.device, group=objective.group).free))
@@ -88,6 +87,7 @@ class Run:
         self.checked: SelfCheck | None = None
         self.tasks: list[Task] = []
         self.refuted: set[str] = set()  # blocks of the Hessian for which some batch is not piecewise linear
+        self.journal.watch(self.refuted, self._refute)
         self.schedule: Schedule | None = None
         self.gradient_norm = math.nan
         self.partial = ""
@@ -113,8 +113,8 @@ class Run:
         assert self.surveyed is not None
         with self.counters.during("survey"):
             if self.graph_budget.limit is None:
-                step = self.objective.group.agreed(step_bytes(self.objective, self.surveyed))
-                self.step = self.journal.settled("step", step)
+                agreed = self.objective.group.agreed
+                self.step = self.journal.settled("step", agreed(step_bytes(self.objective, self.surveyed)))
                 self.graph_budget = default_budget(self.step, self.machine)
         with self.counters.during("checks"):
             chosen = choose_segments(
@@ -151,6 +151,7 @@ class Run:
         data_pass = DataPass(
             objective, names, self.counters, checkpoint=self.checkpoint, make_graph=make, time_unit=True,
             keep=self._kept_room(found.kept), journal=self.journal,
+            largest=0 if self.checked.uncut or not self.surveyed.examples else self.surveyed.largest,
         )  # fmt: skip
         data_pass.expected = (self.surveyed.loss_sum, self.surveyed.count)
         coarsest = self.checked.trace.coarsest
@@ -198,7 +199,7 @@ class Run:
                 self._spectra_now()
                 raise
             finally:
-                self._note(advice(data_pass.needed, data_pass.kept, self.graph_budget))
+                self._note(advice(data_pass.needed, data_pass.kept, self.graph_budget), data_pass.note)
                 data_pass.release()
                 self.gradient_norm = data_pass.gradient_norm
         self.partial = self.schedule.stopped
@@ -302,10 +303,6 @@ class Run:
         self.refuted.add(name)
         for task in (task for task in self.tasks if task.name == name):
             task.refute()
-
-    def _refute_all(self, names: list[str]) -> None:
-        for name in names:
-            self._refute(name)
 
     def _covered(self) -> list[str]:
         covered = {name for block in self.divided.blocks for name in block.parameters}

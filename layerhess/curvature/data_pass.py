@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -19,10 +20,11 @@ from layerhess.curvature.journal import Journal
 from layerhess.curvature.record_file import digest_of
 from layerhess.curvature.request import Request as Request
 from layerhess.curvature.same_data import changed, refuse_changed
+from layerhess.curvature.smaller_pieces import halved, too_large
 from layerhess.curvature.time_unit import TimeUnit
 from layerhess.curvature.totals import Totals, add_up
 from layerhess.errors import InputError
-from layerhess.objective.batches import is_stable, leading_size, take
+from layerhess.objective.batches import is_stable
 from layerhess.objective.blocks import Block
 from layerhess.objective.interrupts import safe_point
 from layerhess.objective.objective import Objective
@@ -46,7 +48,8 @@ class DataPass:
         make_graph: makes one batch's share of the matrix to multiply by; the Hessian's by default.
         time_unit: time one plain gradient of the first batch, for
             :attr:`layerhess.curvature.counters.Counters.gradient_seconds`.
-        journal: of the run, where its passes are to be written down, or told again.
+        journal: of the run, where its passes are to be written down, or told again. largest: examples of the largest
+            batch, where batches may be cut if memory runs out.
     """
 
     def __init__(
@@ -60,7 +63,9 @@ class DataPass:
         make_graph: GraphMaker = HessianGraph,
         time_unit: bool = False,
         journal: Journal | None = None,
+        largest: int = 0,
     ) -> None:
+        self._largest, self.note = largest, ""
         self.journal = Journal(None, counters) if journal is None else journal
         self._time_unit = TimeUnit(counters, time_unit)
         self.objective = objective
@@ -147,6 +152,8 @@ class DataPass:
         asked = ""
         if self.journal.active:
             asked = digest_of([about, *(part for key in requests for part in (key, *requests[key].parts))])
+        if size := self.journal.settled(self._place_of_pieces, False):
+            self._resize(size)
         start = self.counters.clock()
         try:
             return self._collect(share, requests, asked)
@@ -159,12 +166,33 @@ class DataPass:
             self.seconds = self.counters.clock() - start
         self.release()
         self._budget, self._planned = 0.0, 0
-        try:
-            return self._collect(share, requests, asked)
-        except (RuntimeError, MemoryError) as error:
-            if not any(self.objective.group.gathered(is_out_of_memory(error) and bool(requests))):
-                raise
-        raise self._too_large(requests)
+        while True:
+            try:
+                return self._collect(share, requests, asked)
+            except (RuntimeError, MemoryError) as error:
+                if not any(self.objective.group.gathered(is_out_of_memory(error) and bool(requests))):
+                    raise
+            if (smaller := halved(self.objective, self._largest)) is None:
+                break
+            self._resize(self.journal.settled(self._place_of_pieces, smaller.batch_size))
+        key = max(requests, key=lambda k: requests[k].block.numel)
+        request = replace(requests[key], vectors=requests[key].vectors[:1])
+
+        def attempt(batch: Any) -> None:
+            graph = self._make_graph(self.objective, batch, self._names, self.counters)
+            self._multiply(graph, key, request, Totals(self._place))
+
+        raise too_large(self.objective, attempt)
+
+    @property
+    def _place_of_pieces(self) -> str:
+        return f"examples at a time after {self.counters.passes} passes"
+
+    def _resize(self, size: int | None) -> None:
+        """Process so many examples at a time from now on."""
+        if size != self.objective.batch_size:
+            self.objective = self.objective.resized(size)
+            self.note = f"memory: it ran out, so batches were cut into pieces of {size} examples meanwhile"
 
     def first_not_finite(self, request: Request) -> str:
         """The place of the first batch whose own products are NaN or infinite; "" if it is only their sum."""
@@ -259,12 +287,13 @@ class DataPass:
     def _state(self) -> dict[str, Any]:
         """What a pass leaves behind beside its sums, as JSON types."""
         return {"kept": len(self._kept), "open": self._budget > 0.0, "needed": self.needed,
-                "unit": self.counters.gradient_seconds}  # fmt: skip
+                "unit": self.counters.gradient_seconds, "pieces": self.objective.batch_size}  # fmt: skip
 
     def _take_up(self, state: Mapping[str, Any]) -> None:
         """Go on as after a pass that left this state: the next one keeps the same graphs."""
         self._planned, self.needed = state["kept"], state["needed"]
         self._budget = self._budget if state["open"] else 0.0
+        self._resize(state["pieces"])
         self.counters.gradient_seconds = state["unit"]
         self._time_unit.open = self._time_unit.open and math.isnan(state["unit"])
 
@@ -357,28 +386,3 @@ class DataPass:
             self.expected = self.expected or (loss_sum, count)
             return
         refuse_changed(self.objective, (loss_sum, count), self.expected)
-
-    def _too_large(self, requests: Mapping[str, Request]) -> InputError:
-        """Find a batch size that fits by trial, and name it in the error."""
-        key = max(requests, key=lambda k: requests[k].block.numel)
-        request = Request(requests[key].block, requests[key].vectors[:1])
-        batch: Any = max(self.objective.batches(), key=lambda b: leading_size(b) or 0, default=())
-        size = (leading_size(batch) or 1) // 2
-        while size >= 1:
-            try:
-                graph = self._make_graph(self.objective, take(batch, slice(0, size)), self._names, self.counters)
-                self._multiply(graph, key, request, Totals(self._place))
-                break
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                size //= 2
-        return InputError(
-            "out of memory while making Hessian-vector products",
-            where=f"a batch of {leading_size(batch) or 'unknown size'} examples on {self.objective.device}",
-            what_to_do=f"use batch_size={size}, which fits"
-            if size
-            else "not even one example fits: use a smaller model or another device"
-            if leading_size(batch)
-            else "give smaller batches: this one cannot be cut along dimension 0",
-        )

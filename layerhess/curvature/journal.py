@@ -53,7 +53,7 @@ class Journal:
         self.known: dict[str, Any] | None = None
         self._counters = counters
         self._settled: dict[str, Any] = {}
-        self._watched: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {}
+        self._watched: list[tuple[set[str], Callable[[str], None]]] = []
         self._file: RecordFile | None = None
         self._answers: list[Entry] = []  # that were there when the file was opened
         self._room = 0  # bytes that must stay free on the disk
@@ -66,9 +66,9 @@ class Journal:
 
     # -- a run begins ------------------------------------------------------------------------------------------------
 
-    def watch(self, name: str, take: Callable[[], Any], put: Callable[[Any], None]) -> None:
-        """Keep a value (JSON types) that passes change: written down after each, put back when it is told again."""
-        self._watched[name] = (take, put)
+    def watch(self, found: set[str], find: Callable[[str], None]) -> None:
+        """Names that passes find: written down after each, and found again when it is told again."""
+        self._watched.append((found, find))
 
     def begin(self, identity: dict[str, Any], room: int = 0) -> None:
         """Go on with the run whose journal was opened, or begin to write one.
@@ -132,7 +132,7 @@ class Journal:
         totals = make()
         if self.active:
             totals.lay_out()
-            watched = {name: take() for name, (take, _) in self._watched.items()}
+            watched = [sorted(found) for found, _ in self._watched]
             own = {"state": state(), "spent": self._counters.spent(before), "watched": watched}
             ranks = self._group.gathered(own)
             if self._file is not None:
@@ -176,8 +176,9 @@ class Journal:
         totals = Totals.of(header["totals"], tensors, device)
         own = header["ranks"][self._group.rank]
         self._counters.spend(own["spent"])
-        for name, (_, put) in self._watched.items():
-            put(own["watched"][name])
+        for names, (_, find) in zip(own["watched"], self._watched, strict=True):
+            for name in names:
+                find(name)
         self.replayed += 1
         state: dict[str, Any] = own["state"]
         return totals, state

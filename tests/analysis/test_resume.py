@@ -17,6 +17,7 @@ from commands import quick_report
 from ctrl_c import send
 from delicate import Armed
 from killed import assert_same_bits, in_pass, killed
+from layerhess.curvature import record_file
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.curvature.journal import Journal
@@ -274,3 +275,67 @@ def test_what_is_no_journal_is_refused_by_name(content: bytes, tmp_path: Path) -
     with pytest.raises(lh.InputError, match="cannot be read") as caught:
         analyze(objective(), out=tmp_path / "run", resume=True)
     assert caught.value.where == str(path) and path.read_bytes() == content
+
+
+# -- when memory or the disk runs out ----------------------------------------------------------------------------------
+
+
+def short_of_memory(monkeypatch: pytest.MonkeyPatch, examples: int) -> None:
+    """No graph of more than so many examples fits."""
+    real = HessianGraph.__init__
+
+    def init(self: HessianGraph, objective: Any, batch: Any, *others: Any) -> None:
+        if len(batch[0]) > examples:
+            raise torch.OutOfMemoryError("CUDA out of memory, in this test")
+        real(self, objective, batch, *others)
+
+    monkeypatch.setattr(HessianGraph, "__init__", init)
+
+
+def test_where_memory_runs_out_pieces_are_halved_and_a_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments: Any = {"top": 2, "path": "exact"}
+    whole = analyze(objective(), **arguments)
+    short_of_memory(monkeypatch, 8)  # as many as a sample has; batches have 12
+    halved = analyze(objective(), **arguments)
+    assert any("cut into pieces of 6 examples" in note for note in halved.notes)
+    assert halved.converged and halved.counts.passes == whole.counts.passes
+    for one, other in zip(whole.spectra(), halved.spectra(), strict=True):
+        assert one.eigenvalues == pytest.approx(other.eigenvalues, rel=1e-10)
+    killed(lambda: analyze(objective(), out=tmp_path / "run", **arguments), in_pass(3))
+    resumed = analyze(objective(), out=tmp_path / "run", resume=True, **arguments)
+    resumed.settings.pop("identity")
+    assert_same_bits(halved, resumed)
+
+
+def test_where_batches_must_not_be_cut_memory_that_runs_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    norm = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3)).double()
+    with monkeypatch.context() as patched:
+        short_of_memory(patched, 8)
+        with pytest.raises(lh.InputError, match="out of memory"):
+            analyze(objective(model=norm, data=data()[:1]), path="exact")
+
+
+def test_a_disk_that_fills_up_costs_the_journal_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = record_file._write
+    room = [20_000]
+
+    def write(stream: Any, content: Any) -> None:
+        room[0] -= len(memoryview(content).cast("B"))
+        if room[0] < 0:
+            raise OSError(28, "No space left on device")
+        real(stream, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(record_file, "_write", write)
+        part = analyze(objective(), top=2, bottom=1, out=tmp_path / "run", max_passes=9)
+    assert any("No space left on device" in note and "resume would go on" in note for note in part.notes)
+    journal = Journal(store.journal_path(tmp_path / "run"), Counters(), resume=True)
+    assert 0 < journal.passes < 9
+    journal.close()
+    resumed = analyze(objective(), top=2, bottom=1, out=tmp_path / "run", resume=True)
+    resumed.settings.pop("identity")
+    assert_same_bits(uninterrupted("top"), resumed)

@@ -155,9 +155,15 @@ def gram_processes(
     for group in chosen.groups():
         rows: dict[str, RowSum] = {}
         failed: dict[str, str] = {}
+        settled, place = data_pass.journal.settled, f"memory ran out with the rows of {group}"
         try:
             with data_pass.counters.during("solve"):
+                if settled(place, False):  # before the run was resumed
+                    raise MemoryError
                 rows, failed = _rows(data_pass, {name: operators[name] for name in group}, int(SLACK * chosen.room))
+                place = f"{place} decomposed"
+                if settled(place, False):
+                    raise MemoryError
                 for name in list(rows):
                     block = operators[name]
                     held = waves({name: block.numel}, wanted, memory, data_pass.objective.dtype).held[name]
@@ -173,6 +179,7 @@ def gram_processes(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            settled(place, True)
             rows.clear()  # the next group needs the room
             failed |= {name: TOO_MANY for name in group if name not in made and name not in failed}
         for name, why in failed.items():
