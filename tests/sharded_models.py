@@ -85,13 +85,6 @@ def columns() -> nn.Module:
     )
 
 
-def sequence_parallel() -> nn.Module:
-    mesh = init_device_mesh("cpu", (2,))
-    return parallelize_module(
-        Words(), mesh, {"up": ColwiseParallel(), "down": RowwiseParallel(), "norm": SequenceParallel()}
-    )
-
-
 def both(shape: tuple[int, int]) -> nn.Module:
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=("data", "tensor"))
     model = parallelize_module(Words(), mesh["tensor"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
@@ -112,6 +105,11 @@ def fully_unsharded() -> nn.Module:
     return model
 
 
+def columns_left_apart() -> nn.Module:
+    """Its own forward pass fails: what comes out of the norm is a DTensor, which the head does not know."""
+    return parallelize_module(Words(), init_device_mesh("cpu", (2,)), {"norm": SequenceParallel()})
+
+
 def ddp() -> nn.Module:
     return nn.parallel.DistributedDataParallel(Words())
 
@@ -125,7 +123,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "FSDP2 compiled": lambda: torch.compile(sharded(), backend="eager"),
     "columns and rows": columns_and_rows,
     "columns": columns,
-    "sequences": sequence_parallel,
+    "not running": columns_left_apart,
     "FSDP2 around rows of one": lambda: both((2, 1)),
     "FSDP2 of one around rows": lambda: both((1, 2)),
     "DDP": ddp,
@@ -208,12 +206,44 @@ def refused() -> list[str]:
     for call in (
         lambda: prepared(objective, checkpoint=Path("weights.safetensors")),
         lambda: lh.Objective(sharded_on_meta(), shares(), CE),
+        lambda: lh.Hessian(lh.Objective(knowing_of_shards(), numbers(), CE)).to_dense(),
     ):
         try:
             call()
-        except lh.InputError as error:
+        except (lh.InputError, lh.CheckError) as error:
             sentences.append(str(error))
     return sentences
+
+
+def numbers() -> list[Any]:
+    generator = torch.Generator().manual_seed(3)
+    return [(torch.randn(6, 4, generator=generator, dtype=torch.float64), torch.arange(6) % 3)]
+
+
+class KnowsOfShards(nn.Module):
+    """Its own mean is taken over its share of the columns: with whole weights it is another function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down, self.share = nn.Linear(4, 6).double(), nn.Linear(6, 3).double(), 6
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.down(torch.tanh(self.up(x)) / self.share)
+
+
+def knowing_of_shards() -> nn.Module:
+    plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
+    model = parallelize_module(KnowsOfShards(), init_device_mesh("cpu", (2,)), plan)
+    model.up.register_forward_hook(scaled)
+    return model
+
+
+def scaled(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    """A hook of the user's, which is part of the function; it looks at the shards."""
+    return output * (3.0 if isinstance(module.weight, DTensor) else 1.0)
 
 
 def sharded_on_meta() -> nn.Module:

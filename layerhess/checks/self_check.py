@@ -23,6 +23,7 @@ from layerhess.checks.second_derivative import ExaminedGraphs, check_second_deri
 from layerhess.checks.survey import Survey, too_large
 from layerhess.checks.suspects import failure
 from layerhess.checks.symmetry import Symmetry, asymmetric_tensors, noise_level, start, symmetry
+from layerhess.checks.whole_weights import refuse_other_function
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.device import Budget, is_out_of_memory
@@ -77,6 +78,7 @@ def _self_check(
     if found.trace.coarsest in HALF and objective.dtype not in HALF:
         found.concerns.append(_half_precision_inside(found.trace.coarsest))
     found.checks.append(check_determinism(objective, sample, found.trace))
+    found.concerns.extend(filter(None, [refuse_other_function(objective, surveyed.samples, found.trace.coarsest)]))
     refuse_wrong_derivatives(objective, sample, found.trace)
     additivity = check_additivity(objective, surveyed.samples)
     found.checks.append(additivity.check)

@@ -24,7 +24,7 @@ from layerhess.objective.model_call import without_unnamed
 from layerhess.objective.parameters import coarsest, copied, trainable
 from layerhess.objective.plain_model import PlainTwin, needs_twin, unwrapped
 from layerhess.objective.shares import counted_once, same_weights
-from layerhess.objective.snapshot import preserved_random_state, restored
+from layerhess.objective.snapshot import kept_attributes, preserved_random_state, restored
 from layerhess.objective.workers import refuse_repeated_examples
 
 MODES = ("as-is", "eval")
@@ -317,6 +317,14 @@ class Objective:
     def whole_weights(self) -> AbstractContextManager[None]:
         """Inside it the model's weights have their values, where they are sharded too; a session is inside it."""
         return nullcontext() if self._twin is None else self._twin.filled()
+
+    def original_loss(self, batch: Any) -> float | None:
+        """The loss's sum by the user's own tensor parallel model, on all ranks together (in session); else None."""
+        model = None if self._twin is None else self._twin.original
+        if model is None:
+            return None
+        with torch.no_grad(), kept_attributes(model):
+            return float(self.evaluation(model, batch)[0])
 
     @property
     def sharded(self) -> bool:

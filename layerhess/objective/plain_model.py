@@ -131,6 +131,11 @@ class PlainTwin:
         return bool(self._whole)
 
     @property
+    def original(self) -> nn.Module | None:
+        """The user's model, where tensor parallelism alone shards it, so that all ranks can run it on one batch."""
+        return self._source if self.copies > 1 and not any(map(_fsdp_state, self._source.modules())) else None
+
+    @property
     def copies(self) -> int:
         """How many ranks are given the same data: those that hold the weights of one layer (tensor parallelism)."""
         meshes = [shard.device_mesh.size() for shard, _ in self._whole.values()]  # type: ignore[attr-defined]

@@ -57,6 +57,17 @@ def preserved_random_state() -> Iterator[None]:
 
 
 @contextmanager
+def kept_attributes(model: nn.Module) -> Iterator[None]:
+    """Run the body, then put back what the modules hold: counters, caches, modes; not the values of their tensors."""
+    saved = [_SavedModule.of(module) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module in saved:
+            module.put_back()
+
+
+@contextmanager
 def kept_values(parameters: Iterable[Tensor], values: Iterable[Tensor] | None = None) -> Iterator[list[Tensor]]:
     """Run the body, which may move the parameters; then put the same bits back, before any Ctrl-C takes effect.
 

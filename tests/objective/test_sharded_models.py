@@ -90,6 +90,7 @@ def test_the_same_data_on_all_ranks_of_tensor_parallelism_counts_once(told: list
 
 def test_what_cannot_be_done_with_shards_is_said(told: list[Any]) -> None:
     for returned in told:
-        checkpoint, meta = returned["refused"]
+        checkpoint, meta, knowing = returned["refused"]
+        assert "with whole weights the model has the loss" in knowing and "parallelize_module" in knowing
         assert "--checkpoint" in checkpoint and "before the model is sharded" in checkpoint
         assert "on the meta device" in meta
