@@ -83,7 +83,8 @@ def analyze(
         path: "auto": products from factors (each layer's inputs and output sensitivities) for the blocks where a check
             on a few examples allows them; "exact": exact products everywhere; "factors": refuse blocks where they are
             not allowed; "gram": the same, and the complete spectrum of every block from all its rows, which "auto" uses
-            where that is the cheapest.
+            where that is the cheapest; "differences": of gradients, for what cannot be differentiated twice. Their
+            error is measured and part of the bounds.
         memory: budget for graphs, factors and solvers' vectors, such as "8GiB" or a number of bytes; by default
             8 GiB or 2.5 training steps for graphs and factors, whichever is more, and never more than is free. Batches
             whose graph does not fit are cut into smaller ones, with the same result.

@@ -14,13 +14,15 @@ from layerhess.analysis.estimate_options import EstimateOptions, estimate_option
 from layerhess.analysis.paths import PATHS
 from layerhess.analysis.paths.exact import METHODS
 from layerhess.curvature.device import memory_limit
-from layerhess.curvature.matrices import CURVATURE_MATRICES, CurvatureMatrix
+from layerhess.curvature.difference_graph import by_differences
+from layerhess.curvature.matrices import CURVATURE_MATRICES, GAUSS_NEWTON, HESSIAN, CurvatureMatrix
 from layerhess.curvature.segments.found import AUTO, named_segments
 from layerhess.errors import InputError, checked_integer
 from layerhess.objective.objective import Objective
 from layerhess.results.store import check_writable
 
 OPERATORS = tuple(CURVATURE_MATRICES)
+DIFFERENCES = PATHS[-1]
 COPIES = ("search", "unchecked")
 
 
@@ -48,8 +50,8 @@ class Arguments:
 
     @property
     def curvature(self) -> CurvatureMatrix:
-        """The matrix that ``operator`` names."""
-        return CURVATURE_MATRICES[self.operator]
+        """The matrix that ``operator`` names; new at each access where its steps are yet to be chosen."""
+        return by_differences() if self.path == DIFFERENCES else CURVATURE_MATRICES[self.operator]
 
     def settings(self, scheme: Any, objective: Objective, skip_failed: bool) -> dict[str, Any]:
         """All settings as JSON types, for the result."""
@@ -132,6 +134,21 @@ def check_arguments(
     if path not in PATHS:
         names = ", ".join(repr(name) for name in PATHS)
         raise InputError(f"unknown path {path!r}", where="path", what_to_do=f"use one of: {names}")
+    if path == DIFFERENCES and operator != HESSIAN.name:
+        raise InputError(
+            f"path={DIFFERENCES!r} makes products with the Hessian only",
+            where="path",
+            what_to_do=f"leave path out: operator={operator!r} needs first derivatives of the network's output only"
+            if operator != GAUSS_NEWTON.name
+            else "use operator='hessian', or leave path out",
+        )
+    if path == DIFFERENCES and segments not in (None, AUTO):
+        raise InputError(
+            "products by differences keep no graphs, so there are no segments",
+            where="segments",
+            what_to_do="leave segments out",
+        )
+    segments = None if path == DIFFERENCES else segments
     if path == "gram" and method != "lanczos":
         raise InputError(
             "path='gram' decomposes matrices and takes no other method",

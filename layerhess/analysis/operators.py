@@ -15,6 +15,7 @@ from layerhess.checks import SelfCheck
 from layerhess.checks.second_derivative import named_operations
 from layerhess.checks.survey import Survey
 from layerhess.curvature.data_pass import FULL, DataPass
+from layerhess.curvature.difference_graph import by_differences
 from layerhess.curvature.matrices import GAUSS_NEWTON, HESSIAN, ITEM_FISHER, TOKEN_FISHER, CurvatureMatrix
 from layerhess.curvature.operator import UncheckedOperator
 from layerhess.errors import InputError
@@ -25,6 +26,7 @@ from layerhess.objective.objective import Objective
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
+HESSIAN_PATHS = ("exact", "differences")
 DENSE_CHUNK = 64  # unit vectors a pass while a dense matrix is read
 
 
@@ -224,13 +226,14 @@ class Hessian(Operator):
     Args:
         objective: the loss over the data.
         blocks: a block scheme, see :func:`layerhess.analyze`.
-        check: False leaves the checks out.
+        path: "exact", or "differences" of gradients, for what cannot be differentiated twice.
+        check: False leaves the checks out; differences then have usual steps, which nobody has looked at.
 
     Attributes:
         shape: (P, P). block_names: in model order. uncovered: parameters in no block.
 
     Raises:
-        InputError: bad scheme.
+        InputError: bad scheme or path.
 
     >>> import torch, layerhess as lh
     >>> model = torch.nn.Linear(2, 1, bias=False).double()
@@ -241,6 +244,17 @@ class Hessian(Operator):
     """
 
     curvature = HESSIAN
+
+    def __init__(
+        self, objective: Objective, blocks: Scheme = "parameter", path: str = "exact", *, check: bool = True
+    ) -> None:
+        if path not in HESSIAN_PATHS:
+            raise InputError(
+                f"unknown path {path!r}", where="path", what_to_do=f"use {HESSIAN_PATHS[0]!r} or {HESSIAN_PATHS[1]!r}"
+            )
+        if path != HESSIAN_PATHS[0]:
+            self.curvature = by_differences()
+        super().__init__(objective, blocks, check=check)
 
 
 class GaussNewton(Operator):

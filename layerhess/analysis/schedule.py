@@ -189,7 +189,7 @@ class Schedule:
                 task.done = True
 
     def _noisy(self, task: Task) -> bool:
-        return bool(getattr(task.process, "relative_residual", math.inf) <= NOISE * self.eps)
+        return bool(getattr(task.process, "relative_residual", math.inf) <= max(NOISE * self.eps, self.meter.noise))
 
     def _measure(self, tasks: list[Task]) -> None:
         if not tasks:

@@ -35,7 +35,7 @@ class Verification:
 
     Attributes:
         fingerprint: of the model, see :func:`fingerprint`.
-        checked: (matrix, blocks, dtype) -> the self-check.
+        checked: (its graphs' maker, blocks, dtype) -> the self-check.
         failed: the failed checks of any of them, which refuse every product.
     """
 
@@ -63,7 +63,7 @@ def verified(objective: Objective, matrix: CurvatureMatrix, blocks: Mapping[str,
         _known.pop(objective, None)
         with objective.session(), named_operations(objective):
             known = _known[objective] = Verification(now, survey(objective, Counters()))
-    key = (matrix.name, tuple((name, block.parameters) for name, block in blocks.items()), objective.dtype)
+    key = (matrix.make_graph, tuple((name, block.parameters) for name, block in blocks.items()), objective.dtype)
     if known.failed is None and key not in known.checked:
         with objective.session(), named_operations(objective):
             checked = known.checked[key] = _checked(objective, matrix, blocks, known.surveyed)

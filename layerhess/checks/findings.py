@@ -12,8 +12,8 @@ from layerhess.objective.group import Group
 from layerhess.results.record import Check
 
 DECIDED = (
-    "checks", "failed", "culprits", "zero_suspects", "notes", "concerns", "uncut", "place", "blur", "graph_seconds",
-    "block_seconds",
+    "checks", "failed", "culprits", "zero_suspects", "errors", "notes", "concerns", "uncut", "place", "blur",
+    "graph_seconds", "block_seconds",
 )  # fmt: skip
 BLURS = 5.0  # times the measured blur, since one measurement may be small by luck
 
@@ -30,6 +30,7 @@ class SelfCheck:
         uncut: why batches must not be cut, "" if they may be.
         place: such as " in batch 3", where products are NaN or infinite in one batch alone.
         licence: which blocks may use factors.
+        errors: a block's parameters -> relative error of its products, where these are made by differences.
         blur: relative error of products in float64, where it was measured.
         graph_seconds, block_seconds: on the sample, the time to make a graph, and to make one product of every block
             and the full model with it.
@@ -45,6 +46,7 @@ class SelfCheck:
     uncut: str = ""
     place: str = ""
     licence: Licence = field(default_factory=Licence)
+    errors: dict[tuple[str, ...], float] = field(default_factory=dict)
     blur: float = 0.0
     graph_seconds: float = 0.0
     block_seconds: float = 0.0

@@ -19,6 +19,7 @@ from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import DataPass, Request
 from layerhess.curvature.device import Budget, solver_device
+from layerhess.curvature.difference_graph import Differences
 from layerhess.curvature.factors.mixed_graph import MixedGraphs
 from layerhess.linalg.bounds import ASSUMED_ROUNDING, FLOAT64_OF_FLOAT32, OTHER_SAFETY, ROUNDING_SAFETY
 from layerhess.linalg.eigen.dense import Dense
@@ -30,6 +31,7 @@ from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
 
 SHARE = 0.05  # of the budget, that the sample's graphs of either precision may keep between measurements
+NOISE = 10.0  # times the error of differences
 VECTORS = 5  # of a block's candidates, spread from the first to the last
 
 
@@ -87,8 +89,15 @@ class RoundingMeter:
     :func:`layerhess.checks.output_rounding.output_error` says. Where no copy of the model can be made, 1e-5 |theta| is
     assumed (in float32).
 
+    Products by differences of gradients are compared with those of twice the step, on all data; that overstates their
+    error.
+
     A sample that is all the data needs no such scaling. One that is not is joined by the examples that carry the
     candidates' eigenvalues (:mod:`layerhess.checks.heavy_examples`), where any stand out.
+
+    Attributes:
+        noise: a relative residual this small may be the error of the products, beside their rounding. failure: why no
+            copy could be used, or "".
 
     Args:
         objective: in session. sample: to measure on, see :meth:`layerhess.checks.sample.Sampler.measured`.
@@ -107,7 +116,8 @@ class RoundingMeter:
         memory: Budget,
     ) -> None:
         self._objective = objective
-        self._sample = sample
+        # A kink that is crossed in one example shows nowhere else, so that differences are measured on all data.
+        self._sample = replace(sample, whole=True) if isinstance(make_graph, Differences) else sample
         self._samples = sample.pieces
         self._counters = counters
         self._coarsest = coarsest
@@ -118,6 +128,8 @@ class RoundingMeter:
         self._wide: DataPass | None = None
         self._of_output = OutputError()
         self.failure = ""
+        errors = make_graph.errors.values() if isinstance(make_graph, Differences) else ()
+        self.noise = NOISE * max(errors, default=0.0)
 
     def __enter__(self) -> RoundingMeter:
         return self
@@ -239,6 +251,9 @@ class RoundingMeter:
 
     def _open(self) -> tuple[DataPass, DataPass] | None:
         if self._passes is None and not self.failure:
+            if isinstance(self._make_graph, Differences):
+                self._passes = self._pass(self._objective), self._pass(self._objective, self._make_graph.doubled())
+                return self._passes
             try:
                 copied = self._copied()
             except Exception as error:  # deepcopy of user modules and their forward passes can raise anything
@@ -257,9 +272,10 @@ class RoundingMeter:
             self._of_output = output_error(self._sample, copied.narrowed(data), self._scale)
         return copied
 
-    def _pass(self, objective: Objective) -> DataPass:
+    def _pass(self, objective: Objective, make: GraphMaker | None = None) -> DataPass:
         keep = SHARE * self._memory.room
-        return DataPass(objective, list(objective.parameters), self._counters, keep=keep, make_graph=self._make_graph)
+        make = self._make_graph if make is None else make
+        return DataPass(objective, list(objective.parameters), self._counters, keep=keep, make_graph=make)
 
     def _give_up(self, error: Exception) -> None:
         self.failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -276,7 +292,8 @@ class RoundingMeter:
     @property
     def _exact(self) -> bool:
         """Nothing in the model is coarser than float64, so no copy is more precise."""
-        return self._objective.dtype == torch.float64 and self._coarsest == torch.float64
+        in_float64 = self._objective.dtype == torch.float64 and self._coarsest == torch.float64
+        return in_float64 and not isinstance(self._make_graph, Differences)
 
     @property
     def _scale(self) -> float:

@@ -25,6 +25,7 @@ from layerhess.objective.objective import Objective
 
 ONCE = "Error"  # torch's autograd node for what may be differentiated only once
 MISSING = re.compile(r"derivative for (?:aten::|')?_?(\w+?)(?:_backward\b|:)")  # as torch says it
+BY_DIFFERENCES = "or use path='differences'"
 ADVICE = "replace that operation by one that torch can differentiate twice"
 MATH = "leave the choice of attention kernels to the analysis, which takes SDPBackend.MATH, or choose that one"
 REPLACEMENTS = {
@@ -200,7 +201,7 @@ def _refuse_cut_off(graph: BatchGraph, seen: Trace) -> None:
         raise InputError(
             "a custom autograd function of the model may be differentiated only once (once_differentiable)",
             where=", ".join(seen.custom[:4]) or "a custom autograd function",
-            what_to_do="write its backward with differentiable torch operations, or replace the function by them",
+            what_to_do=f"write its backward with differentiable torch operations, {BY_DIFFERENCES}",
         )
 
 
@@ -237,7 +238,7 @@ def _no_second_derivative(error: RuntimeError, seen: Trace) -> InputError | None
         return InputError(
             f"{kind} activation checkpointing has no second derivative",
             where=", ".join(seen.without_grad[:4]) or "torch.utils.checkpoint",
-            what_to_do=f"{way}, or switch checkpointing off",
+            what_to_do=f"{way}, switch checkpointing off, {BY_DIFFERENCES}",
         )
     if "modified by an inplace operation" in text:
         return InputError(
@@ -265,7 +266,7 @@ def _no_second_derivative(error: RuntimeError, seen: Trace) -> InputError | None
     return InputError(
         f"the model has no second derivative: torch says '{text.splitlines()[0]}'",
         where=", ".join(culprits[:4]) or "an operation of the model",
-        what_to_do=ADVICE,
+        what_to_do=f"{ADVICE}, {BY_DIFFERENCES}",
     )
 
 
@@ -276,5 +277,5 @@ def _without(error: RuntimeError, places: Sequence[str]) -> InputError:
     return InputError(
         f"torch has no {'second ' if '_backward' in str(error) else ''}derivative of {operation}",
         where=", ".join(places[:3]),
-        what_to_do=f"{MATH if operation.startswith('scaled_dot_product') else ADVICE}{instead}",
+        what_to_do=f"{MATH if operation.startswith('scaled_dot_product') else ADVICE}{instead}, {BY_DIFFERENCES}",
     )

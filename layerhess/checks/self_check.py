@@ -20,13 +20,15 @@ from layerhess.checks.output import check_cut, check_items, notes_on_convexity
 from layerhess.checks.randomness import refuse_state_that_follows
 from layerhess.checks.saturation import BEGINS, BLURRED, LOG, blurred, saturated, takes_log
 from layerhess.checks.second_derivative import ExaminedGraphs, check_second_derivative
+from layerhess.checks.step_size import choose_steps
 from layerhess.checks.survey import Survey, too_large
-from layerhess.checks.suspects import failure
+from layerhess.checks.suspects import STEP, failure
 from layerhess.checks.symmetry import Symmetry, asymmetric_tensors, noise_level, start, symmetry
 from layerhess.checks.whole_weights import refuse_other_function
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.device import Budget, is_out_of_memory
+from layerhess.curvature.difference_graph import Differences
 from layerhess.curvature.matrices import GAUSS_NEWTON, HESSIAN, CurvatureMatrix
 from layerhess.errors import CheckError
 from layerhess.linalg.bounds import zero_level
@@ -37,6 +39,7 @@ from layerhess.objective.objective import HALF, Objective
 from layerhess.objective.snapshot import version_of
 from layerhess.results.record import Check
 
+DIFFERENT = 0.05  # asymmetry of differences of a gradient, which was checked before: only their step shows
 SHARE = 0.2  # of the free memory, for the sample's graphs
 
 
@@ -85,12 +88,16 @@ def _self_check(
     found.uncut = additivity.uncut
     found.concerns.extend([additivity.note] if additivity.note else [])
     keep = SHARE * memory.room
+    make = curvature.make_graph
     examined = ExaminedGraphs(curvature.make_graph, found.trace)
     narrowed, names = objective.narrowed(surveyed.samples), list(full.parameters)
     data_pass = DataPass(narrowed, names, counters, keep=keep, make_graph=examined)
     vector = start(full, FULL, seed, device=objective.device)
     first = check_second_derivative(data_pass, full, vector, sample, found.trace, curvature.make_graph)
     del vector
+    if isinstance(make, Differences):
+        data_pass.release()
+        _choose_steps(objective.narrowed(surveyed.samples), blocks, full, make, seed, found, counters)
     full_norm = float(torch.linalg.vector_norm(first))
     # Graphs of J hold two vectors each, so that large models have no room for what is not needed yet.
     spare = curvature.name != HESSIAN.name and is_large(objective.numel)
@@ -115,7 +122,7 @@ def _self_check(
             )
         if spare or _versions(objective) != versions:  # autograd refuses graphs of weights that were moved meanwhile
             data_pass.release()
-        if factors:
+        if factors and not isinstance(make, Differences):
             found.licence = licence(
                 objective, surveyed, blocks, curvature, found.trace.coarsest, data_pass, seed, counters, copied
             )
@@ -143,10 +150,27 @@ def _self_check(
             surveyed.places,
         )
         data_pass.release()
-        if curvature.name == HESSIAN.name:
-            derivatives.check_products(curvature.make_graph)
+        if curvature.name == HESSIAN.name and not isinstance(make, Differences):
+            derivatives.check_products(make)
     _digits(objective.narrowed(surveyed.measured.pieces), blocks, full, curvature, seed, found, counters)
     return found
+
+
+def _choose_steps(
+    objective: Objective, blocks: Mapping[str, Block], full: Block, make: Differences, seed: int, found: SelfCheck,
+    counters: Counters,
+) -> None:  # fmt: skip
+    """Choose the steps of differences; blocks without one that is good enough fail."""
+    make.smooth = found.trace.smooth
+    refused, found.errors = choose_steps(objective, blocks, full, make, seed, counters), make.errors
+    for key in (key for key in refused if key in blocks):
+        figure = f"by differences uncertain by {refused[key]:.1e} of itself at the best step"
+        found.failed[key] = failure(STEP, objective, key, list(blocks[key].parameters), found.trace, figure)
+        found.checks.append(found.failed[key])
+    settled = [make.errors[block.parameters] for key, block in blocks.items() if key not in refused]
+    if settled:
+        detail = f"differences of gradients at two steps agree to {max(settled):.1e} in {len(settled)} operators"
+        found.checks.append(Check(STEP, True, detail))
 
 
 def _digits(
@@ -154,7 +178,8 @@ def _digits(
     found: SelfCheck, counters: Counters,
 ) -> None:  # fmt: skip
     """How many digits float64 has behind logs of saturated probabilities; blocks without any fail."""
-    if objective.dtype != torch.float64 or not takes_log(found.trace.nodes) or found.failed:
+    of_others = isinstance(curvature.make_graph, Differences)  # of which rounding is the least error
+    if objective.dtype != torch.float64 or not takes_log(found.trace.nodes) or found.failed or of_others:
         return
     if saturated(objective, list(objective.data), BEGINS) != LOG:
         return
@@ -222,10 +247,13 @@ def _symmetry(
     }  # the full model where its product is exactly 0
     live = {key: m for key, m in measured.items() if key not in found.zero_suspects}
     suspicious = SUSPICIOUS.get(coarsest, 0.0)  # half precision shows nothing: always use the float64 copy
-    doubtful = [key for key, m in live.items() if not m.asymmetry <= suspicious]
     limit = WRONG.get(coarsest, 0.3)
+    by_differences = isinstance(curvature.make_graph, Differences)
+    if by_differences:
+        suspicious = limit = max(limit, DIFFERENT)
+    doubtful = [key for key, m in live.items() if not m.asymmetry <= suspicious]
     judge, worst = data_pass, {key: live[key] for key in doubtful}
-    copied = make_copy() if doubtful and objective.dtype != torch.float64 else None
+    copied = make_copy() if doubtful and objective.dtype != torch.float64 and not by_differences else None
     if copied is not None:
         judge = DataPass(copied, list(full.parameters), counters, keep=keep, make_graph=curvature.make_graph)
         worst = symmetry(judge, {key: everything[key] for key in doubtful}, seed)
@@ -270,10 +298,13 @@ def check_unsampled(
     failed = {}
     for key, block in blocks.items():
         noise = 30.0 * torch.finfo(coarsest).eps * full_norm / max(measured[key].norm, 1e-300)
+        noise = max(noise, DIFFERENT if found.errors else 0.0)
         if not measured[key].asymmetry <= max(WRONG.get(coarsest, 0.3), noise):
             found.place = _not_finite_in(data_pass, blocks, measured, seed)
             figure = _asymmetric(measured[key].asymmetry, found)
-            failed[key] = failure("symmetry", objective, key, list(block.parameters), found.trace, figure)
+            failed[key] = failure(
+                STEP if found.errors else "symmetry", objective, key, list(block.parameters), found.trace, figure
+            )
     found.failed.update(failed)
     found.checks.extend(failed.values())
     return failed
@@ -308,7 +339,7 @@ def _locate(
             figure, suspects = _asymmetric(wrong[key], found), list(block.parameters)
         else:
             continue
-        found.failed[key] = failure("symmetry", objective, key, suspects, found.trace, figure)
+        found.failed[key] = failure(STEP if found.errors else "symmetry", objective, key, suspects, found.trace, figure)
 
 
 def _asymmetric(asymmetry: float, found: SelfCheck) -> str:

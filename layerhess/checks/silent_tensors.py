@@ -11,6 +11,7 @@ from torch import Tensor
 
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.double_backward.mode import Rewritten
+from layerhess.curvature.gradient_sum import add_gradient
 from layerhess.curvature.totals import Totals, add_up
 from layerhess.objective.objective import Objective
 from layerhess.objective.sent_batches import of_all_ranks
@@ -57,10 +58,10 @@ def speaking_batches(objective: Objective, silent: Collection[str], counters: Co
         counters.count("forwards")
         if not loss.requires_grad:
             return
-        parameters = list(objective.parameters.values())
-        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        found: dict[str, Tensor] = {}
+        add_gradient(loss, objective.parameters, found)
         counters.count("backwards")
-        heard = strengths(objective, dict(zip(objective.parameters, found, strict=True)))
+        heard = strengths(objective, {name: found.get(name) for name in objective.parameters})
         strongest = max(heard.values())
         least = HEARD.get(objective.dtype, 1e-2) * strongest
         for name in silent:

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.device import storages
+from layerhess.curvature.gradient_sum import add_gradient
 from layerhess.objective.objective import Objective
 
 LEFT_OUT = 1e-2  # of a tensor's gradient: so much by rounding alone is seen in half precision only
@@ -87,8 +88,8 @@ def _gradient(
     objective: Objective, names: Sequence[str], counters: Counters, mode: TorchFunctionMode | None = None
 ) -> dict[str, Tensor]:
     """Of the loss's sum over the data, float64."""
-    parameters = [objective.parameters[name] for name in names]
-    totals = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in zip(names, parameters, strict=True)}
+    parameters = {name: objective.parameters[name] for name in names}
+    totals = {name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in parameters.items()}
     for batch in objective.data:
         if mode is None:
             loss, _ = objective.terms(batch)
@@ -97,9 +98,6 @@ def _gradient(
                 loss, _ = objective.terms(batch)
         counters.count("forwards")
         counters.count("backwards")
-        if not loss.requires_grad:
-            continue
-        for name, part in zip(names, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
-            if part is not None:
-                totals[name] += part.detach().to_dense() if part.is_sparse else part.detach()
+        if loss.requires_grad:
+            add_gradient(loss, parameters, totals)
     return totals

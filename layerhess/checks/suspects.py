@@ -16,6 +16,7 @@ from layerhess.results.record import Check
 
 FIRST_DERIVATIVE = "first derivative"  # the names of checks
 DIFFERENCES = "finite differences"
+STEP = "step"
 WEIGHT_NORM = (
     "torch's weight_norm has a wrong second derivative: fold it (remove_weight_norm or remove_parametrizations), or "
     "write w = g * v / v.norm() yourself"
@@ -120,6 +121,8 @@ def advice(failed: Check, skippable: bool) -> str:
     stopped = failed.name == DIFFERENCES and any(stop in failed.module for stop in (*STOPS.values(), "no_grad in "))
     if failed.name == FIRST_DERIVATIVE or stopped:
         return STOPPED
+    if failed.name == STEP:
+        return "analyse the model in float64 (model.double()), or use path='exact' where it has a second derivative"
     if "weight_norm" in failed.module:
         return WEIGHT_NORM
     return (NOT_FINITE if "NaN" in failed.detail else UNKNOWN) + SKIP * skippable

@@ -118,7 +118,10 @@ def analyze(
     method: Annotated[str, typer.Option(help="lanczos, or power (power iteration)")] = "lanczos",
     path: Annotated[
         str,
-        typer.Option(help="auto, exact, factors, gram (complete spectra); the last two refuse where not licensed"),
+        typer.Option(
+            help="auto, exact, factors, gram (complete spectra), which refuse where not licensed; differences (of "
+            "gradients, where there is no second derivative)"
+        ),
     ] = "auto",
     memory: Annotated[
         str | None, typer.Option(help="budget for graphs and vectors  [default: 8GiB, or 2.5 training steps]")

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.device import synchronise
+from layerhess.curvature.gradient_sum import differentiate
 from layerhess.objective.objective import Objective
 
 
@@ -38,7 +38,7 @@ class TimeUnit:
         with self._counters.during("unit"):
             loss, self._count = objective.terms(batch)
             if loss.requires_grad:
-                torch.autograd.grad(loss, parameters, allow_unused=True)
+                differentiate(loss, parameters, objective.parameters.values())
             synchronise(objective.device)
         self._seconds = clock() - start
 
