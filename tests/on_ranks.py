@@ -108,6 +108,8 @@ def refusals() -> dict[str, str]:
         "raised": lambda: lh.analyze(lh.Objective(network(), Raising(rank), loss)),
         "broken": lambda: lh.analyze(lh.Objective(Broken(rank), share(), loss)),
         "between": lambda: lh.analyze(objective(), top=1 if rank == 0 else -1),
+        "other question": lambda: lh.analyze(objective(), top=1 + rank),
+        "other vector": lambda: lh.Hessian(objective()).matvec(torch.full((66,), 1.0 + rank).double()),
         "interrupt": lambda: lh.analyze(lh.Objective(network(), Interrupting(rank), loss)),
     }
     found = {}
@@ -183,7 +185,7 @@ def stuck() -> None:
         def __iter__(self) -> Any:
             self.passes += 1
             if self.passes == 2 and self.rank == 1:
-                time.sleep(8.0)
+                time.sleep(40.0)
             yield from share()
 
     lh.analyze(lh.Objective(network(), Stuck(rank), nn.CrossEntropyLoss()))

@@ -16,7 +16,10 @@ from layerhess.objective.blocks import Scheme, partition
 from layerhess.objective.group import world
 from layerhess.objective.interrupts import STOPS, deferred_interrupts
 from layerhess.objective.objective import Objective
+from layerhess.objective.shares import same_question
 from layerhess.objective.snapshot import preserved_random_state
+
+OWN_SETTINGS = ("out", "device")  # of each rank
 
 
 def analyze(
@@ -109,11 +112,11 @@ def analyze(
     >>> print(round(float(result.blocks["weight"].eigenvalues[0]), 9))      # 2 ||x||^2
     50.0
     """
-    if resume and out is None:
-        raise InputError(
-            "resume=True needs the folder of the run that is to go on", where="out", what_to_do="give out= (--out)"
-        )
     with world().together() as group:
+        if resume and group.agreed(out is None):
+            raise InputError(
+                "resume=True needs the folder of the run that is to go on", where="out", what_to_do="give out= (--out)"
+            )
         out = out if group.rank == 0 else None  # one of the ranks saves
         arguments = check_arguments(
             objective, operator=operator, top=top, bottom=bottom, full=full, tol=tol, seed=seed, out=out,
@@ -123,6 +126,7 @@ def analyze(
         )  # fmt: skip
         divided = partition(objective.model, objective.parameters, objective.frozen, blocks)
         run = Run(objective, divided, blocks, arguments, progress, skip_failed)
+        same_question({name: value for name, value in run.settings.items() if name not in OWN_SETTINGS}, group)
         with ExitStack() as stack:
             run.checkpoint = stack.enter_context(deferred_interrupts())
             try:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from layerhess.errors import ProcessError
 from layerhess.linalg.eigen.row_sum import RowOutline, RowSum
 from layerhess.objective.group import ALONE, Group
 from layerhess.objective.interrupts import safe_point
@@ -182,6 +183,10 @@ class Totals:
         shapes = {k: tuple(v.shape) if isinstance(v, Tensor) else None for k, v in self._sums.items()}
         outlines = {key: rows.outline for key, rows in self._rows.items()}
         told = group.gathered(_Own(shapes, lists, outlines, self.dropped), SUMS, failure)
+        if any(
+            own.shapes.get(key, shape) != shape for own in told for other in told for key, shape in other.shapes.items()
+        ):
+            raise ProcessError("the ranks ask for different things", what_to_do="give all ranks the same arguments")
         for own in told:
             for key, why in own.dropped.items():
                 self.drop(key, why)

@@ -7,6 +7,7 @@ an error of one is raised by all. So a rank that fails leaves nobody waiting, an
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 import weakref
@@ -111,7 +112,8 @@ class Group:
         self._on_gpus = self.size > 1 and "nccl" in dist.get_backend_config(processes)
         self._messages: weakref.ref[Any] | None = None  # the group for what lies in main memory
         self._inside = False
-        self._over = False  # another rank has left, or cannot be reached
+        self._over = False  # another rank has left the body
+        self._broken: BaseException | None = None  # one cannot be reached
         self._number = 0
 
     # -- telling --------------------------------------------------------------------------------------------------
@@ -186,7 +188,7 @@ class Group:
         if self.size == 1 or self._inside:
             yield self
             return
-        self._inside, self._over = True, False
+        self._inside = True
         try:
             try:
                 yield self
@@ -199,7 +201,7 @@ class Group:
                 raise
             self._exchange(_Said(LEAVING, last=True), None)
         finally:
-            self._inside = False
+            self._inside, self._over = False, self._broken is not None
 
     def announce(self, error: BaseException) -> None:
         """Write an error where the others look once they miss this rank: it may have failed before they began."""
@@ -231,17 +233,25 @@ class Group:
         return [one.value for one in heard]
 
     def _collective(self, call: Callable[[], None]) -> None:
+        if self._broken is not None:
+            raise self._broken
         if self._over:
             raise ProcessError("another process has left the group", what_to_do="see what it printed")
         self._number += 1
+        with suppress(Exception):  # without a store nobody can be named, and nothing else is amiss
+            _store().set(f"{KEY}/at/{self.rank}", str(self._number))
         try:
             call()
         except (RuntimeError, ValueError) as error:  # torch.distributed's
-            self._over = True
-            raise self._lost(error) from error
-        except BaseException:
-            self._over = True  # interrupted in the middle of it
+            self._over, self._broken = True, self._lost(error)
+            raise self._broken from error
+        except BaseException as error:  # interrupted in the middle of it
+            self._over, self._broken = True, error
             raise
+
+    @staticmethod
+    def _seen(store: Any, key: str) -> int:
+        return int(store.get(key)) if store.check([key]) else 0
 
     def _in_main_memory(self) -> Any:
         """The group for messages and sums on the CPU."""
@@ -258,10 +268,15 @@ class Group:
         return found
 
     def _lost(self, error: BaseException) -> ProcessError:
-        """Who is missing after an exchange that failed: those who neither say so themselves nor told an error."""
-        missing, told = set(range(self.size)) - {self.rank}, ""
+        """Who is missing after an exchange that failed: those who do not say so too, or came to it too late."""
+        missing, told, late = set(range(self.size)) - {self.rank}, "", set()
         try:
             store = _store()
+            if all(store.check([f"{KEY}/lost/{rank}"]) for rank in missing):
+                own = f"rank {self.rank}"
+                said = f"{own} came too late: the other ranks had given up waiting for it"
+                return ProcessError(said, where=own, what_to_do="give the process group a longer timeout")
+            late = {rank for rank in missing if self._seen(store, f"{KEY}/at/{rank}") < self._number}
             store.set(f"{KEY}/lost/{self.rank}", "1")
             end, found = time.monotonic() + PATIENCE, 0.0
             while time.monotonic() < end:
@@ -276,8 +291,12 @@ class Group:
                 time.sleep(0.1)
         except Exception:  # the store lives in rank 0, unless torchrun keeps it
             missing = {0} - {self.rank} or missing
+        missing = missing or late
         names = "rank " + ", ".join(map(str, sorted(missing))) if missing else "the connection between the ranks"
-        why = told or f"it died, left or did not answer in time ({str(error).splitlines()[0][:120]})"
+        text = re.sub(r"^\[\S+\] ", "", (str(error).splitlines() or [""])[0])[
+            :100
+        ]  # without the place in gloo's source
+        why = told or f"it died, left or did not answer in time ({text})"
         return ProcessError(f"{names} failed: {why}", where=names, what_to_do="see what that process printed")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -84,6 +84,33 @@ def same_weights(model: nn.Module, group: Group) -> str:
         for name in differing:
             buffers[name].copy_(values[name])
     return f"buffers differ between the ranks ({', '.join(differing[:4])}): those of rank 0 are used"
+
+
+def same_question(asked: Mapping[str, Any], group: Group) -> None:
+    """Refuse ranks that want different things, on all ranks together.
+
+    Args:
+        asked: name -> value; numbers may differ by rounding.
+
+    Raises:
+        InputError: naming the first that differs.
+    """
+    told = group.gathered(dict(asked))
+    for rank, own in enumerate(told):
+        for name, value in told[0].items():
+            if name not in own or not _alike(value, own[name]):
+                raise InputError(
+                    f"the ranks ask for different things: {name} is {value} on rank 0 and {own.get(name)} on rank "
+                    f"{rank}",
+                    where=name,
+                    what_to_do="call with the same arguments on all ranks",
+                )
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return one == other or abs(one - other) <= 1e-6 * max(abs(one), abs(other))
+    return bool(one == other)
 
 
 class OwnData:
