@@ -18,6 +18,7 @@ from torch.distributed.tensor.parallel import (
     SequenceParallel,
     parallelize_module,
 )
+from torch.utils.data import DataLoader
 
 import layerhess as lh
 from layerhess.cli.prepare import prepared
@@ -196,7 +197,10 @@ def weights_that_change() -> list[Tensor]:
 def same_data_on_all() -> dict[str, Any]:
     """Ranks of tensor parallelism are given the same data: it counts once, in errors of sampling too."""
     found = lh.analyze(lh.Objective(columns_and_rows(), whole(), CE), blocks="module", full=False, sampling=True)
-    return {name: (block.eigenvalues, block.sampling_errors) for name, block in found.blocks.items()}
+    objective = lh.Objective(columns_and_rows(), DataLoader(whole(), batch_size=None), CE)  # type: ignore[arg-type]
+    products = [lh.Hessian(objective).matvec(torch.linspace(-1, 1, objective.numel).double()) for _ in range(2)]
+    spectra = {name: (block.eigenvalues, block.sampling_errors) for name, block in found.blocks.items()}
+    return {"spectra": spectra, "products": products, "batches": sum(1 for _ in objective.batches())}
 
 
 def refused() -> list[str]:

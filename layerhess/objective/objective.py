@@ -110,7 +110,7 @@ class Objective:
         self._warn_half_precision()
         self.origin: dict[str, nn.Parameter] | None = None
         self._depth = 0
-        self._sampled = False
+        self._sampled = self._counted = False
 
     # -- reading the data ---------------------------------------------------------------------------------------
 
@@ -334,8 +334,9 @@ class Objective:
     # -- refusals ---------------------------------------------------------------------------------------------
 
     def _count_once(self) -> None:
-        if self._twin is not None and self._twin.copies > 1 and not self._sampled:
+        if self._twin is not None and self._twin.copies > 1 and not (self._sampled or self._counted):
             self.data, said = counted_once(self.data, self.group)
+            self._counted = True  # it reads all of the data
             self._note(said)
 
     def _note(self, sentence: str) -> None:

@@ -82,8 +82,12 @@ def test_weights_are_read_anew_for_every_product(told: list[Any]) -> None:
 def test_the_same_data_on_all_ranks_of_tensor_parallelism_counts_once(told: list[Any]) -> None:
     alone = lh.analyze(lh.Objective(Words(), whole(), CE), blocks="module", full=False, sampling=True)
     for returned in told:
-        assert list(returned["same data"]) == list(alone.blocks)
-        for name, (values, errors) in returned["same data"].items():
+        found = returned["same data"]
+        assert found["batches"] == 3, "of six"
+        for product in found["products"]:
+            torch.testing.assert_close(product, expected() @ torch.linspace(-1, 1, len(product)).double())
+        assert list(found["spectra"]) == list(alone.blocks)
+        for name, (values, errors) in found["spectra"].items():
             np.testing.assert_allclose(values, alone.blocks[name].eigenvalues, rtol=1e-10)
             np.testing.assert_allclose(errors, alone.blocks[name].sampling_errors, rtol=1e-6)
 
