@@ -21,7 +21,7 @@ SOLVERS_AND_GRAPHS = 0.65  # of it, for both: the rest is for the graph at hand,
 WHOLE_SHARE = 0.1  # of it, for small operators that are kept whole
 LEAST = 12  # rows: a restarted search for one pair takes a few percent more products than one with 160
 ENOUGH = 40  # rows where something is to be excluded: with fewer a second search does that, at twice the price
-IN_FLIGHT = 16  # bytes a number of a vector that is being multiplied: its product, and what is left of that
+IN_FLIGHT = 32  # bytes a number of a vector that is multiplied: product, what is left of it, a draw, the next vector
 
 
 @dataclass(frozen=True)
