@@ -14,6 +14,7 @@ from layerhess.analysis.paths.gram import whole
 from layerhess.analysis.tasks import Task
 from layerhess.analysis.trial import Trial, Unit, unit_of
 from layerhess.checks.second_derivative import named_operations
+from layerhess.checks.survey import Survey
 from layerhess.curvature.device import memory_limit, peak_bytes, restart_peak, used_bytes
 from layerhess.errors import checked_integer
 from layerhess.linalg.eigen.gram import Gram
@@ -24,6 +25,7 @@ from layerhess.objective.objective import Objective
 TRIAL_SECONDS = 60.0  # after the checks; what has not converged by then is extrapolated
 BANDWIDTH = 1e10  # bytes a second that a process sends, where several are asked for
 HEAVY = 6.0  # forward passes: three, in float64, look for the examples that rounding is measured on
+CLOSER = 3.0  # over the square root of the terms of the loss: by how much more steps a search on few examples takes
 START = 300.0  # a typical first residual over its tolerance
 
 
@@ -107,7 +109,7 @@ def _expected(run: Trial, world: int, before: int) -> CostEstimate:
     run.solve()
     solved = peak_bytes(device) - before
     assert run.schedule is not None
-    unit, longer = unit_of(run, surveyed, world), _longer(run)
+    unit, longer = unit_of(run, surveyed, world), _longer(run) * _shorter(run, surveyed)
     passes = math.ceil(longer * run.counters.passes)
     # Memory: what the trial took, but for its graphs, and the graphs of the data.
     room = run.kept_room()
@@ -116,7 +118,7 @@ def _expected(run: Trial, world: int, before: int) -> CostEstimate:
     at_hand, tried_at_hand = (
         unit.most.of(n) - (unit.kept.of(n) if kept else 0.0) for n in (unit.piece, max(unit.tried))
     )
-    solvers = max(0.0, solved - tried - tried_at_hand) + (longer - 1.0) * _row_bytes(run) + _gram_growth(run, unit)
+    solvers = max(0.0, solved - tried - tried_at_hand + (longer - 1.0) * _row_bytes(run)) + _gram_growth(run, unit)
     peak = int(max(checks, solvers + kept + at_hand))
     # Time.
     in_passes = sum(run.pass_seconds) or run.counters.seconds["solve"]
@@ -166,15 +168,26 @@ def _longer(run: Trial) -> float:
     return min(factor, max(1.0, run.arguments.max_passes / done))
 
 
+def _shorter(run: Trial, surveyed: Survey) -> float:
+    """How much shorter a search on all the data is than one on a part of it, of which the eigenvalues lie closer."""
+    assert run.schedule is not None and run.surveyed is not None
+    if all(task.whole for task in run.schedule.tasks):
+        return 1.0
+    there, here = (1.0 + CLOSER / math.sqrt(max(seen.count, 1.0)) for seen in (surveyed, run.surveyed))
+    return min(1.0, there / here)
+
+
 def _row_bytes(run: Trial) -> float:
-    """Bytes of the rows that unfinished solvers of the trial hold, each with its product."""
+    """Bytes of the rows that solvers of the trial hold, each with its product, where they hold one for each step."""
     assert run.schedule is not None
-    return float(sum(_basis_bytes(task) for task in run.schedule.tasks if not task.done))
+    return float(sum(_basis_bytes(task) for task in run.schedule.tasks))
 
 
 def _basis_bytes(task: Task) -> int:
     basis = None if task.released else getattr(task.process, "basis", None)
-    return 0 if basis is None else 2 * basis.size * basis.n * basis.dtype.itemsize
+    if basis is None or basis.size < task.products:
+        return 0
+    return int(2 * basis.size * basis.n * basis.dtype.itemsize)
 
 
 def _gram_growth(run: Trial, unit: Unit) -> float:

@@ -78,6 +78,29 @@ def test_a_layer_that_is_called_three_times() -> None:
     assert furthest(made, products(objective, HessianGraph)) <= 1e-14
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "bert"])
+def test_layers_of_transformers_with_their_masks_and_caches(kind: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    small = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+    if kind == "gpt2":  # with a cache, into which every layer writes
+        config = transformers.GPT2Config(n_positions=LENGTH, n_embd=4, n_layer=2, n_head=2, n_inner=5, **small)
+        model = transformers.GPT2LMHeadModel(config)
+        assert config.use_cache
+    else:
+        sizes = {"hidden_size": 4, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 5}
+        model = transformers.BertForMaskedLM(transformers.BertConfig(max_position_embeddings=LENGTH, **sizes, **small))
+    words, mask = torch.randint(1, VOCABULARY, (2, LENGTH)), torch.ones(2, LENGTH, dtype=torch.long)
+    mask[1, 3:] = 0
+    batch = {"input_ids": words, "attention_mask": mask, "labels": words.masked_fill(mask == 0, -100)}
+    objective = lh.Objective(model.eval(), [batch])
+    segments = found_segments(objective.model)
+    assert len(segments) == 2
+    with untouched(objective.model):
+        made = products(objective, Segmented(HessianGraph, segments), rows=1)
+    assert furthest(made, products(objective, HessianGraph, rows=1)) <= 1e-5
+
+
 def test_a_loss_that_differentiates_the_network_itself() -> None:
     """Third derivatives of the segments: the penalty is on the gradient with respect to the input."""
     torch.manual_seed(0)
