@@ -125,7 +125,7 @@ class Run:
             self._note(chosen.note)
             self.checked = self_check(
                 self.objective, self.surveyed, self._operators(), self.full_block, self.arguments.seed, self.counters,
-                self.curvature, self.machine, factors=self.arguments.path != "exact" and not chosen.segments,
+                self.curvature, self.graph_budget, factors=self.arguments.path != "exact" and not chosen.segments,
             )  # fmt: skip
         self._note(*self.checked.notes, *self.checked.concerns)
         self._refuse(self.checked.failed)

@@ -8,6 +8,7 @@ import torch
 
 from layerhess.checks.factors import Licence
 from layerhess.checks.forward_trace import Trace
+from layerhess.curvature.difference_graph import Differences
 from layerhess.objective.group import Group
 from layerhess.results.record import Check
 
@@ -31,6 +32,7 @@ class SelfCheck:
         place: such as " in batch 3", where products are NaN or infinite in one batch alone.
         licence: which blocks may use factors.
         errors: a block's parameters -> relative error of its products, where these are made by differences.
+        differences: what makes them so.
         blur: relative error of products in float64, where it was measured.
         graph_seconds, block_seconds: on the sample, the time to make a graph, and to make one product of every block
             and the full model with it.
@@ -47,6 +49,7 @@ class SelfCheck:
     place: str = ""
     licence: Licence = field(default_factory=Licence)
     errors: dict[tuple[str, ...], float] = field(default_factory=dict)
+    differences: Differences | None = None
     blur: float = 0.0
     graph_seconds: float = 0.0
     block_seconds: float = 0.0
@@ -54,6 +57,8 @@ class SelfCheck:
     def agreed(self, group: Group) -> SelfCheck:
         """With rank 0's findings: ranks on other hardware might decide otherwise."""
         decided = group.agreed({name: getattr(self, name) for name in DECIDED})
+        if self.differences is not None:
+            self.differences.steps.update(group.agreed(self.differences.steps))
         return replace(self, **decided, licence=self.licence.agreed(group))
 
     @property

@@ -27,7 +27,7 @@ from layerhess.linalg.eigen.lanczos import Lanczos
 from layerhess.linalg.eigen.process import Process
 from layerhess.linalg.random_vectors import random_signs
 from layerhess.objective import batches
-from layerhess.objective.blocks import Block
+from layerhess.objective.blocks import Block, in_groups
 from layerhess.objective.objective import Objective
 
 SHARE = 0.05  # of the budget, that the sample's graphs of either precision may keep between measurements
@@ -127,6 +127,7 @@ class RoundingMeter:
         self._passes: tuple[DataPass, DataPass] | None = None
         self._wide: DataPass | None = None
         self._of_output = OutputError()
+        self._joined = False  # the heavy examples to the sample
         self.failure = ""
         errors = make_graph.errors.values() if isinstance(make_graph, Differences) else ()
         self.noise = NOISE * max(errors, default=0.0)
@@ -135,9 +136,13 @@ class RoundingMeter:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._let_go()
+
+    def _let_go(self) -> None:
         for data_pass in (*(self._passes or ()), self._wide):
             if data_pass is not None:
                 data_pass.release()
+        self._passes = self._wide = None
         self._stack.close()
 
     def measure(
@@ -151,13 +156,16 @@ class RoundingMeter:
         """
         found: dict[str, Rounding] = {}
         with self._counters.during("rounding"):
-            if self._passes is None and not self._sample.whole:
+            if not (self._joined or self._sample.whole):
                 self._join_heavy({**beside, **blocks})
+                self._joined = True
             if (passes := self._open()) is not None:
                 try:
                     found = self._compare(passes, blocks)
                 except Exception as error:  # user code runs in another dtype here and may raise anything: fall back
                     self._give_up(error)
+            if torch.float64.itemsize * self._objective.numel > SHARE * self._memory.room:
+                self._let_go()  # the copy: it is made again for the next measurement
         assumed = ASSUMED_ROUNDING * self._assumed_scale()
         found = self._objective.group.agreed(found)
         return {
@@ -206,13 +214,19 @@ class RoundingMeter:
             self._samples = [*self._samples, *own] if whole is None else [whole]
 
     def _compare(self, passes: tuple[DataPass, DataPass], blocks: Mapping[str, Candidate]) -> dict[str, Rounding]:
+        found: dict[str, Rounding] = {}
+        for group in in_groups({key: one.block for key, one in blocks.items()}, self._objective.numel // 2):
+            found |= self._compared(passes, {key: blocks[key] for key in group})
+        return found
+
+    def _compared(self, passes: tuple[DataPass, DataPass], blocks: Mapping[str, Candidate]) -> dict[str, Rounding]:
         own, copied = passes
         known = {key: one.images for key, one in blocks.items() if one.images is not None and self._sample.whole}
         requests = {key: Request(one.block, one.rows) for key, one in blocks.items()}
         left = {key: request for key, request in requests.items() if key not in known}
         ours = known | (own.run(left) if left else {})
         other = self._other(copied, requests)
-        return {key: self._rounding(key, one, ours[key], other[key]) for key, one in blocks.items()}
+        return {key: self._rounding(key, one, ours.pop(key), other.pop(key)) for key, one in blocks.items()}
 
     def _other(self, copied: DataPass, requests: Mapping[str, Request]) -> dict[str, Tensor]:
         """The products in the other precision, or what stands for them where float32 has no numbers."""
@@ -228,10 +242,10 @@ class RoundingMeter:
         return made | self._wide.run(lost)
 
     def _rounding(self, key: str, one: Candidate, ours: Tensor, other: Tensor) -> Rounding:
-        """From the products of :attr:`Candidate.rows` in either precision."""
+        """From the products of :attr:`Candidate.rows` in either precision; ``other`` is overwritten."""
         k = len(outermost(one.vectors))
         size = max(float(torch.linalg.vector_norm(other[:k], dim=1).max()), 0.01 * one.norm)
-        errors = self._to_data(one.norm, size) * (self._scale * (ours - other))
+        errors = other.sub_(ours).mul_(self._to_data(one.norm, size) * self._scale)
         least = self._least(key) * one.norm
         worst = float(torch.linalg.vector_norm(errors[:k], dim=1).max())
         matrix = None if one.directions is None else of_errors(one.directions, errors[k:], self._safety)

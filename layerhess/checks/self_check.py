@@ -162,7 +162,8 @@ def _choose_steps(
 ) -> None:  # fmt: skip
     """Choose the steps of differences; blocks without one that is good enough fail."""
     make.smooth = found.trace.smooth
-    refused, found.errors = choose_steps(objective, blocks, full, make, seed, counters), make.errors
+    refused = choose_steps(objective, blocks, full, make, seed, counters)
+    found.errors, found.differences = make.errors, make
     for key in (key for key in refused if key in blocks):
         figure = f"by differences uncertain by {refused[key]:.1e} of itself at the best step"
         found.failed[key] = failure(STEP, objective, key, list(blocks[key].parameters), found.trace, figure)

@@ -34,12 +34,14 @@ class TwoPasses:
     """Products of two precisions, as they were put in."""
 
     def __init__(self, ours: Tensor, other: Tensor) -> None:
-        self.passes = tuple(SimpleNamespace(run=lambda requests, rows=rows: {"b": rows}) for rows in (ours, other))
+        self.passes = tuple(
+            SimpleNamespace(run=lambda requests, rows=rows: {"b": rows.clone()}) for rows in (ours, other)
+        )
 
 
 def meter(dtype: torch.dtype, sample: Sample, output: OutputError | None = None, coarsest: Any = None) -> RoundingMeter:
     made = RoundingMeter(
-        SimpleNamespace(dtype=dtype, group=ALONE), sample, coarsest or dtype, Counters(), HessianGraph, ROOM
+        SimpleNamespace(dtype=dtype, group=ALONE, numel=9), sample, coarsest or dtype, Counters(), HessianGraph, ROOM
     )  # type: ignore[arg-type]
     made._of_output = output or OutputError()
     return made
@@ -108,6 +110,23 @@ def test_without_a_copy_a_rounding_is_assumed(
     assert made.measure({"b": Candidate(block, torch.eye(2).double(), 3.0)})["b"] == Rounding(
         pytest.approx(3e-5 * factor, rel=1e-9, abs=0), "assumed"
     )
+
+
+def test_a_copy_that_is_large_for_the_budget_is_made_again_and_blocks_are_compared_in_groups(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("layerhess.objective.blocks.AT_ONCE", 0)
+    made = objective(mlp().float(), data=(X.float(), Y))
+    blocks = {name: make_block(name, {name: p}) for name, p in made.parameters.items()}
+    asked = {n: Candidate(b, random_unit(b.numel, 0, n, 0)[None], 1.0) for n, b in blocks.items()}
+    found = []
+    for room in (ROOM, Budget(100)):
+        meter = RoundingMeter(made, Sample([(X.float(), Y)]), torch.float32, Counters(), HessianGraph, room)
+        with made.session(), meter:
+            found.append([meter.measure(asked), meter.measure({"2.bias": asked["2.bias"]})])
+            assert (meter._passes is None) is (room is not ROOM)
+    assert found[0] == found[1] and {one.source for one in found[0][0].values()} == {"measured"}
+    assert found[0][0]["2.bias"] == found[0][1]["2.bias"]
 
 
 def test_a_network_is_measured_against_its_copy_and_failures_are_told() -> None:
