@@ -18,7 +18,10 @@ def describe(error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         line = f" in the line: {error.text.strip()}" if error.text else ""
         return f"{type(error).__name__}: {error.msg}{line}"
-    lines = [*str(error).strip().splitlines(), *(f"({note.rstrip('.')})" for note in notes_of(error))]
+    lines = str(error).strip().splitlines()
+    if any(line.startswith("Original Traceback") for line in lines):  # of a loader's worker
+        lines = [lines[0], lines[-1]]
+    lines += [f"({note.rstrip('.')})" for note in notes_of(error)]
     return f"{type(error).__name__}: {' '.join(lines)}" if lines else type(error).__name__
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler, TensorDataset
 
-from layerhess.errors import InputError
+from layerhess.errors import InputError, add_note
 from layerhess.objective.arrays import as_tensors, refuse_frame
 from layerhess.objective.containers import movable, obstacle, outline, rows, tensors, tree_map
 from layerhess.objective.group import world
@@ -20,6 +20,7 @@ from layerhess.objective.loaders import order_of
 BOTH_SPELLINGS = (
     "pass (x, y) for one batch of inputs and targets, or [(x1, y1), (x2, y2), ...] for a sequence of batches"
 )
+_END = object()
 
 
 def check_data(data: Any, *, any_batch: bool) -> None:
@@ -90,13 +91,20 @@ def is_single(data: Any) -> bool:
 
 
 def iterate(data: Any, *, arrays: bool = False) -> Iterator[Any]:
-    """The batches of ``data``, in its order, unchanged.
+    """The batches of ``data``, in its order, unchanged. What reading one raises has a note that says which.
 
     Args:
         arrays: take NumPy arrays in them as tensors.
     """
-    for batch in [data] if is_single(data) else data:
-        yield as_tensors(batch) if arrays else batch
+    number = 0
+    try:
+        source = iter([data] if is_single(data) else data)
+        while (batch := next(source, _END)) is not _END:
+            yield as_tensors(batch) if arrays else batch
+            number += 1
+    except Exception as error:  # whatever the data, or a loader's worker, raises
+        add_note(error, f"raised while batch {number} was read")
+        raise
 
 
 def is_shuffling(data: Any) -> bool:

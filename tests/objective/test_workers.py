@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, get_worker_info
 
 import layerhess as lh
+from layerhess.cli.user_frames import describe
 from layerhess.errors import InputError
 from layerhess.objective.workers import refuse_repeated_examples
 from refusals import X, Y, mlp
@@ -92,3 +93,24 @@ def test_a_count_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch, in_wor
     with pytest.raises(InputError, match="more than 100 examples.*perhaps without end") as caught:
         refuse_repeated_examples(DataLoader(Endless(shares=in_workers_only), 4, num_workers=2))
     assert "Endless" in caught.value.where and "num_workers=0" in caught.value.what_to_do
+
+
+class Broken(Dataset[Any]):
+    """Its seventh example cannot be read."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 6:
+            raise OSError("row 6 is damaged")
+        return torch.ones(3), torch.ones(2)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_loader_raises_names_the_batch(workers: int) -> None:
+    loader = DataLoader(Broken(), batch_size=2, num_workers=workers)
+    with pytest.raises(OSError, match="row 6 is damaged") as caught:
+        lh.analyze(lh.Objective(nn.Linear(3, 2), loader, nn.MSELoss()))
+    said = describe(caught.value)
+    assert "row 6 is damaged" in said and said.endswith("(raised while batch 3 was read)") and len(said) < 200
