@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,18 @@ from sharded_models import CE, MODELS, Words, whole
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 
 
-@pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    ended = run_ranks(2, "sharded_models", "everything", tmp_path_factory.mktemp("ranks"), timeout=120.0)
+def test_sharded_and_wrapped_models_on_two_ranks(tmp_path: Path) -> None:
+    """One test for all of it, since starting two processes takes longer than what they do."""
+    ended = run_ranks(2, "sharded_models", "everything", tmp_path / "ranks", timeout=120.0)
     for rank in ended:
         assert rank.code == 0, rank.stderr[-3000:]
-    return [rank.returned for rank in ended]
+    told = [rank.returned for rank in ended]
+    for name in MODELS:
+        assert_products_are_those_of_the_plain_model(told, name)
+    assert_training_goes_on_as_if_nothing_had_been_analysed(told)
+    assert_weights_are_read_anew_for_every_product(told)
+    assert_the_same_data_on_all_ranks_of_tensor_parallelism_counts_once(told)
+    assert_that_what_cannot_be_done_with_shards_is_said(told)
 
 
 @functools.cache
@@ -50,36 +57,35 @@ def explicit(model: Words) -> Tensor:
     return torch.autograd.functional.hessian(loss, flat)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_products_are_those_of_the_plain_model(told: list[Any], name: str) -> None:
+def assert_products_are_those_of_the_plain_model(told: list[Any], name: str) -> None:
     plain = Words()
     for returned in told:
         names, (full, tied), untouched, numel, notes = returned["products"][name]
         assert names == [n for n, _ in plain.named_parameters()]
         assert numel == sum(p.numel() for p in plain.parameters())
         vector = torch.linspace(-1, 1, numel).double()
-        torch.testing.assert_close(full, expected() @ vector, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(full, expected() @ vector, rtol=1e-10, atol=1e-12, msg=name)
         torch.testing.assert_close(
             tied, expected()[:35, :35] @ torch.linspace(-1, 1, 35).double(), rtol=1e-10, atol=1e-12
         )
-        assert untouched
+        assert untouched, name
         assert ("DDP" in name) != any("sharded" in note for note in notes)
         assert ("bfloat16" in name) == any("MixedPrecisionPolicy" in note for note in notes)
     assert all(map(torch.equal, told[0]["products"][name][1], told[1]["products"][name][1]))
 
 
-def test_training_goes_on_as_if_nothing_had_been_analysed(told: list[Any]) -> None:
+def assert_training_goes_on_as_if_nothing_had_been_analysed(told: list[Any]) -> None:
     for returned in told:
         assert returned["training"] and all(returned["training"].values()), returned["training"]
 
 
-def test_weights_are_read_anew_for_every_product(told: list[Any]) -> None:
+def assert_weights_are_read_anew_for_every_product(told: list[Any]) -> None:
     for before, after in (returned["changing"] for returned in told):
         torch.testing.assert_close(before, expected(), rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(after, expected(1.25, 0.7), rtol=1e-10, atol=1e-12)
 
 
-def test_the_same_data_on_all_ranks_of_tensor_parallelism_counts_once(told: list[Any]) -> None:
+def assert_the_same_data_on_all_ranks_of_tensor_parallelism_counts_once(told: list[Any]) -> None:
     alone = lh.analyze(lh.Objective(Words(), whole(), CE), blocks="module", full=False, sampling=True)
     for returned in told:
         found = returned["same data"]
@@ -92,7 +98,7 @@ def test_the_same_data_on_all_ranks_of_tensor_parallelism_counts_once(told: list
             np.testing.assert_allclose(errors, alone.blocks[name].sampling_errors, rtol=1e-6)
 
 
-def test_what_cannot_be_done_with_shards_is_said(told: list[Any]) -> None:
+def assert_that_what_cannot_be_done_with_shards_is_said(told: list[Any]) -> None:
     for returned in told:
         checkpoint, meta, knowing = returned["refused"]
         assert "with whole weights the model has the loss" in knowing and "parallelize_module" in knowing
