@@ -26,6 +26,7 @@ from layerhess.curvature.journal import Journal
 from layerhess.curvature.record_file import digest_of
 from layerhess.curvature.totals import Totals, add_up
 from layerhess.linalg.estimates import Floats
+from layerhess.linalg.long_rows import inner, subtract
 from layerhess.linalg.random_vectors import random_signs
 from layerhess.objective import batches
 from layerhess.objective.blocks import Block
@@ -249,7 +250,7 @@ def _probes(
         if name in pairs:
             vectors = pairs[name][1]
             rows = torch.cat([parts[member] for member in block.parameters], dim=1)
-            rows = rows - (rows @ vectors.T) @ vectors
+            subtract(rows, inner(vectors, rows), vectors)
             sizes = [shape.numel() for shape in block.shapes]
             parts.update(zip(block.parameters, torch.split(rows, sizes, dim=1), strict=True))
     return torch.cat([parts[name] for name in full.parameters], dim=1)

@@ -22,6 +22,7 @@ from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.curvature.matrices import GAUSS_NEWTON, HESSIAN
 from layerhess.curvature.segments.segmented import Segmented
 from layerhess.curvature.totals import Totals, add_up
+from layerhess.linalg.long_rows import combined
 from layerhess.linalg.random_vectors import random_signs
 from layerhess.objective import batches
 from layerhess.objective.objective import Objective
@@ -152,7 +153,7 @@ class HeavyExamples:
         longest = 0.0
         for number, (key, request) in enumerate(requests.items()):
             signs = random_signs(len(request.vectors), number, "heavy", 0, request.vectors.device)
-            row = (signs @ request.vectors) / math.sqrt(norms[key])
+            row = combined(signs[:, None], request.vectors)[0] / math.sqrt(norms[key])
             parts = request.block.split(row[None])
             length = math.sqrt(sum(float(parameters[name].detach().double().square().sum()) for name in parts))
             longest = max(longest, float(torch.linalg.vector_norm(row)) / (length or 1.0))

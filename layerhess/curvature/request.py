@@ -16,7 +16,7 @@ class Request:
 
     Attributes:
         block: which parameters the vectors belong to (the full model is the block of all parameters).
-        vectors: (s, P_b) float64, one vector a row.
+        vectors: (s, P_b) float64, or float32 for a float32 model, one vector a row.
         rows: the block whose components of the products are wanted, as in A[rows, block] v; by default ``block``
             itself.
         quadratic: blocks for which every batch's own v_c' (A v)_c is recorded, see :attr:`DataPass.quadratics`.

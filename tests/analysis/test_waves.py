@@ -26,10 +26,15 @@ from layerhess.analysis.waves import (
     waves,
 )
 from layerhess.checks import rounding
+from layerhess.checks.heavy_examples import HeavyExamples
+from layerhess.curvature.counters import Counters
 from layerhess.curvature.device import PIECE_SHARE, Budget
+from layerhess.curvature.hessian_graph import HessianGraph
+from layerhess.curvature.request import Request
 from layerhess.errors import InputError
 from layerhess.linalg.eigen.lanczos import Lanczos
 from layerhess.linalg.eigen.process import Wanted
+from layerhess.objective.blocks import make_block
 from references.dense import Matrix, rows_of_hessian
 from witness import refused
 
@@ -174,6 +179,32 @@ def test_waves_find_what_one_wave_finds(dtype: torch.dtype, options: Any, monkey
             assert other.missed_above <= 1.05 * exact[0]
         for vector in other.eigenvectors:
             assert {part.dtype for part in vector.values()} == {dtype}
+
+
+def test_pairs_in_float32_serve_sampling_errors_and_the_choice_of_heavy_examples() -> None:
+    torch.manual_seed(1)
+    model = _network(torch.float32).model
+    x, y = torch.randn(300, 30), torch.randint(0, 4, (300,))
+    objective = lh.Objective(model, (x, y), nn.CrossEntropyLoss())
+    options: Any = {
+        "blocks": "module",
+        "full": False,
+        "path": "exact",
+        "exclude": None,
+        "sampling": True,
+        "trace": True,
+    }
+    whole, parts = lh.analyze(objective, **options), lh.analyze(objective, memory="1.1MB", **options)
+    for name, one in whole.blocks.items():
+        other = parts.blocks[name]
+        np.testing.assert_allclose(other.sampling_errors, one.sampling_errors, rtol=1e-2)
+        assert other.trace is not None and other.trace.sampling_error > 0.0
+    block = make_block("0", {n: p for n, p in objective.parameters.items() if n.startswith("0.")})
+    rows = torch.randn(2, block.numel, generator=torch.Generator().manual_seed(0))
+    heavy = HeavyExamples(objective, Counters(), HessianGraph)
+    steps = [heavy._direction({"0": Request(block, v)}, {"0": 1.0}, torch.float64) for v in (rows, rows.double())]
+    for name in block.parameters:
+        np.testing.assert_allclose(steps[0][name], steps[1][name], rtol=1e-12)
 
 
 def test_sampling_errors_of_several_passes_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
