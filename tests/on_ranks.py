@@ -119,6 +119,14 @@ def refusals() -> dict[str, str]:
             found[name] = "nothing was raised"
         except (Exception, KeyboardInterrupt) as error:
             found[name] = f"{type(error).__name__}: {error}"
+    normed = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Linear(7, 3)).double().eval()
+    with torch.no_grad():
+        for number, weight in enumerate(normed.parameters()):
+            weight.copy_(torch.cos(torch.arange(weight.numel()) + number).view(weight.shape))
+    normed[1].running_mean += rank  # as after training with DistributedDataParallel
+    analysis = lh.analyze(lh.Objective(normed, share(), loss), blocks={"last": "2.*"}, full=False)
+    kept = bool((normed[1].running_mean == rank).all())
+    found["buffers"] = f"{analysis.blocks['last'].eigenvalues} {kept} {analysis.notes}"
     found["after"] = str(lh.analyze(objective(), full=False).converged)
     return found
 

@@ -52,6 +52,8 @@ def test_what_one_rank_finds_wrong_all_refuse_and_go_on(tmp_path: Path) -> None:
     )
     assert "the size of the vectors of (full) is" in one["other vector"]
     assert one["interrupt"].startswith("KeyboardInterrupt") and two["interrupt"].startswith("KeyboardInterrupt")
+    assert one["buffers"] == two["buffers"] and "] True (" in one["buffers"]
+    assert "1.running_mean): those of rank 0 are used" in one["buffers"]
     assert one["after"] == two["after"] == "True"
 
 
