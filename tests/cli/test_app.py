@@ -237,6 +237,26 @@ def test_a_command_that_is_stopped_leaves_a_partial_result_and_says_where(
     assert "NOT CONVERGED" in report and "interrupted" in report
 
 
+def test_a_run_that_stopped_goes_on_with_resume(here: Path, capsys: Capture) -> None:
+    (here / "wider.py").write_text(
+        "import torch, mine, layerhess as lh\n"
+        "def make():\n"
+        "    torch.manual_seed(0)\n"
+        "    model = torch.nn.Sequential(torch.nn.Linear(3, 20), torch.nn.Tanh(), torch.nn.Linear(20, 2))\n"
+        "    return lh.Objective(model, mine.data(), torch.nn.MSELoss())\n"
+    )
+    command = ["analyze", "wider:make", "--out", "run", "--blocks", "module", "--top", "2", "--no-full"]
+    assert main([*command, "--max-passes", "1"]) == 1 and (here / ".run.journal").exists()
+    capsys.readouterr()
+    assert main([*command, "--resume"]) == 0
+    assert "resumed: " in capsys.readouterr().err and not (here / ".run.journal").exists()
+    before = (here / "run" / "analysis.json").read_bytes()
+    assert main([*command, "--resume", "--json"]) == 0
+    assert capsys.readouterr().out.encode() == before == (here / "run" / "analysis.json").read_bytes()
+    assert "seed was 0 and is 1" in refusal(capsys, *command, "--resume", "--seed", "1")
+    assert "--resume needs the folder" in refusal(capsys, "analyze", "mine:make", "--resume")
+
+
 def test_ctrl_c_in_the_factory_says_that_nothing_was_written(here: Path, capsys: Capture) -> None:
     (here / "stop.py").write_text("def make():\n    raise KeyboardInterrupt\n")
     assert main(["analyze", "stop:make", "--out", "run"]) == 130
