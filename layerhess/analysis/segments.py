@@ -19,21 +19,27 @@ from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
 
 GRAPH = 4.0  # gradients' memory that a product takes without segments: 3.3, and 5 where attention dominates
+HALF_HELD = 1.5  # the same in segments, of which half keep the graphs of first derivatives; 0.8 where none does
 COMPARED_SHARE = 0.5  # of the budget: up to here a product without segments is made on one example, to compare
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The segments that are used, none where the budget needs none; and a sentence for the reader, or ""."""
+    """The segments that are used, none where the budget needs none; a sentence for the reader, or "".
+
+    Attributes:
+        held: so many of them keep the graphs of first derivatives.
+    """
 
     segments: tuple[Segment, ...] = ()
     note: str = ""
+    held: int = 0
 
     def of(self, matrix: CurvatureMatrix) -> CurvatureMatrix:
         """The matrix whose graphs are made that way."""
         if not self.segments:
             return matrix
-        return replace(matrix, make_graph=Segmented(matrix.make_graph, self.segments))
+        return replace(matrix, make_graph=Segmented(matrix.make_graph, self.segments, self.held))
 
 
 def choose_segments(
@@ -83,6 +89,7 @@ def choose_segments(
         found.sound,
         f"memory: {_named(found.sound)} computed anew by every product, which takes longer and less memory ({why})"
         + (f"; not {left}" if left else ""),
+        len(found.sound) // 2 if HALF_HELD * needed / GRAPH <= piece else 0,
     )
 
 

@@ -35,7 +35,8 @@ class Call:
         forward: what is called. modules: whose parameters it uses. args, kwargs: its arguments.
 
     Attributes:
-        inputs, parameters: what it is a function of. plain: makes the call as it is.
+        inputs, parameters: what it is a function of. plain: makes the call as it is. hold: keep the graph of the first
+            evaluation, as a gradient would; held: the arguments and results of that.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class Call:
         self._devices = dict.fromkeys(["cpu", *(t.device.type for t in (*self.inputs, *self.parameters))])
         self._autocast = {d: (torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in self._devices}
         self._modes: list[Any] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        self.hold = False
+        self.held: tuple[list[Tensor], Results] | None = None
         self._random: RandomState | None = None
         self._begun = False
         self._results: Any = None
@@ -66,6 +69,8 @@ class Call:
         Raises:
             NotPure: the call changed an argument, or gives something else than the first time.
         """
+        if self.hold and not self._begun:
+            return self._first_held()
         given = iter(tensors[: len(self.inputs)])
         args, kwargs = tree_map(lambda _: next(given), self._arguments)
         with ExitStack() as stack:
@@ -75,6 +80,14 @@ class Call:
                     stack.enter_context(torch.autocast(device, dtype, enabled=enabled, cache_enabled=False))
             made = self._repeat(stack, args, kwargs) if self._begun else self._begin(args, kwargs)
         return tuple(tensors_in(made))
+
+    def _first_held(self) -> Results:
+        self.hold = False
+        inputs = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in self.inputs]
+        with torch.enable_grad():
+            arguments = [*inputs, *self.parameters]
+            self.held = arguments, self(arguments)
+        return tuple(None if result is None else result.detach() for result in self.held[1])
 
     def results(self, tensors: Results) -> Any:
         """What the call returned, with these tensors in the places of its own."""

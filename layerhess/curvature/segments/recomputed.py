@@ -24,10 +24,15 @@ class Function(Protocol):
 
     Attributes:
         leaves: for each argument, whether the function reads that very tensor elsewhere (a parameter), so that no
-            other one can be given in its place.
+            other one can be given in its place. held: arguments and results with their graph, where one is kept for
+            first derivatives.
     """
 
     leaves: tuple[bool, ...]
+
+    @property
+    def held(self) -> tuple[list[Tensor], Results] | None:
+        """See above."""
 
     def __call__(self, tensors: Sequence[Tensor]) -> Results:
         """The results; their graph leads to the tensors, where gradients are on."""
@@ -76,6 +81,8 @@ class _Pullback:
             zero.
     """
 
+    held = None
+
     def __init__(self, function: Function, asked: Sequence[int], given: Sequence[int]) -> None:
         self._function, self._asked, self._given = function, asked, given
         self.leaves = (*function.leaves, *[False] * len(given))
@@ -83,17 +90,20 @@ class _Pullback:
     def __call__(self, tensors: Sequence[Tensor]) -> Results:
         """One part for each argument asked for, None where nothing depends on it."""
         again = torch.is_grad_enabled()
+        held = None if again else self._function.held
         number = len(self._function.leaves)
         arguments, sensitivity = list(tensors[:number]), tensors[number:]
         if not again:  # else they are cut off already, and what is made here leads to them
             kept = zip(arguments, self._function.leaves, strict=True)
             arguments = [t if leaf else t.detach().requires_grad_(t.requires_grad) for t, leaf in kept]
         with torch.enable_grad():
-            results = self._function(arguments)
+            arguments, results = held or (arguments, self._function(arguments))
             pairs = [(results[i], part) for i, part in zip(self._given, sensitivity, strict=True)]
             live = [(r, part) for r, part in pairs if r is not None and r.requires_grad]
             if not live:
                 return (None,) * len(self._asked)
             outputs, weights = zip(*live, strict=True)
             inputs = [arguments[i] for i in self._asked]
-            return torch.autograd.grad(outputs, inputs, weights, create_graph=again, allow_unused=True)
+            return torch.autograd.grad(
+                outputs, inputs, weights, create_graph=again, retain_graph=again or held is not None, allow_unused=True
+            )

@@ -29,20 +29,26 @@ class Segmented:
     A call that turns out not to be repeatable is made without segments, the whole batch with it.
 
     Args:
-        make: makes the graphs. segments: of the model, by name.
+        make: makes the graphs. segments: of the model, by name. held: of so many of them, the last ones,
+            the graphs of first derivatives are kept: of all, as much memory as a gradient takes, for a fifth less time.
     """
 
     make: GraphMaker
     segments: tuple[Segment, ...]
+    held: int = 0
 
     def __call__(self, objective: Objective, batch: Any, names: Iterable[str], counters: Counters) -> BatchGraph:
         """The graph of one batch."""
         names = list(names)
         try:
-            with calls_in(objective.model, self.segments, run):
+            with calls_in(objective.model, self.segments, self._run):
                 return self.make(objective, batch, names, counters)
         except NotPure:
             return self.make(objective, batch, names, counters)
+
+    def _run(self, segment: Segment, call: Call) -> Any:
+        call.hold = segment in self.segments[len(self.segments) - self.held :]
+        return run(segment, call)
 
 
 def run(segment: Segment, call: Call) -> Any:
