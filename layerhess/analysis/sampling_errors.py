@@ -36,6 +36,7 @@ GROUPS = 16  # wanted: the standard error of a standard error from g groups is 1
 SHARE = 0.4  # of the budget, for vectors and products of one pass: no graphs are kept beside them
 ROW = 8  # bytes of a number
 SINGLE = 64  # examples up to which each is its own group: how they lie in batches, or on processes, then plays no part
+MOST_GROUPS = 1024  # more batches than that are joined: a hundred thousand groups would say no more
 FEWEST = 4  # below this nothing is said
 PROBES = 8  # for the traces; the probes' own contribution is removed
 
@@ -108,7 +109,8 @@ def sampling_errors(
     requests = {name: Request(block, vectors, quadratic=(block,)) for name, (block, vectors, _) in pairs.items()}
     blocks = {name: block for name, block in traced.items() if name != FULL}
     journal = Journal(None, counters) if journal is None else journal
-    forms, exact = _from_factors(objective, grouped, requests, blocks, plan, counters, checkpoint, journal)
+    joined = math.ceil(number / MOST_GROUPS)
+    forms, exact = _from_factors(objective, grouped, requests, blocks, plan, counters, checkpoint, journal, joined)
     whole = {member for name in exact for member in blocks[name].parameters}.issuperset(full.parameters)
     small = {name: block for name, block in blocks.items() if block.numel <= EXACT and name not in exact}
     for name, block in small.items():  # an orthonormal basis that begins with the eigenvectors gives both
@@ -122,8 +124,9 @@ def sampling_errors(
         requests[PROBES_KEY] = Request(full, rows, quadratic=(*blocks.values(), full))
     if left := {key: request for key, request in requests.items() if key not in forms}:
         data_pass = DataPass(
-            grouped, list(full.parameters), counters, checkpoint=checkpoint, make_graph=make_graph, journal=journal
-        )
+            grouped, list(full.parameters), counters, checkpoint=checkpoint, make_graph=make_graph, journal=journal,
+            joined=joined,
+        )  # fmt: skip
         room = math.inf if memory is None else SHARE * memory.room
         held = {key: 2 * ROW * len(request.vectors) * request.block.numel for key, request in left.items()}
         for group in groups_within(held, room):
@@ -131,7 +134,7 @@ def sampling_errors(
             forms.update({key: form.numpy() for key, form in data_pass.quadratics.items()})
         counts = np.array(data_pass.counts)
     else:
-        counts = _counts(grouped, counters, checkpoint, journal)
+        counts = _counts(grouped, counters, checkpoint, journal, joined)
     scale = counts.sum() if objective.evaluation.is_sum else 1.0
     values = {
         name: np.array([scale * ratio_error(column, counts) for column in forms[name][:, : len(vectors), 0].T])
@@ -158,7 +161,9 @@ def sampling_errors(
     return SamplingErrors(values, traces, len(counts), _sentence(len(counts), surveyed.examples))
 
 
-def _counts(grouped: Objective, counters: Counters, checkpoint: Callable[[], None], journal: Journal) -> Floats:
+def _counts(
+    grouped: Objective, counters: Counters, checkpoint: Callable[[], None], journal: Journal, joined: int
+) -> Floats:
     """(G,) the counts of every group, where nothing else is needed from them."""
 
     def share(batch: Any, totals: Totals) -> None:
@@ -167,7 +172,7 @@ def _counts(grouped: Objective, counters: Counters, checkpoint: Callable[[], Non
         counters.count("forwards")
 
     totals, _ = journal.once(
-        "counts", lambda: add_up(grouped.batches(), share, group=grouped.group, checkpoint=checkpoint)
+        "counts", lambda: add_up(grouped.batches(), share, group=grouped.group, checkpoint=checkpoint, joined=joined)
     )
     return np.array(totals.listed(COUNT))
 
@@ -181,6 +186,7 @@ def _from_factors(
     counters: Counters,
     checkpoint: Callable[[], None],
     journal: Journal,
+    joined: int,
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
     """What factors give directly: (G, s, 1) quadratic forms of the requests' vectors, (G,) traces of the blocks.
 
@@ -225,7 +231,8 @@ def _from_factors(
         if journal.settled("the factors of whole batches do not fit", False):
             return {}, {}
         totals, _ = journal.once(
-            asked, lambda: add_up(objective.batches(), share, group=objective.group, checkpoint=checkpoint)
+            asked,
+            lambda: add_up(objective.batches(), share, group=objective.group, checkpoint=checkpoint, joined=joined),
         )
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

@@ -49,7 +49,7 @@ class DataPass:
         time_unit: time one plain gradient of the first batch, for
             :attr:`layerhess.curvature.counters.Counters.gradient_seconds`.
         journal: of the run, where its passes are to be written down, or told again. largest: examples of the largest
-            batch, where batches may be cut if memory runs out.
+            batch, where batches may be cut if memory runs out. joined: batches that make one entry of what is listed.
     """
 
     def __init__(
@@ -64,8 +64,10 @@ class DataPass:
         time_unit: bool = False,
         journal: Journal | None = None,
         largest: int = 0,
+        joined: int = 1,
     ) -> None:
         self._largest, self.note = largest, ""
+        self._joined = joined
         self.journal = Journal(None, counters) if journal is None else journal
         self._time_unit = TimeUnit(counters, time_unit)
         self.objective = objective
@@ -264,7 +266,7 @@ class DataPass:
         def made() -> Totals:
             return add_up(
                 self._graphs(requests), whole, group=self.objective.group, checkpoint=self._checkpoint,
-                device=self._place,
+                device=self._place, joined=self._joined,
             )  # fmt: skip
 
         try:

@@ -45,8 +45,10 @@ class Totals:
         dropped: keys that have no sum because some batch could not contribute -> why.
     """
 
-    def __init__(self, device: torch.device | None = None) -> None:
+    def __init__(self, device: torch.device | None = None, joined: int = 1) -> None:
         self._device = device
+        self._joined = joined
+        self._appended: dict[Hashable, int] = {}
         self._sums: dict[Hashable, Any] = {}
         self._lists: dict[Hashable, list[Any]] = {}
         self._rows: dict[Hashable, RowSum] = {}
@@ -72,9 +74,16 @@ class Totals:
             self._sums[key] = value
 
     def append(self, key: Hashable, *values: Any) -> None:
-        """Append these to the key's list."""
-        if key not in self.dropped:
-            self._lists.setdefault(key, []).extend(values)
+        """Append these to the key's list, where so many as are joined are added up in one entry."""
+        if key in self.dropped:
+            return
+        own, number = self._lists.setdefault(key, []), self._appended.get(key, 0)
+        for place, value in enumerate(values, number):
+            if place % self._joined:
+                own[-1] = own[-1] + value
+            else:
+                own.append(value)
+        self._appended[key] = number + len(values)
 
     def add_rows(self, key: Hashable, n: int, rows: Iterable[tuple[Tensor, Tensor]], room: int) -> bool:
         """Add R' D R, (n, n), for pairs (R, signs of D); False once all rows take more than ``room`` bytes."""
@@ -248,6 +257,7 @@ def add_up(
     group: Group = ALONE,
     checkpoint: Callable[[], None] = safe_point,
     device: torch.device | None = None,
+    joined: int = 1,
 ) -> Totals:
     """Call ``share`` for every part of the data, in order.
 
@@ -256,12 +266,12 @@ def add_up(
     Args:
         parts: batches, or what was made of them. share: adds what one part contributes. group: the processes whose
             parts are all the data. checkpoint: called before each part; raises to stop (on an interrupt). device: of
-            the sums.
+            the sums. joined: how many values make one entry of a list.
 
     Raises:
         BaseException: of this rank's share, or of another's; see :meth:`layerhess.objective.group.Group.gathered`.
     """
-    totals = Totals(device)
+    totals = Totals(device, joined)
     failure: BaseException | None = None
     try:
         for part in parts:

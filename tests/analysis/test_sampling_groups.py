@@ -128,3 +128,18 @@ def test_no_batch_is_factored_where_no_trace_is_asked_for_and_none_is_cut() -> N
     analysis = lh.analyze(lh.Objective(model(nn.ReLU), data, nn.CrossEntropyLoss()), full=False, sampling=True)
     assert len(data) >= sampling_errors.GROUPS
     assert analysis.counts.by_phase["sampling"]["forwards"] == len(data)
+
+
+@pytest.mark.parametrize("kind", [nn.Tanh, nn.ReLU])
+def test_batches_beyond_so_many_are_joined(kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty batches in twenty groups give the errors of twenty batches, each of two of them."""
+    monkeypatch.setattr(sampling_errors, "MOST_GROUPS", 20)
+    x, y = X.repeat(5, 1)[:80], Y.repeat(5)[:80]
+    found = [
+        lh.analyze(lh.Objective(model(kind), list(zip(x.split(n), y.split(n), strict=True)), nn.CrossEntropyLoss()),
+                   full=False, trace=True, sampling=True, blocks="module")
+        for n in (2, 4)
+    ]  # fmt: skip
+    for one, other in zip(found[0].spectra(), found[1].spectra(), strict=True):
+        assert one.sampling_errors == pytest.approx(other.sampling_errors, rel=1e-5)
+        assert one.trace.sampling_error == pytest.approx(other.trace.sampling_error, rel=1e-5)

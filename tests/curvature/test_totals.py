@@ -82,3 +82,15 @@ def test_an_interrupt_is_looked_for_before_every_part() -> None:
     with pytest.raises(KeyboardInterrupt):
         add_up(range(5), lambda part, totals: seen.append(part), checkpoint=checkpoint)
     assert seen == [0, 1]
+
+
+def test_entries_of_lists_are_joined() -> None:
+    """Five batches, two of which make an entry; what is listed for each key is joined alike."""
+
+    def share(number: int, totals: Totals) -> None:
+        totals.append("count", float(number))
+        totals.append("form", torch.tensor([1.0, number]))
+
+    totals = add_up(range(5), share, joined=2)
+    assert totals.listed("count") == [1.0, 5.0, 4.0]
+    assert torch.equal(torch.stack(totals.listed("form")), torch.tensor([[2.0, 1.0], [2.0, 5.0], [1.0, 4.0]]))
