@@ -47,7 +47,7 @@ torch.set_num_threads(1)
 objective, cpu = shape(sys.argv[1]), torch.device("cpu")
 if sys.argv[2] == "estimate":
     found = lh.estimate(objective)
-    print(found.peak_bytes, found.seconds)
+    print(found.peak_bytes, found.seconds)  # the latter is for people: no test is timed
 else:
     restart_peak(cpu)
     before = used_bytes(cpu)
@@ -70,7 +70,7 @@ def shape(name: str) -> lh.Objective:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs the peak of one process (Linux)")
 @pytest.mark.parametrize("name", SHAPES)
-def test_peak_and_time_are_near_those_of_a_run(name: str) -> None:
+def test_the_peak_is_near_that_of_a_run(name: str) -> None:
     """Each in a process of its own: what the first allocations of a process take belongs to both."""
     folders = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"}
@@ -79,9 +79,8 @@ def test_peak_and_time_are_near_those_of_a_run(name: str) -> None:
         command = [sys.executable, "-c", RUN, name, what]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
         figures.append([float(word) for word in done.stdout.split()])
-    (peak, seconds), (real_peak, real_seconds) = figures
+    (peak, _), (real_peak, _) = figures
     assert abs(peak / real_peak - 1.0) <= 0.15
-    assert 0.5 <= seconds / real_seconds <= 2.0
 
 
 def test_what_has_the_size_of_the_weights_does_not_grow_with_the_examples() -> None:
@@ -105,9 +104,9 @@ def test_graphs_are_kept_as_whole_batches() -> None:
     assert [estimate._whole_batches(unit, room) for room in (25.0, 26.0, 60.0, 1000.0)] == [0.0, 26.0, 52.0, 988.0]
 
 
-def test_processes_share_the_gradient_and_send_sums() -> None:
+def test_processes_send_sums() -> None:
     alone, four = (lh.estimate(network(), world=world) for world in (1, 4))
-    assert four.gradient_seconds < alone.gradient_seconds and four.world == 4
+    assert (alone.world, four.world) == (1, 4) and alone.sent_bytes == 0
     assert four.sent_bytes > 8 * 403 * four.passes
 
 
