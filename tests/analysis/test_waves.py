@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import layerhess as lh
+from four_layers import four_layers
 from layerhess.analysis.probing.room import ROOM_SHARE
 from layerhess.analysis.tasks import Task
 from layerhess.analysis.waves import (
@@ -101,25 +102,15 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
     assert waves({"b": fits}, TOP, Budget(100 << 30), torch.float32).held["b"].rows == 12
 
 
-def _network(dtype: torch.dtype) -> lh.Objective:
-    torch.manual_seed(0)
-    layers = [
-        nn.Linear(30, 34),
-        nn.Tanh(),
-        nn.Linear(34, 32),
-        nn.Tanh(),
-        nn.Linear(32, 34),
-        nn.Tanh(),
-        nn.Linear(34, 4),
-    ]
-    x, y = torch.randn(40, 30, dtype=torch.float32).to(dtype), torch.randint(0, 4, (40,))
-    return lh.Objective(nn.Sequential(*layers).float().to(dtype), (x, y), nn.CrossEntropyLoss())
+SAMPLED: Any = {
+    "blocks": "module", "full": False, "path": "exact", "exclude": None, "sampling": True, "trace": True,
+}  # fmt: skip
 
 
 @cache
 def _exact() -> dict[str, Matrix]:
     """Block -> all its eigenvalues, descending, of float64."""
-    objective = _network(torch.float64)
+    objective = four_layers(torch.float64)
     model, (x, y) = objective.model, objective.data
     made = {}
     for place, layer in enumerate(model):
@@ -157,7 +148,7 @@ class _Watched(Task):
 def test_waves_find_what_one_wave_finds(dtype: torch.dtype, options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("layerhess.analysis.tasks.Task", _Watched)
     _Watched.alive, _Watched.most, _Watched.dtypes = [], 0, set()
-    objective = _network(dtype)
+    objective = four_layers(dtype)
     whole = lh.analyze(objective, blocks="module", full=False, path="exact", **options)
     limit = 1_000_000 if dtype == torch.float32 else 1_700_000
     assert _Watched.dtypes == {torch.float64}
@@ -183,18 +174,10 @@ def test_waves_find_what_one_wave_finds(dtype: torch.dtype, options: Any, monkey
 
 def test_pairs_in_float32_serve_sampling_errors_and_the_choice_of_heavy_examples() -> None:
     torch.manual_seed(1)
-    model = _network(torch.float32).model
+    model = four_layers(torch.float32).model
     x, y = torch.randn(300, 30), torch.randint(0, 4, (300,))
     objective = lh.Objective(model, (x, y), nn.CrossEntropyLoss())
-    options: Any = {
-        "blocks": "module",
-        "full": False,
-        "path": "exact",
-        "exclude": None,
-        "sampling": True,
-        "trace": True,
-    }
-    whole, parts = lh.analyze(objective, **options), lh.analyze(objective, memory="1.1MB", **options)
+    whole, parts = lh.analyze(objective, **SAMPLED), lh.analyze(objective, memory="1.1MB", **SAMPLED)
     for name, one in whole.blocks.items():
         other = parts.blocks[name]
         np.testing.assert_allclose(other.sampling_errors, one.sampling_errors, rtol=1e-2)
@@ -208,18 +191,10 @@ def test_pairs_in_float32_serve_sampling_errors_and_the_choice_of_heavy_examples
 
 
 def test_sampling_errors_of_several_passes_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    objective = _network(torch.float64)
-    options: Any = {
-        "blocks": "module",
-        "full": False,
-        "path": "exact",
-        "exclude": None,
-        "sampling": True,
-        "trace": True,
-    }
-    whole = lh.analyze(objective, **options)
+    objective = four_layers(torch.float64)
+    whole = lh.analyze(objective, **SAMPLED)
     monkeypatch.setattr("layerhess.analysis.sampling_errors.SHARE", 1e-9)
-    parts = lh.analyze(objective, **options)
+    parts = lh.analyze(objective, **SAMPLED)
     assert parts.counts.products == whole.counts.products
     assert parts.counts.forwards > whole.counts.forwards
     for name, one in whole.blocks.items():
@@ -229,7 +204,9 @@ def test_sampling_errors_of_several_passes_are_those_of_one(monkeypatch: pytest.
 
 
 def test_a_run_that_is_stopped_in_its_first_wave_has_nothing_of_the_later_ones() -> None:
-    found = lh.analyze(_network(torch.float32), blocks="module", full=False, path="exact", memory="1MB", max_passes=3)
+    found = lh.analyze(
+        four_layers(torch.float32), blocks="module", full=False, path="exact", memory="1MB", max_passes=3
+    )
     statuses = [spectrum.status for spectrum in found.blocks.values()]
     assert any("bound so far" in status for status in statuses)
     assert any("stopped before its first product" in status for status in statuses)

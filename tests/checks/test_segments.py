@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import layerhess as lh
+from faulty_functions import Once
 from layerhess.checks.segments import disagreement, soundness
 from layerhess.curvature.data_pass import FULL
 from layerhess.curvature.hessian_graph import HessianGraph
@@ -31,18 +32,6 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return x + self.change(self, torch.tanh(self.layer(x)))
-
-
-class _Once(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        return g * ctx.saved_tensors[0].cos()
 
 
 def _counts(block: Any, x: Tensor) -> Tensor:
@@ -74,7 +63,7 @@ FAULTY: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "an attribute": (_remembers, "what its modules hold changes"),
     "a list": (_lists, "what its modules hold changes"),
     "a parameter from outside": (lambda block, x: x * ELSEWHERE, "neither its argument nor its parameter"),
-    "a derivative that is one only once": (lambda block, x: _Once.apply(x), "only once"),
+    "a derivative that is one only once": (lambda block, x: Once.apply(x), "only once"),
     "another value at every call": (_drifts, "another result the second time"),
 }
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import layerhess as lh
 from driven_solver import draw
+from four_layers import four_layers
 from layerhess.analysis.probing.room import DENSITY, PROBE, Room
 from layerhess.errors import InputError
 from layerhess.linalg.stochastic.density import Density, StochasticLanczos
@@ -61,18 +61,7 @@ def test_a_density_from_some_vectors_at_a_time_is_that_from_all(together: int) -
 
 
 def test_estimates_after_waves_agree_with_those_beside_one() -> None:
-    torch.manual_seed(0)
-    layers = [
-        nn.Linear(30, 34),
-        nn.Tanh(),
-        nn.Linear(34, 32),
-        nn.Tanh(),
-        nn.Linear(32, 34),
-        nn.Tanh(),
-        nn.Linear(34, 4),
-    ]
-    x, y = torch.randn(40, 30), torch.randint(0, 4, (40,))
-    objective = lh.Objective(nn.Sequential(*layers), (x, y), nn.CrossEntropyLoss())
+    objective = four_layers(torch.float32)
     options: Any = {
         "blocks": "module", "full": False, "path": "exact", "exclude": None, "trace": lh.Trace(rel=0.2),
         "density": lh.Density(probes=4, steps=6), "seed": 3,
