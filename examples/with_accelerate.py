@@ -33,4 +33,5 @@ for epoch in range(2):
     accelerator.backward(loss(model(x), y))  # a step with all data on every process
     optimizer.step()
 
+accelerator.wait_for_everyone()  # gloo still puts the last step's sums away, and would take a process that ends with it
 accelerator.end_training()
