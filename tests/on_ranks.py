@@ -127,6 +127,10 @@ def refusals() -> dict[str, str]:
     analysis = lh.analyze(lh.Objective(normed, share(), loss), blocks={"last": "2.*"}, full=False)
     kept = bool((normed[1].running_mean == rank).all())
     found["buffers"] = f"{analysis.blocks['last'].eigenvalues} {kept} {analysis.notes}"
+    for where in ("nowhere", "in the survey", "in the self-check"):
+        full = lh.analyze(lh.Objective(Starved(rank, where), share(), loss)).full
+        notes = lh.analyze(lh.Objective(Starved(rank, where), share(), loss), full=False).notes
+        found[f"starved {where}"] = f"{full.eigenvalues[0]:.9e} {[note for note in notes if 'ran out' in note]}"
     found["after"] = str(lh.analyze(objective(), full=False).converged)
     return found
 
@@ -142,6 +146,21 @@ class Raising:
             if number == 1 and self.rank == 1:
                 raise OSError("the file is gone")
             yield batch
+
+
+class Starved(nn.Linear):
+    """A model with which rank 1 runs out of memory for more than 4 examples at once."""
+
+    def __init__(self, rank: int, where: str) -> None:
+        torch.manual_seed(0)
+        super().__init__(5, 3, dtype=torch.float64)
+        self.most = 4 if rank == 1 and where != "nowhere" else 100
+        self.graph_only = where == "in the self-check"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > self.most and (torch.is_grad_enabled() or not self.graph_only):
+            raise torch.OutOfMemoryError("CUDA out of memory, in this test")
+        return super().forward(x)
 
 
 class Broken(nn.Linear):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,10 +57,10 @@ class Resumption:
         self._call = partial(identity.of_call, objective, divided, settings, versions)
         self.identity: dict[str, Any] = {}
 
-    def see(self, batch: Any) -> None:
-        """To be shown every batch of the data once."""
-        if self._wanted:
-            self._content.see(batch)
+    def witness(self) -> Callable[[Any], None]:
+        """Begins anew with the data: to be shown every batch of it once."""
+        self._content = Content()
+        return self._content.see if self._wanted else lambda batch: None
 
     def meet(self, surveyed: Survey) -> Analysis | None:
         """Compare with the run to be resumed (in session); its result, if it is there and finished.

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import importlib.metadata
 import math
-import platform
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
-
-import torch
 
 from layerhess.analysis.arguments import Arguments
 from layerhess.analysis.estimate_options import EstimateOptions
 from layerhess.analysis.estimates import Estimation
 from layerhess.analysis.fitting import refuse_unless_it_fits
 from layerhess.analysis.forecast import forecast
+from layerhess.analysis.identity import versions
 from layerhess.analysis.microbatches import Microbatches, advice, default_budget, microbatches, step_bytes
 from layerhess.analysis.paths.exact import is_dear
 from layerhess.analysis.paths.factors import graph_maker, note_on_licence
@@ -39,6 +36,7 @@ from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass
 from layerhess.curvature.device import Budget, budget, solver_device
 from layerhess.curvature.matrices import HESSIAN
+from layerhess.curvature.smaller_pieces import note_on
 from layerhess.errors import InputError, add_note
 from layerhess.linalg.eigen.process import Wanted
 from layerhess.linalg.random_vectors import random_unit
@@ -104,7 +102,9 @@ class Run:
         )
         self._note(*self.objective.notes)
         with self.counters.during("survey"):
-            self.surveyed = survey(self.objective, self.counters, self.checkpoint, self.resumption.see)
+            self._cut_into("survey")
+            self.surveyed = survey(self.objective, self.counters, self.checkpoint, self.resumption.witness)
+            self._cut_into("survey", self.surveyed.pieces)
             self._note(*self.objective.notes, self.surveyed.note)  # what the first pass said
             return self.resumption.meet(self.surveyed)
 
@@ -127,6 +127,7 @@ class Run:
                 self.objective, self.surveyed, self._operators(), self.full_block, self.arguments.seed, self.counters,
                 self.curvature, self.graph_budget, factors=self.arguments.path != "exact" and not chosen.segments,
             )  # fmt: skip
+        self._cut_into("self-check", self.checked.pieces)
         self._note(*self.checked.notes, *self.checked.concerns)
         self._refuse(self.checked.failed)
         names = [block.name for block in self.divided.blocks]
@@ -206,6 +207,7 @@ class Run:
         if self.arguments.estimates.sampling and not self.partial:
             self._sample(names)
         self._spectra_now()
+        self._note(meter.note)
         if meter.failure:
             self._note(
                 f"no copy of the model in another precision could be used ({meter.failure}), so rounding was assumed, "
@@ -265,6 +267,14 @@ class Run:
         if not self.skip_failed:
             raise refuse_failed(failed, skippable=True)
         self._note("blocks refused by the self-check: " + ", ".join(failed))
+
+    def _cut_into(self, phase: str, pieces: int | None = None) -> None:
+        """Process so many examples at a time, or as many as an earlier run did, where memory ran out in this phase."""
+        if size := self.journal.settled(f"examples at a time after the {phase}", pieces or False):
+            self.objective = self.objective.resized(size)
+            self._note(note_on(size))
+            if self.surveyed is not None:
+                self.surveyed = self.surveyed.cut(self.objective, size)
 
     def _check_unsampled(self, data_pass: DataPass, blocks: dict[str, Block], full_norm: float) -> Mapping[str, Check]:
         assert self.checked is not None
@@ -384,14 +394,3 @@ class Run:
                 self.notes.append(sentence)
                 if self.progress is not None:
                     self.progress.note(sentence)
-
-
-def versions() -> dict[str, str]:
-    """Package -> version, for the result."""
-    found = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in ("layerhess", "numpy", "scipy"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found

@@ -36,6 +36,7 @@ class SelfCheck:
         blur: relative error of products in float64, where it was measured.
         graph_seconds, block_seconds: on the sample, the time to make a graph, and to make one product of every block
             and the full model with it.
+        pieces: examples at a time, where memory ran out; else None.
     """
 
     trace: Trace
@@ -53,6 +54,7 @@ class SelfCheck:
     blur: float = 0.0
     graph_seconds: float = 0.0
     block_seconds: float = 0.0
+    pieces: int | None = None
 
     def agreed(self, group: Group) -> SelfCheck:
         """With rank 0's findings: ranks on other hardware might decide otherwise."""

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from layerhess.curvature.device import is_out_of_memory
+from layerhess.objective.batches import leading_size
 from layerhess.objective.blocks import is_large
 from layerhess.objective.objective import Objective
 
@@ -22,7 +24,7 @@ class Float64Copy:
         self._objective, self._samples = objective, samples
         self._stack = ExitStack()
         self._made: Objective | None = None
-        self._fails = False
+        self._fails = self._evaluating = False
 
     def __enter__(self) -> Float64Copy:
         return self
@@ -36,7 +38,9 @@ class Float64Copy:
         if self._made is None and not self._fails:
             try:
                 self._made = self._copied()
-            except Exception:  # deepcopy and user code in another dtype can raise anything
+            except Exception as error:  # deepcopy and user code in another dtype can raise anything
+                if is_out_of_memory(error) and self._evaluating:
+                    raise  # pieces of the samples may fit, where they can be cut
                 self._fails = True
         return self._made
 
@@ -48,6 +52,7 @@ class Float64Copy:
     def _copied(self) -> Objective:
         copied = self._objective.cast(torch.float64, self._samples)
         self._stack.enter_context(copied.session())
+        self._evaluating = any((leading_size(batch) or 0) > 1 for batch in copied.data)
         with torch.no_grad():
             for batch in copied.data:
                 copied.terms(batch)

@@ -13,6 +13,7 @@ from torch import nn
 from layerhess.checks.forward_trace import Trace
 from layerhess.checks.mean import compared, cuts
 from layerhess.checks.randomness import randomness_refused, repeats
+from layerhess.curvature.device import is_out_of_memory
 from layerhess.curvature.double_backward.mode import Rewritten
 from layerhess.errors import InputError
 from layerhess.objective import batches
@@ -102,22 +103,22 @@ class Additivity:
     note: str = ""
 
 
-def check_additivity(objective: Objective, samples: Sequence[Any]) -> Additivity:
+def check_additivity(objective: Objective, pieces: Sequence[Any], several: Any = None) -> Additivity:
     """Compare the loss of a batch with the sum over its two parts, at moved weights.
 
     Behind a head of zeros all examples have the same loss, and a penalty on a batch may be zero at these weights. Only
     where the loss is not finite at the moved weights it is compared at these.
 
     Args:
-        samples: the first one that can be split is taken; where ``batch_size`` leaves single examples, part of a batch
-            as the data has it.
+        pieces: the first one that can be split is taken; where there are single examples only, ``several``, or part of
+            a batch as the data has it.
 
     Raises:
         InputError: they differ although ``batch_size`` splits batches, or although the loader shuffles.
     """
     if norms := objective.tied_norms:
         return _not_applicable(f"{norms.what}, which ties a batch together")
-    sample = next(filter(batches.halves, samples), None)
+    sample = next(filter(batches.halves, (*pieces, several)), None)
     if sample is None and objective.batch_size is not None:
         whole_batch = next(filter(batches.halves, objective.resized(None).batches()), None)
         sample = None if whole_batch is None else batches.spread_slice(whole_batch, FEW)
@@ -129,7 +130,9 @@ def check_additivity(objective: Objective, samples: Sequence[Any]) -> Additivity
                 found = compared(objective.terms, objective.terms(sample), cuts(sample), objective.dtype)
             if not found.finite:
                 found = compared(objective.terms, objective.terms(sample), cuts(sample), objective.dtype)
-    except Exception:  # user code that needs whole batches can raise anything
+    except Exception as error:  # user code that needs whole batches can raise anything
+        if is_out_of_memory(error) and any((batches.leading_size(one) or 0) > 1 for one in pieces):
+            raise  # smaller pieces may fit
         return _not_applicable("a part of a batch cannot be evaluated")
     if found.adds_up:
         return Additivity(
@@ -138,10 +141,11 @@ def check_additivity(objective: Objective, samples: Sequence[Any]) -> Additivity
     if objective.batch_size is not None:
         kind, whole, parts = found.told
         raise InputError(
-            f"batch_size was given, but the {kind} of a batch is not the sum over its parts ({whole:.6g} against "
-            f"{parts:.6g})",
-            where=f"batch_size={objective.batch_size}",
-            what_to_do="drop batch_size: here the split into batches is part of the loss",
+            f"the {kind} of a batch is not the sum over its parts ({whole:.6g} against {parts:.6g})",
+            where=f"pieces of {objective.batch_size} examples, for want of memory"
+            if objective.spares
+            else f"batch_size={objective.batch_size}",
+            what_to_do="give batches of the size that is meant, without batch_size: the split is part of the loss",
         )
     if batches.is_shuffling(objective.data):
         raise InputError(

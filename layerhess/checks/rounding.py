@@ -97,7 +97,7 @@ class RoundingMeter:
 
     Attributes:
         noise: a relative residual this small may be the error of the products, beside their rounding. failure: why no
-            copy could be used, or "".
+            copy could be used, or "". note: a sentence where memory ran out and pieces of the sample were cut, or "".
 
     Args:
         objective: in session. sample: to measure on, see :meth:`layerhess.checks.sample.Sampler.measured`.
@@ -128,7 +128,7 @@ class RoundingMeter:
         self._wide: DataPass | None = None
         self._of_output = OutputError()
         self._joined = False  # the heavy examples to the sample
-        self.failure = ""
+        self.failure = self.note = ""
         errors = make_graph.errors.values() if isinstance(make_graph, Differences) else ()
         self.noise = NOISE * max(errors, default=0.0)
 
@@ -141,6 +141,7 @@ class RoundingMeter:
     def _let_go(self) -> None:
         for data_pass in (*(self._passes or ()), self._wide):
             if data_pass is not None:
+                self.note = self.note or data_pass.note
                 data_pass.release()
         self._passes = self._wide = None
         self._stack.close()
@@ -289,7 +290,11 @@ class RoundingMeter:
     def _pass(self, objective: Objective, make: GraphMaker | None = None) -> DataPass:
         keep = SHARE * self._memory.room
         make = self._make_graph if make is None else make
-        return DataPass(objective, list(objective.parameters), self._counters, keep=keep, make_graph=make)
+        sizes = [] if objective.tied_norms or not isinstance(objective.data, list) else objective.data
+        largest = max((batches.leading_size(piece) or 0 for piece in sizes), default=0)
+        return DataPass(
+            objective, list(objective.parameters), self._counters, keep=keep, make_graph=make, largest=largest
+        )
 
     def _give_up(self, error: Exception) -> None:
         self.failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

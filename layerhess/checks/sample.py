@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +40,21 @@ class Sample:
     curvature: float = 0.0
     seen: list[Seen] = field(default_factory=list)
     whole: bool = False
+
+    def cut(self, objective: Objective, size: int) -> Sample:
+        """In pieces of at most so many examples (in session)."""
+        pieces = [part for piece in self.pieces for part in counting_parts(objective, piece, size)]
+        with torch.no_grad():
+            seen = [objective.evaluation.surveyed(objective.model, piece, "a sample") for piece in pieces]
+        return replace(self, pieces=pieces, seen=seen if self.seen else [])
+
+
+def counting_parts(objective: Objective, batch: Any, size: int) -> list[Any]:
+    """A batch in parts of at most so many examples, without those that count nothing; whole where it cannot be cut."""
+    if (batches.leading_size(batch) or 0) <= size:
+        return [batch]
+    with torch.no_grad():
+        return [part for part in batches.pieces(batch, size) if objective.terms(part)[1] > 0.0] or [batch]
 
 
 def by_example(batch: Any, curvature: Tensor | None) -> Tensor | None:

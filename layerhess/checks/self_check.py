@@ -27,10 +27,10 @@ from layerhess.checks.symmetry import Symmetry, asymmetric_tensors, noise_level,
 from layerhess.checks.whole_weights import refuse_other_function
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
-from layerhess.curvature.device import Budget, is_out_of_memory
+from layerhess.curvature.device import Budget
 from layerhess.curvature.difference_graph import Differences
 from layerhess.curvature.matrices import GAUSS_NEWTON, HESSIAN, CurvatureMatrix
-from layerhess.errors import CheckError
+from layerhess.curvature.smaller_pieces import in_pieces
 from layerhess.linalg.bounds import zero_level
 from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective import batches
@@ -47,7 +47,7 @@ def self_check(
     objective: Objective, surveyed: Survey, blocks: Mapping[str, Block], full: Block, seed: int, counters: Counters,
     curvature: CurvatureMatrix, memory: Budget, factors: bool = False,
 ) -> SelfCheck:  # fmt: skip
-    """Run all checks on the survey's sample (in session).
+    """Run all checks on the survey's sample (in session). Where memory runs out, again on smaller pieces of it.
 
     Args:
         blocks: those to analyse, under their names; the full model under "(full)" if it is asked for.
@@ -56,15 +56,18 @@ def self_check(
 
     Raises:
         InputError: active randomness; no second derivative; a loss that depends on no parameter; batches that do not
-            add up although they are to be split; out of memory.
+            add up although they are to be split; out of memory with a sample that must not be cut, or with one example.
     """
-    try:
-        found = _self_check(objective, surveyed, blocks, full, seed, counters, curvature, memory, factors)
+    sizes = [batches.leading_size(sample) or 0 for sample in surveyed.samples]
+    largest = 0 if 0 in sizes or objective.tied_norms else max(sizes)
+
+    def attempt(cut: Objective) -> SelfCheck:
+        part = surveyed if cut is objective else surveyed.cut(objective, cut.batch_size)
+        found = _self_check(cut, part, blocks, full, seed, counters, curvature, memory, factors)
+        found.pieces = None if cut is objective else cut.batch_size
         return found.agreed(objective.group)
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, CheckError) or not is_out_of_memory(error):
-            raise
-    raise too_large(objective)  # not in the handler: the error holds on to what was allocated
+
+    return in_pieces(objective, attempt, lambda: largest, lambda: too_large(objective))[0]
 
 
 def _self_check(
@@ -83,7 +86,7 @@ def _self_check(
     found.checks.append(check_determinism(objective, sample, found.trace))
     found.concerns.extend(filter(None, [refuse_other_function(objective, surveyed.samples, found.trace.coarsest)]))
     refuse_wrong_derivatives(objective, sample, found.trace)
-    additivity = check_additivity(objective, surveyed.samples)
+    additivity = check_additivity(objective, surveyed.samples, surveyed.several)
     found.checks.append(additivity.check)
     found.uncut = additivity.uncut
     found.concerns.extend([additivity.note] if additivity.note else [])

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from layerhess.curvature.counters import Counters
-from layerhess.curvature.device import storages
+from layerhess.curvature.device import is_out_of_memory, storages
 from layerhess.curvature.gradient_sum import add_gradient
 from layerhess.objective.objective import Objective
 
@@ -76,7 +76,9 @@ def left_out(objective: Objective, names: Sequence[str], counters: Counters) -> 
     try:
         model = objective.model
         other = _gradient(objective, names, counters, LetThrough((*model.parameters(), *model.buffers())))
-    except Exception:  # the network cannot be run so, as where such a value becomes a number
+    except Exception as error:  # the network cannot be run so, as where such a value becomes a number
+        if is_out_of_memory(error):
+            raise
         return {}
     sizes = {name: max(float(own[name].norm()), float(other[name].norm())) for name in names}
     least = WEAK * max(sizes.values(), default=0.0)

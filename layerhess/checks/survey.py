@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from layerhess.checks.forward_trace import non_finite_weight, trace
 from layerhess.checks.mean import MeanCheck
-from layerhess.checks.sample import Sample, Sampler, WholeData, by_example
+from layerhess.checks.sample import Sample, Sampler, WholeData, by_example, counting_parts
 from layerhess.checks.saturation import LOG, Saturation, saturated
 from layerhess.checks.suspects import LOGITS
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.device import is_out_of_memory, solver_device
 from layerhess.curvature.factors.output_hessian import item_curvature
+from layerhess.curvature.smaller_pieces import in_pieces, largest_batch
 from layerhess.curvature.totals import Totals, add_up
 from layerhess.errors import CheckError, InputError, add_note
 from layerhess.objective import batches
@@ -48,6 +49,8 @@ class Survey:
         places: which batches the samples are parts of. largest: the examples of the largest batch, 0 if unknown.
         measured: what rounding is measured on. curved: how many directions of all outputs the loss curves at most,
             where it is known to be convex in them; else None. note: what is to be said of the loss, or "".
+        several: two examples of one batch, where samples were cut into single ones. pieces: examples at a time, where
+        memory ran out; else None.
     """
 
     loss_sum: float
@@ -62,6 +65,21 @@ class Survey:
     measured: Sample
     curved: int | None = None
     note: str = ""
+    several: Any = None
+    pieces: int | None = None
+
+    def cut(self, objective: Objective, size: int | None) -> Survey:
+        """With samples of at most so many examples, of which sums are the same (in session)."""
+        whole = [batches.leading_size(piece) or 0 for piece in (*self.samples, *self.measured.pieces)]
+        if size is None or max(whole) <= size:
+            return self
+        made = [(place, part) for place, one in zip(self.places, self.samples, strict=True)
+                for part in counting_parts(objective, one, size)]  # fmt: skip
+        return replace(
+            self, samples=[part for _, part in made], places=[place for place, _ in made],
+            largest=min(self.largest, size), measured=self.measured.cut(objective, size),
+            several=batches.spread_slice(max(self.samples, key=lambda one: batches.leading_size(one) or 0), 2),
+        )  # fmt: skip
 
     @property
     def sample(self) -> Any:
@@ -73,25 +91,26 @@ def survey(
     objective: Objective,
     counters: Counters,
     checkpoint: Callable[[], None] = safe_point,
-    witness: Callable[[Any], None] = lambda batch: None,
+    witness: Callable[[], Callable[[Any], None]] = lambda: lambda batch: None,
 ) -> Survey:
-    """One forward pass over the data (in session).
+    """One forward pass over the data (in session). Where memory runs out, another one, in smaller pieces of batches.
 
     Args:
-        checkpoint: called between batches; raises to stop (on an interrupt). witness: is shown every batch.
+        checkpoint: called between batches; raises to stop (on an interrupt). witness: makes what is shown every batch.
 
     Raises:
         CheckError: torch's BCELoss behind saturated outputs.
         InputError: empty data; a batch that cannot be used; a loss that is NaN or infinite (naming the batch and the
             first module with a non-finite output or weight); every target ignored; a callable that does not return a
-            mean; out of memory (naming a ``batch_size`` that fits).
+            mean; out of memory with batches that must not be cut, or with single examples.
     """
-    try:
-        return _survey(objective, counters, checkpoint, witness)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-    raise too_large(objective)  # not in the handler: the error holds on to what was allocated
+    found, cut = in_pieces(
+        objective,
+        lambda cut: _survey(cut, counters, checkpoint, witness()),
+        lambda: largest_batch(objective),
+        lambda: too_large(objective),
+    )
+    return found if cut is objective else replace(found, pieces=cut.batch_size)
 
 
 def too_large(objective: Objective) -> InputError:

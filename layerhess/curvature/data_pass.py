@@ -20,7 +20,7 @@ from layerhess.curvature.journal import Journal
 from layerhess.curvature.record_file import digest_of
 from layerhess.curvature.request import Request as Request
 from layerhess.curvature.same_data import changed, refuse_changed
-from layerhess.curvature.smaller_pieces import halved, too_large
+from layerhess.curvature.smaller_pieces import in_pieces, note_on, too_large
 from layerhess.curvature.time_unit import TimeUnit
 from layerhess.curvature.totals import Totals, add_up
 from layerhess.errors import InputError
@@ -154,8 +154,6 @@ class DataPass:
         asked = ""
         if self.journal.active:
             asked = digest_of([about, *(part for key in requests for part in (key, *requests[key].parts))])
-        if size := self.journal.settled(self._place_of_pieces, False):
-            self._resize(size)
         start = self.counters.clock()
         try:
             return self._collect(share, requests, asked)
@@ -168,15 +166,16 @@ class DataPass:
             self.seconds = self.counters.clock() - start
         self.release()
         self._budget, self._planned = 0.0, 0
-        while True:
-            try:
-                return self._collect(share, requests, asked)
-            except (RuntimeError, MemoryError) as error:
-                if not any(self.objective.group.gathered(is_out_of_memory(error) and bool(requests))):
-                    raise
-            if (smaller := halved(self.objective, self._largest)) is None:
-                break
-            self._resize(self.journal.settled(self._place_of_pieces, smaller.batch_size))
+        if not requests:
+            return self._collect(share, requests, asked)
+
+        def attempt(objective: Objective) -> Totals:
+            self._resize(objective.batch_size)
+            return self._collect(share, requests, asked)
+
+        return in_pieces(self.objective, attempt, lambda: self._largest, lambda: self._too_large(requests))[0]
+
+    def _too_large(self, requests: Mapping[str, Request]) -> InputError:
         key = max(requests, key=lambda k: requests[k].block.numel)
         request = replace(requests[key], vectors=requests[key].vectors[:1])
 
@@ -184,17 +183,13 @@ class DataPass:
             graph = self._make_graph(self.objective, batch, self._names, self.counters)
             self._multiply(graph, key, request, Totals(self._place))
 
-        raise too_large(self.objective, attempt)
-
-    @property
-    def _place_of_pieces(self) -> str:
-        return f"examples at a time after {self.counters.passes} passes"
+        return too_large(self.objective, attempt)
 
     def _resize(self, size: int | None) -> None:
         """Process so many examples at a time from now on."""
         if size != self.objective.batch_size:
             self.objective = self.objective.resized(size)
-            self.note = f"memory: it ran out, so batches were cut into pieces of {size} examples meanwhile"
+            self.note = note_on(size)
 
     def first_not_finite(self, request: Request) -> str:
         """The place of the first batch whose own products are NaN or infinite; "" if it is only their sum."""

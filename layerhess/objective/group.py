@@ -27,6 +27,7 @@ Value = TypeVar("Value")
 LEAVING, AGREED, GATHERED, TRIED = "leaving", "agreed", "gathered", "tried"  # kinds of exchanges
 PATIENCE = 15.0  # seconds in which survivors of a failed exchange find out who else is there
 OURS = (InputError, CheckError, ProcessError)
+HEARD = "_heard_by_all_ranks"  # attribute of an error that came out of an exchange
 KEY = "layerhess"  # of what is written into the store of the process group
 
 
@@ -143,12 +144,19 @@ class Group:
         Raises:
             BaseException: see :meth:`gathered`.
         """
+        if self.size == 1:
+            return call()
         failure: BaseException | None = None
         try:
             made = call()
         except BaseException as error:
+            if getattr(error, HEARD, False):
+                raise
             failure = error
-        self.gathered(None, TRIED, failure)
+        try:
+            self.gathered(None, TRIED, failure)
+        finally:
+            del failure  # it holds what this frame does
         return made
 
     def add_up(self, sums: Tensor) -> Tensor:
@@ -220,9 +228,11 @@ class Group:
             key=lambda failure: (failure.kind not in STOPS, failure.rank),
         )
         if failures:
-            if own is not None and (said.last or failures[0].rank == self.rank):
-                raise own
-            raise failures[0].exception() from own
+            mine = own is not None and (said.last or failures[0].rank == self.rank)
+            error = own if own is not None and mine else failures[0].exception()
+            with suppress(AttributeError):
+                setattr(error, HEARD, True)
+            raise error from (None if mine else own)
         if len({one.kind for one in heard}) > 1:
             self._over = True
             raise ProcessError(

@@ -52,7 +52,8 @@ class Objective:
     Attributes:
         model: the unwrapped model; where parts are wrapped or sharded, its plain twin. parameters: trainable floating
             point parameters by first name, in ``named_parameters()`` order, tied ones once. frozen: names left out.
-            device: the model's. origin: of a copy in another dtype, the parameters it was made of; else None.
+            device: the model's. origin: of a copy in another dtype, the parameters it was made of; else None. spares:
+            ``batch_size`` is for want of memory, and was not asked for.
 
     Raises:
         InputError: unusable model, data or loss.
@@ -110,7 +111,7 @@ class Objective:
         self._warn_half_precision()
         self.origin: dict[str, nn.Parameter] | None = None
         self._depth = 0
-        self._sampled = self._counted = False
+        self._sampled = self._counted = self.spares = False
 
     # -- reading the data ---------------------------------------------------------------------------------------
 
@@ -227,7 +228,7 @@ class Objective:
     def resized(self, batch_size: int | None) -> Objective:
         """The same data in batches of at most ``batch_size`` examples (as it has them: None); the model is shared."""
         made = copy.copy(self)
-        made.batch_size = batch_size
+        made.batch_size, made.spares = batch_size, batch_size is not None
         return made
 
     def subset(self, examples: int, seed: int = 0) -> Objective:

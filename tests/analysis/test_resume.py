@@ -21,6 +21,7 @@ from layerhess.curvature import record_file
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.curvature.journal import Journal
+from layerhess.objective.objective import Objective
 from layerhess.results import store
 from resumed import KINDS, analyze, data, network, objective, uninterrupted
 
@@ -307,6 +308,46 @@ def test_where_memory_runs_out_pieces_are_halved_and_a_run_goes_on(
     resumed = analyze(objective(), out=tmp_path / "run", resume=True, **arguments)
     resumed.settings.pop("identity")
     assert_same_bits(halved, resumed)
+
+
+def test_pieces_are_halved_as_often_as_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    short_of_memory(monkeypatch, 12)  # a batch of the data
+    whole = analyze(objective(), path="exact")
+    with monkeypatch.context() as patched:
+        short_of_memory(patched, 2)
+        cut = analyze(objective(), path="exact")
+    assert any("cut into pieces of 2 examples" in note for note in cut.notes)
+    for one, other in zip(whole.spectra(), cut.spectra(), strict=True):
+        assert one.eigenvalues == pytest.approx(other.eigenvalues, rel=1e-10)
+
+
+def test_memory_that_runs_out_in_the_survey_does_not_change_what_the_run_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The data is seen twice, and the run that goes on need not run out of memory."""
+    real, seen = Objective.terms, []
+
+    def terms(self: Objective, batch: Any) -> Any:
+        seen.append(len(batch[0]))
+        return real(self, batch)
+
+    class Hungry(nn.Linear):
+        most = 5
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if len(x) > self.most:
+                raise torch.OutOfMemoryError("CUDA out of memory, in this test")
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Hungry(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    free = analyze(objective(model=model), top=2, out=tmp_path / "free")
+    killed(lambda: analyze(objective(model=model), out=tmp_path / "run", top=2), in_pass(2))
+    monkeypatch.setattr(Hungry, "most", 100)
+    monkeypatch.setattr(Objective, "terms", terms)
+    resumed = analyze(objective(model=model), out=tmp_path / "run", resume=True, top=2)
+    assert max(seen) <= 3 and any("cut into pieces of 3 examples" in note for note in resumed.notes)
+    assert_same_bits(free, resumed)
 
 
 def test_where_batches_must_not_be_cut_memory_that_runs_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

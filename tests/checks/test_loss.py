@@ -102,7 +102,7 @@ def test_a_batch_is_held_against_its_parts() -> None:
         assert bool(found.note) is (words == "split") and found.check.passed is (words != "split")
     bad = lh.batch_loss(lambda m, b: (m(b[0]).sum() ** 2, 1))
     for options, words in (
-        ({"batch_size": 4}, "batch_size was given, but"),
+        ({"batch_size": 4}, "of a batch is not the sum over its parts"),
         (
             {"data": torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), 9, shuffle=True)},
             "the loader shuffles",

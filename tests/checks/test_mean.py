@@ -192,5 +192,5 @@ def test_a_penalty_that_is_zero_here_keeps_batches_whole() -> None:
             found = check_additivity(made, samples)
         assert not found.check.passed and "not the sum over its examples" in found.uncut
     for size in (1, 2):
-        with pytest.raises(InputError, match="batch_size was given, but"):
+        with pytest.raises(InputError, match="of a batch is not the sum over its parts"):
             lh.analyze(Objective(zero_head(), (X, Y), lh.batch_loss(spread_out), batch_size=size))

@@ -16,7 +16,9 @@ from layerhess.checks.mean import adds_up
 from layerhess.checks.sample import Sampler, by_example
 from layerhess.checks.survey import survey
 from layerhess.curvature.counters import Counters
+from layerhess.curvature.data_pass import DataPass, Request
 from layerhess.errors import InputError
+from layerhess.objective.blocks import make_block
 from layerhess.objective.objective import Objective
 
 
@@ -302,8 +304,8 @@ def test_a_callable_that_is_random_is_called_that() -> None:
 
 
 @pytest.mark.parametrize("fits", [True, False])
-def test_a_forward_pass_out_of_memory_is_answered_with_what_fits(fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The products' own refusal names a size; where they fit by now, the reader is told so."""
+def test_single_examples_out_of_memory_are_answered_with_what_fits(fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The products' own refusal says what fits; where they fit by now, the reader is told so."""
 
     class Pass:
         def __init__(self, *given: Any, **options: Any) -> None: ...
@@ -327,6 +329,32 @@ def test_a_forward_pass_out_of_memory_is_answered_with_what_fits(fits: bool, mon
 
     with pytest.raises(RuntimeError, match="shapes differ"):
         surveyed([batch(1, 3)], model=Broken())
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_sample_in_pieces_has_the_same_sums(size: int) -> None:
+    """Parts in which all targets are ignored count nothing, and are left out."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    x, y = torch.randn(22, 4).double(), torch.arange(22) % 3
+    y[:6] = -100
+    made = lh.Objective(model, [(x[:13], y[:13]), (x[13:], y[13:])], nn.CrossEntropyLoss())
+    block = make_block("all", made.parameters)
+    vector = torch.randn(1, block.numel, dtype=torch.float64)
+
+    def product(samples: list[Any]) -> Tensor:
+        data_pass = DataPass(made.narrowed(samples), list(block.parameters), Counters())
+        return data_pass.run({"": Request(block, vector)})[""]
+
+    with made.session():
+        whole = survey(made, Counters())
+        cut = whole.cut(made, size)
+        assert max(len(piece[0]) for piece in (*cut.samples, *cut.measured.pieces)) == size == cut.largest
+        assert len(cut.places) == len(cut.samples) and set(cut.places) == set(whole.places)
+        assert len(cut.several[0]) == 2 and len(cut.measured.seen) == len(cut.measured.pieces)
+        for one, other in ((whole.samples, cut.samples), (whole.measured.pieces, cut.measured.pieces)):
+            torch.testing.assert_close(product(one), product(other), rtol=1e-12, atol=1e-14)
+        assert whole.cut(made, 40) is whole and whole.cut(made, None) is whole
 
 
 @pytest.mark.parametrize("scale", [1.0, -3.0])

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 import layerhess as lh
 from layerhess.curvature.device import used_bytes
 from wide_network import CPU, wide
-from witness import refused
+from witness import refused, untouched
 
 REPETITIONS = 100
+CE = nn.CrossEntropyLoss()
 Figures = tuple[float, int, int, bool, float]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
 
@@ -183,27 +184,58 @@ class Hungry(nn.Module):
 
 
 @pytest.mark.parametrize("graph_only", [False, True], ids=["in the first pass", "in the products"])
-@pytest.mark.parametrize(("examples", "most", "named"), [(48, 40, 24), (100, 40, 25), (40, 1, 1)])
-def test_out_of_memory_names_a_batch_size_that_fits(examples: int, most: int, named: int, graph_only: bool) -> None:
-    model = Hungry(most, graph_only)
-    data = (torch.randn(examples, 3), torch.randint(0, 2, (examples,)))
-    with refused(model, "out of memory", f"{examples} examples", f"batch_size={named},"):
-        lh.analyze(lh.Objective(model, data, nn.CrossEntropyLoss()))
-    assert lh.analyze(lh.Objective(model, data, nn.CrossEntropyLoss(), batch_size=named)).converged
+@pytest.mark.parametrize(("examples", "most", "size"), [(48, 40, 24), (100, 40, 25), (40, 1, 1)])
+def test_out_of_memory_cuts_batches_into_pieces_that_fit(examples: int, most: int, size: int, graph_only: bool) -> None:
+    model = Hungry(most, graph_only).double()
+    objective = lh.Objective(model, (torch.randn(examples, 3).double(), torch.arange(examples) % 2), CE)
+    with untouched(model):
+        cut = lh.analyze(objective)
+    assert any(f"it ran out, so batches were cut into pieces of {size} examples" in note for note in cut.notes)
+    assert cut.converged and all(check.passed for check in cut.checks)
+    model.most = examples
+    whole = lh.analyze(objective)
+    assert cut.loss == pytest.approx(whole.loss, rel=1e-12) and cut.examples == whole.examples
+    assert {check.name for check in cut.checks} == {check.name for check in whole.checks}
+    for one, other in zip(whole.spectra(), cut.spectra(), strict=True):
+        assert one.eigenvalues == pytest.approx(other.eigenvalues, rel=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["norm", "whole", "fixed", "meta"])
+def test_out_of_memory_with_batches_that_must_not_be_cut_is_refused(kind: str) -> None:
+    """A norm ties the batch; a loss is no sum over the examples; a model, or a loss, takes 12 examples only."""
+
+    class Fixed(Hungry):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).reshape(12, 2)
+
+    def contrast(model: nn.Module, batch: Any) -> Any:
+        output = model(batch[0])
+        return (output.softmax(1) @ output.softmax(1).T).logsumexp(1).sum(), len(batch[0])
+
+    def twelve(model: nn.Module, batch: Any) -> Any:
+        return CE(model(batch[0]), torch.arange(12) % 2), 12
+
+    model: nn.Module = (Fixed if kind == "fixed" else Hungry)(7, graph_only=kind != "norm")
+    model = nn.Sequential(model, nn.BatchNorm1d(2)) if kind == "norm" else model
+    loss = {"whole": lh.batch_loss(contrast), "meta": lh.batch_loss(twelve)}.get(kind, CE)
+    said = {"norm": "out of memory", "whole": "pieces of 6 examples, for want of memory", "fixed": "memory ran out"}
+    objective = lh.Objective(model, (torch.randn(12, 3), torch.arange(12) % 2), loss)
+    with refused(model, said.get(kind, "memory ran out")):
+        lh.analyze(objective)
 
 
 def test_out_of_memory_with_a_single_example_says_so() -> None:
     model = Hungry(0, False)
     objective = lh.Objective(model, (torch.ones(4, 3), torch.tensor([0, 1, 1, 0])), nn.CrossEntropyLoss())
-    with refused(model, "out of memory", "not even one example"):
+    with refused(model, "out of memory", "a batch of 4 examples", "not even one example"):
         lh.analyze(objective)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on address space")
-def test_a_real_lack_of_memory_names_a_batch_size_that_fits() -> None:
-    """Under a limit of the operating system; the size named is then used, and works."""
+def test_a_real_lack_of_memory_is_answered_with_smaller_pieces() -> None:
+    """Under a limit of the operating system."""
     code = """
-import re, resource
+import resource
 import torch
 import layerhess as lh
 
@@ -215,16 +247,9 @@ lh.analyze(lh.Objective(model, tuple(t[:50] for t in data), torch.nn.MSELoss()),
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 240 * 2**20,) * 2)
 arguments = {"blocks": {"out": "2.bias"}, "full": False}
-try:
-    lh.analyze(lh.Objective(model, data, torch.nn.MSELoss()), **arguments)
-except lh.InputError as error:
-    assert "out of memory" in str(error), error
-    size = int(re.search(r"batch_size=(\\d+)", error.what_to_do)[1])
-    assert 1 <= size < 8000
-else:
-    raise AssertionError("it fitted")
-small = tuple(t[: 2 * size] for t in data)
-assert lh.analyze(lh.Objective(model, small, torch.nn.MSELoss(), batch_size=size), **arguments).converged
+found = lh.analyze(lh.Objective(model, data, torch.nn.MSELoss()), **arguments)
+assert any("it ran out, so batches were cut into pieces" in note for note in found.notes), found.notes
+assert found.converged and found.examples == 8000
 """
     subprocess.run([sys.executable, "-c", code], check=True, env=ENVIRONMENT)
 

@@ -54,6 +54,10 @@ def test_what_one_rank_finds_wrong_all_refuse_and_go_on(tmp_path: Path) -> None:
     assert one["interrupt"].startswith("KeyboardInterrupt") and two["interrupt"].startswith("KeyboardInterrupt")
     assert one["buffers"] == two["buffers"] and "] True (" in one["buffers"]
     assert "1.running_mean): those of rank 0 are used" in one["buffers"]
+    whole = one["starved nowhere"].removesuffix("[]")
+    for where in ("in the survey", "in the self-check"):
+        assert one[f"starved {where}"] == two[f"starved {where}"]
+        assert one[f"starved {where}"].startswith(whole) and "pieces of 4 examples" in one[f"starved {where}"]
     assert one["after"] == two["after"] == "True"
 
 
