@@ -16,7 +16,7 @@ from layerhess.analysis.estimate_options import EstimateOptions
 from layerhess.analysis.matrix_errors import couplings_with_errors, is_zero, matrix_errors, with_errors
 from layerhess.analysis.probing.block_samples import Known, shaped
 from layerhess.analysis.probing.density_start import DensityEstimator
-from layerhess.analysis.probing.room import keeps_bases, room_of
+from layerhess.analysis.probing.room import LEAST_PRODUCTS, SHARED_METHODS, Room, keeps_bases, refuse_estimates, room_of
 from layerhess.analysis.probing.shared_probes import SharedProbes
 from layerhess.analysis.probing.solved import known_of
 from layerhess.analysis.sampling_errors import SamplingErrors
@@ -27,6 +27,7 @@ from layerhess.checks.matrix_rounding import MatrixRounding, RowRounding
 from layerhess.checks.rounding import RoundingMeter
 from layerhess.curvature.data_pass import FULL, Request
 from layerhess.curvature.device import Budget, solver_device
+from layerhess.errors import InputError
 from layerhess.linalg.bounds import unit_rounding
 from layerhess.linalg.estimates import CouplingEstimate, TraceEstimate
 from layerhess.linalg.random_vectors import random_signs, random_unit
@@ -42,8 +43,6 @@ from layerhess.results.spectrum import Spectrum
 
 REST = "(rest)"
 MOST_COLUMNS = 4096
-LEAST_PRODUCTS = 32  # of a method that keeps its vectors: with fewer it says nothing
-SHARED_METHODS = ("auto", "hutchinson")  # whose probes can be shared by all blocks
 
 
 @dataclass
@@ -107,7 +106,7 @@ class Estimation:
     def __post_init__(self) -> None:
         self.dense = {task.name for task in self.tasks if task.whole}
         self.device = solver_device(self.device)
-        self.room = room_of(self.memory, beside=any(task.kept and not task.whole for task in self.tasks))
+        self.room = self._room()
         others: list[Estimator] = []
         trace, diagonal = self.options.trace, self.options.diagonal
         if trace is not None and trace.method not in SHARED_METHODS:
@@ -125,6 +124,18 @@ class Estimation:
             self.groups = [self.groups[0] + others] if len(self.groups) == 1 else [*self.groups, others]
 
     # -- plans ------------------------------------------------------------------------------------------------------
+
+    def _room(self) -> Room:
+        """Beside the solvers' bases; where that is too little, these are dropped first."""
+        sizes = {name: block.numel for name, block in self._operators().items() if name not in self.dense}
+        if any(task.kept and not task.whole for task in self.tasks):
+            try:
+                refuse_estimates(self.options, sizes, self.full.numel, beside := room_of(self.memory, beside=True))
+                return beside
+            except InputError:
+                for task in self.tasks:
+                    task.kept = False
+        return room_of(self.memory, beside=False)
 
     def _operators(self) -> dict[str, Block]:
         return {**self.blocks, **({FULL: self.full} if self.whole else {})}

@@ -98,8 +98,9 @@ class Run:
     def look(self) -> Analysis | None:
         """The survey; the result of this very run where it is to be resumed and is finished already."""
         refuse_unless_it_fits(
-            self.objective, self._operators(), self.wanted, self.budget, self.arguments.path, self.arguments.method
-        )
+            self.objective, self._operators(), self.wanted, self.budget, self.arguments.path, self.arguments.method,
+            self.arguments.estimates, self.arguments.exclude,
+        )  # fmt: skip
         self._note(*self.objective.notes)
         with self.counters.during("survey"):
             self._cut_into("survey")

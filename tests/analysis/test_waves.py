@@ -225,7 +225,16 @@ class _Silent(nn.Linear):
         ("4MB", {}, "use full=False, which fits, or give memory='"),
         ("4MB", {"blocks": {"all": "*"}, "full": False}, "use blocks='depth:1', which fits"),
         ("8MB", {"blocks": {"all": "*"}}, "use blocks='depth:1', full=False, which fits"),
-        ("1MB", {"blocks": "module", "full": False}, "give memory='"),
+        ("1MB", {"blocks": "module", "full": False}, "give memory='2MiB' at least"),
+        ("5MB", {"top": 0, "trace": True}, "give memory='6MiB', or use full=False"),
+        (
+            "5MB",
+            {"top": 0, "diagonal": True, "blocks": {"last": "5.*"}},
+            "use full=False, which fits, or give memory='",
+        ),
+        ("5MB", {"top": 0, "density": True}, "use full=False, which fits, or give memory='7MiB'"),
+        ("5MB", {"top": 0, "density": True, "blocks": {"all": "*"}, "full": False}, "use blocks='depth:1', which fits"),
+        ("40MB", {"top": 0, "diagonal": lh.Diagonal(method="xdiag", probes=40)}, "give memory='"),
     ],
 )
 def test_what_numel_alone_decides_is_refused_before_the_first_forward_pass(
@@ -239,6 +248,10 @@ def test_what_numel_alone_decides_is_refused_before_the_first_forward_pass(
 
 def test_what_fits_or_is_not_asked_reaches_the_first_forward_pass() -> None:
     objective = lh.Objective(_Silent(100, 100), (torch.randn(4, 100), torch.randn(4, 100)), nn.MSELoss())
-    for options in ({"memory": "5MB", "full": False}, {"memory": "1MB", "path": "gram"}, {"memory": "1MB", "top": 0}):
+    for options in (
+        {"memory": "5MB", "full": False},
+        {"memory": "1.1MB", "path": "gram"},
+        {"memory": "1.1MB", "top": 0},
+    ):
         with pytest.raises(AssertionError, match="a forward pass"):
             lh.analyze(objective, **{"trace": True, **options})  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from layerhess.analysis.estimate_options import EstimateOptions
 from layerhess.analysis.waves import SOLVER_SHARE, size
 from layerhess.curvature.device import Budget
 from layerhess.errors import InputError
@@ -20,6 +21,8 @@ DIAGONAL = 8 * ROW  # moments of the samples, of blocks' own products and of ful
 SKETCH = 3 * ROW  # of a vector of XTrace and its kin: the most that is kept for each product
 SMALL_BASES = 256 << 20  # bytes
 MOST_PROBES = 64  # in one pass
+LEAST_PRODUCTS = 32  # of a method that keeps its vectors: with fewer it says nothing
+SHARED_METHODS = ("auto", "hutchinson")  # whose probes can be shared by all blocks
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,30 @@ def room_of(memory: Budget, beside: bool) -> Room:
     """
     share = ROOM_SHARE if beside else ROOM_SHARE + SOLVER_SHARE
     return Room(share * memory.room, share)
+
+
+def refuse_estimates(asked: EstimateOptions, sizes: Mapping[str, int], numel: int, room: Room) -> None:
+    """Whether the least that the estimates hold fits, which the numbers of parameters alone decide.
+
+    Args:
+        sizes: name -> dimension, of the operators that are not read whole. numel: of all parameters that take part.
+
+    Raises:
+        InputError: it does not.
+    """
+    alone = [
+        (kind, options)
+        for kind, options in (("trace", asked.trace), ("diagonal", asked.diagonal))
+        if options is not None and options.method not in SHARED_METHODS
+    ]
+    for kind, options in alone:
+        room.products(sum(sizes.values()), options.probes or options.max_probes, options.probes or LEAST_PRODUCTS, kind)
+    if asked.density is not None:
+        room.densities(sizes, asked.density.probes, reused=False)
+    kinds = dict(alone)
+    diagonal = asked.diagonal is not None and "diagonal" not in kinds
+    if diagonal or asked.coupling is not None or (asked.trace is not None and "trace" not in kinds):
+        room.probes(numel, diagonal)
 
 
 def keeps_bases(numel: int, options: Density, nbytes: float = SMALL_BASES) -> bool:

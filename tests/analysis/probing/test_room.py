@@ -11,9 +11,14 @@ import torch
 import layerhess as lh
 from driven_solver import draw
 from four_layers import four_layers
+from layerhess.analysis.estimate_options import EstimateOptions
+from layerhess.analysis.estimates import Estimation
 from layerhess.analysis.probing.room import DENSITY, PROBE, Room
+from layerhess.analysis.tasks import Task
+from layerhess.curvature.device import Budget
 from layerhess.errors import InputError
 from layerhess.linalg.stochastic.density import Density, StochasticLanczos
+from layerhess.objective.blocks import make_block
 from references.spectra import rotated
 
 
@@ -74,3 +79,15 @@ def test_estimates_after_waves_agree_with_those_beside_one() -> None:
             np.testing.assert_allclose(other.density.nodes, one.density.nodes, rtol=1e-4, atol=1e-4)
         error = np.hypot(one.trace.standard_error, other.trace.standard_error)
         assert abs(one.trace.value - other.trace.value) <= 6.0 * error + 1e-6
+
+
+@pytest.mark.parametrize(("memory", "kept"), [(30_000, True), (10_000, False)])
+def test_bases_are_dropped_where_estimates_do_not_fit_beside_them(memory: int, kept: bool) -> None:
+    """``memory``: bytes a parameter; 100 products of a method that keeps them take 2400."""
+    block = make_block("a", {"w": torch.nn.Parameter(torch.zeros(5000))})
+    task = Task("a", block, make=lambda definite: None)  # type: ignore[arg-type,return-value]
+    made = Estimation(
+        EstimateOptions(trace=lh.Trace(method="xtrace", probes=100)), {"a": block}, block, None, False, 0,
+        torch.device("cpu"), Budget(memory * block.numel), [task],
+    )  # fmt: skip
+    assert task.kept == kept and made.room.share == pytest.approx(0.1 if kept else 0.4)
