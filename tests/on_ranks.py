@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import layerhess as lh
+from layerhess.curvature.data_pass import DataPass
+from layerhess.linalg.eigen.krylov_basis import Basis
 
 EXAMPLES, CUTS = 61, {1: [0, 61], 2: [0, 40, 61], 3: [0, 37, 61, 61]}  # the third of three ranks has no data
 
@@ -109,7 +112,11 @@ def refusals() -> dict[str, str]:
         "broken": lambda: lh.analyze(lh.Objective(Broken(rank), share(), loss)),
         "between": lambda: lh.analyze(objective(), top=1 if rank == 0 else -1),
         "other question": lambda: lh.analyze(objective(), top=1 + rank),
-        "other vector": lambda: lh.Hessian(objective()).matvec(torch.full((66,), 1.0 + rank).double()),
+        "other vector": lambda: lh.Hessian(objective()).matvec(torch.eye(66, dtype=torch.float64)[rank]),
+        "other seed": lambda: lh.trace(lh.Hessian(objective()), seed=rank, probes=4),
+        "other number": lambda: lh.eigsh(lh.Hessian(objective()), 1 + 2 * rank),
+        "other threads": lambda: with_threads(1 + rank),
+        "no room": lambda: without_room(rank),
         "interrupt": lambda: lh.analyze(lh.Objective(network(), Interrupting(rank), loss)),
     }
     found = {}
@@ -133,6 +140,29 @@ def refusals() -> dict[str, str]:
         found[f"starved {where}"] = f"{full.eigenvalues[0]:.9e} {[note for note in notes if 'ran out' in note]}"
     found["after"] = str(lh.analyze(objective(), full=False).converged)
     return found
+
+
+def without_room(rank: int) -> None:
+    """A solver of rank 1 finds no memory for its vectors."""
+    real = Basis.append
+
+    def append(self: Basis, *given: Any) -> torch.Tensor:
+        raise MemoryError("no room")
+
+    try:
+        Basis.append = append if rank else real  # type: ignore[method-assign]
+        lh.analyze(objective(), path="exact", blocks={"all": "*"})
+    finally:
+        Basis.append = real  # type: ignore[method-assign]
+
+
+def with_threads(number: int) -> None:
+    """An analysis with so many threads."""
+    torch.set_num_threads(number)
+    try:
+        lh.analyze(objective())
+    finally:
+        torch.set_num_threads(1)
 
 
 class Raising:
@@ -202,6 +232,29 @@ def lost() -> None:
             yield from share()
 
     lh.analyze(lh.Objective(network(), Killed(rank), nn.CrossEntropyLoss()))
+
+
+def dies_late() -> None:
+    """Rank 1 is killed or raises in its sixth pass, of a run that writes into a folder."""
+    real = DataPass._collect
+
+    def collect(self: DataPass, *given: Any) -> Any:
+        if self.counters.phase == "solve" and self.counters.passes == 5 and place()[0] == 1:
+            if os.environ["HOW"] == "raises":
+                raise ValueError("worker broke")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, *given)
+
+    DataPass._collect = collect  # type: ignore[method-assign]
+    lh.analyze(objective(), full=True, out=os.environ["OUT"])
+
+
+def resumed() -> dict[str, Any]:
+    """The same run, gone on with."""
+    heard: list[str] = []
+    nothing = SimpleNamespace(forecast=str, update=str, note=heard.append)
+    analysis = lh.analyze(objective(), full=True, out=os.environ["OUT"], resume=True, progress=nothing)
+    return {**numbers(analysis), "notes": heard}
 
 
 def stuck() -> None:

@@ -6,12 +6,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from layerhess.analysis.arguments import check_arguments
 from layerhess.analysis.progress import Progress
 from layerhess.analysis.result import Analysis
 from layerhess.analysis.run import Run
 from layerhess.checks.second_derivative import named_operations
-from layerhess.errors import InputError, LayerhessError, add_note
+from layerhess.errors import InputError, LayerhessError, ProcessError, add_note
 from layerhess.objective.blocks import Scheme, partition
 from layerhess.objective.group import world
 from layerhess.objective.interrupts import STOPS, deferred_interrupts
@@ -126,7 +128,8 @@ def analyze(
         )  # fmt: skip
         divided = partition(objective.model, objective.parameters, objective.frozen, blocks)
         run = Run(objective, divided, blocks, arguments, progress, skip_failed)
-        same_question({name: value for name, value in run.settings.items() if name not in OWN_SETTINGS}, group)
+        asked = {name: value for name, value in run.settings.items() if name not in OWN_SETTINGS}
+        same_question(asked | {"the number of threads": torch.get_num_threads()}, group)
         with ExitStack() as stack:
             run.checkpoint = stack.enter_context(deferred_interrupts())
             try:
@@ -140,8 +143,10 @@ def analyze(
             except STOPS as stop:
                 run.save_partial(stop)
                 raise
-            except LayerhessError:
+            except LayerhessError as error:
                 run.resumption.refused()
+                if isinstance(error, ProcessError) and run.resumption.how:
+                    add_note(error, f"{run.journal.passes} passes are kept{run.resumption.how}")
                 raise
             finally:
                 run.journal.close()

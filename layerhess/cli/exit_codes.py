@@ -40,7 +40,8 @@ def ended(command: Callable[[], int], *, show_traceback: bool = False) -> int:
         _say(f"{what}; " + ("; ".join(notes) or "nothing was written") + "; the model is as it was")
         return TERMINATED if stopped else INTERRUPTED
     except LayerhessError as error:
-        _say(str(error), error if show_traceback else None)
+        notes = [f"({note.rstrip('.')})" for note in notes_of(error)]
+        _say(" ".join([str(error), *notes]), error if show_traceback else None)
         return UNUSABLE
     except BrokenPipeError:  # the reader of our output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

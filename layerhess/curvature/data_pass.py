@@ -23,7 +23,7 @@ from layerhess.curvature.same_data import changed, refuse_changed
 from layerhess.curvature.smaller_pieces import in_pieces, note_on, too_large
 from layerhess.curvature.time_unit import TimeUnit
 from layerhess.curvature.totals import Totals, add_up
-from layerhess.errors import InputError
+from layerhess.errors import InputError, ProcessError
 from layerhess.objective.batches import is_stable
 from layerhess.objective.blocks import Block
 from layerhess.objective.interrupts import safe_point
@@ -152,11 +152,13 @@ class DataPass:
             InputError, CheckError: see :meth:`run`.
         """
         asked = ""
-        if self.journal.active:
+        if self.journal.active or self.objective.group.size > 1:
             asked = digest_of([about, *(part for key in requests for part in (key, *requests[key].parts))])
         start = self.counters.clock()
         try:
             return self._collect(share, requests, asked)
+        except ProcessError:
+            raise
         except (RuntimeError, MemoryError) as error:
             # A model that writes into its own buffers spoils the kept graphs of earlier batches: then none is kept.
             spoilt = OVERWRITTEN in str(error) and bool(self._budget or self._kept)
@@ -261,7 +263,7 @@ class DataPass:
         def made() -> Totals:
             return add_up(
                 self._graphs(requests), whole, group=self.objective.group, checkpoint=self._checkpoint,
-                device=self._place, joined=self._joined,
+                device=self._place, joined=self._joined, asked=asked,
             )  # fmt: skip
 
         try:

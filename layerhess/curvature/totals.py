@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from layerhess.errors import ProcessError
+from layerhess.errors import InputError
 from layerhess.linalg.eigen.row_sum import RowOutline, RowSum
 from layerhess.objective.group import ALONE, Group
 from layerhess.objective.interrupts import safe_point
@@ -26,9 +26,11 @@ class _Own:
     """What a rank tells of its share before the sums themselves are exchanged.
 
     Attributes:
-        shapes: of its sums; None for a number. lists, rows, dropped: as in :class:`Totals`.
+        asked: digest of what is asked of all. shapes: of its sums; None for a number. lists, rows, dropped: as in
+            :class:`Totals`.
     """
 
+    asked: str
     shapes: dict[Hashable, tuple[int, ...] | None]
     lists: dict[Hashable, list[Any]]
     rows: dict[Hashable, RowOutline]
@@ -177,25 +179,31 @@ class Totals:
         """Bytes that the rows take."""
         return sum(rows.nbytes for rows in self._rows.values())
 
-    def complete(self, group: Group, failure: BaseException | None) -> None:
+    def complete(self, group: Group, failure: BaseException | None, asked: str = "") -> None:
         """Add what the other ranks have, so that every rank holds the sums over all data; lists are joined by rank.
 
         Args:
-            failure: what this rank's share ended with, if it failed.
+            failure: what this rank's share ended with, if it failed. asked: digest of the question, the same on all.
 
         Raises:
-            BaseException: see :meth:`layerhess.objective.group.Group.gathered`.
+            InputError: the ranks were asked different things. BaseException: see
+            :meth:`layerhess.objective.group.Group.gathered`.
         """
         if group.size == 1:
             return
         lists = {key: [_sent(value) for value in values] for key, values in self._lists.items()}
         shapes = {k: tuple(v.shape) if isinstance(v, Tensor) else None for k, v in self._sums.items()}
         outlines = {key: rows.outline for key, rows in self._rows.items()}
-        told = group.gathered(_Own(shapes, lists, outlines, self.dropped), SUMS, failure)
-        if any(
+        told = group.gathered(_Own(asked, shapes, lists, outlines, self.dropped), SUMS, failure)
+        differ = [rank for rank, own in enumerate(told) if own.asked != told[0].asked]
+        if differ or any(
             own.shapes.get(key, shape) != shape for own in told for other in told for key, shape in other.shapes.items()
         ):
-            raise ProcessError("the ranks ask for different things", what_to_do="give all ranks the same arguments")
+            raise InputError(
+                "the ranks ask for products of different vectors",
+                where=f"rank 0 and rank {differ[0]}" if differ else "",
+                what_to_do="give all ranks the same vectors, seeds and other arguments, and the same number of threads",
+            )
         for own in told:
             for key, why in own.dropped.items():
                 self.drop(key, why)
@@ -258,6 +266,7 @@ def add_up(
     checkpoint: Callable[[], None] = safe_point,
     device: torch.device | None = None,
     joined: int = 1,
+    asked: str = "",
 ) -> Totals:
     """Call ``share`` for every part of the data, in order.
 
@@ -266,7 +275,8 @@ def add_up(
     Args:
         parts: batches, or what was made of them. share: adds what one part contributes. group: the processes whose
             parts are all the data. checkpoint: called before each part; raises to stop (on an interrupt). device: of
-            the sums. joined: how many values make one entry of a list.
+            the sums. joined: how many values make one entry of a list. asked: digest of the question, see
+            :meth:`Totals.complete`.
 
     Raises:
         BaseException: of this rank's share, or of another's; see :meth:`layerhess.objective.group.Group.gathered`.
@@ -282,7 +292,7 @@ def add_up(
             raise
         failure = error
     try:
-        totals.complete(group, failure)
+        totals.complete(group, failure, asked)
     finally:
         del failure  # it holds what this frame does
     return totals

@@ -229,7 +229,10 @@ class Group:
         )
         if failures:
             mine = own is not None and (said.last or failures[0].rank == self.rank)
-            error = own if own is not None and mine else failures[0].exception()
+            others = failures[0].exception()
+            if isinstance(others, OthersError) and heard[failures[0].rank].last:
+                others = failures[0].final()  # no other way can be tried without that rank
+            error = own if own is not None and mine else others
             with suppress(AttributeError):
                 setattr(error, HEARD, True)
             raise error from (None if mine else own)

@@ -46,11 +46,15 @@ def test_what_one_rank_finds_wrong_all_refuse_and_go_on(tmp_path: Path) -> None:
     assert two["raised"] == "OSError: the file is gone"
     assert one["broken"].startswith("ProcessError: rank 1 failed: RuntimeError: no such kernel")
     assert two["broken"] == "RuntimeError: no such kernel"
+    assert one["no room"].startswith("ProcessError: rank 1 failed: MemoryError: no room")
+    assert two["no room"] == "MemoryError: no room"
     assert "rank 1" in one["between"] and "InputError: " in two["between"]
     assert (
         one["other question"] == two["other question"] and "top is 1 on rank 0 and 2 on rank 1" in one["other question"]
     )
-    assert "the size of the vectors of (full) is" in one["other vector"]
+    for name in ("other vector", "other seed", "other number"):
+        assert one[name] == two[name] and "the ranks ask for products of different vectors" in one[name], one[name]
+    assert "the number of threads is 1 on rank 0 and 2 on rank 1" in one["other threads"]
     assert one["interrupt"].startswith("KeyboardInterrupt") and two["interrupt"].startswith("KeyboardInterrupt")
     assert one["buffers"] == two["buffers"] and "] True (" in one["buffers"]
     assert "1.running_mean): those of rank 0 are used" in one["buffers"]
@@ -67,6 +71,23 @@ def test_a_rank_that_is_lost_is_named(how: str, tmp_path: Path) -> None:
     for survivor in (zero, two):
         assert survivor.code == 1 and "ProcessError: rank 1 failed: it died, left or did not" in survivor.stderr
     assert one.code != 0 and (how == "lost" or "rank 1 came too late" in one.stderr)
+
+
+@pytest.mark.parametrize("how", ["killed", "raises"])
+def test_passes_are_kept_when_a_rank_fails(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUT", str(tmp_path / "run"))
+    monkeypatch.setenv("HOW", how)
+    survivor, failed = run_ranks(2, "on_ranks", "dies_late", tmp_path / "first")
+    told = "ValueError: worker broke" if how == "raises" else "it died, left or did not answer in time"
+    assert survivor.code == 1 and f"ProcessError: rank 1 failed: {told}" in survivor.stderr
+    assert "5 passes are kept, and resume goes on from there" in survivor.stderr and failed.code != 0
+    one, two = (ended.returned for ended in run_ranks(2, "on_ranks", "resumed", tmp_path / "second"))
+    assert any("5 passes are known" in note for note in one["notes"]), one["notes"]
+    whole = on_ranks.numbers(lh.analyze(on_ranks.objective(), full=True))
+    for name, numbers in whole.items():
+        np.testing.assert_allclose(one[name], numbers, rtol=1e-10, atol=1e-10 * np.abs(numbers).max(), err_msg=name)
+        assert np.array_equal(one[name], two[name])
+    assert not list(tmp_path.glob(".run*"))
 
 
 def test_a_share_of_the_data_set_is_refused_in_one_process() -> None:
