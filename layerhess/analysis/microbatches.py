@@ -23,6 +23,7 @@ from layerhess.objective.objective import Objective
 
 USUAL = 8 << 30  # bytes that an analysis may take by default, for any model
 STEPS = 2.5  # or this many times a training step's memory, if that is more: a machine that trains the model has it
+GRAPH = 4.0  # gradients' memory that a product takes: 3.3, and 5 where attention dominates
 UNCUT_SHARE = 0.3  # of the default: up to here the graph of a batch is not cut
 
 

@@ -19,6 +19,7 @@ from layerhess.analysis.microbatches import Microbatches, advice, default_budget
 from layerhess.analysis.paths.exact import is_dear
 from layerhess.analysis.paths.factors import graph_maker, note_on_licence
 from layerhess.analysis.paths.gram import gram_processes, refuse_unlicensed
+from layerhess.analysis.pieces import sample_within, within_budget
 from layerhess.analysis.progress import Progress
 from layerhess.analysis.result import Analysis
 from layerhess.analysis.resumption import Resumption
@@ -28,7 +29,7 @@ from layerhess.analysis.segments import choose_segments
 from layerhess.analysis.spectra import cost_of, mass, refused, spectrum_of, unasked
 from layerhess.analysis.tasks import Task, kept_graphs, make_tasks
 from layerhess.checks import SelfCheck, check_unsampled, self_check
-from layerhess.checks.rounding import RoundingMeter
+from layerhess.checks.rounding import RoundingMeter, set_aside
 from layerhess.checks.survey import Survey, survey
 from layerhess.checks.suspects import refuse_failed
 from layerhess.curvature.batch_graph import GraphMaker
@@ -103,10 +104,11 @@ class Run:
         )  # fmt: skip
         self._note(*self.objective.notes)
         with self.counters.during("survey"):
+            self.objective, sentence = within_budget(self.objective, self.budget)
             self._cut_into("survey")
             self.surveyed = survey(self.objective, self.counters, self.checkpoint, self.resumption.witness)
             self._cut_into("survey", self.surveyed.pieces)
-            self._note(*self.objective.notes, self.surveyed.note)  # what the first pass said
+            self._note(*self.objective.notes, sentence, self.surveyed.note)  # what the first pass said
             return self.resumption.meet(self.surveyed)
 
     def prepare(self) -> None:
@@ -118,6 +120,7 @@ class Run:
                 self.step = self.journal.settled("step", agreed(step_bytes(self.objective, self.surveyed)))
                 self.graph_budget = default_budget(self.step, self.machine)
         with self.counters.during("checks"):
+            self.surveyed = sample_within(self.objective, self.surveyed, self.budget)
             chosen = choose_segments(
                 self.objective, self.surveyed, self.curvature, self.full_block, self.graph_budget, self.arguments.seed,
                 step=self.step, asked=self.arguments.segments, factors=self.arguments.path in ("factors", "gram"),
@@ -153,7 +156,7 @@ class Run:
         data_pass = DataPass(
             objective, names, self.counters, checkpoint=self.checkpoint, make_graph=make, time_unit=True,
             keep=self._kept_room(found.kept), journal=self.journal,
-            largest=0 if self.checked.uncut or not self.surveyed.examples else self.surveyed.largest,
+            largest=0 if self.checked.uncut else self.surveyed.largest,
         )  # fmt: skip
         data_pass.expected = (self.surveyed.loss_sum, self.surveyed.count)
         coarsest = self.checked.trace.coarsest
@@ -275,7 +278,7 @@ class Run:
             self.objective = self.objective.resized(size)
             self._note(note_on(size))
             if self.surveyed is not None:
-                self.surveyed = self.surveyed.cut(self.objective, size)
+                self.surveyed = self.surveyed.cut(self.objective, size, data=True)
 
     def _check_unsampled(self, data_pass: DataPass, blocks: dict[str, Block], full_norm: float) -> Mapping[str, Check]:
         assert self.checked is not None
@@ -284,17 +287,16 @@ class Run:
         return failed
 
     def _operators(self) -> dict[str, Block]:
-        made = {block.name: block for block in self.divided.blocks}
-        if self.arguments.full:
-            made[FULL] = self.full_block
-        return made
+        own = {block.name: block for block in self.divided.blocks}
+        return own | ({FULL: self.full_block} if self.arguments.full else {})
 
     def _kept_room(self, kept: bool) -> float:
         assert self.checked is not None
-        return kept_graphs(
+        kept_room = kept_graphs(
             self.graph_budget, self._operators(), self.checked, self.wanted, self.budget, self.objective.dtype,
             self.arguments.exclude, self.arguments.copies == "search", kept,
         )  # fmt: skip
+        return max(0.0, kept_room - set_aside(self.objective.numel, self.graph_budget))
 
     def _definite(self) -> Collection[str]:
         """Operators that are positive semidefinite: Fisher matrices, and G = J' S J of a loss convex in the output."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from layerhess.analysis.microbatches import saved_bytes
+from layerhess.analysis.microbatches import GRAPH, saved_bytes
 from layerhess.checks.segments import disagreement, soundness
 from layerhess.checks.survey import Survey
 from layerhess.curvature.device import PIECE_SHARE, Budget, is_out_of_memory
@@ -18,7 +18,6 @@ from layerhess.objective import batches
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
 
-GRAPH = 4.0  # gradients' memory that a product takes without segments: 3.3, and 5 where attention dominates
 HALF_HELD = 1.5  # the same in segments, of which half keep the graphs of first derivatives; 0.8 where none does
 COMPARED_SHARE = 0.5  # of the budget: up to here a product without segments is made on one example, to compare
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from layerhess.checks.heavy_examples import HeavyExamples
 from layerhess.checks.matrix_rounding import FEWER, SIGNS, MatrixRounding, RowRounding, directions, of_errors
 from layerhess.checks.output_rounding import OutputError, output_error
-from layerhess.checks.sample import Sample
+from layerhess.checks.sample import Sample, counting_parts
 from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import DataPass, Request
@@ -32,6 +32,8 @@ from layerhess.objective.objective import Objective
 
 SHARE = 0.05  # of the budget, that the sample's graphs of either precision may keep between measurements
 NOISE = 10.0  # times the error of differences
+COPIED = 3 * 8  # bytes a parameter: a float64 copy, its gradient, and products
+COPY_SHARE, MOST_COPIED = 0.2, 0.4  # of a budget that was asked for: set aside for these; and the most they may take
 VECTORS = 5  # of a block's candidates, spread from the first to the last
 
 
@@ -211,8 +213,12 @@ class RoundingMeter:
             return
         if heavy:
             own = [one.batch for one in heavy]
-            whole = batches.joined([*self._samples, *own])  # one graph costs less than two
-            self._samples = [*self._samples, *own] if whole is None else [whole]
+            every = [*self._samples, *own]
+            if (most := self._sample.most) is not None:
+                self._samples = [part for one in every for part in counting_parts(self._objective, one, most)]
+                return
+            whole = batches.joined(every)  # one graph costs less than two
+            self._samples = every if whole is None else [whole]
 
     def _compare(self, passes: tuple[DataPass, DataPass], blocks: Mapping[str, Candidate]) -> dict[str, Rounding]:
         found: dict[str, Rounding] = {}
@@ -269,6 +275,12 @@ class RoundingMeter:
             if isinstance(self._make_graph, Differences):
                 self._passes = self._pass(self._objective), self._pass(self._objective, self._make_graph.doubled())
                 return self._passes
+            if (needed := COPIED * self._objective.numel) > MOST_COPIED * _allowed(self._memory):
+                self.failure = (
+                    f"with its gradient and products it takes {needed / 2**20:.3g} MiB; "
+                    f"memory='{math.ceil(needed / MOST_COPIED / 2**20)}MiB' would do"
+                )
+                return None
             try:
                 copied = self._copied()
             except Exception as error:  # deepcopy of user modules and their forward passes can raise anything
@@ -325,6 +337,17 @@ class RoundingMeter:
 
     def _assumed_scale(self) -> float:
         return torch.finfo(self._coarsest).eps / torch.finfo(torch.float32).eps
+
+
+def set_aside(numel: int, memory: Budget) -> float:
+    """Bytes that rounding takes beyond its share of a budget that was asked for, so that graphs must leave them."""
+    needed = COPIED * numel
+    fits = needed <= MOST_COPIED * _allowed(memory)
+    return max(0.0, needed - COPY_SHARE * _allowed(memory)) if fits else 0.0
+
+
+def _allowed(memory: Budget) -> float:
+    return math.inf if memory.limit is None or not memory.asked else memory.room
 
 
 def candidate(block: Block, process: Process) -> Candidate | None:

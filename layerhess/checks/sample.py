@@ -32,7 +32,8 @@ class Sample:
     Attributes:
         pieces: parts of batches, prepared. excess: their curvature per example over that of the data, at least 1.
         curvature: mean over the output items of all data, if some are far more curved than others; else 0.
-        seen: the outputs of the pieces, if there is that curvature. whole: the pieces are all the data.
+        seen: the outputs of the pieces, if there is that curvature. whole: the pieces are all the data. most: examples
+            that a piece may have, where memory is short.
     """
 
     pieces: list[Any]
@@ -40,13 +41,14 @@ class Sample:
     curvature: float = 0.0
     seen: list[Seen] = field(default_factory=list)
     whole: bool = False
+    most: int | None = None
 
     def cut(self, objective: Objective, size: int) -> Sample:
         """In pieces of at most so many examples (in session)."""
         pieces = [part for piece in self.pieces for part in counting_parts(objective, piece, size)]
         with torch.no_grad():
             seen = [objective.evaluation.surveyed(objective.model, piece, "a sample") for piece in pieces]
-        return replace(self, pieces=pieces, seen=seen if self.seen else [])
+        return replace(self, pieces=pieces, seen=seen if self.seen else [], most=size)
 
 
 def counting_parts(objective: Objective, batch: Any, size: int) -> list[Any]:

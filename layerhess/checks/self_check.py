@@ -59,7 +59,7 @@ def self_check(
             add up although they are to be split; out of memory with a sample that must not be cut, or with one example.
     """
     sizes = [batches.leading_size(sample) or 0 for sample in surveyed.samples]
-    largest = 0 if 0 in sizes or objective.tied_norms else max(sizes)
+    largest = 0 if objective.tied_norms else max(sizes)
 
     def attempt(cut: Objective) -> SelfCheck:
         part = surveyed if cut is objective else surveyed.cut(objective, cut.batch_size)

@@ -68,16 +68,18 @@ class Survey:
     several: Any = None
     pieces: int | None = None
 
-    def cut(self, objective: Objective, size: int | None) -> Survey:
-        """With samples of at most so many examples, of which sums are the same (in session)."""
+    def cut(self, objective: Objective, size: int | None, data: bool = False) -> Survey:
+        """With samples of at most so many examples, of which sums are the same (in session); ``data`` is cut too."""
         whole = [batches.leading_size(piece) or 0 for piece in (*self.samples, *self.measured.pieces)]
+        if data and size is not None:
+            self = replace(self, largest=min(self.largest, size))
         if size is None or max(whole) <= size:
             return self
         made = [(place, part) for place, one in zip(self.places, self.samples, strict=True)
                 for part in counting_parts(objective, one, size)]  # fmt: skip
         return replace(
             self, samples=[part for _, part in made], places=[place for place, _ in made],
-            largest=min(self.largest, size), measured=self.measured.cut(objective, size),
+            measured=self.measured.cut(objective, size),
             several=batches.spread_slice(max(self.samples, key=lambda one: batches.leading_size(one) or 0), 2),
         )  # fmt: skip
 

@@ -54,15 +54,14 @@ def in_pieces(
 
 
 def largest_batch(objective: Objective) -> int:
-    """The examples of the largest batch of all ranks, 0 where some batch cannot be cut, or has norms that tie it."""
+    """The examples of the largest batch of all ranks that can be cut; 0 where there is none, or norms tie batches."""
     if objective.tied_norms:
         return 0
 
     def share(batch: Any, totals: Totals) -> None:
-        totals.append("sizes", leading_size(batch))
+        totals.append("sizes", leading_size(batch) or 0)
 
-    sizes = add_up(objective.batches(), share, group=objective.group).listed("sizes")
-    return 0 if None in sizes else max(sizes, default=0)
+    return max(add_up(objective.batches(), share, group=objective.group).listed("sizes"), default=0)
 
 
 def halved(objective: Objective, largest: int) -> Objective | None:

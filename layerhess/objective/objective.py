@@ -123,7 +123,9 @@ class Objective:
         """
         refilled = batches.may_refill(self.data)
         for raw in self._raw_batches():
-            yield from batches.pieces(batches.prepare(raw, self.device, refilled), self.batch_size)
+            batch = batches.prepare(raw, self.device, refilled)
+            whole = self.spares and batches.leading_size(batch) is None
+            yield from batches.pieces(batch, None if whole else self.batch_size)
 
     def _raw_batches(self) -> Iterator[Any]:
         """The batches as they come, but for what only the function of a batch_loss could use: arrays, other keys."""
@@ -226,7 +228,10 @@ class Objective:
         return made
 
     def resized(self, batch_size: int | None) -> Objective:
-        """The same data in batches of at most ``batch_size`` examples (as it has them: None); the model is shared."""
+        """The same data in batches of at most ``batch_size`` examples (as it has them: None); the model is shared.
+
+        Batches that cannot be cut stay whole.
+        """
         made = copy.copy(self)
         made.batch_size, made.spares = batch_size, batch_size is not None
         return made

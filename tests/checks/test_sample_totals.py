@@ -349,7 +349,8 @@ def test_a_sample_in_pieces_has_the_same_sums(size: int) -> None:
     with made.session():
         whole = survey(made, Counters())
         cut = whole.cut(made, size)
-        assert max(len(piece[0]) for piece in (*cut.samples, *cut.measured.pieces)) == size == cut.largest
+        assert max(len(piece[0]) for piece in (*cut.samples, *cut.measured.pieces)) == size == cut.measured.most
+        assert cut.largest == whole.largest == 13
         assert len(cut.places) == len(cut.samples) and set(cut.places) == set(whole.places)
         assert len(cut.several[0]) == 2 and len(cut.measured.seen) == len(cut.measured.pieces)
         for one, other in ((whole.samples, cut.samples), (whole.measured.pieces, cut.measured.pieces)):

@@ -200,6 +200,25 @@ def test_out_of_memory_cuts_batches_into_pieces_that_fit(examples: int, most: in
         assert one.eigenvalues == pytest.approx(other.eigenvalues, rel=1e-10)
 
 
+@pytest.mark.parametrize("graph_only", [False, True], ids=["in the survey", "in the products"])
+def test_where_memory_runs_out_what_cannot_be_cut_stays_whole(graph_only: bool) -> None:
+    """The second batch has a tensor without examples."""
+
+    class Scaled(Hungry):
+        def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+            return super().forward(x) * scale.mean()
+
+    model = Scaled(9, graph_only).double()
+    x, y, scales = torch.randn(20, 3).double(), torch.arange(20) % 2, torch.ones(20, 1).double()
+    data = [((x, scales), y), ((x[:8], torch.ones(2).double()), y[:8])]
+    found = lh.analyze(lh.Objective(model, data, CE), path="exact")
+    assert any("pieces of 5 examples" in note for note in found.notes) and found.converged
+    model.most = 20
+    whole = lh.analyze(lh.Objective(model, data, CE), path="exact")
+    assert found.full is not None and whole.full is not None
+    assert found.full.eigenvalues == pytest.approx(whole.full.eigenvalues, rel=1e-9)
+
+
 @pytest.mark.parametrize("kind", ["norm", "whole", "fixed", "meta"])
 def test_out_of_memory_with_batches_that_must_not_be_cut_is_refused(kind: str) -> None:
     """A norm ties the batch; a loss is no sum over the examples; a model, or a loss, takes 12 examples only."""
