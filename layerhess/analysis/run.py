@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from layerhess.analysis.forecast import forecast
 from layerhess.analysis.identity import versions
 from layerhess.analysis.microbatches import Microbatches, advice, default_budget, microbatches, step_bytes
 from layerhess.analysis.paths.exact import is_dear
-from layerhess.analysis.paths.factors import graph_maker, note_on_licence
+from layerhess.analysis.paths.factors import definite, graph_maker, note_on_licence
 from layerhess.analysis.paths.gram import gram_processes, refuse_unlicensed
 from layerhess.analysis.pieces import sample_within, within_budget
 from layerhess.analysis.progress import Progress
@@ -124,6 +124,7 @@ class Run:
             chosen = choose_segments(
                 self.objective, self.surveyed, self.curvature, self.full_block, self.graph_budget, self.arguments.seed,
                 step=self.step, asked=self.arguments.segments, factors=self.arguments.path in ("factors", "gram"),
+                settled=self.journal.settled,
             )  # fmt: skip
             self.curvature = chosen.of(self.curvature)
             self._note(chosen.note)
@@ -160,7 +161,9 @@ class Run:
         )  # fmt: skip
         data_pass.expected = (self.surveyed.loss_sum, self.surveyed.count)
         coarsest = self.checked.trace.coarsest
-        meter = RoundingMeter(objective, self.surveyed.measured, coarsest, self.counters, make, self.graph_budget)
+        meter = RoundingMeter(
+            objective, self.surveyed.measured, coarsest, self.counters, make, self.graph_budget, self.journal.settled
+        )
         ready = gram_processes(
             data_pass, self._operators(), self.checked, self.wanted, path=self.arguments.path, seed=self.arguments.seed,
             method=self.arguments.method, tol=self.arguments.tol, memory=self.budget,
@@ -172,7 +175,11 @@ class Run:
             method=self.arguments.method, device=self.objective.device, dtype=self.objective.dtype, memory=self.budget,
             exclude=self.arguments.exclude, copies=self.arguments.copies == "search", kept=found.kept,
             dear=not self.arguments.estimates.any and is_dear(objective.numel, self.surveyed.count),
-            definite=self._definite(), rank=self.surveyed.curved,
+            rank=self.surveyed.curved,
+            definite=definite(
+                self.arguments.operator, self._operators(), self.surveyed.curved,
+                self.checked.licence.blocks.keys() - self.refuted,
+            ),
         )  # fmt: skip
         self.estimation = self._estimation(tasks, self.checked.eps, data_pass)
         self._note(*self.estimation.notes)
@@ -297,17 +304,6 @@ class Run:
             self.arguments.exclude, self.arguments.copies == "search", kept,
         )  # fmt: skip
         return max(0.0, kept_room - set_aside(self.objective.numel, self.graph_budget))
-
-    def _definite(self) -> Collection[str]:
-        """Operators that are positive semidefinite: Fisher matrices, and G = J' S J of a loss convex in the output."""
-        assert self.surveyed is not None and self.checked is not None
-        if self.arguments.operator.startswith("empirical_fisher"):
-            return self._operators()
-        if self.surveyed.curved is None:
-            return ()
-        if self.arguments.operator != HESSIAN.name:
-            return self._operators()
-        return self.checked.licence.blocks.keys() - self.refuted
 
     def _refute(self, name: str) -> None:
         """Take back that H_bb = G_bb, which a licence knows of a sample: a batch's own graph does not bear it out."""

@@ -11,7 +11,8 @@ import torch
 
 from layerhess.analysis.progress import Progress, Snapshot
 from layerhess.analysis.tasks import Task
-from layerhess.checks.rounding import Candidate, RoundingMeter
+from layerhess.checks.candidate import Candidate
+from layerhess.checks.rounding import RoundingMeter
 from layerhess.curvature.data_pass import DataPass, Request
 from layerhess.linalg.bounds import SMALLEST_NORM, random_bound, zero_bound, zero_level
 from layerhess.objective.blocks import Block

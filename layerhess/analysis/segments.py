@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,8 @@ from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
 
 HALF_HELD = 1.5  # the same in segments, of which half keep the graphs of first derivatives; 0.8 where none does
+NONE, GRADIENTS = "no segments, for want of memory", "segments compared by gradients"  # what is settled
+Settled = Callable[[str, Any], Any]
 COMPARED_SHARE = 0.5  # of the budget: up to here a product without segments is made on one example, to compare
 
 
@@ -43,7 +46,7 @@ class Choice:
 
 def choose_segments(
     objective: Objective, surveyed: Survey, matrix: CurvatureMatrix, full: Block, memory: Budget, seed: int,
-    *, step: int = 0, asked: Any = AUTO, factors: bool = False,
+    *, step: int = 0, asked: Any = AUTO, factors: bool = False, settled: Settled = lambda key, value: value,
 ) -> Choice:  # fmt: skip
     """The segments for an analysis (in session).
 
@@ -53,7 +56,8 @@ def choose_segments(
 
     Args:
         full: all parameters. step: bytes of a training step on the largest batch, 0 if unknown. asked: "auto", None, or
-            names. factors: products from factors were demanded.
+            names. factors: products from factors were demanded. settled: tells what an earlier run did where memory ran
+            out, see :meth:`layerhess.curvature.journal.Journal.settled`.
 
     Raises:
         InputError: names that no module has.
@@ -70,17 +74,35 @@ def choose_segments(
     needed = GRAPH * saved_bytes(objective, batch) * pieces
     if asked == AUTO and needed <= piece:
         return Choice()
-    found = soundness(objective, batch, wanted)
+    if settled(NONE, False):
+        return Choice()
+    try:
+        found = objective.group.tried(lambda: soundness(objective, batch, wanted))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        settled(NONE, True)
+        return Choice()  # the self-check will say that one example is too much
     left = "; ".join(f"{segment}: {why}" for segment, why in list(found.faults.items())[:2])
     if not found.sound:
         return Choice(note=f"memory: no segment of the network can be computed anew ({left})")
     compared = memory.limit is None or needed / pieces <= COMPARED_SHARE * memory.limit
-    try:
-        off, most = disagreement(objective, batch, matrix.make_graph, found.sound, full, seed, products=compared)
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise
-        return Choice()  # the self-check will say what is wrong with the network itself
+
+    def apart(products: bool) -> tuple[float, float]:
+        return disagreement(objective, batch, matrix.make_graph, found.sound, full, seed, products=products)
+
+    for products in (True, False):
+        if products and (not compared or settled(GRADIENTS, False)):
+            continue
+        try:
+            off, most = objective.group.tried(functools.partial(apart, products))
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                return Choice()  # the self-check will say what is wrong with the network itself
+        settled(GRADIENTS if products else NONE, True)
+    else:
+        return Choice()
     if not off <= most:
         return Choice(note=f"memory: the network's segments were not used: products with them are off by {off:.1e}")
     why = "as asked" if asked != AUTO else f"the graph of one {'example' if pieces == 1.0 else 'batch'} is too large"

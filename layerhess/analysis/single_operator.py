@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from layerhess.analysis.operators import BlockOperator, Operator
-from layerhess.checks.rounding import Candidate, RoundingMeter, candidate
+from layerhess.checks.candidate import Candidate, candidate
+from layerhess.checks.rounding import RoundingMeter
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.device import Budget, budget, solver_device

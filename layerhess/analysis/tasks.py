@@ -13,8 +13,9 @@ import torch
 from layerhess.analysis.paths.exact import goes_dense, make_process, reads_whole, search_width, source
 from layerhess.analysis.waves import LARGEST_SHARE, Waves, graphs_may_keep, waves
 from layerhess.checks import SelfCheck
+from layerhess.checks.candidate import Candidate, candidate
 from layerhess.checks.matrix_rounding import MatrixRounding
-from layerhess.checks.rounding import Candidate, Rounding, candidate
+from layerhess.checks.rounding import Rounding
 from layerhess.curvature.device import Budget, solver_device
 from layerhess.errors import InputError
 from layerhess.linalg.bounds import SMALLEST_NORM, Certificate, certify, total_rounding

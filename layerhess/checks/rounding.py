@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from layerhess.checks.candidate import Candidate, outermost
 from layerhess.checks.heavy_examples import HeavyExamples
-from layerhess.checks.matrix_rounding import FEWER, SIGNS, MatrixRounding, RowRounding, directions, of_errors
+from layerhess.checks.matrix_rounding import FEWER, SIGNS, MatrixRounding, RowRounding, of_errors
 from layerhess.checks.output_rounding import OutputError, output_error
 from layerhess.checks.sample import Sample, counting_parts
 from layerhess.curvature.batch_graph import GraphMaker
@@ -21,10 +23,8 @@ from layerhess.curvature.data_pass import DataPass, Request
 from layerhess.curvature.device import Budget, solver_device
 from layerhess.curvature.difference_graph import Differences
 from layerhess.curvature.factors.mixed_graph import MixedGraphs
+from layerhess.curvature.smaller_pieces import note_on
 from layerhess.linalg.bounds import ASSUMED_ROUNDING, FLOAT64_OF_FLOAT32, OTHER_SAFETY, ROUNDING_SAFETY
-from layerhess.linalg.eigen.dense import Dense
-from layerhess.linalg.eigen.lanczos import Lanczos
-from layerhess.linalg.eigen.process import Process
 from layerhess.linalg.random_vectors import random_signs
 from layerhess.objective import batches
 from layerhess.objective.blocks import Block, in_groups
@@ -34,30 +34,6 @@ SHARE = 0.05  # of the budget, that the sample's graphs of either precision may 
 NOISE = 10.0  # times the error of differences
 COPIED = 3 * 8  # bytes a parameter: a float64 copy, its gradient, and products
 COPY_SHARE, MOST_COPIED = 0.2, 0.4  # of a budget that was asked for: set aside for these; and the most they may take
-VECTORS = 5  # of a block's candidates, spread from the first to the last
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Where the rounding of a block's products is to be measured.
-
-    Attributes:
-        vectors: (k, P_b) unit vectors. norm: the largest |eigenvalue| among them.
-        directions: (s, P_b) of :func:`layerhess.checks.matrix_rounding.directions`, where the matrix is read whole.
-        images: (s, P_b) what the solver knows as the products of :attr:`rows`; None: they are multiplied once more.
-    """
-
-    block: Block
-    vectors: Tensor
-    norm: float
-    directions: Tensor | None = None
-    images: Tensor | None = None
-
-    @property
-    def rows(self) -> Tensor:
-        """(s, P_b) at which products are made: the outermost vectors, and the directions."""
-        chosen = outermost(self.vectors)
-        return chosen if self.directions is None else torch.cat([chosen, self.directions])
 
 
 @dataclass(frozen=True)
@@ -105,7 +81,7 @@ class RoundingMeter:
         objective: in session. sample: to measure on, see :meth:`layerhess.checks.sample.Sampler.measured`.
         coarsest: the coarsest dtype in the objective's graph. counters: counts under "rounding".
         make_graph: as for the :class:`layerhess.curvature.data_pass.DataPass` whose products are measured. memory: the
-            budget.
+            budget. settled: tells what an earlier run did, see :meth:`layerhess.curvature.journal.Journal.settled`.
     """
 
     def __init__(
@@ -116,7 +92,10 @@ class RoundingMeter:
         counters: Counters,
         make_graph: GraphMaker,
         memory: Budget,
+        settled: Callable[[str, Any], Any] = lambda key, value: value,
     ) -> None:
+        self._settled, self._number = settled, 0
+        self._sizes: list[int | None] = [None, None]  # examples at a time in either pass, where memory ran out
         self._objective = objective
         # A kink that is crossed in one example shows nowhere else, so that differences are measured on all data.
         self._sample = replace(sample, whole=True) if isinstance(make_graph, Differences) else sample
@@ -141,6 +120,7 @@ class RoundingMeter:
         self._let_go()
 
     def _let_go(self) -> None:
+        self._look_at_sizes()
         for data_pass in (*(self._passes or ()), self._wide):
             if data_pass is not None:
                 self.note = self.note or data_pass.note
@@ -158,7 +138,7 @@ class RoundingMeter:
                 call, for all of them.
         """
         found: dict[str, Rounding] = {}
-        with self._counters.during("rounding"):
+        with self._counters.during("rounding"), self._as_before():
             if not (self._joined or self._sample.whole):
                 self._join_heavy({**beside, **blocks})
                 self._joined = True
@@ -185,7 +165,7 @@ class RoundingMeter:
         device, n = solver_device(self._objective.device), full.numel
         squares = torch.zeros(n, dtype=torch.float64, device=device)
         seen = 0.0
-        with self._counters.during("rounding"):
+        with self._counters.during("rounding"), self._as_before():
             if (passes := self._open()) is None:
                 return RowRounding(ASSUMED_ROUNDING * self._assumed_scale())
             try:
@@ -201,6 +181,26 @@ class RoundingMeter:
         scale = self._to_data(norm, math.sqrt(seen / FEWER))
         rows = self._safety * SIGNS / FEWER * scale * (squares / FEWER).sqrt()
         return RowRounding(ROUNDING_SAFETY * self._least(full.name), full.split(rows))
+
+    @contextmanager
+    def _as_before(self) -> Iterator[None]:
+        """Around a measurement: it gives up, or takes smaller pieces, where memory ran out in an earlier run."""
+        self._number += 1
+        key = f"how rounding was measured, time {self._number}"
+        if known := self._settled(key, False):
+            self._sizes, failure = known
+            if failure:
+                self.failure, self._passes = failure, None
+            elif size := min(filter(None, self._sizes), default=None):
+                self.note = note_on(size)
+        yield
+        self._look_at_sizes()
+        if self.failure or any(self._sizes):
+            self._settled(key, [self._sizes, self.failure])
+
+    def _look_at_sizes(self) -> None:
+        if self._passes is not None:
+            self._sizes = [data_pass.objective.batch_size for data_pass in self._passes]
 
     def _join_heavy(self, candidates: Mapping[str, Candidate]) -> None:
         """Add the examples that carry the candidates' eigenvalues to the sample."""
@@ -273,7 +273,8 @@ class RoundingMeter:
     def _open(self) -> tuple[DataPass, DataPass] | None:
         if self._passes is None and not self.failure:
             if isinstance(self._make_graph, Differences):
-                self._passes = self._pass(self._objective), self._pass(self._objective, self._make_graph.doubled())
+                doubled = self._make_graph.doubled()
+                self._passes = self._pass(self._objective), self._pass(self._objective, doubled, place=1)
                 return self._passes
             if (needed := COPIED * self._objective.numel) > MOST_COPIED * _allowed(self._memory):
                 self.failure = (
@@ -286,7 +287,7 @@ class RoundingMeter:
             except Exception as error:  # deepcopy of user modules and their forward passes can raise anything
                 self._give_up(error)
                 return None
-            self._passes = self._pass(self._objective.narrowed(self._samples)), self._pass(copied)
+            self._passes = self._pass(self._objective.narrowed(self._samples)), self._pass(copied, place=1)
         return self._passes
 
     def _copied(self) -> Objective:
@@ -299,11 +300,13 @@ class RoundingMeter:
             self._of_output = output_error(self._sample, copied.narrowed(data), self._scale)
         return copied
 
-    def _pass(self, objective: Objective, make: GraphMaker | None = None) -> DataPass:
+    def _pass(self, objective: Objective, make: GraphMaker | None = None, place: int = 0) -> DataPass:
         keep = SHARE * self._memory.room
         make = self._make_graph if make is None else make
         sizes = [] if objective.tied_norms or not isinstance(objective.data, list) else objective.data
         largest = max((batches.leading_size(piece) or 0 for piece in sizes), default=0)
+        if (size := self._sizes[place]) is not None:
+            objective = objective.resized(size)
         return DataPass(
             objective, list(objective.parameters), self._counters, keep=keep, make_graph=make, largest=largest
         )
@@ -348,36 +351,3 @@ def set_aside(numel: int, memory: Budget) -> float:
 
 def _allowed(memory: Budget) -> float:
     return math.inf if memory.limit is None or not memory.asked else memory.room
-
-
-def candidate(block: Block, process: Process) -> Candidate | None:
-    """Where the products of a solver's operator are to be measured; None before it has pairs."""
-    found = process.candidates()
-    if not len(found.values):
-        return None
-    if found.spectrum is None:
-        one = Candidate(block, found.measured, float(abs(found.values).max()))
-    else:
-        count = SIGNS if isinstance(process, Dense) else FEWER
-        z = directions(block.numel, block.name, count, found.vectors.device)
-        one = Candidate(block, found.measured, found.norm, z)
-    return replace(one, images=_images(process, one.rows))
-
-
-def _images(process: Process, rows: Tensor) -> Tensor | None:
-    """The products of these vectors as far as they follow from those that were made.
-
-    A bound rests on these. A product made anew may be luckier: where large terms cancel, most do so to the last digit.
-    """
-    if isinstance(process, Dense):
-        return rows @ process.matrix
-    if isinstance(process, Lanczos):
-        return process.basis.images(rows)
-    return None
-
-
-def outermost(vectors: Tensor) -> Tensor:
-    """At most :data:`VECTORS` of the (k, n) vectors, from the first to the last."""
-    if len(vectors) <= VECTORS:
-        return vectors
-    return vectors[torch.linspace(0, len(vectors) - 1, VECTORS).long()]

@@ -17,6 +17,7 @@ from commands import quick_report
 from ctrl_c import send
 from delicate import Armed
 from killed import assert_same_bits, in_pass, killed
+from layerhess.checks.rounding import RoundingMeter
 from layerhess.curvature import record_file
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.hessian_graph import HessianGraph
@@ -347,6 +348,42 @@ def test_memory_that_runs_out_in_the_survey_does_not_change_what_the_run_is(
     monkeypatch.setattr(Objective, "terms", terms)
     resumed = analyze(objective(model=model), out=tmp_path / "run", resume=True, top=2)
     assert max(seen) <= 3 and any("cut into pieces of 3 examples" in note for note in resumed.notes)
+    assert_same_bits(free, resumed)
+
+
+@pytest.mark.parametrize("what", ["the copy", "a graph of it"])
+def test_rounding_is_measured_as_before_the_run_was_resumed(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory ran out in the first run, for the copy in another precision or for a graph of it, and does not later."""
+
+    def starve(patched: pytest.MonkeyPatch) -> None:
+        if what == "the copy":
+            patched.setattr(RoundingMeter, "_copied", lambda meter: out_of_memory())
+            return
+        real = HessianGraph.__init__
+
+        def init(self: HessianGraph, objective: Any, batch: Any, *others: Any) -> None:
+            if len(batch[0]) > 4 and objective.origin is not None and others[1].phase == "rounding":
+                out_of_memory()
+            real(self, objective, batch, *others)
+
+        patched.setattr(HessianGraph, "__init__", init)
+
+    def out_of_memory() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory, in this test")
+
+    arguments: Any = {"top": 2, "path": "exact", "tol": 1e-8}
+    model, part = network(dtype=torch.float32), data(torch.float32)
+    with monkeypatch.context() as patched:
+        starve(patched)
+        free = analyze(objective(model=model, data=part), **arguments)
+        told = free.notes
+        killed(lambda: analyze(objective(model=model, data=part), out=tmp_path / "run", **arguments),
+               in_pass(free.counts.passes))  # fmt: skip
+    resumed = analyze(objective(model=model, data=part), out=tmp_path / "run", resume=True, **arguments)
+    assert any("out of memory" in note or "ran out" in note for note in told) and resumed.notes == told
+    resumed.settings.pop("identity")
     assert_same_bits(free, resumed)
 
 

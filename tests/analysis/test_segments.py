@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import layerhess as lh
+from layerhess.analysis import segments
 from layerhess.curvature.segments import segmented
 from repeated_blocks import REPEATED, Tied
 from witness import untouched
@@ -118,3 +119,22 @@ def test_the_model_comes_back_after_an_error_inside_a_segment() -> None:
     with untouched(objective.model), pytest.raises(Boom):
         lh.analyze(objective, segments=["layers.*"], **ARGUMENTS)
     handle.remove()
+
+
+@pytest.mark.parametrize("everything", [False, True], ids=["for a product", "for gradients too"])
+def test_memory_that_runs_out_while_segments_are_compared_is_no_end(
+    everything: bool, free: lh.Analysis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients are compared instead; without these no segments are taken."""
+    real = segments.disagreement
+
+    def disagreement(*given: Any, products: bool) -> tuple[float, float]:
+        if products or everything:
+            raise torch.OutOfMemoryError("CUDA out of memory, in this test")
+        return real(*given, products=products)
+
+    monkeypatch.setattr(segments, "disagreement", disagreement)
+    found = lh.analyze(long_text(), segments=["layers.0", "layers.1"], **ARGUMENTS)
+    assert any(NOTE in note for note in found.notes) == (not everything) and found.converged
+    for name, values in numbers(free).items():
+        np.testing.assert_allclose(numbers(found)[name], values, rtol=1e-6)

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 import layerhess as lh
 from checked_network import X, Y, mlp, objective
+from layerhess.checks.candidate import Candidate, outermost
 from layerhess.checks.factors import Licence, _off
 from layerhess.checks.output_rounding import OutputError, output_error
-from layerhess.checks.rounding import Candidate, Rounding, RoundingMeter, outermost
+from layerhess.checks.rounding import Rounding, RoundingMeter
 from layerhess.checks.sample import Sample
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.device import Budget

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from layerhess.checks.factors import Licence
 from layerhess.curvature.batch_graph import GraphMaker
@@ -46,3 +46,16 @@ def note_on_licence(licence: Licence, names: Sequence[str], operator: str) -> st
         f"{count} blocks: {equal} from each layer's inputs and output sensitivities; "
         f"{licence.sentence(held[0])} (equal to {licence.agreement:.1e}), not proved"
     )
+
+
+def definite(operator: str, names: Collection[str], curved: int | None, licensed: Collection[str]) -> Collection[str]:
+    """Operators that are positive semidefinite: Fisher matrices, and G = J' S J of a loss convex in the output.
+
+    Args:
+        names: of all. curved: None where the loss is not known to be convex. licensed: blocks of which H = G.
+    """
+    if operator.startswith("empirical_fisher"):
+        return names
+    if curved is None:
+        return ()
+    return licensed if operator == HESSIAN.name else names
