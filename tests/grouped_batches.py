@@ -1,14 +1,20 @@
-"""A small network on eighteen unequal batches, which serve as groups for sampling errors."""
+"""A small network on eighteen unequal batches, which serve as groups for sampling errors; groups that are dealt."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
+from layerhess.analysis import example_groups
+from layerhess.analysis.example_digests import by_example
 from references import dense
 from zoo_losses import cross_entropy_totals
 
@@ -29,3 +35,25 @@ def own_matrices() -> list[np.ndarray]:
     """Every batch's own dense Hessian, times its size."""
     model, batches = grouped_problem()
     return [dense.reference_for(model, [batch], cross_entropy_totals).matrix * len(batch[1]) for batch in batches]
+
+
+@contextmanager
+def whole_batches() -> Iterator[None]:
+    """Inside it no examples are dealt into groups where there are sixteen batches or more, as with many examples."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(example_groups, "DEALT", 0)
+        yield
+
+
+def dealt(x: Tensor, y: Tensor, groups: int = 16) -> list[tuple[Tensor, Tensor]]:
+    """The groups into which these examples are dealt; what makes them groups is tested for itself."""
+    dealing = example_groups.Dealing([by_example((x, y))], 0, groups)
+    ((_, places),) = dealing.placed(iter([(x, y)]))
+    return [(x[torch.from_numpy(places == place)], y[torch.from_numpy(places == place)]) for place in range(groups)]
+
+
+def jackknifed(sums: np.ndarray, counts: np.ndarray) -> float:
+    """Cochran 1977, eq. 6.13, group by group."""
+    ratio, groups = sums.sum() / counts.sum(), len(sums)
+    squares = sum((s - ratio * c) ** 2 for s, c in zip(sums, counts, strict=True))
+    return math.sqrt(groups * squares / (groups - 1)) / float(counts.sum())

@@ -49,6 +49,16 @@ def objective(size: int = 8, **options: Any) -> lh.Objective:
     return lh.Objective(network(), share(size), nn.CrossEntropyLoss(), **options)
 
 
+def sampled() -> lh.Objective:
+    """Twice as many examples, some of which occur twice, in batches of another size on every rank."""
+    data: list[Any] = []
+    for x, y in share(EXAMPLES):
+        x, y = torch.cat([x, torch.where(x[:, :1] > 0.0, x + 1.0, x)]), torch.cat([y, y])
+        size = 50 - 13 * place()[0]
+        data += zip(x.split(size), y.split(size), strict=True)
+    return lh.Objective(network(), data, nn.CrossEntropyLoss())
+
+
 def numbers(analysis: lh.Analysis) -> dict[str, Any]:
     """Everything that must not depend on the number of ranks."""
     found: dict[str, Any] = {
@@ -60,6 +70,8 @@ def numbers(analysis: lh.Analysis) -> dict[str, Any]:
         found[f"{name} values"] = spectrum.eigenvalues
         if spectrum.trace is not None:
             found[f"{name} trace"] = np.array([spectrum.trace.value, spectrum.trace.standard_error])
+            if np.isfinite(spectrum.trace.sampling_error):
+                found[f"{name} sampling"] = np.append(spectrum.sampling_errors, spectrum.trace.sampling_error)
         if spectrum.diagonal is not None:
             found[f"{name} diagonal"] = np.concatenate([part.ravel() for part in spectrum.diagonal.value.values()])
     if analysis.coupling is not None:
@@ -76,6 +88,7 @@ def values() -> dict[str, dict[str, Any]]:
         blocks = "parameter" if path == "exact" else {"last": "2.*"}
         found[path] = numbers(lh.analyze(objective(), blocks=blocks, path=path, top=2, bottom=1, full=full, **asked))
     found["streamed"] = numbers(lh.analyze(objective(20), top=1, full=True, memory="1MB"))
+    found["sampled"] = numbers(lh.analyze(sampled(), blocks="module", top=2, trace=lh.Trace(probes=2), sampling=True))
     x, y = examples()
     sampler = DistributedSampler(TensorDataset(x, y), place()[1], place()[0])  # fills shares up with repeated examples
     loader = DataLoader(sampler.dataset, 8, sampler=sampler)

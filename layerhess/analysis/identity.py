@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from layerhess.analysis.example_digests import by_example
 from layerhess.checks.survey import Survey
-from layerhess.curvature.record_file import bytes_of, digest_of
+from layerhess.curvature.record_file import digest_of
 from layerhess.curvature.same_data import loss_tolerance
 from layerhess.objective.batches import leading_size
 from layerhess.objective.blocks import Partition
@@ -32,7 +33,6 @@ DIGESTS = {  # the parts of which only a digest is kept
     "content": "the examples are others",
     "loss_sum": "the loss is another",
 }
-_MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Content:
@@ -43,34 +43,14 @@ class Content:
 
     def see(self, batch: Any) -> None:
         """Add a batch."""
-        parts = tensors(batch)
-        size = leading_size(batch)
-        if not size:
-            self._sum += int(digest_of(parts), 16)
+        if not leading_size(batch):
+            self._sum += int(digest_of(tensors(batch)), 16)
             return
-        mixed = np.zeros(size, dtype=np.uint64)
-        for place, part in enumerate(parts):
-            mixed = _mixed(mixed * _MIX + _rows(part, place))
-        self._sum += int(mixed.sum(dtype=np.uint64))
+        self._sum += int(by_example(batch).sum(dtype=np.uint64))
 
     def with_others(self, group: Group) -> str:
         """That of all ranks' data together, in hexadecimal."""
         return f"{sum(group.gathered(self._sum)) % (1 << 128):032x}"
-
-
-def _rows(tensor: Tensor, place: int) -> Any:
-    """(n,) a digest of each row's bytes."""
-    content = np.frombuffer(bytes_of(tensor), dtype=np.uint8).reshape(len(tensor), -1)
-    content = np.pad(content, ((0, 0), (0, -content.shape[1] % 8))).view(np.uint64)
-    weights = np.random.default_rng(place).integers(1, 1 << 63, size=content.shape[1], dtype=np.uint64)
-    return _mixed(content * (2 * weights + np.uint64(1))).sum(axis=1, dtype=np.uint64)
-
-
-def _mixed(bits: Any) -> Any:
-    """Splitmix64, which lets no two kinds of differences cancel."""
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
 
 
 def versions() -> dict[str, str]:

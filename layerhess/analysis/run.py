@@ -359,7 +359,7 @@ class Run:
                 self.objective, graph_maker(self.curvature, self.checked.licence), self.surveyed, pairs,
                 self.estimation.traced(), make_block(FULL, {n: self.objective.parameters[n] for n in names}),
                 self.arguments.seed, self.counters, self.checkpoint, self.checked.uncut, self.journal,
-                self.budget,
+                self.budget, self.schedule.data_pass.objective.batch_size,
             )  # fmt: skip
         self._note(self.sampled.note)
 

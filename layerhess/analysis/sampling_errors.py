@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from layerhess.analysis.example_groups import Groups, Places, groups_of
 from layerhess.analysis.waves import groups_within
 from layerhess.checks.survey import Survey
 from layerhess.curvature.batch_graph import GraphMaker
@@ -32,11 +33,8 @@ from layerhess.objective import batches
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
 
-GROUPS = 16  # wanted: the standard error of a standard error from g groups is 1 / sqrt(2 g) of it
 SHARE = 0.4  # of the budget, for vectors and products of one pass: no graphs are kept beside them
 ROW = 8  # bytes of a number
-SINGLE = 64  # examples up to which each is its own group: how they lie in batches, or on processes, then plays no part
-MOST_GROUPS = 1024  # more batches than that are joined: a hundred thousand groups would say no more
 FEWEST = 4  # below this nothing is said
 PROBES = 8  # for the traces; the probes' own contribution is removed
 
@@ -75,6 +73,7 @@ def sampling_errors(
     uncut: str = "",
     journal: Journal | None = None,
     memory: Budget | None = None,
+    size: int | None = None,
 ) -> SamplingErrors:
     """One pass over the data, group by group (in session); more where not all products fit.
 
@@ -83,10 +82,11 @@ def sampling_errors(
     block's eigenvectors and random probes orthogonal to them. Two probes u, w see the same groups, so the covariance
     between u'A_g u and w'A_g w over the groups is due to the data alone.
 
-    Groups are the batches, or parts of them if there are few; of few examples each is a group. Two things make the
-    standard error too large. Neither is corrected, since that would need the spectrum without noise:
+    Groups are examples that were dealt out by their content, or whole batches: see
+    :mod:`layerhess.analysis.example_groups`. Two things make the standard error too large. Neither is corrected, since
+    that would need the spectrum without noise:
 
-    1. Data in a meaningful order (sorted by class) make the groups differ more than random ones would.
+    1. Batches of data in a meaningful order (sorted by class) differ more than random groups would.
     2. The eigenvector was fitted to the same examples, and the first order holds only while the standard error is small
        against the distance to the next eigenvalue. Close eigenvalues repel each other and move less, while their
        eigenvectors mix. With 40 fresh data sets for fixed random weights (10-20-3, tanh, cross entropy) the stated
@@ -97,20 +97,19 @@ def sampling_errors(
         pairs: name -> (block, (k, P_b) unit eigenvectors, (k,) eigenvalues). traced: name -> block whose trace is asked
             for. full: the block of all parameters that any of them needs. uncut: why batches must not be cut into
             groups (the parts would have another loss), "" if they may be. journal: of the run. memory: the
-            budget.
+            budget. size: the most examples to process at once, if batches are too large.
 
     Returns:
         Empty, with a note, where the data cannot be divided into at least four groups.
     """
-    grouped, number = _grouped(objective, surveyed, uncut)
-    if number < FEWEST:
-        return SamplingErrors(note=_too_few(surveyed, number, uncut))
+    groups = groups_of(objective, surveyed, uncut, size, checkpoint)
+    if groups.number < FEWEST:
+        return SamplingErrors(note=_too_few(surveyed, groups.number, uncut))
     plan = make_graph if isinstance(make_graph, MixedGraphs) else MixedGraphs({}, make_graph, linear=True)
     requests = {name: Request(block, vectors, quadratic=(block,)) for name, (block, vectors, _) in pairs.items()}
     blocks = {name: block for name, block in traced.items() if name != FULL}
     journal = Journal(None, counters) if journal is None else journal
-    joined = math.ceil(number / MOST_GROUPS)
-    forms, exact = _from_factors(objective, grouped, requests, blocks, plan, counters, checkpoint, journal, joined)
+    forms, exact = _from_factors(objective, groups, requests, blocks, plan, counters, checkpoint, journal)
     whole = {member for name in exact for member in blocks[name].parameters}.issuperset(full.parameters)
     small = {name: block for name, block in blocks.items() if block.numel <= EXACT and name not in exact}
     for name, block in small.items():  # an orthonormal basis that begins with the eigenvectors gives both
@@ -122,19 +121,21 @@ def sampling_errors(
     if probed:
         rows = _probes(blocks, pairs, full, seed, solver_device(objective.device))
         requests[PROBES_KEY] = Request(full, rows, quadratic=(*blocks.values(), full))
+    said = [_sentence(groups.number, surveyed.examples)]
     if left := {key: request for key, request in requests.items() if key not in forms}:
         data_pass = DataPass(
-            grouped, list(full.parameters), counters, checkpoint=checkpoint, make_graph=make_graph, journal=journal,
-            joined=joined,
+            groups.objective, list(full.parameters), counters, checkpoint=checkpoint, make_graph=make_graph,
+            journal=journal, listing=groups.listing, largest=surveyed.largest if groups.dealing is not None else 0,
         )  # fmt: skip
         room = math.inf if memory is None else SHARE * memory.room
         held = {key: 2 * ROW * len(request.vectors) * request.block.numel for key, request in left.items()}
-        for group in groups_within(held, room):
-            data_pass.run({key: left[key] for key in group})
+        for wave in groups_within(held, room):
+            data_pass.run({key: left[key] for key in wave})
             forms.update({key: form.numpy() for key, form in data_pass.quadratics.items()})
         counts = np.array(data_pass.counts)
+        said += filter(None, [data_pass.note])
     else:
-        counts = _counts(grouped, counters, checkpoint, journal, joined)
+        counts = _counts(groups, counters, checkpoint, journal)
     scale = counts.sum() if objective.evaluation.is_sum else 1.0
     values = {
         name: np.array([scale * ratio_error(column, counts) for column in forms[name][:, : len(vectors), 0].T])
@@ -144,7 +145,7 @@ def sampling_errors(
     if FULL in traced and whole:
         traces[FULL] = scale * ratio_error(sum(exact.values(), np.zeros(len(counts))), counts)
     if probed:
-        known = {
+        known: dict[str, Floats] = {
             name: forms[name][:, : len(pairs[name][1]), 0].sum(axis=1) if name in pairs else np.zeros(len(counts))
             for name in blocks
         }
@@ -158,35 +159,34 @@ def sampling_errors(
         if FULL in traced and not whole:
             together = sum(known.values(), np.zeros(len(counts)))
             traces[FULL] = scale * shared_error(together[:, None] + forms[PROBES_KEY][:, :, -1], counts)
-    return SamplingErrors(values, traces, len(counts), _sentence(len(counts), surveyed.examples))
+    return SamplingErrors(values, traces, len(counts), "; ".join(said))
 
 
-def _counts(
-    grouped: Objective, counters: Counters, checkpoint: Callable[[], None], journal: Journal, joined: int
-) -> Floats:
+def _counts(groups: Groups, counters: Counters, checkpoint: Callable[[], None], journal: Journal) -> Floats:
     """(G,) the counts of every group, where nothing else is needed from them."""
 
     def share(batch: Any, totals: Totals) -> None:
         with torch.no_grad():
-            totals.append(COUNT, grouped.terms(batch)[1])
+            totals.append(COUNT, own.terms(batch)[1])
         counters.count("forwards")
 
+    own = groups.objective
     totals, _ = journal.once(
-        "counts", lambda: add_up(grouped.batches(), share, group=grouped.group, checkpoint=checkpoint, joined=joined)
+        "counts",
+        lambda: add_up(own.batches(), share, group=own.group, checkpoint=checkpoint, listing=groups.listing),
     )
     return np.array(totals.listed(COUNT))
 
 
 def _from_factors(
     objective: Objective,
-    grouped: Objective,
+    groups: Groups,
     requests: Mapping[str, Request],
     blocks: Mapping[str, Block],
     plan: MixedGraphs,
     counters: Counters,
     checkpoint: Callable[[], None],
     journal: Journal,
-    joined: int,
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
     """What factors give directly: (G, s, 1) quadratic forms of the requests' vectors, (G,) traces of the blocks.
 
@@ -194,13 +194,12 @@ def _from_factors(
     a pass, and none are made. Vectors of the full model are left to the pass, since every block's form of them would
     take a product.
     """
-    cut = grouped is not objective
-    nothing = not blocks and not (cut and requests)
-    if nothing or not plan.blocks or (cut and objective.batch_size is not None):
+    cut = groups.dealing is not None
+    if not plan.blocks or not (blocks or (cut and requests)):
         return {}, {}
-    size = grouped.batch_size if cut else None
 
-    def share(batch: Any, totals: Totals) -> None:
+    def share(placed: tuple[Any, Places | None], totals: Totals) -> None:
+        batch, places = placed
         factors, served = plan.factors(objective, batch, counters)
         if factors is not None and cut and factors.items != batches.leading_size(batch):
             factors, served = None, set()  # its items are not its examples
@@ -213,8 +212,7 @@ def _from_factors(
                 parts = {
                     n: part.to(objective.parameters[n]) for n, part in request.block.split(request.vectors).items()
                 }
-                each = factors.forms(request.block.parameters, parts)
-                totals.append((FORM, key), *(piece.sum(dim=0) for piece in torch.split(each, size or len(each))))
+                groups.append(totals, (FORM, key), factors.forms(request.block.parameters, parts), places)
         for name, block in blocks.items():
             if (TRACE, name) in totals.dropped:
                 continue
@@ -222,8 +220,7 @@ def _from_factors(
             if squares is None:
                 totals.drop((TRACE, name), NO_FACTORS)
             else:
-                own = torch.split(squares[1], size) if size else [squares[1]]
-                totals.append((TRACE, name), *(piece.sum() for piece in own))
+                groups.append(totals, (TRACE, name), squares[1], places)
 
     parts = [part for key, request in requests.items() for part in (key, *request.parts)]
     asked = digest_of(["forms", *parts, *blocks]) if journal.active else ""
@@ -232,7 +229,13 @@ def _from_factors(
             return {}, {}
         totals, _ = journal.once(
             asked,
-            lambda: add_up(objective.batches(), share, group=objective.group, checkpoint=checkpoint, joined=joined),
+            lambda: add_up(
+                groups.placed(objective.batches()),
+                share,
+                group=objective.group,
+                checkpoint=checkpoint,
+                listing=groups.listing,
+            ),
         )
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -240,7 +243,8 @@ def _from_factors(
         journal.settled("the factors of whole batches do not fit", True)
         return {}, {}  # the groups need less
     forms = {key: torch.stack(rows)[:, :, None].numpy() for key in requests if (rows := totals.listed((FORM, key)))}
-    return forms, {name: torch.stack(rows).numpy() for name in blocks if (rows := totals.listed((TRACE, name)))}
+    traces = {name: np.array(totals.listed((TRACE, name)), dtype=np.float64) for name in blocks}
+    return forms, {name: own for name, own in traces.items() if len(own)}
 
 
 def _probes(
@@ -296,14 +300,6 @@ def shared_error(sums: Floats, counts: Floats) -> float:
     covariance = (m * of_mean - own) / (m - 1)  # mean over pairs of different probes
     square = max(covariance, of_mean / 2)
     return float(math.sqrt(groups / (groups - 1) * square) / counts.sum())
-
-
-def _grouped(objective: Objective, surveyed: Survey, uncut: str) -> tuple[Objective, int]:
-    number = surveyed.batches
-    size = 1 if surveyed.examples <= SINGLE else surveyed.examples // GROUPS
-    if not surveyed.examples or uncut or (number >= GROUPS and size > 1):
-        return objective, number
-    return objective.resized(size), math.ceil(surveyed.examples / size)
 
 
 def _too_few(surveyed: Survey, number: int, uncut: str) -> str:

@@ -22,7 +22,7 @@ from layerhess.curvature.request import Request as Request
 from layerhess.curvature.same_data import changed, refuse_changed
 from layerhess.curvature.smaller_pieces import in_pieces, note_on, too_large
 from layerhess.curvature.time_unit import TimeUnit
-from layerhess.curvature.totals import Totals, add_up
+from layerhess.curvature.totals import Listing, Totals, add_up
 from layerhess.errors import InputError, ProcessError
 from layerhess.objective.batches import is_stable
 from layerhess.objective.blocks import Block
@@ -49,7 +49,7 @@ class DataPass:
         time_unit: time one plain gradient of the first batch, for
             :attr:`layerhess.curvature.counters.Counters.gradient_seconds`.
         journal: of the run, where its passes are to be written down, or told again. largest: examples of the largest
-            batch, where batches may be cut if memory runs out. joined: batches that make one entry of what is listed.
+            batch, where batches may be cut if memory runs out. listing: how what is listed by batch becomes entries.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class DataPass:
         time_unit: bool = False,
         journal: Journal | None = None,
         largest: int = 0,
-        joined: int = 1,
+        listing: Listing | None = None,
     ) -> None:
         self._largest, self.note = largest, ""
-        self._joined = joined
+        self._listing = listing
         self.journal = Journal(None, counters) if journal is None else journal
         self._time_unit = TimeUnit(counters, time_unit)
         self.objective = objective
@@ -87,7 +87,7 @@ class DataPass:
         self.expected: tuple[float, float] | None = None
         self.gradient_norm = math.nan
         self.seconds = math.nan  # of the latest pass
-        self.counts: list[float] = []  # of the latest pass, one a batch
+        self.counts: list[float] = []  # of the latest pass, one a batch, or an entry of the listing
         self.quadratics: dict[str, Tensor] = {}  # of the latest pass: (batches, s, len(request.quadratic)), not divided
         self.touched: set[str] = set()  # blocks whose gradient autograd found to depend on them, in some batch
 
@@ -263,7 +263,7 @@ class DataPass:
         def made() -> Totals:
             return add_up(
                 self._graphs(requests), whole, group=self.objective.group, checkpoint=self._checkpoint,
-                device=self._place, joined=self._joined, asked=asked,
+                device=self._place, listing=self._listing, asked=asked,
             )  # fmt: skip
 
         try:

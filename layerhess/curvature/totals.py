@@ -19,6 +19,21 @@ WHOLE = slice(None)
 ALIGNED = 64  # bytes, of what torch allocates
 LARGE = 1 << 16  # numbers of a sum, from which on it is exchanged where it lies, not copied beside others
 SUMS = "sums"  # a kind of exchange
+ENTRIES = "entries"  # a kind of sums: the (number, ...) entries of a list
+
+
+@dataclass
+class Listing:
+    """How what is listed for each part of the data becomes the entries of a list.
+
+    Attributes:
+        joined: so many parts in a row are added up in one entry; ranks have entries of their own. number: where it is
+            known how many entries there are, what is listed is added to entry number ``place``, on all ranks.
+    """
+
+    joined: int = 1
+    number: int = 0
+    place: int = 0
 
 
 @dataclass(frozen=True)
@@ -40,16 +55,16 @@ class _Own:
 class Totals:
     """Sums over batches, each under its own key.
 
-    Three kinds: sums of numbers and tensors (:meth:`add`), lists with one entry per batch or group, in the order of the
-    data (:meth:`append`), and matrices R' D R from their rows (:meth:`add_rows`).
+    Three kinds: sums of numbers and tensors (:meth:`add`), lists with one entry per batch in the order of the data, or
+    as a :class:`Listing` has it (:meth:`append`), and matrices R' D R from their rows (:meth:`add_rows`).
 
     Attributes:
         dropped: keys that have no sum because some batch could not contribute -> why.
     """
 
-    def __init__(self, device: torch.device | None = None, joined: int = 1) -> None:
+    def __init__(self, device: torch.device | None = None, listing: Listing | None = None) -> None:
         self._device = device
-        self._joined = joined
+        self._listing = Listing() if listing is None else listing
         self._appended: dict[Hashable, int] = {}
         self._sums: dict[Hashable, Any] = {}
         self._lists: dict[Hashable, list[Any]] = {}
@@ -76,12 +91,18 @@ class Totals:
             self._sums[key] = value
 
     def append(self, key: Hashable, *values: Any) -> None:
-        """Append these to the key's list, where so many as are joined are added up in one entry."""
+        """Append these to the key's list, or add them to its entries; see :class:`Listing`."""
         if key in self.dropped:
+            return
+        if entries := self._listing.number:
+            for value in values:
+                part = torch.as_tensor(value, dtype=torch.float64, device="cpu")
+                self._sums.setdefault((ENTRIES, key), torch.zeros((entries, *part.shape), dtype=torch.float64))
+                self._sums[ENTRIES, key][self._listing.place] += part
             return
         own, number = self._lists.setdefault(key, []), self._appended.get(key, 0)
         for place, value in enumerate(values, number):
-            if place % self._joined:
+            if place % self._listing.joined:
                 own[-1] = own[-1] + value
             else:
                 own.append(value)
@@ -99,6 +120,7 @@ class Totals:
     def drop(self, key: Hashable, why: str) -> None:
         """Delete what this key has, and ignore what is added to it later."""
         self._sums.pop(key, None)
+        self._sums.pop((ENTRIES, key), None)
         self._lists.pop(key, None)
         self._rows.pop(key, None)
         self.dropped[key] = why
@@ -112,7 +134,9 @@ class Totals:
         return {key[1]: value for key, value in self._sums.items() if isinstance(key, tuple) and key[0] == kind}
 
     def listed(self, key: Hashable) -> list[Any]:
-        """The key's list, in order."""
+        """The key's list, in order; of entries that were added up, numbers or tensors on the CPU."""
+        if (own := self._sums.get((ENTRIES, key))) is not None and key not in self.dropped:
+            return own.tolist() if own.ndim == 1 else list(own.cpu())
         return self._lists.get(key, [])
 
     def rows(self) -> dict[Any, RowSum]:
@@ -265,7 +289,7 @@ def add_up(
     group: Group = ALONE,
     checkpoint: Callable[[], None] = safe_point,
     device: torch.device | None = None,
-    joined: int = 1,
+    listing: Listing | None = None,
     asked: str = "",
 ) -> Totals:
     """Call ``share`` for every part of the data, in order.
@@ -275,13 +299,12 @@ def add_up(
     Args:
         parts: batches, or what was made of them. share: adds what one part contributes. group: the processes whose
             parts are all the data. checkpoint: called before each part; raises to stop (on an interrupt). device: of
-            the sums. joined: how many values make one entry of a list. asked: digest of the question, see
-            :meth:`Totals.complete`.
+            the sums. listing: how lists are made. asked: digest of the question, see :meth:`Totals.complete`.
 
     Raises:
         BaseException: of this rank's share, or of another's; see :meth:`layerhess.objective.group.Group.gathered`.
     """
-    totals = Totals(device, joined)
+    totals = Totals(device, listing)
     failure: BaseException | None = None
     try:
         for part in parts:

@@ -66,7 +66,7 @@ def tensors(value: Any) -> list[Tensor]:
 def outline(value: Any) -> str:
     """Everything about nested containers except the numbers in their tensors and those tensors' first dimension."""
     if isinstance(value, Tensor):
-        return str((value.shape[1:], value.dtype, value.device))
+        return str((value.shape[1:], value.dtype, value.device.type))  # ranks have their own devices
     if not _opened(value):
         return repr(value)
     names = list(value) if isinstance(value, Mapping) else ""

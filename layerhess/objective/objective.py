@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -31,6 +31,7 @@ MODES = ("as-is", "eval")
 STOP_GRADIENTS = ("refuse", "constant")
 CONSTANT = "with stopped gradients held constant: derivatives of what is detached, or straight-through, are left out"
 HALF = (torch.float16, torch.bfloat16)
+Deal = Callable[[Iterator[Any], int], Iterator[Any]]
 
 
 class Objective:
@@ -112,6 +113,7 @@ class Objective:
         self.origin: dict[str, nn.Parameter] | None = None
         self._depth = 0
         self._sampled = self._counted = self.spares = False
+        self._deal: Deal | None = None
 
     # -- reading the data ---------------------------------------------------------------------------------------
 
@@ -122,10 +124,14 @@ class Objective:
             InputError: a batch that ``batch_size`` cannot split. Exceptions of the data come through unchanged.
         """
         refilled = batches.may_refill(self.data)
-        for raw in self._raw_batches():
-            batch = batches.prepare(raw, self.device, refilled)
-            whole = self.spares and batches.leading_size(batch) is None
-            yield from batches.pieces(batch, None if whole else self.batch_size)
+
+        def pieces() -> Iterator[Any]:
+            for raw in self._raw_batches():
+                batch = batches.prepare(raw, self.device, refilled)
+                whole = self.spares and batches.leading_size(batch) is None
+                yield from batches.pieces(batch, None if whole else self.batch_size)
+
+        yield from pieces() if self._deal is None or not self.batch_size else self._deal(pieces(), self.batch_size)
 
     def _raw_batches(self) -> Iterator[Any]:
         """The batches as they come, but for what only the function of a batch_loss could use: arrays, other keys."""
@@ -215,7 +221,7 @@ class Objective:
         made = Objective.__new__(Objective)
         made.__dict__.update(self.__dict__)
         made.model, made.data, made.dtype = model, [batches.cast(b, dtype) for b in data], dtype
-        made.batch_size, made._sampled = None, True
+        made.batch_size, made._sampled, made._deal = None, True, None
         made.evaluation = self.evaluation.to(dtype, self.device)
         made.parameters, made.frozen = trainable(model)
         made.origin = self.parameters
@@ -224,16 +230,17 @@ class Objective:
     def narrowed(self, data: list[Any]) -> Objective:
         """The same model and loss on other, already prepared batches; the model is shared."""
         made = copy.copy(self)
-        made.data, made.batch_size, made._sampled = data, None, True
+        made.data, made.batch_size, made._sampled, made._deal = data, None, True, None
         return made
 
-    def resized(self, batch_size: int | None) -> Objective:
+    def resized(self, batch_size: int | None, deal: Deal | None = None) -> Objective:
         """The same data in batches of at most ``batch_size`` examples (as it has them: None); the model is shared.
 
-        Batches that cannot be cut stay whole.
+        Batches that cannot be cut stay whole. With ``deal``, batches are what it makes of these and their size.
         """
         made = copy.copy(self)
         made.batch_size, made.spares = batch_size, batch_size is not None
+        made._deal = deal or self._deal
         return made
 
     def subset(self, examples: int, seed: int = 0) -> Objective:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import layerhess as lh
-from grouped_batches import flat, grouped_problem, own_matrices
+from grouped_batches import flat, grouped_problem, own_matrices, whole_batches
 from layerhess.analysis.sampling_errors import ratio_error, shared_error
 
 
@@ -20,13 +20,15 @@ def sixteen(reduction: str) -> lh.Analysis:
     """Both ends of every block's spectrum on sixteen batches."""
     model, batches = grouped_problem()
     objective = lh.Objective(model, batches[:16], nn.CrossEntropyLoss(reduction=reduction))
-    return lh.analyze(objective, bottom=1, sampling=True, tol=1e-9)
+    with whole_batches():
+        return lh.analyze(objective, bottom=1, sampling=True, tol=1e-9)
 
 
 def test_sampling_errors_are_those_of_the_groups_own_matrices() -> None:
     """v'A_g v and tr A_g of every batch from its own dense Hessian, put into the ratio estimator by hand."""
     model, batches = grouped_problem()
-    analysis = lh.analyze(lh.Objective(model, batches, nn.CrossEntropyLoss()), top=2, trace=True, sampling=True)
+    with whole_batches():
+        analysis = lh.analyze(lh.Objective(model, batches, nn.CrossEntropyLoss()), top=2, trace=True, sampling=True)
     counts = np.array([float(len(y)) for _, y in batches])
     own = own_matrices()
     start = 0
@@ -48,14 +50,9 @@ def test_sampling_errors_are_those_of_the_groups_own_matrices() -> None:
 def test_eigenvalues_of_a_block_read_whole_take_no_products_beside_its_trace() -> None:
     """16 groups: two eigenvectors of each of the larger blocks and the full model, the small ones whole, 8 probes."""
     model, batches = grouped_problem()
-    analysis = lh.analyze(
-        lh.Objective(model, batches[:16], nn.CrossEntropyLoss()),
-        bottom=1,
-        trace=True,
-        sampling=True,
-        tol=1e-9,
-        path="exact",
-    )
+    objective = lh.Objective(model, batches[:16], nn.CrossEntropyLoss())
+    with whole_batches():
+        analysis = lh.analyze(objective, bottom=1, trace=True, sampling=True, tol=1e-9, path="exact")
     sizes = {name: s.numel for name, s in analysis.blocks.items()}
     assert sizes == {"0.weight": 60, "0.bias": 12, "2.weight": 36, "2.bias": 3}
     assert analysis.counts.by_phase["sampling"]["products"] == 16 * (3 * 2 + 12 + 3 + 8)

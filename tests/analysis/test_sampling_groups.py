@@ -1,8 +1,7 @@
-"""Large batches that are cut into groups: what is found is what the groups' own dense matrices say."""
+"""Examples that are dealt into groups: what is found is what the groups' own dense matrices say."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import layerhess as lh
-from layerhess.analysis import sampling_errors
+from grouped_batches import dealt, jackknifed, whole_batches
+from layerhess.analysis import example_groups, sampling_errors
 from references import dense
 
 X = torch.randn(70, 4, generator=torch.Generator().manual_seed(0)).double()
 Y = torch.arange(70) % 3
-SIZE = 70 // 16  # 17 groups of 4, and one of 2
 
 
 def model(activation: Callable[[], nn.Module] = nn.Tanh) -> nn.Sequential:
@@ -32,17 +31,10 @@ def totals(call: Any, batch: Any) -> tuple[Tensor, Tensor]:
 
 def groups(net: nn.Module, names: tuple[str, ...]) -> tuple[list[np.ndarray], np.ndarray]:
     """Every group's own dense block, times its count; and the counts."""
-    cuts = list(zip(X.split(SIZE), Y.split(SIZE), strict=True))
+    cuts = dealt(X, Y)
     counts = np.array([float(len(y)) for _, y in cuts])
     matrices = [dense.reference_for(net, [cut], totals).block(list(names)) for cut in cuts]
     return [count * np.asarray(matrix) for count, matrix in zip(counts, matrices, strict=True)], counts
-
-
-def ratio_error(forms: np.ndarray, counts: np.ndarray) -> float:
-    """Cochran 1977, equation 6.13, written out."""
-    rest = forms - forms.sum() / counts.sum() * counts
-    number = len(counts)
-    return math.sqrt(number / (number - 1) * float((rest**2).sum())) / float(counts.sum())
 
 
 @pytest.mark.parametrize("path", ["exact", "auto"])
@@ -55,11 +47,11 @@ def test_sampling_errors_of_a_cut_batch_are_those_of_its_groups(activation: Call
         matrices, counts = groups(net, spectrum.parameters)
         for index in range(2):
             v = torch.cat([part.reshape(-1) for part in spectrum.eigenvectors[index].values()]).numpy()
-            truth = ratio_error(np.array([v @ matrix @ v for matrix in matrices]), counts)
+            truth = jackknifed(np.array([v @ matrix @ v for matrix in matrices]), counts)
             assert spectrum.sampling_errors[index] == pytest.approx(truth, rel=1e-6, abs=1e-12), spectrum.name
         small = spectrum.numel <= sampling_errors.EXACT
         if small or (path == "auto" and activation is nn.ReLU):  # the others' traces come from random vectors
-            truth = ratio_error(np.array([np.trace(matrix) for matrix in matrices]), counts)
+            truth = jackknifed(np.array([np.trace(matrix) for matrix in matrices]), counts)
             assert spectrum.trace is not None
             assert spectrum.trace.sampling_error == pytest.approx(truth, rel=1e-6, abs=1e-12), spectrum.name
 
@@ -71,7 +63,7 @@ def test_forms_of_licensed_blocks_take_no_products_of_the_pieces() -> None:
         for path in ("auto", "exact")
     )
     assert found["products"] == 4  # one for every block's vector
-    assert exact["products"] == 18 * 4  # pieces times vectors
+    assert exact["products"] == 16 * 4  # pieces times vectors
 
 
 def test_factors_whose_items_are_not_the_examples_leave_the_groups_to_the_pieces() -> None:
@@ -99,11 +91,11 @@ def test_factors_whose_items_are_not_the_examples_leave_the_groups_to_the_pieces
     for spectrum in analysis.blocks.values():
         forms, counts = [], []
         v = torch.cat([part.reshape(-1) for part in spectrum.eigenvectors[0].values()]).numpy()
-        for cut in zip(X.split(SIZE), Y.split(SIZE), strict=True):
+        for cut in dealt(X, Y):
             matrix = np.asarray(dense.reference_for(net, [cut], doubled).block(list(spectrum.parameters)))
             counts.append(2.0 * len(cut[1]))
             forms.append(counts[-1] * float(v @ matrix @ v))
-        truth = ratio_error(np.array(forms), np.array(counts))
+        truth = jackknifed(np.array(forms), np.array(counts))
         assert spectrum.sampling_errors[0] == pytest.approx(truth, rel=1e-6, abs=1e-12), spectrum.name
 
 
@@ -116,24 +108,26 @@ def test_traces_of_small_blocks_whose_factors_know_no_rows_are_whole(top: int) -
     analysis = lh.analyze(lh.Objective(net, (x, Y), nn.CrossEntropyLoss()), top=top, trace=True, sampling=True)
     block = analysis.blocks["0.weight"]
     assert block.path.endswith("on factors") and block.trace is not None
-    cuts = list(zip(x.split(SIZE), Y.split(SIZE), strict=True))
+    cuts = dealt(x, Y)
     counts = np.array([float(len(y)) for _, y in cuts])
     matrices = [np.asarray(dense.reference_for(net, [cut], totals).block(["0.weight"])) for cut in cuts]
     forms = counts * np.array([np.trace(matrix) for matrix in matrices])
-    assert block.trace.sampling_error == pytest.approx(ratio_error(forms, counts), rel=1e-6)
+    assert block.trace.sampling_error == pytest.approx(jackknifed(forms, counts), rel=1e-6)
 
 
 def test_no_batch_is_factored_where_no_trace_is_asked_for_and_none_is_cut() -> None:
     data = list(zip(X.repeat(5, 1).split(17), Y.repeat(5).split(17), strict=True))
-    analysis = lh.analyze(lh.Objective(model(nn.ReLU), data, nn.CrossEntropyLoss()), full=False, sampling=True)
-    assert len(data) >= sampling_errors.GROUPS
+    with whole_batches():
+        analysis = lh.analyze(lh.Objective(model(nn.ReLU), data, nn.CrossEntropyLoss()), full=False, sampling=True)
+    assert len(data) >= example_groups.GROUPS
     assert analysis.counts.by_phase["sampling"]["forwards"] == len(data)
 
 
 @pytest.mark.parametrize("kind", [nn.Tanh, nn.ReLU])
 def test_batches_beyond_so_many_are_joined(kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     """Forty batches in twenty groups give the errors of twenty batches, each of two of them."""
-    monkeypatch.setattr(sampling_errors, "MOST_GROUPS", 20)
+    monkeypatch.setattr(example_groups, "MOST_GROUPS", 20)
+    monkeypatch.setattr(example_groups, "DEALT", 0)
     x, y = X.repeat(5, 1)[:80], Y.repeat(5)[:80]
     found = [
         lh.analyze(lh.Objective(model(kind), list(zip(x.split(n), y.split(n), strict=True)), nn.CrossEntropyLoss()),

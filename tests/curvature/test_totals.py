@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from layerhess.curvature.totals import Totals, add_up
+from layerhess.curvature.totals import Listing, Totals, add_up
 from layerhess.linalg.eigen.process import Wanted
 from layerhess.linalg.random_vectors import random_unit
 
@@ -91,6 +91,24 @@ def test_entries_of_lists_are_joined() -> None:
         totals.append("count", float(number))
         totals.append("form", torch.tensor([1.0, number]))
 
-    totals = add_up(range(5), share, joined=2)
+    totals = add_up(range(5), share, listing=Listing(joined=2))
     assert totals.listed("count") == [1.0, 5.0, 4.0]
     assert torch.equal(torch.stack(totals.listed("form")), torch.tensor([[2.0, 1.0], [2.0, 5.0], [1.0, 4.0]]))
+
+
+def test_entries_whose_places_are_known_are_added_up_there() -> None:
+    listing = Listing(number=3)
+
+    def share(number: int, totals: Totals) -> None:
+        listing.place = 2 * (number % 2)
+        totals.append("count", float(number))
+        totals.append("form", torch.tensor([1.0, number]), torch.tensor([0.0, 1.0]))
+        totals.append("gone", 1.0)
+        if number == 3:
+            totals.drop("gone", "no such")
+
+    totals = add_up(range(5), share, listing=listing)
+    kept, tensors = totals.content()
+    for own in (totals, Totals.of(kept, tensors)):
+        assert own.listed("count") == [6.0, 0.0, 4.0] and own.listed("gone") == []
+        assert torch.equal(torch.stack(own.listed("form")).float(), torch.tensor([[3.0, 9], [0, 0], [2, 6]]))
