@@ -187,7 +187,7 @@ def _basis_bytes(task: Task) -> int:
     basis = None if task.released else getattr(task.process, "basis", None)
     if basis is None or basis.size < task.products:
         return 0
-    return int(2 * basis.size * basis.n * basis.dtype.itemsize)
+    return int(2 * basis.size * basis.space.length * basis.dtype.itemsize)
 
 
 def _gram_growth(run: Trial, unit: Unit) -> float:
@@ -209,7 +209,7 @@ def _notes(run: Trial, unit: Unit, world: int) -> list[str]:
         found.append(f"that search was ended ({run.schedule.stopped}), and the rest is extrapolated")
     if world > 1:
         found.append(
-            f"{world} processes: each with its share of the data and all of the solvers' vectors, and "
+            f"{world} processes: each with its share of the data, solvers' vectors as if they were not sliced, and "
             f"{BANDWIDTH / 1e9:g} GB/s to send sums"
         )
     return found

@@ -46,7 +46,7 @@ def refuse_unless_it_fits(
         try:
             if path != "gram" and method != "power" and wanted.total:
                 large = {name: n for name, n in sizes.items() if not goes_dense(n, wanted)}
-                waves(large, wanted, memory, objective.dtype)
+                waves(large, wanted, memory, objective.dtype, ranks=objective.group.size)
             read = {n for n, s in sizes.items() if path == "gram" or reads_whole(s, searched, method, exclude, False)}
             sampled = {name: n for name, n in sizes.items() if name not in read}
             numel = sizes.get(FULL, min(objective.numel, sum(sizes.values())))

@@ -172,7 +172,7 @@ class Run:
         )  # fmt: skip
         self.tasks = tasks = make_tasks(
             self._operators(), self.checked, self.wanted, tol=self.arguments.tol, seed=self.arguments.seed, ready=ready,
-            method=self.arguments.method, device=self.objective.device, dtype=self.objective.dtype, memory=self.budget,
+            method=self.arguments.method, objective=self.objective, memory=self.budget,
             exclude=self.arguments.exclude, copies=self.arguments.copies == "search", kept=found.kept,
             dear=not self.arguments.estimates.any and is_dear(objective.numel, self.surveyed.count),
             rank=self.surveyed.curved,
@@ -300,7 +300,7 @@ class Run:
     def _kept_room(self, kept: bool) -> float:
         assert self.checked is not None
         kept_room = kept_graphs(
-            self.graph_budget, self._operators(), self.checked, self.wanted, self.budget, self.objective.dtype,
+            self.graph_budget, self._operators(), self.checked, self.wanted, self.budget, self.objective,
             self.arguments.exclude, self.arguments.copies == "search", kept,
         )  # fmt: skip
         return max(0.0, kept_room - set_aside(self.objective.numel, self.graph_budget))

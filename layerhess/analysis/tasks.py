@@ -23,7 +23,10 @@ from layerhess.linalg.eigen.gram import Gram
 from layerhess.linalg.eigen.lanczos import Lanczos
 from layerhess.linalg.eigen.process import Candidates, Process, Wanted
 from layerhess.linalg.eigen.zero_test import ZeroTest
+from layerhess.linalg.long_rows import Space
 from layerhess.objective.blocks import Block
+from layerhess.objective.group import Group
+from layerhess.objective.objective import Objective
 
 
 @dataclass
@@ -161,8 +164,7 @@ def make_tasks(
     tol: float,
     seed: int,
     method: str,
-    device: torch.device,
-    dtype: torch.dtype,
+    objective: Objective,
     memory: Budget,
     exclude: float | None = None,
     copies: bool = True,
@@ -176,7 +178,8 @@ def make_tasks(
 
     Args:
         operators: name -> block, the full model included if it is asked for. wanted: which eigenpairs; with none, small
-            blocks are read whole nevertheless, since nothing is cheaper. dtype: of the model. ready: solvers that exist
+            blocks are read whole nevertheless, since nothing is cheaper. objective: its device, its dtype and
+            its processes count. ready: solvers that exist
             already.
         kept: graphs or factors are kept between passes; if not, each pass should do as much as possible. dear: exact
             products cost so much that only their number counts, see :func:`goes_dense`. definite: operators that are
@@ -192,21 +195,21 @@ def make_tasks(
         operators = {n: block for n, block in operators.items() if n in ready or goes_dense(block.numel, wanted)}
     licence = checked.licence
     open_ones = {name: block for name, block in operators.items() if name not in ready}
-    plan = planned(open_ones, checked, wanted, memory, dtype, exclude, copies, kept)
+    plan = planned(open_ones, checked, wanted, memory, objective, exclude, copies, kept)
     streamed = _streamed(operators, checked, kept)
-    place = solver_device(device)
+    place = solver_device(objective.device)
     tasks = []
     for name, block in operators.items():
         expensive = dear and name not in licence.blocks
         options = {
-            "tol": tol, "seed": seed, "method": method, "device": device, "exclude": exclude, "copies": copies,
-            "dear": expensive, "streamed": name in streamed,
+            "tol": tol, "seed": seed, "method": method, "device": objective.device, "exclude": exclude,
+            "copies": copies, "dear": expensive, "streamed": name in streamed,
         }  # fmt: skip
         tasks.append(
             Task(
                 name,
                 block,
-                functools.partial(_process, ready.get(name), block, wanted, plan, options),
+                functools.partial(_process, ready.get(name), block, wanted, plan, objective.group, options),
                 isinstance(ready.get(name), Gram) or reads_whole(block.numel, wanted, method, exclude, expensive),
                 0 if name in ready else plan.of(name),
                 plan.roomy,
@@ -221,7 +224,7 @@ def make_tasks(
 
 
 def planned(
-    operators: Mapping[str, Block], checked: SelfCheck, wanted: Wanted, memory: Budget, dtype: torch.dtype,
+    operators: Mapping[str, Block], checked: SelfCheck, wanted: Wanted, memory: Budget, objective: Objective,
     exclude: float | None, copies: bool, kept: bool,
 ) -> Waves:  # fmt: skip
     """The waves of these operators; arguments as for :func:`make_tasks`."""
@@ -230,16 +233,16 @@ def planned(
         wanted = Wanted(top=1)
         sizes = {name: n for name, n in sizes.items() if goes_dense(n, wanted)}
     width = search_width(wanted, bool(_streamed(operators, checked, kept)), copies)
-    return waves(sizes, wanted, memory, dtype, exclude=exclude, width=width)
+    return waves(sizes, wanted, memory, objective.dtype, exclude=exclude, width=width, ranks=objective.group.size)
 
 
 def kept_graphs(
     graphs: Budget, operators: Mapping[str, Block], checked: SelfCheck, wanted: Wanted, memory: Budget,
-    dtype: torch.dtype, exclude: float | None, copies: bool, kept: bool,
+    objective: Objective, exclude: float | None, copies: bool, kept: bool,
 ) -> float:  # fmt: skip
     """Bytes of graphs that may be kept between passes beside these solvers; arguments as for :func:`make_tasks`."""
     try:
-        nbytes = planned(operators, checked, wanted, memory, dtype, exclude, copies, kept).nbytes
+        nbytes = planned(operators, checked, wanted, memory, objective, exclude, copies, kept).nbytes
     except InputError:  # a Gram matrix may do for the operator that does not fit
         nbytes = int(LARGEST_SHARE * memory.room)
     return graphs_may_keep(graphs, memory, nbytes)
@@ -251,12 +254,18 @@ def _streamed(operators: Mapping[str, Block], checked: SelfCheck, kept: bool) ->
 
 
 def _process(
-    ready: Process | None, block: Block, wanted: Wanted, plan: Waves, options: Mapping[str, Any], definite: bool
-) -> Process:
+    ready: Process | None, block: Block, wanted: Wanted, plan: Waves, group: Group, options: Mapping[str, Any],
+    definite: bool,
+) -> Process:  # fmt: skip
     if ready is not None:
         return ready
-    held = plan.held[block.name]
-    return make_process(block, wanted, basis_limit=held.rows, dtype=held.dtype, definite=definite, **options)
+    held, n = plan.held[block.name], block.numel
+    space = Space(n)
+    if held.ranks > 1:
+        space = Space(n, group.here(n), group.gathered, functools.partial(group.joined, n=n))
+    return make_process(
+        block, wanted, basis_limit=held.rows, dtype=held.dtype, definite=definite, space=space, **options
+    )
 
 
 def _zero_test(block: Block, seed: int, place: torch.device) -> ZeroTest:

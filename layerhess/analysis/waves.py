@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -26,14 +26,15 @@ IN_FLIGHT = 32  # bytes a number of a vector that is multiplied: product, what i
 
 @dataclass(frozen=True)
 class Held:
-    """How a solver holds its basis: so many rows, each with its product, of this dtype."""
+    """How a solver holds its basis: so many rows, each with its product, of this dtype, cut into slices for ranks."""
 
     rows: int
     dtype: torch.dtype
+    ranks: int = 1
 
     def nbytes(self, n: int, width: int) -> int:
-        """Of a solver of dimension n that asks for ``width`` products at a time."""
-        return n * (2 * self.rows * self.dtype.itemsize + width * (self.dtype.itemsize + IN_FLIGHT))
+        """Of a solver of dimension n that asks for ``width`` products at a time; these are whole on every rank."""
+        return 2 * self.rows * self.dtype.itemsize * -(-n // self.ranks) + n * width * (self.dtype.itemsize + IN_FLIGHT)
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,18 @@ def waves(
     *,
     exclude: float | None = None,
     width: int = 1,
+    ranks: int = 1,
 ) -> Waves:
     """Divide operators into waves; depends on the arguments alone.
 
-    Where float64 bases of a comfortable size fit for all of them together, there is one wave. Else rows have the
-    model's dtype (float32 at least), and there are as few waves as :data:`LEAST` rows need (:data:`ENOUGH`, where
-    something is to be excluded and they fit); each wave's bases then get as many rows as there is room for.
+    Where float64 bases of a comfortable size fit for all of them together, there is one wave. Else each rank holds a
+    slice of every row, if there are several; and where that is not enough, rows have the model's dtype (float32 at
+    least), and there are as few waves as :data:`LEAST` rows need (:data:`ENOUGH`, where something is to be excluded and
+    they fit); each wave's bases then get as many rows as there is room for.
 
     Args:
-        sizes: name -> dimension. wanted: eigenpairs of each. dtype: of the model. width: products at a time.
+        sizes: name -> dimension. wanted: eigenpairs of each. dtype: of the model. width: products at a time. ranks:
+            processes that may share the rows.
 
     Raises:
         InputError: not even the largest operator alone fits.
@@ -90,7 +94,12 @@ def waves(
     nbytes = small + comfortable.nbytes(sum(large.values()), width) + _pairs(sizes, wanted, comfortable)
     if nbytes <= share or not large:
         return Waves((tuple(sizes),), held | dict.fromkeys(large, comfortable), nbytes, roomy=True)
-    least = Held(max(LEAST, wanted.total + BEYOND_LOCKED), dtype if dtype == torch.float64 else torch.float32)
+    if ranks > 1:
+        comfortable = replace(comfortable, ranks=ranks)
+        nbytes = small + comfortable.nbytes(sum(large.values()), width) + _pairs(sizes, wanted, comfortable)
+        if nbytes <= share:
+            return Waves((tuple(sizes),), held | dict.fromkeys(large, comfortable), nbytes)
+    least = Held(max(LEAST, wanted.total + BEYOND_LOCKED), dtype if dtype == torch.float64 else torch.float32, ranks)
     found = _pairs(sizes, wanted, least) + small
     alone = least.nbytes(max(large.values(), default=0), width)
     if found + alone > LARGEST_SHARE * memory.room:
@@ -98,7 +107,7 @@ def waves(
     room = max(share - found, alone)
     rows = least.rows if exclude is None else max(ENOUGH, least.rows)
     for name, n in large.items():
-        held[name] = Held(min(rows, _rows(n, room, least, width)), least.dtype)
+        held[name] = replace(least, rows=min(rows, _rows(n, room, least, width)))
     groups = groups_within({name: held[name].nbytes(n, width) for name, n in large.items()}, room)
     for group in groups:
         _widen(group, held, large, room, width, comfortable.rows)
@@ -133,7 +142,7 @@ def _pairs(sizes: Mapping[str, int], wanted: Wanted, held: Held) -> int:
 
 def _rows(n: int, room: float, least: Held, width: int) -> int:
     """How many rows of length n fit."""
-    return int((room / n - width * (least.dtype.itemsize + IN_FLIGHT)) // (2 * least.dtype.itemsize))
+    return int((room / n - width * (least.dtype.itemsize + IN_FLIGHT)) * least.ranks // (2 * least.dtype.itemsize))
 
 
 def _widen(
@@ -141,11 +150,11 @@ def _widen(
 ) -> None:
     """Give all bases of a wave as many more rows as fit."""
     left = room - sum(held[name].nbytes(sizes[name], width) for name in group)
-    itemsize = held[group[0]].dtype.itemsize
-    more = int(left // (2 * itemsize * sum(sizes[name] for name in group)))
+    one = held[group[0]]
+    more = int(left * one.ranks // (2 * one.dtype.itemsize * sum(sizes[name] for name in group)))
     for name in group:
         rows = held[name].rows
-        held[name] = Held(max(rows, min(rows + more, most)), held[name].dtype)
+        held[name] = replace(held[name], rows=max(rows, min(rows + more, most)))
 
 
 def size(nbytes: float) -> str:

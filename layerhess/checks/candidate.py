@@ -61,7 +61,7 @@ def _images(process: Process, rows: Tensor) -> Tensor | None:
     if isinstance(process, Dense):
         return rows @ process.matrix
     if isinstance(process, Lanczos):
-        return process.basis.images(rows)
+        return process.space.whole(process.basis.images(process.space.cut(rows)))
     return None
 
 

@@ -5,7 +5,8 @@ A float64 copy of float32 rows would double the memory, and a float32 sum over 1
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -72,6 +73,63 @@ def rounded(rows: Tensor, stored: Tensor) -> float:
         for piece in pieces(rows.shape[1], len(rows), rows.device)
     ]
     return float(torch.linalg.vector_norm(torch.stack(made))) if made else 0.0
+
+
+@dataclass(frozen=True)
+class Space:
+    """The vectors of length n: whole here, or in slices that several processes hold, one each.
+
+    Arithmetic of rows needs nothing else but that numbers of all slices are put together. All processes get the same
+    bits, since each adds up the same parts in the same order.
+
+    Attributes:
+        n: dimension. here: the components that this process holds; None for all. told: what every process told, in
+            their order, a small tensor in main memory each. joined: rows (s, n) of all slices, from the slices.
+    """
+
+    n: int
+    here: slice | None = None
+    told: Callable[[Tensor], list[Tensor]] | None = None
+    joined: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def length(self) -> int:
+        """Components that this process holds."""
+        return self.n if self.here is None else len(range(self.n)[self.here])
+
+    def cut(self, rows: Tensor) -> Tensor:
+        """Whole rows (s, n), or a vector (n,): what is held here of them, without a copy."""
+        return rows if self.here is None else rows[..., self.here]
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """Slices of rows (s, length): the rows (s, n)."""
+        return rows if self.joined is None else self.joined(rows)
+
+    def inner(self, a: Tensor, b: Tensor) -> Tensor:
+        """As :func:`inner`, of slices."""
+        return self._sum(inner(a, b))
+
+    def lengths(self, rows: Tensor) -> Tensor:
+        """As :func:`lengths`, of slices."""
+        return self._norm(lengths(rows))
+
+    def norms_of(self, coefficients: Tensor | None, rows: Tensor, more: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """As :func:`norms_of`, of slices."""
+        return self._norm(norms_of(coefficients, rows, more))
+
+    def norm(self, of_slice: float) -> float:
+        """The norm of what has this norm in the slice here."""
+        return of_slice if self.told is None else float(self._norm(torch.tensor([of_slice], dtype=torch.float64)))
+
+    def _sum(self, part: Tensor) -> Tensor:
+        if self.told is None:
+            return part
+        return torch.stack(self.told(part.cpu())).sum(0).to(part.device)
+
+    def _norm(self, part: Tensor) -> Tensor:
+        if self.told is None:
+            return part
+        return torch.as_tensor(torch.linalg.vector_norm(torch.stack(self.told(part.cpu())), dim=0)).to(part.device)
 
 
 def _combined(coefficients: Tensor | None, rows: Tensor, piece: slice) -> Tensor:

@@ -24,7 +24,7 @@ from layerhess.errors import CheckError, InputError, LayerhessError, ProcessErro
 from layerhess.objective.interrupts import STOPS
 
 Value = TypeVar("Value")
-LEAVING, AGREED, GATHERED, TRIED = "leaving", "agreed", "gathered", "tried"  # kinds of exchanges
+LEAVING, AGREED, GATHERED, TRIED, JOINED = "leaving", "agreed", "gathered", "tried", "joined"  # kinds of exchanges
 PATIENCE = 15.0  # seconds in which survivors of a failed exchange find out who else is there
 OURS = (InputError, CheckError, ProcessError)
 HEARD = "_heard_by_all_ranks"  # attribute of an error that came out of an exchange
@@ -163,9 +163,7 @@ class Group:
         """The sum of the ranks' tensors of one shape, bit by bit the same on all; ``sums`` may be overwritten."""
         if self.size == 1:
             return sums
-        direct = sums.device.type == "cpu" or (self._on_gpus and sums.is_cuda)
-        total = (sums if direct else sums.cpu()).contiguous()
-        processes = self._alive(self._processes) if total.is_cuda else self._in_main_memory()
+        total, processes = self._sent(sums)
 
         def added() -> None:  # an all_reduce may round differently from rank to rank
             dist.reduce(total, dst=0, group=processes)
@@ -173,6 +171,31 @@ class Group:
 
         self._collective(added)
         return total.to(sums.device)
+
+    def here(self, n: int, rank: int | None = None) -> slice:
+        """The components of a vector of length n that this rank, or another, holds where it is in slices."""
+        rank = self.rank if rank is None else rank
+        return slice(n * rank // self.size, n * (rank + 1) // self.size)
+
+    def joined(self, part: Tensor, n: int) -> Tensor:
+        """Rows (s, n), whole, of which each rank has its slice (s, k) of the columns; see :meth:`here`.
+
+        Raises:
+            BaseException: see :meth:`gathered`.
+        """
+        if self.size == 1:
+            return part
+        self.gathered(None, JOINED)  # nobody waits for a rank that failed
+        own, processes = self._sent(part)
+        columns = [range(n)[self.here(n, rank)] for rank in range(self.size)]
+        parts = [own if rank == self.rank else own.new_empty((len(own), len(c))) for rank, c in enumerate(columns)]
+
+        def sent() -> None:
+            for rank, piece in enumerate(parts):
+                dist.broadcast(piece, src=rank, group=processes)
+
+        self._collective(sent)
+        return torch.cat(parts, dim=1).to(part.device)
 
     def room(self, free: int, device: torch.device) -> int:
         """The least that a rank may take of the free memory it sees, which those on one machine share."""
@@ -261,6 +284,12 @@ class Group:
         except BaseException as error:  # interrupted in the middle of it
             self._over, self._broken = True, error
             raise
+
+    def _sent(self, numbers: Tensor) -> tuple[Tensor, Any]:
+        """Where numbers can be sent from, and the group that sends them."""
+        direct = numbers.device.type == "cpu" or (self._on_gpus and numbers.is_cuda)
+        placed = (numbers if direct else numbers.cpu()).contiguous()
+        return placed, self._alive(self._processes) if placed.is_cuda else self._in_main_memory()
 
     @staticmethod
     def _seen(store: Any, key: str) -> int:

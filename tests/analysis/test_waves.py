@@ -54,11 +54,11 @@ def test_a_plan_stays_within_its_share_and_leaves_nobody_out(seed: int) -> None:
     sizes = {f"b{i}": int(n) for i, n in enumerate(10 ** rng.uniform(0.0, 6.0, size=30))}
     wanted, width = Wanted(top=1 + seed % 3, bottom=seed % 2), 1 + seed % 2
     dtype, exclude = (torch.float32, torch.float64, torch.bfloat16)[seed % 3], (None, 0.05)[seed // 3 % 2]
-    item = 8 if dtype == torch.float64 else 4
+    item, ranks = 8 if dtype == torch.float64 else 4, (1, 2, 1, 3)[seed % 4]
     memory = Budget(2**50, limit=int(400 * item * max(sizes.values())))
-    plan = waves(sizes, wanted, memory, dtype, exclude=exclude, width=width)
+    plan = waves(sizes, wanted, memory, dtype, exclude=exclude, width=width, ranks=ranks)
     assert sorted(name for wave in plan.waves for name in wave) == sorted(sizes)
-    assert plan == waves(sizes, wanted, memory, dtype, exclude=exclude, width=width)
+    assert plan == waves(sizes, wanted, memory, dtype, exclude=exclude, width=width, ranks=ranks)
     pairs = item * wanted.total * sum(sizes.values())
     large = max(sizes.values()) * (2 * max(LEAST, wanted.total + 11) * item + width * (item + IN_FLIGHT))
     room = max(SOLVER_SHARE * memory.room, large + pairs + 0.11 * memory.room)
@@ -68,7 +68,17 @@ def test_a_plan_stays_within_its_share_and_leaves_nobody_out(seed: int) -> None:
     for name, n in sizes.items():
         held = plan.held[name]
         assert held.rows >= LEAST or held.rows == n
-        assert held.dtype == (torch.float64 if held.rows == n or dtype == torch.float64 else torch.float32)
+        precise = held.rows == n or dtype == torch.float64
+        assert ranks > 1 or held.dtype == (torch.float64 if precise else torch.float32)
+        assert held.ranks == (1 if held.rows == n else ranks)
+
+
+def test_ranks_share_rows_before_they_are_fewer_and_only_where_all_do_not_fit() -> None:
+    sizes, memory = {"a": 10**6, "b": 100}, Budget(2**50, limit=6 * 10**9)  # of which solvers have 1.8e9
+    whole, shared = (waves(sizes, TOP, memory, torch.float32, ranks=ranks) for ranks in (1, 2))
+    assert whole.held["a"].dtype == torch.float32 and whole.held["a"].ranks == 1
+    assert shared.held == {"a": Held(160, torch.float64, 2), "b": Held(100, torch.float64)} and not shared.roomy
+    assert waves(sizes, TOP, Budget(2**50, limit=12 * 10**9), torch.float32, ranks=2).held["a"].ranks == 1
 
 
 def test_more_rows_are_kept_where_something_is_to_be_excluded_and_waves_are_as_few_as_rows_allow() -> None:

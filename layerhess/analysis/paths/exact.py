@@ -9,6 +9,7 @@ from layerhess.linalg.eigen.dense import Dense
 from layerhess.linalg.eigen.lanczos import Lanczos
 from layerhess.linalg.eigen.power import Power
 from layerhess.linalg.eigen.process import Process, Source, Wanted
+from layerhess.linalg.long_rows import Space
 from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective.blocks import Block
 
@@ -28,14 +29,14 @@ def source(block: Block, seed: int, device: torch.device) -> Source:
 def make_process(
     block: Block, wanted: Wanted, *, tol: float, seed: int, method: str, device: torch.device, basis_limit: int,
     dtype: torch.dtype = torch.float64, exclude: float | None = None, copies: bool = True, streamed: bool = False,
-    dear: bool = False, definite: bool = False,
+    dear: bool = False, definite: bool = False, space: Space | None = None,
 ) -> Process:  # fmt: skip
     """The solver for one block: LAPACK for a small one, thick-restart Lanczos otherwise, or power iteration.
 
     Power iteration is left to blocks that it costs fewer products than reading them whole.
 
     Args:
-        basis_limit, dtype, exclude, copies, definite: see :class:`layerhess.linalg.eigen.lanczos.Lanczos`.
+        basis_limit, dtype, exclude, copies, definite, space: see :class:`layerhess.linalg.eigen.lanczos.Lanczos`.
         streamed: a pass over the data costs more than the products of a few vectors in it. dear: see
             :func:`goes_dense`.
     """
@@ -48,7 +49,7 @@ def make_process(
     return Lanczos(
         block.numel, wanted, tol, draw, basis_limit=basis_limit, device=device, dtype=dtype,
         width=search_width(wanted, streamed, copies), exclude=exclude, copies=copies,
-        definite=definite,
+        definite=definite, space=space,
     )  # fmt: skip
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from layerhess.linalg.eigen.missed import MISSED_PROBABILITY, excludes, reach_outside, within
 from layerhess.linalg.eigen.process import (
@@ -105,16 +104,17 @@ class Reach:
         """Whether it has begun."""
         return self._seen is not None
 
-    def record(self, rest: Tensor, values: Floats, rows: Floats, floor: float) -> None:
+    def record(self, form: Floats, values: Floats, rows: Floats, floor: float) -> None:
         """Note a step.
 
         Args:
-            rest: (r, n) the last products' part outside the space; no longer than ``floor`` counts as zero. values:
-                (m,) Ritz values. rows: (m, m) coefficients of the basis (rows) in the Ritz vectors (columns).
+            form: (r, r) inner products of the last products' part outside the space; no longer than ``floor`` counts as
+                zero. values: (m,) Ritz values. rows: (m, m) coefficients of the basis (rows) in the Ritz vectors
+                (columns).
         """
         self._extremes = (min(self._extremes[0], float(values[0])), max(self._extremes[1], float(values[-1])))
         if not self.restarted:
-            self._seen = values, rows[: self.begun], reach_outside(rest, rows[len(rows) - len(rest) :], floor)
+            self._seen = values, rows[: self.begun], reach_outside(form, rows[len(rows) - len(form) :], floor)
 
     def searched(
         self,

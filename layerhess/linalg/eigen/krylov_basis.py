@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from layerhess.linalg.eigen.process import Floats, Source, Wanted, dense_eigh
-from layerhess.linalg.long_rows import combined, inner, lengths, norms_of, pieces, rounded, subtract
+from layerhess.linalg.long_rows import Space, combined, pieces, rounded, subtract
 
 MOST = 0.7  # of a vector that is left after a subtraction: its rounding did not grow
 LEAST = 1e-2  # of a random vector outside the span: where less is left, another one is drawn
@@ -23,11 +23,6 @@ def frame(rows: Tensor) -> Tensor:
     if len(rows) == 1:
         return torch.as_tensor(rows / torch.linalg.vector_norm(rows))
     return torch.as_tensor(torch.linalg.qr(rows.T)[0].T.contiguous())
-
-
-def outer_lengths(coefficients: Tensor, rest: Tensor) -> Floats:
-    """(m,) residuals of all Ritz pairs, from the (s, n) part of the last products that lies outside the space."""
-    return _numbers(norms_of(coefficients[-len(rest) :], rest))
 
 
 def comfortable_basis(wanted: Wanted) -> int:
@@ -46,14 +41,18 @@ class Basis:
     the rounding costs.
 
     Args:
-        n: dimension. device: of the rows. dtype: float64 or float32, of the rows. limit: rows that are expected.
+        space: of the rows, or its dimension n. Where it is in slices, so are all rows here, those given and those made.
+        device: of the rows. dtype: float64 or float32, of the rows. limit: rows that are expected.
     """
 
-    def __init__(self, n: int, device: torch.device, dtype: torch.dtype = torch.float64, limit: int = 0) -> None:
-        self.n = n
+    def __init__(
+        self, space: Space | int, device: torch.device, dtype: torch.dtype = torch.float64, limit: int = 0
+    ) -> None:
+        self.space = space if isinstance(space, Space) else Space(space)
+        self.n = self.space.n
         self._limit = limit
-        self._q = torch.empty((0, n), dtype=dtype, device=device)
-        self._w = torch.empty((0, n), dtype=dtype, device=device)
+        self._q = torch.empty((0, self.space.length), dtype=dtype, device=device)
+        self._w = torch.empty((0, self.space.length), dtype=dtype, device=device)
         self._t = torch.empty((0, 0), dtype=torch.float64)
         self.size = 0
         self._off = 0.0  # at most ||W - A Q||, but for what grows with ||A||
@@ -101,12 +100,12 @@ class Basis:
         self._w[old : old + s] = products
         self.size = old + s
         if self.dtype != torch.float64:
-            self._off = math.hypot(self._off, rounded(products, self._w[old : old + s]))
+            self._off = math.hypot(self._off, self._lost(products, self._w[old : old + s]))
             self._skew = math.hypot(self._skew, self._skewness(old))
-        coupling = inner(products, self.q)  # (s, m)
+        coupling = self.space.inner(products, self.q)  # (s, m)
         rest = products.clone()
         subtract(rest, coupling.T, self.q)
-        subtract(rest, inner(rest, self.q).T, self.q)
+        subtract(rest, self.space.inner(rest, self.q).T, self.q)
         coupling = coupling.cpu()
         own = coupling[:, old:]
         coupling[:, old:] = (own + own.T) / 2
@@ -124,7 +123,7 @@ class Basis:
 
     def images(self, rows: Tensor) -> Tensor:
         """(k, n) float64 products of rows in the span, as far as they follow from those that were made."""
-        return combined(inner(self.q, rows), self.w)
+        return combined(self.space.inner(self.q, rows), self.w)
 
     def residual(self, value: float, coefficients: Tensor) -> Tensor:
         """(1, n) float64 row A v - theta v of one pair, for (rows, 1) coefficients."""
@@ -136,7 +135,11 @@ class Basis:
         """(k,) lengths of A v - theta v of the given pairs."""
         count = len(coefficients)
         scaled = coefficients * torch.from_numpy(values.copy())
-        return _numbers(norms_of(coefficients, self._w[:count], (scaled, self._q[:count])))
+        return _numbers(self.space.norms_of(coefficients, self._w[:count], (scaled, self._q[:count])))
+
+    def outer_lengths(self, coefficients: Tensor, rest: Tensor) -> Floats:
+        """(m,) residuals of all Ritz pairs, from the (s, n) part of the last products that lies outside the space."""
+        return _numbers(self.space.norms_of(coefficients[-len(rest) :], rest))
 
     def replace(self, coefficients: Tensor, after: int = 0) -> None:
         """Replace the rows from ``after`` on by combinations of them: (m - after, k) orthonormal columns."""
@@ -166,17 +169,17 @@ class Basis:
             if self.size + len(made) >= self.n:
                 break
             for attempt in range(4):
-                length = float(lengths(row[None]))
+                length = float(self.space.lengths(row[None]))
                 if length > BREAKDOWN * scale:
                     # The rest of a product is kept down to its rounding: a part that is dropped is never seen again.
                     least = BREAKDOWN * scale / length if scale else LEAST
                     unit = self._orthogonal(row.div_(length)[None], made, least)
                     if unit is not None:
                         made.append(unit.to(self.dtype))
-                        self._left = math.hypot(self._left, rounded(unit, made[-1]))
+                        self._left = math.hypot(self._left, self._lost(unit, made[-1]))
                         break
                 row, scale = draw(number + 1000 * attempt + len(made)).to(self._q.device, copy=True), 0.0
-        return torch.cat(made) if made else torch.empty((0, self.n), dtype=self.dtype, device=self._q.device)
+        return torch.cat(made) if made else torch.empty((0, self.space.length), dtype=self.dtype, device=self._q.device)
 
     def _orthogonal(self, row: Tensor, made: list[Tensor], least: float) -> Tensor | None:
         """The (1, n) unit row without its part in the span, normalised; None where no more than ``least`` is left.
@@ -187,8 +190,8 @@ class Basis:
         whole = 1.0
         for _ in range(4):
             for others in (self.q, *made):
-                subtract(row, inner(others, row), others)
-            left = float(lengths(row))
+                subtract(row, self.space.inner(others, row), others)
+            left = float(self.space.lengths(row))
             whole *= left
             if whole <= least:
                 return None
@@ -200,15 +203,19 @@ class Basis:
     def _replaced(self, rows: Tensor, coefficients: Tensor, old: int, size: int) -> float:
         """Put combinations in the place of the first rows, piece by piece; the norm of what rounding took of them."""
         squares = 0.0
-        for piece in pieces(self.n, old + size, rows.device):
+        for piece in pieces(self.space.length, old + size, rows.device):
             made = coefficients @ rows[:old, piece].double()
             rows[:size, piece] = made
             squares += rounded(made, rows[:size, piece]) ** 2
-        return math.sqrt(squares)
+        return self.space.norm(math.sqrt(squares))
+
+    def _lost(self, rows: Tensor, stored: Tensor) -> float:
+        """The Frobenius norm of what rounding took of the rows that were stored."""
+        return 0.0 if stored.dtype == torch.float64 else self.space.norm(rounded(rows, stored))
 
     def _skewness(self, old: int) -> float:
         """The Frobenius norm of the rows of Q Q' - I from ``old`` on, and of their columns."""
-        gram = inner(self._q[old : self.size], self.q).cpu()
+        gram = self.space.inner(self._q[old : self.size], self.q).cpu()
         gram[:, old:] -= torch.eye(self.size - old, dtype=torch.float64)
         return math.sqrt(2.0 * float(gram[:, :old].square().sum()) + float(gram[:, old:].square().sum()))
 
@@ -225,7 +232,7 @@ class Basis:
         room = min(room, self.n)
         for name in ("_q", "_w"):
             old = getattr(self, name)
-            new = torch.empty((room, self.n), dtype=old.dtype, device=old.device)
+            new = torch.empty((room, self.space.length), dtype=old.dtype, device=old.device)
             new[: self.size] = old[: self.size]
             setattr(self, name, new)
         t = torch.zeros((room, room), dtype=torch.float64)

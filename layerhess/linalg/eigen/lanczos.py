@@ -8,7 +8,7 @@ from torch import Tensor
 
 from layerhess.linalg.eigen.copies import belonging, beside, crowded, ends_looked_at, other_end_is_smaller
 from layerhess.linalg.eigen.exclusion import Limits, Reach, Statements
-from layerhess.linalg.eigen.krylov_basis import BREAKDOWN, Basis, comfortable_basis, frame, outer_lengths
+from layerhess.linalg.eigen.krylov_basis import BREAKDOWN, Basis, comfortable_basis, frame
 from layerhess.linalg.eigen.missed import MISSED_PROBABILITY, far_excluded
 from layerhess.linalg.eigen.process import (
     Beside,
@@ -22,6 +22,7 @@ from layerhess.linalg.eigen.process import (
     tolerated,
 )
 from layerhess.linalg.eigen.recursion import Recursion
+from layerhess.linalg.long_rows import Space
 
 ARITHMETIC = 16.0 * float(np.finfo(np.float64).eps)
 JOINT = 5e-3  # tolerance up to which pairs are so good that the vectors that found them may also tell of copies
@@ -65,38 +66,32 @@ class Lanczos:
             pairs, but prove nothing: only the random vectors exclude others (see ``missed.far_excluded``).
         exclude: see :func:`layerhess.linalg.bounds.certify`; None asks for nothing. copies: look for further copies of
             the wanted eigenvalues; else all is stated up to multiplicity. definite: nothing lies below zero; may be
-            taken back in ``said``, which says what is excluded.
+            taken back in ``said``, which says what is excluded. space: of the rows held here, where several processes
+            hold a slice each; what is asked, told and proposed is whole.
     """
 
     path = "lanczos"
 
     def __init__(
-        self,
-        n: int,
-        wanted: Wanted,
-        tol: float,
-        draw: Source,
-        *,
-        basis_limit: int | None = None,
-        device: torch.device | None = None,
-        dtype: torch.dtype = torch.float64,
-        width: int = 1,
-        starts: Tensor | None = None,
-        exclude: float | None = None,
-        copies: bool = True,
-        definite: bool = False,
-    ) -> None:
+        self, n: int, wanted: Wanted, tol: float, draw: Source, *,
+        basis_limit: int | None = None, device: torch.device | None = None, dtype: torch.dtype = torch.float64,
+        width: int = 1, starts: Tensor | None = None, exclude: float | None = None, copies: bool = True,
+        definite: bool = False, space: Space | None = None,
+    ) -> None:  # fmt: skip
         self.n, self.wanted, self.tol = n, wanted, tol
-        self._draw, self._given = draw, starts is not None
+        self.space = space = Space(n) if space is None else space
+        self._draw: Source = lambda number: space.cut(draw(number))
+        self._given = starts is not None
         self.said = Statements(wanted, tol, exclude, copies, definite)
         self._device = device or torch.device("cpu")
         self._limit = min(n, max(basis_limit or comfortable_basis(wanted), wanted.total + 6))
-        self.basis = Basis(n, self._device, dtype, self._limit)
+        self.basis = Basis(space, self._device, dtype, self._limit)
         self._widest = max(1, min(n, (self._limit - wanted.total) // LEAST_STEPS))
         self._width = max(1, min(width, self._widest))
         rows = [draw(number).to(self._device) for number in range(self._width)]
         rows += [] if starts is None else list(starts.to(self._device)[: self._widest - self._width])
-        self._frontier: Tensor = frame(torch.stack(rows)).to(dtype)  # the random ones first
+        self._frontier: Tensor = space.cut(frame(torch.stack(rows)).to(dtype))  # the random ones first
+        self._asked: tuple[Tensor, Tensor] | None = None  # what it was, and whole
         self._draws = self._width
         self._rounding, self._phase = 0.0, "search"
         self._locked = self.steps = 0
@@ -106,11 +101,14 @@ class Lanczos:
 
     def ask(self) -> Tensor:
         """The next (s, n) orthonormal vectors."""
-        return self._frontier
+        if self._asked is None or self._asked[0] is not self._frontier:
+            self._asked = self._frontier, self.space.whole(self._frontier)
+        return self._asked[1]
 
     def tell(self, products: Tensor) -> None:
         """Take the products, do Rayleigh-Ritz, decide what comes next."""
         self.steps += len(products)
+        self._asked, products = None, self.space.cut(products)
         if self._recursion is not None:
             self._recur(self._recursion, products)
         else:
@@ -127,7 +125,7 @@ class Lanczos:
         norm = max(self._norm, float(np.abs(values).max()))  # restarts drop Ritz values, but the norm stays known
         return Candidates(
             values=theta,
-            vectors=self.basis.vectors(chosen),
+            vectors=self.space.whole(self.basis.vectors(chosen)),
             residuals=residuals,
             gaps=known_gaps(np.abs(theta - values[near]), residuals, others),
             ends=self.wanted.ends(len(keep)),
@@ -166,7 +164,7 @@ class Lanczos:
 
     def _record(self, rest: Tensor, values: Floats, coefficients: Tensor) -> None:
         floor = BREAKDOWN * self._norm if self.basis.size < self.n else np.inf
-        self.reach.record(rest, values, coefficients.numpy(), floor)
+        self.reach.record(self.space.inner(rest, rest).cpu().numpy(), values, coefficients.numpy(), floor)
 
     @property
     def _floor(self) -> float:
@@ -206,7 +204,7 @@ class Lanczos:
     def _search(self, rest: Tensor, values: Floats, coefficients: Tensor) -> None:
         keep = self.wanted.indices(values)
         self._record(rest, values, coefficients)
-        every = outer_lengths(coefficients, rest)
+        every = self.basis.outer_lengths(coefficients, rest)
         lengths = self.said.bounded(values[keep], every[keep])
         self._estimate = float(lengths.max())
         near = len(keep) == self.wanted.total and bool(np.all(lengths <= 1.1 * self._allowed(values[keep])))
@@ -266,7 +264,7 @@ class Lanczos:
         self._locked = self.basis.size
         self._phase = "exclude"
         self._frontier = self._next(self._random()[None])
-        self._recursion = Recursion(self._frontier[0], self.basis.q.clone(), self._norm)
+        self._recursion = Recursion(self._frontier[0], self.basis.q.clone(), self._norm, self.space)
 
     def _recur(self, recursion: Recursion, products: Tensor) -> None:
         recursion.tell(products)
@@ -309,7 +307,7 @@ class Lanczos:
         """End the search for copies once the deflated operator's extreme pair has converged and is not wanted."""
         values, coefficients = self.basis.ritz(self._locked)
         self._record(rest, values, coefficients)
-        lengths = outer_lengths(coefficients, rest)
+        lengths = self.basis.outer_lengths(coefficients, rest)
         settled = lengths <= self._allowed(values)
         ends = ends_looked_at(values, self.wanted, self.said.looked_at)
         known, inner = self.basis.ritz(stop=self._locked)

@@ -7,7 +7,6 @@ from bisect import bisect_left
 
 import numpy as np
 from scipy.special import betaincinv
-from torch import Tensor
 
 from layerhess.linalg.eigen.process import Floats, Powered, RandomSearch, Recursed, Search
 
@@ -125,14 +124,13 @@ def _recursed_share(search: Recursed, x: float) -> float:
     return 1.0 / most**2
 
 
-def reach_outside(rest: Tensor, last: Floats, floor: float) -> Floats:
-    """(r, m) for :attr:`Search.outside`: the square root of the inner products of ``rest``, times ``last``.
+def reach_outside(form: Floats, last: Floats, floor: float) -> Floats:
+    """(r, m) for :attr:`Search.outside`: the square root of ``form``, times ``last``.
 
     Args:
-        rest: (r, n) the part of the last rows' products outside the space; no longer than ``floor`` counts as zero.
-            last: (r, m) coefficients of these rows in the Ritz vectors.
+        form: (r, r) inner products of what of the last rows' products lies outside the space; no longer than ``floor``
+            counts as zero. last: (r, m) coefficients of these rows in the Ritz vectors.
     """
-    form = (rest @ rest.T).cpu().numpy()
     if not float(np.trace(form)) ** 0.5 > floor:
         return np.zeros_like(last)
     if len(form) == 1:

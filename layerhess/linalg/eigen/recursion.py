@@ -9,7 +9,7 @@ from torch import Tensor
 
 from layerhess.linalg.eigen.krylov_basis import BREAKDOWN
 from layerhess.linalg.eigen.process import Beside, Recursed
-from layerhess.linalg.long_rows import inner, lengths, subtract
+from layerhess.linalg.long_rows import Space, subtract
 
 
 class Recursion:
@@ -20,10 +20,11 @@ class Recursion:
 
     Args:
         start: (n,) random unit vector, orthogonal to the locked ones, in their dtype. locked: (m, n) orthonormal rows.
-        norm: of the matrix, as far as it is known.
+        norm: of the matrix, as far as it is known. space: where the vectors are in slices.
     """
 
-    def __init__(self, start: Tensor, locked: Tensor, norm: float) -> None:
+    def __init__(self, start: Tensor, locked: Tensor, norm: float, space: Space | None = None) -> None:
+        self._space = Space(locked.shape[1]) if space is None else space
         self._locked = locked
         self._norm = norm
         self._now = self._last = start[None]
@@ -39,11 +40,11 @@ class Recursion:
         row = products.to(torch.float64, copy=True)
         if self._couplings:
             subtract(row, torch.tensor([[self._couplings[-1]]], dtype=torch.float64), self._last)
-        own = inner(row, self._now)
+        own = self._space.inner(row, self._now)
         subtract(row, own, self._now)
         for _ in range(2):
-            subtract(row, inner(self._locked, row), self._locked)
-        further = float(lengths(row))
+            subtract(row, self._space.inner(self._locked, row), self._locked)
+        further = float(self._space.lengths(row))
         self._norm = max(self._norm, abs(float(own)) + further)
         if further <= BREAKDOWN * self._norm:
             further = 0.0
@@ -57,5 +58,5 @@ class Recursion:
         """What it has seen; see :class:`layerhess.linalg.eigen.process.Search` for the argument."""
         diagonal, couplings = np.array(self._diagonal), np.array(self._couplings)
         values = eigvalsh_tridiagonal(diagonal, couplings[:-1])
-        n = self._now.shape[1] - len(self._locked)
+        n = self._space.n - len(self._locked)
         return Recursed(n, float(values[-1]), float(values[0]), diagonal, couplings, beside)

@@ -1,0 +1,78 @@
+"""What the ranks of tests/linalg/eigen/test_slices.py compute; alone, the same functions give whole rows."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import layerhess as lh
+from layerhess.linalg.eigen.krylov_basis import Basis
+from layerhess.linalg.eigen.lanczos import Lanczos
+from layerhess.linalg.eigen.process import Wanted
+from layerhess.linalg.long_rows import Space
+from layerhess.linalg.random_vectors import random_unit
+from layerhess.objective.group import world
+from on_ranks import numbers, place
+from references.spectra import rotated
+
+N = 301  # not a multiple of 2 or 3
+SPECTRA = {
+    "powers": 10.0 / np.arange(1, N + 1),
+    "copies": np.concatenate([[3.0, 3.0, 2.0, 2.0, -2.5], np.linspace(-1.0, 1.0, N - 5)]),
+    "of low rank": np.concatenate([[3.0, 2.0, 1.0], np.zeros(N - 3)]),
+}
+ASKED: dict[str, tuple[Wanted, dict[str, Any]]] = {
+    "largest": (Wanted(top=1), {}),
+    "both ends": (Wanted(top=3, bottom=1), {"width": 2}),
+    "few rows": (Wanted(top=1), {"basis_limit": 12, "exclude": 0.05}),
+    "few float32 rows": (Wanted(top=2), {"basis_limit": 14, "dtype": torch.float32, "tol": 1e-4}),
+}
+
+
+def solved() -> dict[str, dict[str, Any]]:
+    """Every spectrum and question: pairs, what is excluded, steps, and the numbers that a row has here."""
+    found = {}
+    with world().together() as group:
+        space = Space(N)
+        if group.size > 1:
+            space = Space(N, group.here(N), group.gathered, functools.partial(group.joined, n=N))
+        for name, values in SPECTRA.items():
+            matrix = torch.from_numpy(rotated(values, seed=1))
+            for question, (wanted, options) in ASKED.items():
+                given = {"tol": 1e-8, **options}
+                solver = Lanczos(N, wanted, given.pop("tol"), lambda i: random_unit(N, 0, "s", i), space=space, **given)
+                while not solver.proposes:
+                    solver.tell(solver.ask().double() @ matrix)
+                    assert solver.steps < 3 * N
+                pairs = solver.candidates()
+                found[f"{name}, {question}"] = {
+                    "values": pairs.values, "vectors": pairs.vectors.double().numpy(), "residuals": pairs.residuals,
+                    "stored": pairs.stored, "steps": solver.steps, "columns": solver.basis.q.shape[1],
+                }  # fmt: skip
+    return found
+
+
+def analysed() -> dict[str, Any]:
+    """An analysis whose bases do not fit comfortably, and the columns of each basis."""
+    columns, real = {}, Basis.__init__
+
+    def init(self: Basis, *given: Any, **options: Any) -> None:
+        real(self, *given, **options)
+        columns[self.n] = self.space.length
+
+    rank, ranks = place()
+    drawn = torch.Generator().manual_seed(3)
+    x, y = torch.randn(60, 20, generator=drawn).double(), torch.randint(0, 10, (60,), generator=drawn)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 40), nn.Tanh(), nn.Linear(40, 10)).double()
+    objective = lh.Objective(model, [(x[rank::ranks], y[rank::ranks])], nn.CrossEntropyLoss())
+    Basis.__init__ = init  # type: ignore[method-assign]
+    try:
+        analysis = lh.analyze(objective, top=2, full=True, path="exact", memory="6MB", tol=1e-7)
+    finally:
+        Basis.__init__ = real  # type: ignore[method-assign]
+    return {**numbers(analysis), "converged": analysis.converged, "columns": columns}
