@@ -33,6 +33,7 @@ DIGESTS = {  # the parts of which only a digest is kept
     "content": "the examples are others",
     "loss_sum": "the loss is another",
 }
+LAST_DIGITS = ("processes", "threads", "instructions")  # another machine's own: a run may go on with others
 
 
 class Content:
@@ -75,16 +76,20 @@ def of_call(
             "model": _of_model(objective.model),
             "question": {**question, "partition": digest_of([members])},
             "versions": dict(versions),
-            "machine": {
-                "device": torch.cuda.get_device_name(objective.device)
-                if objective.device.type == "cuda"
-                else objective.device.type,
-                "processes": objective.group.size,
-                "threads": torch.get_num_threads(),
-                "instructions": torch.backends.cpu.get_cpu_capability(),
-            },
+            "machine": machine(objective),
         }
     )
+
+
+def machine(objective: Objective) -> dict[str, Any]:
+    """What the last digits of numbers depend on, and the shares of the data."""
+    device = objective.device
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": objective.group.size,
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 def of_data(surveyed: Survey, content: str) -> dict[str, Any]:
@@ -101,14 +106,20 @@ def of_data(surveyed: Survey, content: str) -> dict[str, Any]:
 
 
 def difference(then: Mapping[str, Any], now: Mapping[str, Any], dtype: torch.dtype) -> str:
-    """In words, the first thing in which two identities differ; "" if they do not.
+    """In words, the first thing in which two identities differ so that one run is not the other; "" if they do not.
+
+    Processes, threads and the CPU may be others. Other processes have other batches.
 
     Args:
         then, now: of the earlier and of this run. dtype: of the model.
     """
+    same_shares = then.get("machine", {}).get("processes") == now.get("machine", {}).get("processes")
+    ignored = (*LAST_DIGITS, *(() if same_shares else ("batches",)))
     for part, own in now.items():
         earlier = then.get(part, {})
         for key in {**earlier, **own}:
+            if key in ignored:
+                continue
             was, is_now = earlier.get(key), own.get(key)
             if key == "loss_sum" and was is not None:  # of a loader that shuffles, in another order
                 same = abs(was - is_now) <= loss_tolerance(dtype) * max(abs(was), abs(is_now))

@@ -51,7 +51,7 @@ class Resumption:
         self._resume = resume
         self._group = objective.group
         path = None if out is None else store.journal_path(out)
-        self.journal = Journal(path, counters, resume=resume, group=self._group)
+        self.journal = Journal(path, counters, resume=resume, group=self._group, machine=identity.machine(objective))
         self._wanted = self._group.agreed(out is not None)
         self._content = Content()
         self._call = partial(identity.of_call, objective, divided, settings, versions)

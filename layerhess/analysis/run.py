@@ -77,7 +77,9 @@ class Run:
         self.journal = self.resumption.journal
         self.notes: list[str] = []
         self.checkpoint: Any = lambda: None
-        self.machine = Budget(self.journal.settled("free", budget(objective.device, group=objective.group).free))
+        self.machine = Budget(
+            self.journal.settled("free", budget(objective.device, group=objective.group).free, here=True)
+        )
         self.budget = replace(self.machine, limit=arguments.memory)  # for what solvers and estimators hold
         self.graph_budget = self.budget  # for graphs and factors
         self.step = 0  # bytes of a training step
@@ -117,7 +119,7 @@ class Run:
         with self.counters.during("survey"):
             if self.graph_budget.limit is None:
                 agreed = self.objective.group.agreed
-                self.step = self.journal.settled("step", agreed(step_bytes(self.objective, self.surveyed)))
+                self.step = self.journal.settled("step", agreed(step_bytes(self.objective, self.surveyed)), here=True)
                 self.graph_budget = default_budget(self.step, self.machine)
         with self.counters.during("checks"):
             self.surveyed = sample_within(self.objective, self.surveyed, self.budget)
@@ -257,7 +259,7 @@ class Run:
             gradient_norm=self.gradient_norm,
             settings=self.settings,
             checks=(*self.checked.checks, *checks),
-            notes=tuple(dict.fromkeys([*self.notes, *filter(None, [self.journal.failure])])),
+            notes=tuple(dict.fromkeys([*self.notes, *self.journal.notes])),
             counts=self.counters.counts(),
             seconds=dict(self.counters.seconds),
             versions=versions(),
@@ -281,7 +283,7 @@ class Run:
 
     def _cut_into(self, phase: str, pieces: int | None = None) -> None:
         """Process so many examples at a time, or as many as an earlier run did, where memory ran out in this phase."""
-        if size := self.journal.settled(f"examples at a time after the {phase}", pieces or False):
+        if size := self.journal.settled(f"examples at a time after the {phase}", pieces or False, here=True):
             self.objective = self.objective.resized(size)
             self._note(note_on(size))
             if self.surveyed is not None:
@@ -340,7 +342,7 @@ class Run:
             self.objective, self.surveyed, make, list(self._operators().values()), self.graph_budget, step=self.step,
             directions=directions,
         )  # fmt: skip
-        found = Microbatches(*self.journal.settled("micro-batches", dataclasses.astuple(found)))
+        found = Microbatches(*self.journal.settled("micro-batches", dataclasses.astuple(found), here=True))
         if found.size is None or self.checked.uncut:
             return self.objective, found
         self._note(f"memory: batches are cut into pieces of {found.size} examples to stay within the budget")

@@ -24,7 +24,7 @@ from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.device import Budget, is_out_of_memory, solver_device
 from layerhess.curvature.factors.mixed_graph import MixedGraphs
 from layerhess.curvature.journal import Journal
-from layerhess.curvature.record_file import digest_of
+from layerhess.curvature.question import Question
 from layerhess.curvature.totals import Totals, add_up
 from layerhess.linalg.estimates import Floats
 from layerhess.linalg.long_rows import inner, subtract
@@ -172,7 +172,7 @@ def _counts(groups: Groups, counters: Counters, checkpoint: Callable[[], None], 
 
     own = groups.objective
     totals, _ = journal.once(
-        "counts",
+        Question.of(["counts"], by_batch=True) if journal.active else None,
         lambda: add_up(own.batches(), share, group=own.group, checkpoint=checkpoint, listing=groups.listing),
     )
     return np.array(totals.listed(COUNT))
@@ -223,7 +223,7 @@ def _from_factors(
                 groups.append(totals, (TRACE, name), squares[1], places)
 
     parts = [part for key, request in requests.items() for part in (key, *request.parts)]
-    asked = digest_of(["forms", *parts, *blocks]) if journal.active else ""
+    asked = Question.of(["forms", *parts, *blocks], by_batch=True) if journal.active else None
     try:
         if journal.settled("the factors of whole batches do not fit", False):
             return {}, {}

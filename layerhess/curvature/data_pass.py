@@ -17,7 +17,7 @@ from layerhess.curvature.device import is_out_of_memory, solver_device, used_byt
 from layerhess.curvature.factors.mixed_graph import MixedGraph, MixedGraphs
 from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.curvature.journal import Journal
-from layerhess.curvature.record_file import digest_of
+from layerhess.curvature.question import Question
 from layerhess.curvature.request import Request as Request
 from layerhess.curvature.same_data import changed, refuse_changed
 from layerhess.curvature.smaller_pieces import in_pieces, note_on, too_large
@@ -151,9 +151,10 @@ class DataPass:
         Raises:
             InputError, CheckError: see :meth:`run`.
         """
-        asked = ""
+        asked = None
         if self.journal.active or self.objective.group.size > 1:
-            asked = digest_of([about, *(part for key in requests for part in (key, *requests[key].parts))])
+            parts = (part for key in requests for part in (key, *requests[key].parts))
+            asked = Question.of([about, *parts], by_batch=any(request.quadratic for request in requests.values()))
         start = self.counters.clock()
         try:
             return self._collect(share, requests, asked)
@@ -244,7 +245,7 @@ class DataPass:
         return max(len(self._kept), self._planned)
 
     def _collect(
-        self, share: Callable[[BatchGraph, Totals], int], requests: Mapping[str, Request], asked: str
+        self, share: Callable[[BatchGraph, Totals], int], requests: Mapping[str, Request], asked: Question | None
     ) -> Totals:
         fresh = not self._kept_all
 
@@ -263,7 +264,7 @@ class DataPass:
         def made() -> Totals:
             return add_up(
                 self._graphs(requests), whole, group=self.objective.group, checkpoint=self._checkpoint,
-                device=self._place, listing=self._listing, asked=asked,
+                device=self._place, listing=self._listing, asked=asked.exact if asked else "",
             )  # fmt: skip
 
         try:
@@ -271,7 +272,7 @@ class DataPass:
         except BaseException:
             self.release()  # which batches are kept is only known after a whole pass
             raise
-        if told is not None:
+        if told:  # else others made it, who had other batches
             self._take_up(told)
         self.counts = totals.listed(COUNT)
         self._check_totals(totals.total(LOSS), totals.total(COUNT), totals.total(FRESH) > 0)

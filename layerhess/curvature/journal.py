@@ -2,8 +2,11 @@
 
 A run is a sequence of questions (which products?) and answers (sums over the data); everything else follows from them
 and from the arguments. So the journal holds the answers, and what memory or clocks decided. A run that is resumed asks
-the same questions again: each is answered from the journal, without a batch, for as long as it has answers. What the
-resumed run asks is compared by digest, bit by bit, so that an answer never meets another question.
+the same questions again: those that the journal knows are answered from it, without a batch. What the resumed run asks
+is compared by digest, bit by bit, so that an answer never meets another question.
+
+Other processes, another number of threads or another CPU may go on with a run. A sum over the data is theirs too, of
+vectors that agree up to their last digits; how batches are cut and kept is not, nor what has entries of batches.
 """
 
 from __future__ import annotations
@@ -11,20 +14,38 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from layerhess.curvature.counters import Counters
+from layerhess.curvature.question import Question
 from layerhess.curvature.record_file import Entry, RecordFile, fresh_name
 from layerhess.curvature.totals import Totals
 from layerhess.errors import InputError
 from layerhess.objective.group import ALONE, Group
 
-BEGIN, SETTLED, PASS = "begin", "settled", "pass"  # kinds of records
+BEGIN, RESUMED, SETTLED, PASS = "begin", "resumed", "settled", "pass"  # kinds of records
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A pass that was written down: where, what it was asked, and whether these processes on this machine made it."""
+
+    entry: Entry
+    asked: Question
+    here: bool
+
+    def answers(self, asked: Question) -> bool:
+        """Whether it may be told: here what was asked bit by bit, elsewhere what is not of single batches."""
+        if self.here:
+            return (self.asked.exact, self.asked.by_batch) == (asked.exact, asked.by_batch)
+        return not asked.by_batch and self.asked.is_close(asked)
 
 
 class Journal:
@@ -35,7 +56,7 @@ class Journal:
     Args:
         path: of the file; None for no journal, and on all ranks but the first. resume: go on from it, where it exists;
             else it is replaced when the first pass begins. counters: what a pass took is written down with its sums,
-            and counted again.
+            and counted again. machine: what last digits, and shares of the data, depend on (JSON types).
 
     Attributes:
         known: identity of the run that is resumed, None if there is none. replayed: passes told again so far.
@@ -45,22 +66,36 @@ class Journal:
         InputError: the journal cannot be read, not even its first record.
     """
 
-    def __init__(self, path: Path | None, counters: Counters, *, resume: bool = False, group: Group = ALONE) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        counters: Counters,
+        *,
+        resume: bool = False,
+        group: Group = ALONE,
+        machine: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self.path = path
         self._group = group
+        self._machine = dict(machine)
         self.replayed, self.passes, self._known = 0, 0, 0
+        self._missed = False  # something was asked that the journal does not know
         self.failure = ""
         self.known: dict[str, Any] | None = None
         self._counters = counters
         self._settled: dict[str, Any] = {}
+        self._here: dict[str, Any] = {}  # the same, of what holds for this machine and its processes
+        self._same = True  # they are those that wrote last
         self._watched: list[tuple[set[str], Callable[[str], None]]] = []
         self._file: RecordFile | None = None
-        self._answers: list[Entry] = []  # that were there when the file was opened
+        self._answers: list[_Answer] = []  # that were there when the file was opened, and were not told yet
         self._room = 0  # bytes that must stay free on the disk
         self.active = False
         if resume:
             group.tried(lambda: self._open(path) if path is not None and path.exists() else None)
-            self.known, self._settled, self.passes = group.agreed((self.known, self._settled, self.passes))
+            self.known, self._settled, self._here, self._same, self.passes = group.agreed(
+                (self.known, self._settled, self._here, self._same, self.passes)
+            )
             self._known = self.passes
             self.active = self.known is not None
 
@@ -77,39 +112,59 @@ class Journal:
             identity: of this run. room: bytes on the disk to leave free, for the result.
         """
         self._room = room
+        own = {"settled": self._settled, "here": self._here, "machine": self._machine}
         if self.known is not None:
+            same, self._same = self._same, True
+            if not same:
+                self._append({"kind": RESUMED, **own})
             return
         if self.path is not None:
-            header = {"kind": BEGIN, "identity": identity, "settled": self._settled}
+            header = {"kind": BEGIN, "identity": identity, **own}
             try:
                 self._file = RecordFile.create(self.path, header, self._counters.clock)
             except OSError as error:
                 self._fail(error)
         self.active = self._group.agreed(self._file is not None)
 
-    def settled(self, key: str, value: Any) -> Any:
+    def settled(self, key: str, value: Any, *, here: bool = False) -> Any:
         """The value (JSON types), or what it was when the run got here for the first time.
 
         For what memory or clocks decide, and what numbers depend on. Ranks give the same value. False is not written
         down: it is what holds where nothing else is known.
+
+        Args:
+            here: it holds for this machine and number of processes; others decide anew.
         """
-        if key in self._settled:
-            return self._settled[key]
+        known = self._here if here else self._settled
+        if key in known:
+            return known[key]
         if value is not False:
-            self._settled[key] = value
-            self._append({"kind": SETTLED, "key": key, "value": value})
+            known[key] = value
+            if self._same:  # else with all the others, once the run goes on
+                self._append({"kind": SETTLED, "key": key, "value": value, "here": here})
         return value
 
     # -- passes --------------------------------------------------------------------------------------------------------
 
     @property
     def replaying(self) -> bool:
-        """Whether the next pass is told from the journal."""
-        return self.replayed < self._known
+        """Whether the next pass is told from the journal, as far as one knows."""
+        return self.replayed < self._known and not self._missed
+
+    @property
+    def notes(self) -> list[str]:
+        """What a result should say of its journal, in sentences."""
+        found = [self.failure] if self.failure else []
+        if self._missed:
+            found.append(
+                f"resumed: {self.replayed} of the {self._known} passes of the run that stopped were told again; the "
+                "others were made anew: with other processes, threads or another CPU it asks something else"
+            )
+        return found
 
     def once(
         self,
-        asked: str,
+        asked: Question | None,
         make: Callable[[], Totals],
         device: torch.device | None = None,
         state: Callable[[], dict[str, Any]] = dict,
@@ -117,27 +172,31 @@ class Journal:
         """The sums of one pass over the data: from the journal if they are there, else made and written down.
 
         Args:
-            asked: digest of the question, see :func:`layerhess.curvature.record_file.digest_of`. make: makes the pass.
+            asked: the question; not needed where nothing is told or written down. make: makes the pass.
             device: of sums that are told again. state: what the pass left behind (JSON types).
 
         Returns:
-            The sums; and the ``state`` of a pass that was told again, None of one that was made.
+            The sums; and the ``state`` of a pass that was told again (empty where others made it), None of one that was
+            made.
 
         Raises:
-            InputError: the journal's next answer is to another question, or cannot be read.
+            InputError: the journal's answer cannot be read.
         """
-        if self.replaying:
-            return self._tell(asked, device)
+        if self.replayed < self._known and asked is not None:
+            if (told := self._group.agreed(self._group.tried(lambda: self._answer(asked)))) is not None:
+                return self._tell(*told, device)
+            self._missed = True
         before = self._counters.reading()
         totals = make()
-        if self.active:
+        found = self._find_all()
+        if self.active and asked is not None:
             totals.lay_out()
-            watched = [sorted(found) for found, _ in self._watched]
-            own = {"state": state(), "spent": self._counters.spent(before), "watched": watched}
-            ranks = self._group.gathered(own)
+            ranks = self._group.gathered({"state": state(), "spent": self._counters.spent(before)})
             if self._file is not None:
                 kept, tensors = totals.content()
-                self._append({"kind": PASS, "asked": asked, "totals": kept, "ranks": ranks}, tensors)
+                self._append(
+                    {"kind": PASS, "asked": asked.written(), "totals": kept, "ranks": ranks, "found": found}, tensors
+                )
                 self.passes += not self.failure
         return totals, None
 
@@ -160,47 +219,54 @@ class Journal:
     def _open(self, path: Path) -> None:
         try:
             self._file = RecordFile.open(path, self._counters.clock)
-            first = self._file.header(self._file.entries[0])
-            self.known, self._settled = first["identity"], first["settled"]
             for entry in self._file.entries:
-                if entry.kind == SETTLED:
-                    header = self._file.header(entry)
-                    self._settled[header["key"]] = header["value"]
-            self._answers = [entry for entry in self._file.entries if entry.kind == PASS]
+                header = self._file.header(entry)
+                if entry.kind in (BEGIN, RESUMED):
+                    self._same = header["machine"] == self._machine
+                    self._settled |= header["settled"]
+                    self._here |= header["here"] if self._same else {}
+                    self.known = header["identity"] if entry.kind == BEGIN else self.known
+                elif entry.kind == SETTLED and (self._same or not header["here"]):
+                    (self._here if header["here"] else self._settled)[header["key"]] = header["value"]
+                elif entry.kind == PASS:
+                    self._answers.append(_Answer(entry, Question.read(header["asked"]), self._same))
             self.passes = len(self._answers)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _unreadable(path, error) from error
 
-    def _tell(self, asked: str, device: torch.device | None) -> tuple[Totals, dict[str, Any]]:
-        header, tensors = self._group.agreed(self._group.tried(lambda: self._answer(asked)))
-        totals = Totals.of(header["totals"], tensors, device)
-        own = header["ranks"][self._group.rank]
-        self._counters.spend(own["spent"])
-        for names, (_, find) in zip(own["watched"], self._watched, strict=True):
+    def _find_all(self) -> list[list[str]]:
+        """What any rank has found, found on all of them."""
+        every = self._group.gathered([sorted(found) for found, _ in self._watched]) if self._watched else []
+        union = [sorted({name for own in names for name in own}) for names in zip(*every, strict=True)]
+        self._find(union)
+        return union
+
+    def _find(self, found: Sequence[Sequence[str]]) -> None:
+        for names, (_, find) in zip(found, self._watched, strict=True):
             for name in names:
                 find(name)
-        self.replayed += 1
-        state: dict[str, Any] = own["state"]
-        return totals, state
 
-    def _answer(self, asked: str) -> tuple[dict[str, Any], list[Tensor]]:
-        """The next answer, on the rank that has the file."""
-        if self._file is None or self.path is None:
-            return {}, []
-        entry = self._answers[self.replayed]
+    def _tell(
+        self, header: dict[str, Any], tensors: list[Tensor], here: bool, device: torch.device | None
+    ) -> tuple[Totals, dict[str, Any]]:
+        own = header["ranks"][self._group.rank if here else 0]
+        self._counters.spend(own["spent"])
+        self._find(header["found"])
+        self.replayed += 1
+        state: dict[str, Any] = own["state"] if here else {}
+        return Totals.of(header["totals"], tensors, device), state
+
+    def _answer(self, asked: Question) -> tuple[dict[str, Any], list[Tensor], bool] | None:
+        """The next answer to this question, on the rank that has the file; None where there is none."""
+        answer = next((own for own in self._answers if own.answers(asked)), None)
+        if answer is None:
+            return None
+        assert self._file is not None and self.path is not None
+        self._answers.remove(answer)
         try:
-            header = self._file.header(entry)
-            tensors = self._file.tensors(entry)
+            return self._file.header(answer.entry), self._file.tensors(answer.entry), answer.here
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _unreadable(self.path, error) from error
-        if header["asked"] != asked:
-            raise InputError(
-                f"pass {self.replayed + 1} of the run that stopped asked something else than this one: this machine or "
-                "library computes other last digits, or the program has changed",
-                where=str(self.path),
-                what_to_do="resume where the run began, or begin anew without resume",
-            )
-        return header, tensors
 
     def _append(self, header: dict[str, Any], tensors: Sequence[Tensor] = ()) -> None:
         if self._file is None or self.failure:

@@ -229,12 +229,6 @@ def test_another_run_is_refused_by_what_differs_and_nothing_is_lost(
     assert {path: path.read_bytes() for path in out.parent.rglob("*") if path.is_file()} == before
 
 
-def test_the_number_of_threads_is_part_of_a_run(stopped: Path) -> None:
-    torch.set_num_threads(2)
-    with pytest.raises(lh.InputError, match="threads was 1 and is 2"):
-        analyze(objective(), out=stopped, resume=True)
-
-
 def test_the_order_of_the_examples_is_not(tmp_path: Path) -> None:
     """A loader may shuffle."""
     analyze(objective(), out=tmp_path / "run")
