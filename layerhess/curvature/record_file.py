@@ -183,6 +183,8 @@ def bytes_of(tensor: Tensor) -> Any:
     if plain.layout is not torch.strided:
         plain = plain.to_dense()
     plain = plain.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    if plain.stride(0) != 1:  # a single number is contiguous, whatever its stride
+        plain = plain.clone(memory_format=torch.contiguous_format)
     return plain.view(torch.uint8).numpy() if plain.numel() else b""
 
 

@@ -15,6 +15,7 @@ from commands import quick_report
 from killed import in_pass, killed
 from layerhess.analysis import identity
 from layerhess.curvature.journal import Journal
+from layerhess.objective.group import ALONE
 from layerhess.results import store
 from ranks import run_ranks
 from resumed import analyze, objective
@@ -60,7 +61,7 @@ def test_another_number_of_processes_goes_on(
 def test_other_threads_and_another_cpu_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "run"
     killed(lambda: analyze(objective(), top=2, out=out), in_pass(4))
-    torch.set_num_threads(2)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "another")
     resumed, wanted = analyze(objective(), top=2, out=out, resume=True), analyze(objective(), top=2)
     for one, other in zip(resumed.spectra(), wanted.spectra(), strict=True):
@@ -86,6 +87,16 @@ def test_where_questions_part_passes_are_made_anew(tmp_path: Path) -> None:
     assert not content.exists() and any("1 of the 3 passes" in note for note in resumed.notes)
     for one, other in zip(resumed.spectra(), wanted.spectra(), strict=True):
         np.testing.assert_allclose(one.eigenvalues, other.eigenvalues, rtol=1e-10)
+
+
+@pytest.mark.parametrize("cut", [1, 7, 30])
+def test_examples_are_the_same_however_they_are_split(cut: int) -> None:
+    x, y = torch.randn(61, 3)[::2], torch.arange(31)
+    whole, split = identity.Content(), identity.Content()
+    whole.see((x, y))
+    for batch in reversed(list(zip(x.split(cut), y.split(cut), strict=True))):
+        split.see(batch)
+    assert split.with_others(ALONE) == whole.with_others(ALONE)
 
 
 def test_another_kind_of_device_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

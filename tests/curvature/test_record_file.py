@@ -19,6 +19,7 @@ TENSORS = [
     torch.zeros(0, 5),
     torch.tensor(7),
     torch.tensor([True, False]),
+    torch.arange(6.0).view(3, 2)[:1, 1],  # with a stride of 2
 ]
 
 
