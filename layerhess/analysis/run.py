@@ -77,9 +77,8 @@ class Run:
         self.journal = self.resumption.journal
         self.notes: list[str] = []
         self.checkpoint: Any = lambda: None
-        self.machine = Budget(
-            self.journal.settled("free", budget(objective.device, group=objective.group).free, here=True)
-        )
+        free = budget(objective.device, group=objective.group).free
+        self.machine = Budget(self.journal.settled("free", free, here=True))
         self.budget = replace(self.machine, limit=arguments.memory)  # for what solvers and estimators hold
         self.graph_budget = self.budget  # for graphs and factors
         self.step = 0  # bytes of a training step
