@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import layerhess as lh
+from layerhess.checks import heavy_examples, sample
 from layerhess.curvature.data_pass import DataPass
 from layerhess.linalg.eigen.krylov_basis import Basis
 
@@ -130,6 +131,7 @@ def refusals() -> dict[str, str]:
         "other number": lambda: lh.eigsh(lh.Hessian(objective()), 1 + 2 * rank),
         "other threads": lambda: with_threads(1 + rank),
         "no room": lambda: without_room(rank),
+        "no copy": lambda: without_copy(rank),
         "interrupt": lambda: lh.analyze(lh.Objective(network(), Interrupting(rank), loss)),
     }
     found = {}
@@ -167,6 +169,22 @@ def without_room(rank: int) -> None:
         lh.analyze(objective(), path="exact", blocks={"all": "*"})
     finally:
         Basis.append = real  # type: ignore[method-assign]
+
+
+def without_copy(rank: int) -> None:
+    """Rank 1 cannot copy the model to look for the examples that carry the eigenvalues; all go without."""
+    known = heavy_examples.precision, sample.WHOLE
+
+    def precision(*given: Any) -> torch.dtype:
+        raise MemoryError("no room for a copy")
+
+    try:
+        sample.WHOLE = 0
+        heavy_examples.precision = precision if rank else known[0]
+        mine = [(a.float(), b) for a, b in share()]
+        lh.analyze(lh.Objective(network(torch.float32), mine, nn.CrossEntropyLoss()), path="exact")
+    finally:
+        heavy_examples.precision, sample.WHOLE = known
 
 
 def with_threads(number: int) -> None:

@@ -63,8 +63,9 @@ class Derivatives:
         examples = surveyed.measured.pieces if surveyed.measured.whole else surveyed.samples
         check = self._gradient_of(examples)
         seen = check.disagreement()
-        if seen.silent and not seen.tensors and not surveyed.measured.whole:
-            for batch in speaking_batches(self.objective, seen.silent, self.counters):
+        silent = () if seen.tensors or surveyed.measured.whole else seen.silent
+        if silent := self.objective.group.agreed(silent):  # all ranks look at all the data, or none
+            for batch in speaking_batches(self.objective, silent, self.counters):
                 further = self._gradient_of([batch]).disagreement()
                 if further.tensors:
                     seen, examples = further, [batch]

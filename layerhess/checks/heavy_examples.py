@@ -95,8 +95,12 @@ class HeavyExamples:
             return []
         most: list[Heavy] = []
         group = self._objective.group
-        copied = self._objective.cast(precision(self._objective.device, self._objective.dtype), [])
-        step = self._direction(directions, norms, copied.dtype)
+
+        def prepared() -> tuple[Objective, Mapping[str, Tensor]]:
+            copied = self._objective.cast(precision(self._objective.device, self._objective.dtype), [])
+            return copied, self._direction(directions, norms, copied.dtype)
+
+        copied, step = group.tried(prepared)
         bends = not is_jacobian_only(self._make_graph, directions)
 
         def share(numbered: tuple[int, Any], totals: Totals) -> None:

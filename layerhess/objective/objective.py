@@ -248,7 +248,8 @@ class Objective:
 
         Args:
             examples: how many to keep; all are kept if there are fewer.
-            seed: the same seed gives the same subset of the same data.
+            seed: the same seed gives the same subset of the same data in the same order; of several processes' data,
+                taken one after the other.
 
         Raises:
             InputError: if ``examples`` < 1, or the batches cannot be split along dimension 0, or a loader's workers

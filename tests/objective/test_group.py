@@ -47,6 +47,7 @@ def test_what_one_rank_finds_wrong_all_refuse_and_go_on(tmp_path: Path) -> None:
     assert one["broken"].startswith("ProcessError: rank 1 failed: RuntimeError: no such kernel")
     assert two["broken"] == "RuntimeError: no such kernel"
     assert one["no room"].startswith("ProcessError: rank 1 failed: MemoryError: no room")
+    assert one["no copy"] == two["no copy"] == "nothing was raised"
     assert two["no room"] == "MemoryError: no room"
     assert "rank 1" in one["between"] and "InputError: " in two["between"]
     assert (
