@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,8 @@ from layerhess.objective.objective import Objective
 def within_budget(objective: Objective, memory: Budget) -> tuple[Objective, str]:
     """The objective in pieces of batches of which a forward pass fits a budget that was asked for (in session).
 
-    Bytes are counted for one and for two examples of the first batch. Batches that must not be cut stay whole.
+    Bytes are counted for one and for two examples of the largest batch of a list, or else of the first one. Batches
+    that must not be cut stay whole.
 
     Returns:
         It, and a sentence where batches are cut, or "".
@@ -35,8 +37,10 @@ def within_budget(objective: Objective, memory: Budget) -> tuple[Objective, str]
 
 
 def _forward_pieces(objective: Objective, most: float) -> int:
-    """How many examples of the first batch take so many bytes in a forward pass; 0 where it need not be cut."""
-    batch = next(iter(objective.batches()), None)
+    """How many examples of that batch take so many bytes in a forward pass; 0 where it need not be cut."""
+    of_list = isinstance(objective.data, list)  # whose batches are at hand
+    looked_at = objective.batches() if of_list else itertools.islice(objective.batches(), 1)
+    batch = max(looked_at, key=lambda one: batches.leading_size(one) or 0, default=None)
     size = batches.leading_size(batch) or 0
     if size < 2 or objective.tied_norms:
         return 0
