@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import layerhess as lh
-from layerhess.analysis.sampling_errors import GROUPS
+from layerhess.analysis.example_groups import GROUPS
 from layerhess.curvature.data_pass import DataPass
 
 Counts = Counter[str]
