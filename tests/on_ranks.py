@@ -18,6 +18,7 @@ import layerhess as lh
 from layerhess.checks import heavy_examples, sample
 from layerhess.curvature.data_pass import DataPass
 from layerhess.linalg.eigen.krylov_basis import Basis
+from layerhess.linalg.eigen.row_sum import RowSum
 
 EXAMPLES, CUTS = 61, {1: [0, 61], 2: [0, 40, 61], 3: [0, 37, 61, 61]}  # the third of three ranks has no data
 
@@ -132,6 +133,7 @@ def refusals() -> dict[str, str]:
         "other threads": lambda: with_threads(1 + rank),
         "no room": lambda: without_room(rank),
         "no copy": lambda: without_copy(rank),
+        "no room for rows": lambda: without_room_for_rows(rank),
         "interrupt": lambda: lh.analyze(lh.Objective(network(), Interrupting(rank), loss)),
     }
     found = {}
@@ -185,6 +187,20 @@ def without_copy(rank: int) -> None:
         lh.analyze(lh.Objective(network(torch.float32), mine, nn.CrossEntropyLoss()), path="exact")
     finally:
         heavy_examples.precision, sample.WHOLE = known
+
+
+def without_room_for_rows(rank: int) -> None:
+    """A spectrum from rows does not fit into the memory of rank 1."""
+    real = RowSum.decompose
+
+    def decompose(self: RowSum, *given: Any) -> Any:
+        raise MemoryError("no room")
+
+    try:
+        RowSum.decompose = decompose if rank else real  # type: ignore[method-assign]
+        lh.analyze(objective(), path="gram", blocks={"last": "2.*"}, full=False)
+    finally:
+        RowSum.decompose = real  # type: ignore[method-assign]
 
 
 def with_threads(number: int) -> None:

@@ -67,7 +67,7 @@ def estimate(
 
     Args:
         world: processes that share the data, on devices such as this one. device_memory: of each, such as "80GiB"; by
-            default what is free here. options: of :func:`layerhess.analyze`.
+            default what is free here. options: of :func:`layerhess.analyze`; out, resume and progress change nothing.
 
     Raises:
         InputError, CheckError: what ``analyze`` refuses is refused here too.
@@ -76,7 +76,7 @@ def estimate(
     given.apply_defaults()
     named = dict(given.arguments)
     scheme, skip_failed = named.pop("blocks"), named.pop("skip_failed")
-    named |= {"out": None, "progress": None}
+    named |= {"out": None, "resume": False, "progress": None}
     arguments = check_arguments(**named)
     world = checked_integer(world, "world", 1)
     room = memory_limit(device_memory)
@@ -132,12 +132,14 @@ def _expected(run: Trial, world: int, before: int) -> CostEstimate:
         fixed + longer * (alone + in_passes * unit.slower) + remade + heavy + run.counters.seconds["rounding"]
         + sent / BANDWIDTH
     )  # fmt: skip
+    search = max(seconds - fixed, 1e-9)
+    share = 1.0 if asked is None else min(1.0, max(0.0, asked - fixed) / search)  # of it, until time_limit is over
     return CostEstimate(
-        seconds=seconds,
-        passes=passes,
-        products=math.ceil(longer * (vectors + run.probes)),
+        seconds=fixed + share * search,
+        passes=math.ceil(share * passes),
+        products=math.ceil(share * longer * (vectors + run.probes)),
         peak_bytes=peak,
-        sent_bytes=sent,
+        sent_bytes=int(share * sent),
         gradient_seconds=unit.gradient_seconds,
         fits=peak <= run.machine.room,
         world=world,

@@ -24,7 +24,7 @@ from layerhess.analysis.result import rewrite_report
 from layerhess.cli.demo import build as build_demo
 from layerhess.cli.display import Display, cost_sentences
 from layerhess.cli.exit_codes import DONE, UNFINISHED, ended, stdout_on_stderr
-from layerhess.cli.question import NOT_ESTIMATED, arguments_of, objective_of, with_options_of
+from layerhess.cli.question import NO_COST, arguments_of, objective_of, with_options_of
 from layerhess.errors import InputError
 from layerhess.objective.group import launched, world
 from layerhess.objective.objective import Objective
@@ -189,11 +189,12 @@ def _estimate(
 ) -> None:
     """What `analyze` with these options would cost, from the checks and a few timed products, without a run.
 
-    Time, passes over the data, products, and for each process its peak memory and what it sends.
+    Time, passes over the data, products, and for each process its peak memory and what it sends. Where a result goes
+    and how it is shown (--out, --resume, --learning-rate) changes nothing; --max-passes and --time-limit do.
     """
 
     def command() -> int:
-        arguments = arguments_of(options)
+        arguments = {name: value for name, value in arguments_of(options).items() if name not in NO_COST}
         _use_threads(options["threads"])
         display = Display(quiet=options["quiet"], offer_examples=False)
         with ExitStack() as stack:
@@ -207,7 +208,7 @@ def _estimate(
     raise typer.Exit(ended(command, show_traceback=options["traceback"]))
 
 
-app.command("estimate")(with_options_of(analyze, _estimate, without=NOT_ESTIMATED))
+app.command("estimate")(with_options_of(analyze, _estimate))
 
 
 @app.command()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
 from layerhess.cli.factory import load_objective
 from layerhess.cli.prepare import block_scheme, estimate, names_or_none, number_or_none, prepared
 from layerhess.objective.objective import Objective
 
-# What says where a result goes, how it is shown, or when to stop: it does not change what an analysis costs.
-NOT_ESTIMATED = ("out", "resume", "learning_rate", "max_passes", "time_limit")
+NO_COST = ("out", "resume", "learning_rate")  # where a result goes and how it is shown: it costs the same
 PASSED_ON = (
     "operator", "top", "full", "tol", "copies", "seed", "method", "path", "memory", "max_passes", "time_limit",
     "skip_failed", "resume",
@@ -65,16 +64,14 @@ def arguments_of(options: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def with_options_of(
-    command: Callable[..., None], own: Callable[..., None], without: Collection[str]
-) -> Callable[..., None]:
-    """A command with the options of another one, but for some, and its own.
+def with_options_of(command: Callable[..., None], own: Callable[..., None]) -> Callable[..., None]:
+    """A command with the options of another one and its own.
 
     Args:
-        own: takes its own options by name, and all others in ``**options``. without: options left out.
+        own: takes its own options by name, and all others in ``**options``.
     """
     hints = get_type_hints(command, include_extras=True) | get_type_hints(own, include_extras=True)
-    theirs = [p for name, p in inspect.signature(command).parameters.items() if name not in without]
+    theirs = inspect.signature(command).parameters.values()
     ours = [p for p in inspect.signature(own).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
 
     def made(**options: Any) -> None:

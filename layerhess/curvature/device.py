@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from layerhess.errors import InputError
+from layerhess.errors import InputError, LayerhessError
 from layerhess.objective.group import ALONE, Group
 
 try:
@@ -181,6 +181,12 @@ def _free_in_cgroup(folder: Path, limit: str, used: str, cached: tuple[str, ...]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for torch's and the system's out-of-memory errors, on any device."""
+    """True for torch's and the system's out-of-memory errors, on any device.
+
+    Those of other ranks in the same step are meant too (:class:`layerhess.objective.group.OthersError`); refusals, and
+    that another rank has failed, are not, whatever they say.
+    """
+    if isinstance(error, LayerhessError):
+        return False
     text = str(error).lower()
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in text for sign in OUT_OF_MEMORY)

@@ -99,6 +99,15 @@ def test_a_trial_that_is_ended_is_carried_on(monkeypatch: pytest.MonkeyPatch) ->
     assert 1 <= cut.passes <= 3 * whole.passes and cut.peak_bytes > 0
 
 
+@pytest.mark.parametrize("limit", [1e-3, 1.0])
+def test_limits_of_the_run_count_and_where_it_writes_does_not(limit: float) -> None:
+    few = lh.estimate(network(), max_passes=3, out="nowhere", resume=True)
+    assert few.passes == lh.analyze(network(), max_passes=3).counts.passes < lh.estimate(network()).passes
+    short = lh.estimate(network(), time_limit=limit)
+    checks = lh.estimate(network()).seconds
+    assert 0.0 < short.seconds < limit + checks and short.peak_bytes > 0
+
+
 def test_graphs_are_kept_as_whole_batches() -> None:
     unit = Unit(Growth(10.0, 1.0), Growth(20.0, 2.0), 4.0, 1.0, examples=64, pieces=4, piece=16, tried=(16,))
     assert unit.graphs == 4 * 10.0 + 64.0

@@ -61,6 +61,9 @@ def test_estimate_says_what_analyze_would_cost_and_writes_nothing(here: Path, ca
     assert found["passes"] > 0 and found["seconds"] > 0 and found["peak_bytes"] > 0 and found["world"] == 2
     assert main(["estimate", "mine.py:make", "--device-memory", "80GiB"]) == 0
     assert "which fits" in capsys.readouterr().out
+    of_analyze = ["--out", "elsewhere", "--resume", "--learning-rate", "0.1", "--max-passes", "3", "--time-limit", "60"]
+    assert main(["estimate", "mine.py:make", "--json", "-q", *of_analyze]) == 0
+    assert 0 < json.loads(capsys.readouterr().out)["passes"] <= 3
     assert sorted(p for p in here.rglob("*") if "__pycache__" not in p.parts) == before
     assert main(["estimate", "mine.py:make", "--exclude", "much"]) == 2
     assert "--exclude" in capsys.readouterr().err

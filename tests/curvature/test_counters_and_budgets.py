@@ -25,7 +25,8 @@ from layerhess.curvature.device import (
     used_bytes,
 )
 from layerhess.curvature.factors.work import Work, sum_of_works
-from layerhess.errors import InputError
+from layerhess.errors import CheckError, InputError, ProcessError
+from layerhess.objective.group import Failure
 
 CPU = torch.device("cpu")
 GIB = 1 << 30
@@ -194,7 +195,11 @@ def test_on_a_gpu_its_own_counters_are_asked(monkeypatch: pytest.MonkeyPatch) ->
     ("error", "out"),
     [(MemoryError(), True), (torch.OutOfMemoryError("x"), True), (RuntimeError("CUDA out of memory."), True),
      (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True), (RuntimeError("std::bad_alloc"), True),
-     (RuntimeError("not enough memory: you"), True), (RuntimeError("shapes differ"), False), (ValueError(), False)],
+     (RuntimeError("not enough memory: you"), True), (RuntimeError("shapes differ"), False), (ValueError(), False),
+     (Failure.of(MemoryError("no room"), 1).exception(), True),
+     (Failure.of(torch.OutOfMemoryError("CUDA out of memory"), 1).exception(), True),
+     (ProcessError("rank 1 failed: RuntimeError: CUDA out of memory"), False),
+     (CheckError("out of memory"), False), (InputError("out of memory"), False)],
 )  # fmt: skip
 def test_which_errors_are_a_lack_of_memory(error: BaseException, out: bool) -> None:
     assert is_out_of_memory(error) is out

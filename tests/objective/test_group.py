@@ -49,6 +49,8 @@ def test_what_one_rank_finds_wrong_all_refuse_and_go_on(tmp_path: Path) -> None:
     assert one["no room"].startswith("ProcessError: rank 1 failed: MemoryError: no room")
     assert one["no copy"] == two["no copy"] == "nothing was raised"
     assert two["no room"] == "MemoryError: no room"
+    assert one["no room for rows"] == two["no room for rows"]
+    assert "its rows do not fit into memory" in one["no room for rows"]
     assert "rank 1" in one["between"] and "InputError: " in two["between"]
     assert (
         one["other question"] == two["other question"] and "top is 1 on rank 0 and 2 on rank 1" in one["other question"]

@@ -171,7 +171,10 @@ def gram_processes(
                         make_process, block, wanted, tol=tol, seed=seed, method=method, exclude=exclude, copies=copies,
                         device=data_pass.objective.device, basis_limit=held.rows, dtype=held.dtype,
                     )  # fmt: skip
-                    found = _decomposed(rows.pop(name), block, wanted, data_pass, seed, otherwise)
+                    own = rows.pop(name)
+                    decompose = functools.partial(_decomposed, own, block, wanted, data_pass, seed, otherwise)
+                    found = data_pass.objective.group.tried(decompose)  # each rank in its own memory
+                    del own, decompose
                     if found is None:
                         failed[name] = "its rows are NaN or infinite, though the loss is finite"
                     else:
