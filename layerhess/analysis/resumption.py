@@ -104,8 +104,8 @@ class Resumption:
             store.tidy(self._out)
 
     def refused(self) -> None:
-        """The run is refused: nothing to go on from, unless it has made passes, or went on with another."""
-        if self.journal.known is None and self.journal.active and not self.journal.passes:
+        """The run is refused: nothing to go on from, unless it has passes of this data, or went on with another."""
+        if self.journal.known is None and self.journal.active and (self.journal.spoilt or not self.journal.passes):
             self.journal.remove()
 
     @property

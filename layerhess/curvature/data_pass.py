@@ -23,7 +23,7 @@ from layerhess.curvature.same_data import changed, refuse_changed
 from layerhess.curvature.smaller_pieces import in_pieces, note_on, too_large
 from layerhess.curvature.time_unit import TimeUnit
 from layerhess.curvature.totals import Listing, Totals, add_up
-from layerhess.errors import InputError, ProcessError
+from layerhess.errors import InputError, LayerhessError, ProcessError
 from layerhess.objective.batches import is_stable
 from layerhess.objective.blocks import Block
 from layerhess.objective.interrupts import safe_point
@@ -275,7 +275,11 @@ class DataPass:
         if told:  # else others made it, who had other batches
             self._take_up(told)
         self.counts = totals.listed(COUNT)
-        self._check_totals(totals.total(LOSS), totals.total(COUNT), totals.total(FRESH) > 0)
+        try:
+            self._check_totals(totals.total(LOSS), totals.total(COUNT), totals.total(FRESH) > 0)
+        except LayerhessError:
+            self.journal.spoilt = True
+            raise
         if self._time_unit.open and told is None:
             self._time_unit.settle(self.objective, self.count)
         if gradient := totals.totals(GRADIENT):
@@ -369,6 +373,7 @@ class DataPass:
                     self._kept.clear()
             del graph
         if number < skip:
+            self.journal.spoilt = True
             raise changed("it has fewer batches than at the first")
         self._kept_all = all_kept and number > 0
         if not all_kept and self._budget:

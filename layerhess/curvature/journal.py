@@ -60,7 +60,8 @@ class Journal:
 
     Attributes:
         known: identity of the run that is resumed, None if there is none. replayed: passes told again so far.
-        passes: how many are written down. failure: why nothing more is written, in a sentence, or "".
+        passes: how many are written down. spoilt: the data is no longer what it was when they were.
+        failure: why nothing more is written, in a sentence, or "".
 
     Raises:
         InputError: the journal cannot be read, not even its first record.
@@ -80,7 +81,7 @@ class Journal:
         self._machine = dict(machine)
         self.replayed, self.passes, self._known = 0, 0, 0
         self._missed = False  # something was asked that the journal does not know
-        self.failure = ""
+        self.failure, self.spoilt = "", False
         self.known: dict[str, Any] | None = None
         self._counters = counters
         self._settled: dict[str, Any] = {}
