@@ -13,17 +13,23 @@ from typing import Any
 
 HERE = Path(__file__).parent
 SCRIPT = """
-import importlib, pickle, sys, datetime
+import importlib, os, pickle, sys, datetime, traceback
 import torch, torch.distributed as dist
 torch.set_num_threads(1)
 module, function, rank, size, store, out, seconds = sys.argv[1:]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(size),
                         timeout=datetime.timedelta(seconds=float(seconds)))
-made = getattr(importlib.import_module(module), function)()
-with open(out, "wb") as file:
-    pickle.dump(made, file)
-dist.barrier()  # who is first to go must not find the others in the middle of it
-dist.destroy_process_group()
+code = 1
+try:
+    made = getattr(importlib.import_module(module), function)()
+    with open(out, "wb") as file:
+        pickle.dump(made, file)
+    dist.barrier()  # who is first to go must not find the others in the middle of it
+    code = 0
+except BaseException:
+    traceback.print_exc()
+sys.stderr.flush()
+os._exit(code)  # gloo's threads now and then abort a process whose interpreter ends
 """
 
 

@@ -16,6 +16,10 @@ from layerhess.objective.objective import Objective
 Made = TypeVar("Made")
 
 
+class TooLarge(InputError):
+    """A batch does not fit, and was not to be cut where that was seen; who called may know how."""
+
+
 def in_pieces(
     objective: Objective,
     attempt: Callable[[Objective], Made],
@@ -38,7 +42,7 @@ def in_pieces(
     given, most = objective, -1
     while True:
         try:
-            return objective.group.tried(functools.partial(attempt, objective)), objective
+            return objective.group.tried(functools.partial(_attempted, attempt, objective)), objective
         except Exception as error:  # user code that needs whole batches can raise anything
             ours = isinstance(error, (CheckError, ProcessError))
             if ours or not is_out_of_memory(error):
@@ -51,6 +55,13 @@ def in_pieces(
             break
         objective = smaller
     raise refusal()  # not in the handler: the error holds on to what was allocated
+
+
+def _attempted(attempt: Callable[[Objective], Made], objective: Objective) -> Made:
+    try:
+        return attempt(objective)
+    except TooLarge as error:
+        raise MemoryError(str(error)) from error
 
 
 def largest_batch(objective: Objective) -> int:
@@ -79,7 +90,7 @@ def note_on(size: int | None) -> str:
     return f"memory: it ran out, so batches were cut into pieces of {size} examples meanwhile"
 
 
-def too_large(objective: Objective, attempt: Callable[[Any], None]) -> InputError:
+def too_large(objective: Objective, attempt: Callable[[Any], None]) -> TooLarge:
     """The error for a batch that does not fit: a batch size that does is found by trial, and named.
 
     Args:
@@ -96,7 +107,7 @@ def too_large(objective: Objective, attempt: Callable[[Any], None]) -> InputErro
             if not is_out_of_memory(error):
                 whole, size = None, 0
             size //= 2
-    return InputError(
+    return TooLarge(
         "out of memory while making Hessian-vector products",
         where=f"a batch of {leading_size(batch) or 'unknown size'} examples on {objective.device}",
         what_to_do=f"use batch_size={size}, which fits"
