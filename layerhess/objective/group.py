@@ -26,6 +26,7 @@ from layerhess.objective.interrupts import STOPS
 Value = TypeVar("Value")
 LEAVING, AGREED, GATHERED, TRIED, JOINED = "leaving", "agreed", "gathered", "tried", "joined"  # kinds of exchanges
 PATIENCE = 15.0  # seconds in which survivors of a failed exchange find out who else is there
+REST = 0.3  # seconds in which gloo's threads let go of sums: where the interpreter ends before that, torch 2.13 aborts
 OURS = (InputError, CheckError, ProcessError)
 HEARD = "_heard_by_all_ranks"  # attribute of an error that came out of an exchange
 KEY = "layerhess"  # of what is written into the store of the process group
@@ -383,6 +384,7 @@ def launched() -> Iterator[Group]:
         if made:
             with suppress(Exception):  # of ranks that are gone
                 dist.destroy_process_group()
+            time.sleep(REST)
 
 
 def _store() -> Any:
