@@ -154,7 +154,8 @@ class DataPass:
         asked = None
         if self.journal.active or self.objective.group.size > 1:
             parts = (part for key in requests for part in (key, *requests[key].parts))
-            asked = Question.of([about, *parts], by_batch=any(request.quadratic for request in requests.values()))
+            by_batch = any(request.quadratic for request in requests.values())
+            asked = Question.of([about, *parts], by_batch, nearly=self.journal.active)  # ranks compare every bit
         start = self.counters.clock()
         try:
             return self._collect(share, requests, asked)

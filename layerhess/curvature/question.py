@@ -34,11 +34,12 @@ class Question:
     by_batch: bool = False
 
     @classmethod
-    def of(cls, parts: Iterable[Any], by_batch: bool = False) -> Question:
-        """The question with these texts and (s, n) vectors."""
+    def of(cls, parts: Iterable[Any], by_batch: bool = False, nearly: bool = True) -> Question:
+        """The question with these texts and (s, n) vectors; without ``nearly`` it is known again bit by bit only."""
         parts = list(parts)
         outline = [f"{p.dtype}{tuple(p.shape)}" if isinstance(p, Tensor) else p for p in parts]
-        sums = [number for part in parts if isinstance(part, Tensor) for row in part for number in _sums(row)]
+        rows = [row for part in parts if nearly and isinstance(part, Tensor) for row in part]
+        sums = [number for row in rows for number in _sums(row)]
         return cls(digest_of(parts), digest_of(outline), tuple(sums), by_batch)
 
     @classmethod
