@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,14 @@ import torch
 from torch import nn
 
 from layerhess.analysis.example_digests import by_example
+from layerhess.checks.findings import SelfCheck
 from layerhess.checks.survey import Survey
 from layerhess.curvature.record_file import digest_of
 from layerhess.curvature.same_data import loss_tolerance
 from layerhess.objective.batches import leading_size
 from layerhess.objective.blocks import Partition
 from layerhess.objective.containers import tensors
-from layerhess.objective.group import Group
+from layerhess.objective.group import ALONE, Group
 from layerhess.objective.objective import Objective
 
 IDENTITY = "identity"  # among a result's settings
@@ -33,6 +35,10 @@ DIGESTS = {  # the parts of which only a digest is kept
     "content": "the examples are others",
     "loss_sum": "the loss is another",
 }
+DERIVATIVE = "derivative"  # in a journal: a product on the sample
+APART = {torch.float64: 1e-6, torch.float32: 1e-2}  # of a tensor's part: more than rounding and a kink that is crossed
+APART_AT_ALL = 0.3  # in half precision, and by differences
+NOISE = 1e3  # roundoffs of the whole product, in a part
 LAST_DIGITS = ("processes", "threads", "instructions")  # another machine's own: a run may go on with others
 
 
@@ -103,6 +109,41 @@ def of_data(surveyed: Survey, content: str) -> dict[str, Any]:
             "loss_sum": surveyed.loss_sum,
         }
     )
+
+
+def of_derivative(samples: Sequence[Any], checked: SelfCheck) -> dict[str, Any]:
+    """By which the derivative is known again where the sample is the same: the loss does not show what is detached."""
+    seen = Content()
+    for sample in samples:
+        seen.see(sample)
+    coarsest = checked.trace.coarsest
+    return _plain(
+        {
+            "sample": seen.with_others(ALONE),
+            "apart": APART_AT_ALL if checked.differences is not None else APART.get(coarsest, APART_AT_ALL),
+            "eps": float(torch.finfo(coarsest).eps),
+            "product": checked.product,
+        }
+    )
+
+
+def other_derivative(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """In words, where the derivatives differ of two runs whose losses are the same; "" if they do not.
+
+    Other processes, or a loader that shuffles, may have another sample: then nothing is known.
+    """
+    if then.get("sample") != now["sample"]:
+        return ""
+    norms = [norm for norm, *_ in now["product"].values()]
+    rounding = NOISE * now["eps"] * math.hypot(*filter(math.isfinite, norms))
+    for name, (norm, *own) in now["product"].items():
+        norm_then, *others = then["product"][name]
+        if not (math.isfinite(norm) or math.isfinite(norm_then)):
+            continue
+        level = now["apart"] * max(norm, norm_then) + rounding
+        if not all(abs(a - b) <= level for a, b in zip([norm, *own], [norm_then, *others], strict=True)):
+            return f"the loss is the same, and its derivative with respect to {name!r} is another"
+    return ""
 
 
 def difference(then: Mapping[str, Any], now: Mapping[str, Any], dtype: torch.dtype) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from layerhess.analysis import identity
 from layerhess.analysis.identity import IDENTITY, Content
 from layerhess.analysis.result import Analysis, load
+from layerhess.checks.findings import SelfCheck
 from layerhess.checks.survey import Survey
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.journal import Journal
@@ -29,7 +30,8 @@ class Resumption:
             there is one. settings, versions: of the run.
 
     Attributes:
-        journal: of the run. identity: what is known of the run by now.
+        wanted: some rank writes down what this run finds. journal: of the run. identity: what is known of the run by
+            now.
 
     Raises:
         InputError: the journal there cannot be read.
@@ -52,7 +54,7 @@ class Resumption:
         self._group = objective.group
         path = None if out is None else store.journal_path(out)
         self.journal = Journal(path, counters, resume=resume, group=self._group, machine=identity.machine(objective))
-        self._wanted = self._group.agreed(out is not None)
+        self.wanted = self._group.agreed(out is not None)
         self._content = Content()
         self._call = partial(identity.of_call, objective, divided, settings, versions)
         self.identity: dict[str, Any] = {}
@@ -60,7 +62,7 @@ class Resumption:
     def witness(self) -> Callable[[Any], None]:
         """Begins anew with the data: to be shown every batch of it once."""
         self._content = Content()
-        return self._content.see if self._wanted else lambda batch: None
+        return self._content.see if self.wanted else lambda batch: None
 
     def meet(self, surveyed: Survey) -> Analysis | None:
         """Compare with the run to be resumed (in session); its result, if it is there and finished.
@@ -68,7 +70,7 @@ class Resumption:
         Raises:
             InputError: the journal, or the result that would be replaced, is of another run.
         """
-        if not self._wanted:
+        if not self.wanted:
             return None
         digest = self._content.with_others(self._group)
         self.identity = {**self._call(), "data": identity.of_data(surveyed, digest)}
@@ -77,7 +79,7 @@ class Resumption:
     def _found(self) -> Analysis | None:
         if self._out is None:  # the first rank looks
             return None
-        self._compare(self.journal.known, str(self.journal.path))
+        self._compare(self.journal.known, str(self.journal.path or ""))
         found = store.settings_of(self._out).get(IDENTITY)
         if found is None:
             return None
@@ -88,13 +90,21 @@ class Resumption:
             self._compare(found, str(self._out))
         return None
 
-    def begin(self, numbers: int) -> dict[str, Any]:
+    def begin(self, surveyed: Survey, checked: SelfCheck, numbers: int) -> dict[str, Any]:
         """Write down passes from now on; what a result's settings are to say of this run.
 
         Args:
             numbers: about how many the result will hold.
+
+        Raises:
+            InputError: the run that is to be resumed had another derivative.
         """
-        self.journal.begin(self.identity, _LEAST_ROOM + numbers * self._objective.dtype.itemsize)
+        derivative = identity.of_derivative(surveyed.samples, checked) if self.wanted else {}
+        if then := (self.journal.known or {}).get(identity.DERIVATIVE):
+            self._refuse(identity.other_derivative(then, derivative), str(self.journal.path or ""))
+        self.journal.begin(
+            {**self.identity, identity.DERIVATIVE: derivative}, _LEAST_ROOM + numbers * self._objective.dtype.itemsize
+        )
         return {IDENTITY: self.identity} if self._out is not None else {}
 
     def ended(self) -> None:
@@ -122,7 +132,11 @@ class Resumption:
         return identity.difference(other, self.identity, self._objective.dtype)
 
     def _compare(self, other: Mapping[str, Any] | None, where: str) -> None:
-        if other is not None and (what := self._differs(other)):
+        if other is not None:
+            self._refuse(self._differs(other), where)
+
+    def _refuse(self, what: str, where: str) -> None:
+        if what:
             raise InputError(
                 f"the run that is to be resumed is another one: {what}",
                 where=where,

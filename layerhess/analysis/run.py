@@ -132,6 +132,7 @@ class Run:
             self.checked = self_check(
                 self.objective, self.surveyed, self._operators(), self.full_block, self.arguments.seed, self.counters,
                 self.curvature, self.graph_budget, factors=self.arguments.path != "exact" and not chosen.segments,
+                known_again=self.resumption.wanted,
             )  # fmt: skip
         self._cut_into("self-check", self.checked.pieces)
         self._note(*self.checked.notes, *self.checked.concerns)
@@ -152,7 +153,9 @@ class Run:
         names = list(self.objective.parameters) if self.arguments.full else self._covered()
         make = graph_maker(self.curvature, self.checked.licence, self._refute)
         objective, found = self._cut(make)
-        self.settings |= self.resumption.begin(self.wanted.total * sum(b.numel for b in self._operators().values()))
+        self.settings |= self.resumption.begin(
+            self.surveyed, self.checked, self.wanted.total * sum(b.numel for b in self._operators().values())
+        )
         if self.progress is not None and (sentence := self.resumption.note):
             self.progress.note(sentence)
         data_pass = DataPass(

@@ -45,14 +45,15 @@ SHARE = 0.2  # of the free memory, for the sample's graphs
 
 def self_check(
     objective: Objective, surveyed: Survey, blocks: Mapping[str, Block], full: Block, seed: int, counters: Counters,
-    curvature: CurvatureMatrix, memory: Budget, factors: bool = False,
+    curvature: CurvatureMatrix, memory: Budget, factors: bool = False, known_again: bool = False,
 ) -> SelfCheck:  # fmt: skip
     """Run all checks on the survey's sample (in session). Where memory runs out, again on smaller pieces of it.
 
     Args:
         blocks: those to analyse, under their names; the full model under "(full)" if it is asked for.
         curvature: the matrix whose products are checked. memory: the budget. factors: look for blocks that may use
-            factors; one exact product of theirs is then compared instead of three for symmetry.
+            factors; one exact product of theirs is then compared instead of three for symmetry. known_again: set
+            :attr:`layerhess.checks.findings.SelfCheck.product`.
 
     Raises:
         InputError: active randomness; no second derivative; a loss that depends on no parameter; batches that do not
@@ -63,7 +64,7 @@ def self_check(
 
     def attempt(cut: Objective) -> SelfCheck:
         part = surveyed if cut is objective else surveyed.cut(objective, cut.batch_size)
-        found = _self_check(cut, part, blocks, full, seed, counters, curvature, memory, factors)
+        found = _self_check(cut, part, blocks, full, seed, counters, curvature, memory, factors, known_again)
         found.pieces = None if cut is objective else cut.batch_size
         return found.agreed(objective.group)
 
@@ -72,7 +73,7 @@ def self_check(
 
 def _self_check(
     objective: Objective, surveyed: Survey, blocks: Mapping[str, Block], full: Block, seed: int, counters: Counters,
-    curvature: CurvatureMatrix, memory: Budget, factors: bool,
+    curvature: CurvatureMatrix, memory: Budget, factors: bool, known_again: bool,
 ) -> SelfCheck:  # fmt: skip
     sample = surveyed.sample
     found = SelfCheck(trace(objective, sample))
@@ -102,6 +103,8 @@ def _self_check(
         data_pass.release()
         _choose_steps(objective.narrowed(surveyed.samples), blocks, full, make, seed, found, counters)
     full_norm = float(torch.linalg.vector_norm(first))
+    if known_again:
+        found.remember(full, first)
     # Graphs of J hold two vectors each, so that large models have no room for what is not needed yet.
     spare = curvature.name != HESSIAN.name and is_large(objective.numel)
     known = {} if spare else {FULL: first if objective.dtype == torch.float64 else first.float()}

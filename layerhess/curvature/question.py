@@ -39,7 +39,7 @@ class Question:
         parts = list(parts)
         outline = [f"{p.dtype}{tuple(p.shape)}" if isinstance(p, Tensor) else p for p in parts]
         rows = [row for part in parts if nearly and isinstance(part, Tensor) for row in part]
-        sums = [number for row in rows for number in _sums(row)]
+        sums = [number for row in rows for number in weighted_sums(row)]
         return cls(digest_of(parts), digest_of(outline), tuple(sums), by_batch)
 
     @classmethod
@@ -63,7 +63,7 @@ class Question:
         return True
 
 
-def _sums(vector: Tensor) -> list[float]:
+def weighted_sums(vector: Tensor) -> list[float]:
     """How far they may be off, and WEIGHTS sums of a vector (n,) with random weights of mean square 1."""
     drawn = torch.Generator().manual_seed(0)
     inner = torch.randn(_PERIOD, WEIGHTS, generator=drawn, dtype=torch.float64).to(vector.device)

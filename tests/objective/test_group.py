@@ -76,20 +76,22 @@ def test_a_rank_that_is_lost_is_named(how: str, tmp_path: Path) -> None:
     assert one.code != 0 and (how == "lost" or "rank 1 came too late" in one.stderr)
 
 
-@pytest.mark.parametrize("how", ["killed", "raises"])
-def test_passes_are_kept_when_a_rank_fails(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("how", "ranks"), [("killed", 2), ("raises", 2), ("killed", 1), ("killed", 3)])
+def test_passes_are_kept_when_a_rank_fails(
+    how: str, ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OUT", str(tmp_path / "run"))
     monkeypatch.setenv("HOW", how)
     survivor, failed = run_ranks(2, "on_ranks", "dies_late", tmp_path / "first")
     told = "ValueError: worker broke" if how == "raises" else "it died, left or did not answer in time"
     assert survivor.code == 1 and f"ProcessError: rank 1 failed: {told}" in survivor.stderr
     assert "5 passes are kept, and resume goes on from there" in survivor.stderr and failed.code != 0
-    one, two = (ended.returned for ended in run_ranks(2, "on_ranks", "resumed", tmp_path / "second"))
+    one, *others = (ended.returned for ended in run_ranks(ranks, "on_ranks", "resumed", tmp_path / "second"))
     assert any("5 passes are known" in note for note in one["notes"]), one["notes"]
     whole = on_ranks.numbers(lh.analyze(on_ranks.objective(), full=True))
     for name, numbers in whole.items():
         np.testing.assert_allclose(one[name], numbers, rtol=1e-10, atol=1e-10 * np.abs(numbers).max(), err_msg=name)
-        assert np.array_equal(one[name], two[name])
+        assert all(np.array_equal(one[name], other[name]) for other in others)
     assert not list(tmp_path.glob(".run*"))
 
 
