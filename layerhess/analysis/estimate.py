@@ -11,7 +11,6 @@ from layerhess.analysis.analyze import analyze
 from layerhess.analysis.arguments import check_arguments
 from layerhess.analysis.paths.cost import gram_bytes
 from layerhess.analysis.paths.gram import whole
-from layerhess.analysis.tasks import Task
 from layerhess.analysis.trial import Trial, Unit, unit_of
 from layerhess.checks.second_derivative import named_operations
 from layerhess.checks.survey import Survey
@@ -61,7 +60,7 @@ def estimate(
     """What :func:`layerhess.analyze` with the same arguments would cost.
 
     The survey reads the data once and the self-check runs on its sample, as in an analysis. Then the solvers run on a
-    part of the data, at most a quarter and at most a minute, with the decisions (waves, precision, pieces, segments,
+    part of the data, at most half and at most a minute, with the decisions (waves, precision, pieces, segments,
     path) for all of it: passes and solvers' vectors are those of a real search for similar curvature. What grows with
     the data is carried over: seconds, by timed gradients of whole batches, and graphs, as far as they will be kept.
 
@@ -81,7 +80,7 @@ def estimate(
     world = checked_integer(world, "world", 1)
     room = memory_limit(device_memory)
     divided = partition(objective.model, objective.parameters, objective.frozen, scheme)
-    run = Trial(objective, divided, scheme, arguments, None, skip_failed)
+    run = Trial(objective, divided, scheme, arguments, None, skip_failed, world=world)
     restart_peak(objective.device)
     before = used_bytes(objective.device)
     if room is not None:
@@ -109,24 +108,30 @@ def _expected(run: Trial, world: int, before: int) -> CostEstimate:
     run.solve()
     solved = peak_bytes(device) - before
     assert run.schedule is not None
-    unit, longer = unit_of(run, surveyed, world), _longer(run) * _shorter(run, surveyed)
+    unit, shorter, longer = unit_of(run, surveyed, world), _shorter(run, surveyed), _longer(run)
+    vectors = sum(rows.after(longer, shorter) - rows.nbytes for rows in run.rows)
+    longer *= shorter
+    ahead = unit.held([size for size, _, _ in run.ahead])
+    run.ahead.clear()
     passes = math.ceil(longer * run.counters.passes)
     # Memory: what the trial took, but for its graphs, and the graphs of the data.
     room = run.kept_room()
     kept = min(unit.graphs, _whole_batches(unit, room))
     tried = min(sum(unit.kept.of(n) for n in unit.tried), room)
     at_hand, tried_at_hand = (
-        unit.most.of(n) - (unit.kept.of(n) if kept else 0.0) for n in (unit.piece, max(unit.tried))
+        max(0.0, unit.most.of(n) - (unit.kept.of(n) if kept else 0.0)) for n in (unit.piece, max(unit.tried))
     )
-    solvers = max(0.0, solved - tried - tried_at_hand + (longer - 1.0) * _row_bytes(run)) + _gram_growth(run, unit)
+    solvers = max(0.0, solved - ahead - tried - tried_at_hand + vectors) + _gram_growth(run, unit)
     peak = int(max(checks, solvers + kept + at_hand))
     # Time.
     in_passes = sum(run.pass_seconds) or run.counters.seconds["solve"]
     alone = max(0.0, run.counters.seconds["solve"] - in_passes)
     made = run.checked.graph_seconds * sum(unit.tried) / max(surveyed.sample_size, 1) * unit.slower
     remade = made * (passes - 1) * (1.0 - kept / unit.graphs) if unit.graphs else 0.0
-    vectors = sum(task.products for task in run.schedule.tasks)
-    sent = int(16.0 * (world - 1) / world * longer * sum(t.products * t.block.numel for t in run.schedule.tasks))
+    products = sum(task.products for task in run.schedule.tasks)
+    # A sum of float64 crosses twice; of rows in slices, what is multiplied is put together too.
+    numbers = sum((16.0 + 8.0 * (t.ranks > 1)) * t.products * t.block.numel for t in run.schedule.tasks)
+    sent = int((world - 1) / world * longer * numbers)
     heavy = 0.0 if surveyed.measured.whole else HEAVY * run.counters.seconds["survey"] / world
     seconds = (
         fixed + longer * (alone + in_passes * unit.slower) + remade + heavy + run.counters.seconds["rounding"]
@@ -137,7 +142,7 @@ def _expected(run: Trial, world: int, before: int) -> CostEstimate:
     return CostEstimate(
         seconds=fixed + share * search,
         passes=math.ceil(share * passes),
-        products=math.ceil(share * longer * (vectors + run.probes)),
+        products=math.ceil(share * longer * (products + run.probes)),
         peak_bytes=peak,
         sent_bytes=int(share * sent),
         gradient_seconds=unit.gradient_seconds,
@@ -150,7 +155,7 @@ def _expected(run: Trial, world: int, before: int) -> CostEstimate:
 
 def _whole_batches(unit: Unit, room: float) -> float:
     """Bytes of as many whole batches' graphs as fit."""
-    batch = unit.kept.of(unit.piece)
+    batch = unit.held([unit.piece])
     return math.floor(room / batch) * batch if batch > 0.0 else 0.0
 
 
@@ -179,19 +184,6 @@ def _shorter(run: Trial, surveyed: Survey) -> float:
     return min(1.0, there / here)
 
 
-def _row_bytes(run: Trial) -> float:
-    """Bytes of the rows that solvers of the trial hold, each with its product, where they hold one for each step."""
-    assert run.schedule is not None
-    return float(sum(_basis_bytes(task) for task in run.schedule.tasks))
-
-
-def _basis_bytes(task: Task) -> int:
-    basis = None if task.released else getattr(task.process, "basis", None)
-    if basis is None or basis.size < task.products:
-        return 0
-    return int(2 * basis.size * basis.space.length * basis.dtype.itemsize)
-
-
 def _gram_growth(run: Trial, unit: Unit) -> float:
     """Bytes by which the rows of Gram matrices, or these matrices, outgrow those of the trial."""
     assert run.schedule is not None and run.checked is not None
@@ -210,8 +202,5 @@ def _notes(run: Trial, unit: Unit, world: int) -> list[str]:
     if run.schedule.stopped:
         found.append(f"that search was ended ({run.schedule.stopped}), and the rest is extrapolated")
     if world > 1:
-        found.append(
-            f"{world} processes: each with its share of the data, solvers' vectors as if they were not sliced, and "
-            f"{BANDWIDTH / 1e9:g} GB/s to send sums"
-        )
+        found.append(f"{world} processes: each with its share of the data, and {BANDWIDTH / 1e9:g} GB/s to send sums")
     return found

@@ -23,7 +23,7 @@ NO_ESTIMATES = EstimateOptions()
 
 def refuse_unless_it_fits(
     objective: Objective, operators: Mapping[str, Block], wanted: Wanted, memory: Budget, path: str, method: str,
-    estimates: EstimateOptions = NO_ESTIMATES, exclude: float | None = None,
+    estimates: EstimateOptions = NO_ESTIMATES, exclude: float | None = None, ranks: int = 1,
 ) -> None:  # fmt: skip
     """Whether the self-check, each operator's solver and the estimates fit, by the number of parameters alone.
 
@@ -46,7 +46,7 @@ def refuse_unless_it_fits(
         try:
             if path != "gram" and method != "power" and wanted.total:
                 large = {name: n for name, n in sizes.items() if not goes_dense(n, wanted)}
-                waves(large, wanted, memory, objective.dtype, ranks=objective.group.size)
+                waves(large, wanted, memory, objective.dtype, ranks=ranks)
             read = {n for n, s in sizes.items() if path == "gram" or reads_whole(s, searched, method, exclude, False)}
             sampled = {name: n for name, n in sizes.items() if name not in read}
             numel = sizes.get(FULL, min(objective.numel, sum(sizes.values())))

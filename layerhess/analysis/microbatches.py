@@ -135,15 +135,16 @@ def graph_bytes(objective: Objective, batch: Any, make_graph: GraphMaker, blocks
     exact = make_graph.exact if isinstance(make_graph, MixedGraphs) else make_graph
     if isinstance(exact, Segmented):  # what a segment saves lives for one product, so the most at a time is counted
         with LiveBytes() as live:
-            _multiply(make_graph(objective, batch, names, Counters()), objective, blocks)
+            multiply(make_graph(objective, batch, names, Counters()), objective, blocks)
         return int(live.peak)
     with _Saved(objective) as saved:
         graph = make_graph(objective, batch, names, Counters())
-        _multiply(graph, objective, blocks)
+        multiply(graph, objective, blocks)
     return saved.nbytes + graph.nbytes
 
 
-def _multiply(graph: BatchGraph, objective: Objective, blocks: Sequence[Block]) -> None:
+def multiply(graph: BatchGraph, objective: Objective, blocks: Sequence[Block]) -> None:
+    """Make one product of each block, of which a graph may save something."""
     for block in blocks:
         graph.product(block.parameters, {name: objective.parameters[name].detach() for name in block.parameters})
 

@@ -78,6 +78,7 @@ class Run:
         self.notes: list[str] = []
         self.checkpoint: Any = lambda: None
         free = budget(objective.device, group=objective.group).free
+        self.ranks = objective.group.size  # that may share the rows of bases
         self.machine = Budget(self.journal.settled("free", free, here=True))
         self.budget = replace(self.machine, limit=arguments.memory)  # for what solvers and estimators hold
         self.graph_budget = self.budget  # for graphs and factors
@@ -101,7 +102,7 @@ class Run:
         """The survey; the result of this very run where it is to be resumed and is finished already."""
         refuse_unless_it_fits(
             self.objective, self._operators(), self.wanted, self.budget, self.arguments.path, self.arguments.method,
-            self.arguments.estimates, self.arguments.exclude,
+            self.arguments.estimates, self.arguments.exclude, self.ranks,
         )  # fmt: skip
         self._note(*self.objective.notes)
         with self.counters.during("survey"):
@@ -177,7 +178,7 @@ class Run:
         self.tasks = tasks = make_tasks(
             self._operators(), self.checked, self.wanted, tol=self.arguments.tol, seed=self.arguments.seed, ready=ready,
             method=self.arguments.method, objective=self.objective, memory=self.budget,
-            exclude=self.arguments.exclude, copies=self.arguments.copies == "search", kept=found.kept,
+            exclude=self.arguments.exclude, copies=self.arguments.copies == "search", kept=found.kept, ranks=self.ranks,
             dear=not self.arguments.estimates.any and is_dear(objective.numel, self.surveyed.count),
             rank=self.surveyed.curved,
             definite=definite(
@@ -305,7 +306,7 @@ class Run:
         assert self.checked is not None
         kept_room = kept_graphs(
             self.graph_budget, self._operators(), self.checked, self.wanted, self.budget, self.objective,
-            self.arguments.exclude, self.arguments.copies == "search", kept,
+            self.arguments.exclude, self.arguments.copies == "search", kept, self.ranks,
         )  # fmt: skip
         return max(0.0, kept_room - set_aside(self.objective.numel, self.graph_budget))
 

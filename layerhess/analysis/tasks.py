@@ -37,8 +37,9 @@ class Task:
 
     Attributes:
         make: the solver, of a matrix that is known to be semidefinite or not. whole: LAPACK does it, or a Gram matrix.
-        wave: number of the wave in which it is solved. kept: its basis may stay for estimates. suspect: makes the test
-            whether the operator is zero, where that is in doubt; zero_test: that test, while it runs.
+        wave: number of the wave in which it is solved. ranks: that share the rows of its basis. kept: its basis may
+            stay for estimates. suspect: makes the test whether the operator is zero, where that is in doubt; zero_test:
+            that test, while it runs.
         definite: the matrix is known to be positive semidefinite. factors: its products come from factors. licence: why
             they may or may not. zeros: how many of its smallest eigenvalues are known to be 0. rounding: of any
             eigenvalue that is given. matrix_rounding: of its other numbers, where it was read whole. zero_bound: of a
@@ -50,6 +51,7 @@ class Task:
     make: Callable[[bool], Process]
     whole: bool = False
     wave: int = 0
+    ranks: int = 1
     kept: bool = True
     suspect: Callable[[], ZeroTest] | None = None
     zero_test: ZeroTest | None = None
@@ -170,6 +172,7 @@ def make_tasks(
     copies: bool = True,
     ready: Mapping[str, Process] | None = None,
     kept: bool = True,
+    ranks: int = 1,
     dear: bool = False,
     definite: Collection[str] = (),
     rank: int | None = None,
@@ -181,7 +184,8 @@ def make_tasks(
             blocks are read whole nevertheless, since nothing is cheaper. objective: its device, its dtype and
             its processes count. ready: solvers that exist
             already.
-        kept: graphs or factors are kept between passes; if not, each pass should do as much as possible. dear: exact
+        kept: graphs or factors are kept between passes; if not, each pass should do as much as possible. ranks: that
+            may share the rows of a basis, see :func:`layerhess.analysis.waves.waves`. dear: exact
             products cost so much that only their number counts, see :func:`goes_dense`. definite: operators that are
             known to be positive semidefinite, of at most the given rank.
 
@@ -195,7 +199,7 @@ def make_tasks(
         operators = {n: block for n, block in operators.items() if n in ready or goes_dense(block.numel, wanted)}
     licence = checked.licence
     open_ones = {name: block for name, block in operators.items() if name not in ready}
-    plan = planned(open_ones, checked, wanted, memory, objective, exclude, copies, kept)
+    plan = planned(open_ones, checked, wanted, memory, objective, exclude, copies, kept, ranks)
     streamed = _streamed(operators, checked, kept)
     place = solver_device(objective.device)
     tasks = []
@@ -212,6 +216,7 @@ def make_tasks(
                 functools.partial(_process, ready.get(name), block, wanted, plan, objective.group, options),
                 isinstance(ready.get(name), Gram) or reads_whole(block.numel, wanted, method, exclude, expensive),
                 0 if name in ready else plan.of(name),
+                1 if name in ready else plan.held[name].ranks,
                 plan.roomy,
                 functools.partial(_zero_test, block, seed, place) if name in checked.zero_suspects else None,
                 definite=name in definite,
@@ -225,7 +230,7 @@ def make_tasks(
 
 def planned(
     operators: Mapping[str, Block], checked: SelfCheck, wanted: Wanted, memory: Budget, objective: Objective,
-    exclude: float | None, copies: bool, kept: bool,
+    exclude: float | None, copies: bool, kept: bool, ranks: int,
 ) -> Waves:  # fmt: skip
     """The waves of these operators; arguments as for :func:`make_tasks`."""
     sizes = {name: block.numel for name, block in operators.items() if name not in checked.failed}
@@ -233,16 +238,16 @@ def planned(
         wanted = Wanted(top=1)
         sizes = {name: n for name, n in sizes.items() if goes_dense(n, wanted)}
     width = search_width(wanted, bool(_streamed(operators, checked, kept)), copies)
-    return waves(sizes, wanted, memory, objective.dtype, exclude=exclude, width=width, ranks=objective.group.size)
+    return waves(sizes, wanted, memory, objective.dtype, exclude=exclude, width=width, ranks=ranks)
 
 
 def kept_graphs(
     graphs: Budget, operators: Mapping[str, Block], checked: SelfCheck, wanted: Wanted, memory: Budget,
-    objective: Objective, exclude: float | None, copies: bool, kept: bool,
+    objective: Objective, exclude: float | None, copies: bool, kept: bool, ranks: int,
 ) -> float:  # fmt: skip
     """Bytes of graphs that may be kept between passes beside these solvers; arguments as for :func:`make_tasks`."""
     try:
-        nbytes = planned(operators, checked, wanted, memory, objective, exclude, copies, kept).nbytes
+        nbytes = planned(operators, checked, wanted, memory, objective, exclude, copies, kept, ranks).nbytes
     except InputError:  # a Gram matrix may do for the operator that does not fit
         nbytes = int(LARGEST_SHARE * memory.room)
     return graphs_may_keep(graphs, memory, nbytes)
@@ -261,7 +266,7 @@ def _process(
         return ready
     held, n = plan.held[block.name], block.numel
     space = Space(n)
-    if held.ranks > 1:
+    if held.ranks > 1 and group.size > 1:  # a trial of several processes' analysis, in one, holds rows whole
         space = Space(n, group.here(n), group.gathered, functools.partial(group.joined, n=n))
     return make_process(
         block, wanted, basis_limit=held.rows, dtype=held.dtype, definite=definite, space=space, **options

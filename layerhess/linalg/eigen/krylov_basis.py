@@ -66,6 +66,11 @@ class Basis:
         return self._q.dtype
 
     @property
+    def limit(self) -> int:
+        """Rows that are expected, 0 where that is not known."""
+        return self._limit
+
+    @property
     def q(self) -> Tensor:
         """(m, n) orthonormal rows."""
         return self._q[: self.size]
