@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from layerhess.analysis import example_groups
-from layerhess.analysis.example_digests import by_example
+from layerhess.objective.example_digests import by_example
 from references import dense
 from zoo_losses import cross_entropy_totals
 

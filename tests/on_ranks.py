@@ -61,6 +61,11 @@ def sampled() -> lh.Objective:
     return lh.Objective(network(), data, nn.CrossEntropyLoss())
 
 
+def subsets() -> list[list[float]]:
+    """What rows this rank has of subsets, some of whose examples occur twice."""
+    return [[float(row) for x, _ in sampled().subset(70, seed).batches() for row in x.sum(dim=1)] for seed in (0, 1)]
+
+
 def numbers(analysis: lh.Analysis) -> dict[str, Any]:
     """Everything that must not depend on the number of ranks."""
     found: dict[str, Any] = {

@@ -14,11 +14,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from layerhess.analysis.example_digests import Digests, by_example, of_copies
 from layerhess.checks.survey import Survey
 from layerhess.curvature.totals import Listing, Totals, add_up
 from layerhess.objective import batches
 from layerhess.objective.containers import outline, tensors
+from layerhess.objective.example_digests import Digests, by_example, of_copies
 from layerhess.objective.objective import Objective
 
 GROUPS = 16  # wanted: the standard error of a standard error from g groups is 1 / sqrt(2 g) of it

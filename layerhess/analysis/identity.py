@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from layerhess.analysis.example_digests import by_example
 from layerhess.checks.findings import SelfCheck
 from layerhess.checks.survey import Survey
 from layerhess.curvature.record_file import digest_of
@@ -21,6 +20,7 @@ from layerhess.curvature.same_data import loss_tolerance
 from layerhess.objective.batches import leading_size
 from layerhess.objective.blocks import Partition
 from layerhess.objective.containers import tensors
+from layerhess.objective.example_digests import by_example
 from layerhess.objective.group import ALONE, Group
 from layerhess.objective.objective import Objective
 

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from layerhess.objective.example_digests import bytes_of
 from layerhess.results.atomic_folder import fsync_folder
 
 MAGIC = b"layerhess journal 1\n"
@@ -175,17 +176,6 @@ class RecordFile:
 def fresh_name(path: Path) -> Path:
     """Where a file is written before it is renamed to ``path``."""
     return path.with_name(path.name + ".writing")
-
-
-def bytes_of(tensor: Tensor) -> Any:
-    """The bytes of a tensor, as an array; of one on the CPU they are its own memory where it is contiguous."""
-    plain = tensor.detach()
-    if plain.layout is not torch.strided:
-        plain = plain.to_dense()
-    plain = plain.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    if plain.stride(0) != 1:  # a single number is contiguous, whatever its stride
-        plain = plain.clone(memory_format=torch.contiguous_format)
-    return plain.view(torch.uint8).numpy() if plain.numel() else b""
 
 
 def digest_of(parts: Iterable[Any]) -> str:

@@ -16,6 +16,7 @@ from layerhess.errors import InputError, LayerhessWarning, checked_integer
 from layerhess.objective import batches
 from layerhess.objective.batch_norm import TiedNorms, said_of_split, tied_norms
 from layerhess.objective.evaluation import Evaluation
+from layerhess.objective.example_digests import Digests, by_example, drawn
 from layerhess.objective.group import ALONE, Group, world
 from layerhess.objective.kernels import plain_kernels
 from layerhess.objective.loaders import share_of
@@ -248,8 +249,7 @@ class Objective:
 
         Args:
             examples: how many to keep; all are kept if there are fewer.
-            seed: the same seed gives the same subset of the same data in the same order; of several processes' data,
-                taken one after the other.
+            seed: the same seed gives the same subset of the same examples, however batches and processes hold them.
 
         Raises:
             InputError: if ``examples`` < 1, or the batches cannot be split along dimension 0, or a loader's workers
@@ -257,13 +257,13 @@ class Objective:
         """
         examples = checked_integer(examples, "examples", 1)
         with preserved_random_state():
-            kept, sizes = self.group.tried(self._all_batches)
-        totals = self.group.gathered(sum(sizes))
-        before, total = sum(totals[: self.group.rank]), sum(totals)
+            kept, digests = self.group.tried(self._all_batches)
+        told = self.group.gathered(np.concatenate([np.zeros(0, dtype=np.uint64), *digests]))
+        before, total = sum(map(len, told[: self.group.rank])), sum(map(len, told))
         if total <= examples:
             return self
-        chosen = np.sort(np.random.default_rng(seed).choice(total, size=examples, replace=False)) - before
-        starts = np.cumsum([0, *sizes])
+        chosen = drawn(np.concatenate(told), examples, seed) - before
+        starts = np.cumsum([0, *map(len, digests)])
         data = []
         for batch, start, end in zip(kept, starts[:-1], starts[1:], strict=True):
             index = chosen[(chosen >= start) & (chosen < end)] - start
@@ -275,8 +275,8 @@ class Objective:
         )
         return made
 
-    def _all_batches(self) -> tuple[list[Any], list[int]]:
-        """All batches as they come, and their sizes."""
+    def _all_batches(self) -> tuple[list[Any], list[Digests]]:
+        """All batches as they come, and the digests of their examples."""
         refuse_repeated_examples(self.data)
         kept = list(self._raw_batches())
         sizes = [batches.leading_size(batch, sparse=True) for batch in kept]
@@ -286,7 +286,7 @@ class Objective:
                 where=f"batch {sizes.index(None)}",
                 what_to_do="drop examples, or put the examples along dimension 0 of every tensor",
             )
-        return kept, [size or 0 for size in sizes]
+        return kept, [by_example(batch) for batch in kept]
 
     # -- the state the model is in while being analysed -----------------------------------------------------------
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import layerhess as lh
 from grouped_batches import dealt, flat, jackknifed
 from layerhess.analysis import example_groups
-from layerhess.analysis.example_digests import by_example
 from layerhess.analysis.example_groups import Dealing
+from layerhess.objective.example_digests import by_example
 from references import dense
 from zoo_losses import cross_entropy_totals
 

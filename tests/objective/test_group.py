@@ -76,6 +76,16 @@ def test_a_rank_that_is_lost_is_named(how: str, tmp_path: Path) -> None:
     assert one.code != 0 and (how == "lost" or "rank 1 came too late" in one.stderr)
 
 
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_subset_is_the_same_on_any_number_of_ranks(ranks: int, tmp_path: Path) -> None:
+    every = [ended.returned for ended in run_ranks(ranks, "on_ranks", "subsets", tmp_path)]
+    alone = on_ranks.subsets()
+    assert len(alone[0]) == 70 and len(set(alone[0])) < 70 and sorted(alone[0]) != sorted(alone[1])
+    for seed, rows in enumerate(alone):
+        joined = sorted(row for one in every for row in one[seed])
+        np.testing.assert_allclose(joined, sorted(rows), rtol=1e-14)
+
+
 @pytest.mark.parametrize(("how", "ranks"), [("killed", 2), ("raises", 2), ("killed", 1), ("killed", 3)])
 def test_passes_are_kept_when_a_rank_fails(
     how: str, ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

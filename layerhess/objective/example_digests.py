@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
-from layerhess.curvature.record_file import bytes_of
 from layerhess.objective.batches import leading_size
 from layerhess.objective.containers import tensors
 
@@ -30,6 +30,16 @@ def of_copies(digests: Digests, copies: Digests) -> Digests:
     return mixed(digests + copies * _MIX)
 
 
+def drawn(digests: Digests, number: int, seed: int) -> npt.NDArray[np.int64]:
+    """The places, in order, of so many examples: by their content, so that neither batches nor ranks play a part."""
+    order = np.argsort(digests, kind="stable")
+    ranked = digests[order]
+    copies = np.empty_like(digests)
+    copies[order] = np.arange(len(ranked)) - np.searchsorted(ranked, ranked)
+    own = np.random.default_rng(seed).integers(1 << 63, dtype=np.uint64)
+    return np.sort(np.argsort(of_copies(mixed(digests ^ own), copies), kind="stable")[:number])
+
+
 def mixed(bits: Digests) -> Digests:
     """Splitmix64, which lets no two kinds of differences cancel."""
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -44,3 +54,14 @@ def _rows(tensor: Tensor, place: int) -> Digests:
     weights = np.random.default_rng(place).integers(1, 1 << 63, size=content.shape[1], dtype=np.uint64)
     digests: Digests = mixed(content * (2 * weights + np.uint64(1))).sum(axis=1, dtype=np.uint64)
     return digests
+
+
+def bytes_of(tensor: Tensor) -> Any:
+    """The bytes of a tensor, as an array; of one on the CPU they are its own memory where it is contiguous."""
+    plain = tensor.detach()
+    if plain.layout is not torch.strided:
+        plain = plain.to_dense()
+    plain = plain.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    if plain.stride(0) != 1:  # a single number is contiguous, whatever its stride
+        plain = plain.clone(memory_format=torch.contiguous_format)
+    return plain.view(torch.uint8).numpy() if plain.numel() else b""
