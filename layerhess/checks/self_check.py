@@ -32,9 +32,8 @@ from layerhess.curvature.difference_graph import Differences
 from layerhess.curvature.matrices import GAUSS_NEWTON, HESSIAN, CurvatureMatrix
 from layerhess.curvature.smaller_pieces import in_pieces
 from layerhess.linalg.bounds import zero_level
-from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective import batches
-from layerhess.objective.blocks import Block, is_large, make_block
+from layerhess.objective.blocks import Block, beside, is_large, make_block
 from layerhess.objective.objective import HALF, Objective
 from layerhess.objective.snapshot import version_of
 from layerhess.results.record import Check
@@ -363,7 +362,7 @@ def _not_finite_in(
     """Such as " in batch 3", for products that are NaN or infinite; numbered by the pass, or by ``places``."""
     for key, block in blocks.items():
         if not math.isfinite(measured[key].norm):
-            vector = random_unit(block.numel, seed, f"symmetry {key}", 0, data_pass.objective.device)[None]
+            vector = start(block, key, seed, device=beside(block, data_pass.objective.parameters))[None]
             place = data_pass.first_not_finite(Request(block, vector))
             return "" if not place else f" in batch {place if places is None else places[int(place)]}"
     return ""

@@ -12,7 +12,7 @@ from torch import Tensor
 from layerhess.curvature.data_pass import DataPass, Request
 from layerhess.linalg.bounds import zero_level
 from layerhess.linalg.random_vectors import random_unit
-from layerhess.objective.blocks import Block, in_groups, is_large, make_block
+from layerhess.objective.blocks import Block, beside, in_groups, is_large, make_block
 
 NOISE = 100.0  # times the zero level
 LARGEST_SCALE = 30.0  # the smallest tensors are scaled up by its square, and their rounding with them
@@ -128,7 +128,8 @@ class _Pairs:
         """Not to be written into: short ones are kept."""
         if (kept := self._short.get((key, number))) is not None:
             return kept
-        drawn = start(self._blocks[key], key, self._seed, number, self._pass.objective.device)
+        parameters = self._pass.objective.parameters
+        drawn = start(self._blocks[key], key, self._seed, number, beside(self._blocks[key], parameters))
         if not is_large(self._together):
             self._short[key, number] = drawn
         return drawn
@@ -157,7 +158,7 @@ def start(block: Block, key: str, seed: int, number: int = 0, device: torch.devi
 
 def size_of_product(data_pass: DataPass, block: Block, seed: int) -> float:
     """||A u|| for a random unit u: :attr:`Symmetry.norm` without the check of symmetry."""
-    u = start(block, block.name, seed, device=data_pass.objective.device)
+    u = start(block, block.name, seed, device=beside(block, data_pass.objective.parameters))
     return float(torch.linalg.vector_norm(data_pass.run({block.name: Request(block, u[None])})[block.name]))
 
 
@@ -183,7 +184,7 @@ def noise_level(dtype: torch.dtype, full_norm: float) -> float:
 
 def _factors(block: Block, squares: Tensor) -> Tensor:
     """(tensors,) about 1/sqrt of the size of each tensor's part of a random product, 1 where that is rounding."""
-    numbers = torch.tensor([shape.numel() for shape in block.shapes], device=squares.device)
+    numbers = torch.tensor([shape.numel() for shape in block.shapes]).to(squares.device)
     rms = (squares / (2 * numbers)).sqrt()
     largest = rms.max()
     return torch.where(rms > 1e-6 * largest, torch.rsqrt(rms / largest), 1.0).clamp(1.0, LARGEST_SCALE)

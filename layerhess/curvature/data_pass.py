@@ -25,7 +25,7 @@ from layerhess.curvature.time_unit import TimeUnit
 from layerhess.curvature.totals import Listing, Totals, add_up
 from layerhess.errors import InputError, LayerhessError, ProcessError
 from layerhess.objective.batches import is_stable
-from layerhess.objective.blocks import Block
+from layerhess.objective.blocks import Block, beside
 from layerhess.objective.interrupts import safe_point
 from layerhess.objective.objective import Objective
 
@@ -80,7 +80,7 @@ class DataPass:
         self._planned = 0  # graphs to keep, as an earlier run did
         self._stable = is_stable(objective.data)
         self._budget = keep
-        self._place = solver_device(objective.device)  # of the sums
+        self._place = solver_device(objective.device)  # of sums that are no block's
         self._used, self.needed = 0.0, 0.0  # the latter: bytes to keep all graphs, where they were too many
         self.loss_sum = math.nan
         self.count = math.nan
@@ -95,7 +95,8 @@ class DataPass:
         """Sum the products of every batch, divided by the total count.
 
         Returns:
-            For each key the (s, P_b) float64 products with the matrix of the mean loss (the Hessian by default).
+            For each key the (s, P_b) float64 products with the matrix of the mean loss (the Hessian by default), where
+            the request's vectors are.
 
         Raises:
             InputError: the data changed or ran out between passes; out of memory (the message names a size that fits).
@@ -113,7 +114,8 @@ class DataPass:
         if self.counters.phase == "solve":
             self.counters.full_products += sum(len(r.vectors) for r in requests.values() if r.block.name == FULL)
         sums = totals.totals(PRODUCT)
-        for total in sums.values():
+        for key, total in sums.items():
+            total = sums[key] = total.to(solver_device(requests[key].vectors.device))
             total /= self.denominator
         return sums
 
@@ -311,7 +313,8 @@ class DataPass:
         """Add a batch's products; list its quadratic forms (s, len(request.quadratic)) separately."""
         block, image = request.block, request.image
         parameters = self.objective.parameters
-        totals.open((PRODUCT, key), len(request.vectors), image.numel)
+        place = solver_device(beside(image, parameters))
+        totals.open((PRODUCT, key), len(request.vectors), image.numel, device=place)
         forms = torch.zeros((len(request.vectors), len(request.quadratic)), dtype=torch.float64)
         for start in range(0, len(request.vectors), TOGETHER):
             exact = block.split(request.vectors[start : start + TOGETHER])
@@ -328,10 +331,11 @@ class DataPass:
                 if part is not None:
                     if request.rows is None:
                         totals.add((TOUCHED, block.name), 1)
-                    flat = part.reshape(stop - start, size).to(self._place)
+                    flat = part.reshape(stop - start, size).to(place)
                     totals.add((PRODUCT, key), flat, slice(start, stop), slice(offset, offset + size))
                     if request.quadratic and name in exact:
-                        inner[name] = (flat.double() * exact[name].reshape(stop - start, size)).sum(dim=1).cpu()
+                        own = exact[name].reshape(stop - start, size).to(place)
+                        inner[name] = (flat.double() * own).sum(dim=1).cpu()
                 offset += size
             for column, member in enumerate(request.quadratic):
                 for name in member.parameters:

@@ -71,10 +71,10 @@ class Totals:
         self._rows: dict[Hashable, RowSum] = {}
         self.dropped: dict[Hashable, str] = {}
 
-    def open(self, key: Hashable, *shape: int) -> None:
+    def open(self, key: Hashable, *shape: int, device: torch.device | None = None) -> None:
         """Begin a float64 sum of this shape with zeros, unless there is one already."""
         if key not in self._sums:
-            self._sums[key] = torch.zeros(shape, dtype=torch.float64, device=self._device)
+            self._sums[key] = torch.zeros(shape, dtype=torch.float64, device=device or self._device)
 
     def add(self, key: Hashable, value: Tensor | float, rows: slice = WHOLE, columns: slice | None = None) -> None:
         """Add a number or a tensor; with ``columns``, to that part of an opened (s, n) sum.

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from checked_network import CPU, X, Y, objective
+from checked_network import X, Y, objective
 from layerhess.checks.forward_trace import Trace
 from layerhess.checks.self_check import SelfCheck
 from layerhess.checks.symmetry import Symmetry, asymmetric_tensors, size_of_product, start, symmetry
@@ -30,7 +30,7 @@ class Dense:
 
     def __init__(self, matrix: np.ndarray, model: Any = None) -> None:
         self.matrix = torch.from_numpy(matrix)
-        self.objective = model or SimpleNamespace(device=CPU)
+        self.objective = model or SimpleNamespace(parameters={name: torch.zeros(1) for name in "vw"})
         self.vectors: list[Tensor] = []
         self.seconds = 0.0
 
@@ -201,7 +201,7 @@ def test_the_batch_that_is_not_finite_is_numbered_by_the_pass_or_by_its_place(nu
     asked = []
 
     class Pass:
-        objective = SimpleNamespace(device=CPU)
+        objective = SimpleNamespace(parameters={name: torch.zeros(3) for name in "ab"})
 
         def first_not_finite(self, request: Any) -> int | None:
             asked.append(request.block.name)

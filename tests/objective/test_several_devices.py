@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,16 @@ import torch
 from torch import Tensor, nn
 
 import layerhess as lh
+from layerhess.curvature.data_pass import DataPass
+from layerhess.curvature.request import Request
+from layerhess.curvature.totals import Totals
 from layerhess.objective import parameters
 from second_device import THERE, TwoDevices, moved_there
 from tanh_network import CE, X, Y, assert_same, mlp, product
 from witness import untouched
 
 FACTORS = "products come from each layer's inputs"
+HERE = torch.device("cpu")
 DATA = [(X[:5], Y[:5]), (X[5:], Y[5:])]
 
 
@@ -82,6 +87,35 @@ def test_products_and_gradients_by_hand(values_there: None) -> None:
         made = lh.Hessian(lh.Objective(model, DATA, CE)).matvec({n: p.detach() for n, p in model.named_parameters()})
         for name, part in made.items():
             torch.testing.assert_close(part.cpu(), expected[name].cpu())
+
+
+def test_sums_lie_beside_their_parameters_and_products_beside_their_vectors(
+    values_there: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: dict[str, torch.device] = {}
+    given: dict[str, torch.device] = {}
+    plain_open, plain_run = Totals.open, DataPass.run
+
+    def noted(self: Totals, key: Any, *shape: int, **placed: Any) -> None:
+        plain_open(self, key, *shape, **placed)
+        opened[key[1]] = self.total(key).device
+
+    def run(self: DataPass, requests: Mapping[str, Request]) -> dict[str, Tensor]:
+        made = plain_run(self, requests)
+        assert all(rows.device == requests[key].vectors.device for key, rows in made.items())
+        if self.counters.phase == "checks":
+            given.update({key: request.vectors.device for key, request in requests.items()})
+        return made
+
+    model = Pipeline()
+    moved_there(model.last)
+    with TwoDevices():
+        monkeypatch.setattr(Totals, "open", noted)
+        monkeypatch.setattr(DataPass, "run", run)
+        lh.analyze(lh.Objective(model, DATA, CE), blocks="module", top=1)
+    places = {"first.0": HERE, "hidden": HERE, "last": THERE}
+    assert {name: opened[name] for name in places} == places  # where a batch's products are added up
+    assert {name: given[name] for name in places} == places  # where the self-check's vectors are
 
 
 def hooked(hooks: Any) -> nn.Module:
