@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import layerhess as lh
-from layerhess.analysis.example_groups import GROUPS
+from layerhess.analysis.example_groups import SINGLE
 from layerhess.curvature.data_pass import DataPass
 
 Counts = Counter[str]
@@ -153,8 +153,9 @@ def wide() -> lh.Objective:
 ALL: dict[str, Any] = {"trace": True, "diagonal": True, "density": True, "coupling": True, "bottom": 1}
 
 
-# Model, the factor without sampling errors, and with them. 1.2 is aimed at; what keeps some from it is that a batch is
-# cut into sixteen pieces for the data's part of small blocks' traces, and that a trace that cancels takes its probes.
+# Model, the factor without sampling errors, and with them. 1.2 is aimed at; what keeps some from it is that each
+# example is a group of its own for the data's part of small blocks' traces, and that a trace that cancels takes its
+# probes.
 @pytest.mark.parametrize(
     ("build", "without", "with_sampling"),
     [
@@ -171,5 +172,6 @@ def test_everything_costs_little_more_than_the_densities(build: Any, without: fl
     assert analysis.counts.products <= without * largest
     whole = lh.analyze(build(), sampling=True, **ALL)
     spent = whole.counts.by_phase["sampling"]["products"]
-    in_batches = spent * min(1.0, whole.batches / GROUPS)  # where batches are cut, a product is that of a small part
-    assert whole.converged and whole.counts.products - spent + in_batches <= with_sampling * largest
+    in_batches = spent * whole.batches / whole.examples  # a product is that of one example here
+    assert whole.examples <= SINGLE and whole.converged
+    assert whole.counts.products - spent + in_batches <= with_sampling * largest
