@@ -1,4 +1,4 @@
-"""One analysis of a network of GPT-2 small's shape (124M parameters), with its time and memory beside a training step's.
+"""One analysis of GPT-2 small's shape (124M parameters): its time and memory, and those of a training step.
 
 `python -m benchmarks.gpt2 [--memory 14GB] [--layers 12] [--width 768] [--full] [--exclude 0.05] [--out FOLDER]
 [--resume]` takes the top eigenvalue of every module on 2 x 128 random tokens, random weights, and prints what it cost;
