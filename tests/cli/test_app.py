@@ -220,7 +220,9 @@ def interrupted(here: Path, signum: signal.Signals, *arguments: str) -> tuple[in
         said.append(line)
         if "expect" in line:
             break
-    time.sleep(1.0)
+    journal, until = here / ".run.journal", time.monotonic() + 60
+    while not (journal.exists() and b'"kind": "pass"' in journal.read_bytes()) and time.monotonic() < until:
+        time.sleep(0.02)
     process.send_signal(signum)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, "".join(said) + err
