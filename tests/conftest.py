@@ -53,7 +53,7 @@ class _Growing:
     def __init__(self) -> None:
         self.bytes = 0
 
-    def __call__(self, device: torch.device) -> int:
+    def __call__(self, *devices: torch.device) -> int:
         self.bytes += 1 << 50
         return self.bytes
 

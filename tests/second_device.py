@@ -30,6 +30,20 @@ class Far(Tensor):
     def __init__(self, held: Tensor) -> None:
         self.held = held
 
+    def __getitem__(self, index: Any) -> Any:
+        """Lists become tensors here: torch would make them there, past every mode, without values."""
+        return super().__getitem__(tuple(map(_indices, index)) if isinstance(index, tuple) else _indices(index))
+
+    def tolist(self) -> Any:
+        """As a GPU's tensor gives it."""
+        return self.held.tolist()
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """In main memory: only where that is asked for."""
+        if not force:
+            raise TypeError("can't convert meta device type tensor to numpy")
+        return self.held.numpy(force=True)
+
     def __tensor_flatten__(self) -> tuple[list[str], None]:
         return ["held"], None
 
@@ -65,6 +79,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name = func.name()
     inputs = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
     far = [tensor for tensor in inputs if isinstance(tensor, Far)]
+    if any(tensor.device == THERE and not isinstance(tensor, Far) for tensor in inputs):
+        raise RuntimeError(f"a tensor of the second device without values, in {name}: torch.tensor(device=) makes them")
     kwargs = dict(kwargs)
     device = kwargs.pop("device", None)
     there = bool(far) if device is None else torch.device(device) == THERE
@@ -73,7 +89,9 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return args[0]
     if name.startswith("aten::_foreach_"):  # tensors of one list may lie apart, those of one place may not
         return _one_by_one(func, args, kwargs)
-    if not name.startswith("aten::_to_copy") and far and any(t.ndim for t in inputs if not isinstance(t, Far)):
+    by_index = name.startswith(("aten::index.", "aten::index_put_")) and isinstance(args[0], Far)  # indices: anywhere
+    mixed = [t for t in (tree_flatten((args[0], args[2:]))[0] if by_index else inputs) if isinstance(t, Tensor)]
+    if not name.startswith("aten::_to_copy") and far and any(t.ndim for t in mixed if not isinstance(t, Far)):
         raise RuntimeError(f"Expected all tensors to be on the same device, but found two, in {name}")
     if device is not None and not name.startswith("aten::_to_copy"):
         kwargs["device"] = torch.device("cpu")
@@ -94,6 +112,10 @@ def _one_by_one(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if made is None:
         return None
     return [Far(part) if isinstance(given, Far) else part for part, given in zip(made, lists[0], strict=True)]
+
+
+def _indices(index: Any) -> Any:
+    return torch.tensor(index, dtype=torch.long) if isinstance(index, list) else index
 
 
 def _held(value: Any) -> Any:

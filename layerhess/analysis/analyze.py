@@ -92,7 +92,8 @@ def analyze(
             error is measured and part of the bounds.
         memory: budget for graphs, factors and solvers' vectors, such as "8GiB" or a number of bytes; by default
             8 GiB or 2.5 training steps for graphs and factors, whichever is more, and never more than is free. Batches
-            whose graph does not fit are cut into smaller ones, with the same result.
+            whose graph does not fit are cut into smaller ones, with the same result. Of a model on several devices all
+            is counted as if it lay on the one that has least.
         segments: modules that keep their inputs only, and are computed anew by every product, which takes less memory
             and more time. "auto": the repeated blocks of the network, where the graph of one example does not fit its
             share of the budget; None: never; a list of module names or globs, such as ["layers.*"]: always. Those that

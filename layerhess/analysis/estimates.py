@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from layerhess.analysis.estimate_options import EstimateOptions
@@ -26,7 +25,7 @@ from layerhess.analysis.waves import groups_within
 from layerhess.checks.matrix_rounding import MatrixRounding, RowRounding
 from layerhess.checks.rounding import RoundingMeter
 from layerhess.curvature.data_pass import FULL, Request
-from layerhess.curvature.device import Budget, solver_device
+from layerhess.curvature.device import Budget, beside
 from layerhess.errors import InputError
 from layerhess.linalg.bounds import unit_rounding
 from layerhess.linalg.estimates import CouplingEstimate, TraceEstimate
@@ -73,10 +72,10 @@ class Estimation:
 
     Args:
         options: which estimates, how accurate. blocks: those to estimate, in model order. full: the block of all
-            parameters that take part. whole: also estimate the full model. seed: of the probes. device: of the model.
-        tasks: of the eigenvalue solvers. eps, length: of the products' rounding, see
-            :func:`layerhess.linalg.bounds.unit_rounding`. memory: the budget. diagonals: block name -> exact diagonal,
-            of the blocks that need no probes for it.
+            parameters that take part. whole: also estimate the full model. seed: of the probes. parameters: of the
+            model; a block's vectors lie beside its own. tasks: of the eigenvalue solvers. eps, length: of the products'
+            rounding, see :func:`layerhess.linalg.bounds.unit_rounding`. memory: the budget. diagonals: block name ->
+            exact diagonal, of the blocks that need no probes for it.
 
     Attributes:
         notes: sentences for the reader. groups: of estimators, for the schedule. row_rounding: of the couplings.
@@ -88,7 +87,7 @@ class Estimation:
     rest: Block | None
     whole: bool
     seed: int
-    device: torch.device
+    parameters: Mapping[str, Tensor]
     memory: Budget
     tasks: Sequence[Task] = ()
     eps: float = 0.0
@@ -105,7 +104,6 @@ class Estimation:
 
     def __post_init__(self) -> None:
         self.dense = {task.name for task in self.tasks if task.whole}
-        self.device = solver_device(self.device)
         self.room = self._room()
         others: list[Estimator] = []
         trace, diagonal = self.options.trace, self.options.diagonal
@@ -197,12 +195,12 @@ class Estimation:
         for name, block in self._operators().items():
             if name in self.dense:
                 continue
-            signs = self._signs(name, block, kind)
+            signs, place = self._signs(name, block, kind), beside(block, self.parameters)
             if kind == "trace":
                 directions = self._directions(name, block, kind)
-                process: Any = trace_process(block.numel, options, signs, directions, device=self.device)
+                process: Any = trace_process(block.numel, options, signs, directions, device=place)
             else:
-                process = diagonal_process(block.numel, options, signs, device=self.device)
+                process = diagonal_process(block.numel, options, signs, device=place)
             made[name] = process
             estimators.append(BlockEstimator(f"({kind}) {name}", block, process))
         return made
@@ -221,7 +219,7 @@ class Estimation:
             whole=self.whole,
             coupled=list(self.blocks),
             seed=self.seed,
-            device=self.device,
+            parameters=self.parameters,
             room=self.room.probes(self.full.numel, diagonal is not None),
             starts=self._density_estimators,
         )
@@ -238,11 +236,12 @@ class Estimation:
         if asked and all(method == "auto" for method in asked):
             open_ones = {name: block for name, block in self.blocks.items() if not known.get(name, Known()).exact}
             for name, diagonal in self.diagonals(open_ones).items():
-                known[name] = Known(diagonal=diagonal.to(self.device))
+                known[name] = Known(diagonal=diagonal.to(beside(self.blocks[name], self.parameters)))
         return known
 
     def _signs(self, name: str, block: Block, kind: str) -> Any:
-        return lambda number: random_signs(block.numel, self.seed, f"({kind}) {name}", number, self.device)
+        place = beside(block, self.parameters)
+        return lambda number: random_signs(block.numel, self.seed, f"({kind}) {name}", number, place)
 
     def _starts(self, name: str, block: Block) -> Any:
         """Random signs over sqrt(n): unit vectors whose products serve as probes of trace and diagonal as well."""
@@ -250,7 +249,8 @@ class Estimation:
         return lambda number: signs(number) / math.sqrt(block.numel)
 
     def _directions(self, name: str, block: Block, kind: str) -> Any:
-        return lambda number: random_unit(block.numel, self.seed, f"({kind}) {name}", number, self.device)
+        place = beside(block, self.parameters)
+        return lambda number: random_unit(block.numel, self.seed, f"({kind}) {name}", number, place)
 
     # -- results ----------------------------------------------------------------------------------------------------
 

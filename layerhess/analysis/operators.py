@@ -15,6 +15,7 @@ from layerhess.checks import SelfCheck
 from layerhess.checks.second_derivative import named_operations
 from layerhess.checks.survey import Survey
 from layerhess.curvature.data_pass import FULL, DataPass
+from layerhess.curvature.device import beside
 from layerhess.curvature.difference_graph import by_differences
 from layerhess.curvature.matrices import GAUSS_NEWTON, HESSIAN, ITEM_FISHER, TOKEN_FISHER, CurvatureMatrix
 from layerhess.curvature.operator import UncheckedOperator
@@ -200,7 +201,7 @@ class BlockOperator:
     def to_dense(self) -> Tensor:
         """The block as a symmetric (P_b, P_b) matrix in the parameters' dtype."""
         n = self.spec.numel
-        device = self.parent.objective.device
+        device = beside(self.spec, self.parent.objective.parameters)
         with self.parent.session():
             eye = torch.eye(n, dtype=torch.float64)
             columns = torch.cat([self.rows(chunk.to(device)) for chunk in torch.split(eye, DENSE_CHUNK)])
@@ -210,8 +211,10 @@ class BlockOperator:
         """A ``scipy.sparse.linalg.LinearOperator``, float64 in and out."""
         from scipy.sparse.linalg import LinearOperator  # loads in a fifth of the time of torch
 
+        device = beside(self.spec, self.parent.objective.parameters)
+
         def matvec(x: Any) -> Any:
-            vector = torch.from_numpy(np.asarray(x, dtype=np.float64).reshape(-1)).to(self.parent.objective.device)
+            vector = torch.from_numpy(np.asarray(x, dtype=np.float64).reshape(-1)).to(device)
             return self.rows(vector[None])[0].cpu().numpy()
 
         return LinearOperator(self.shape, matvec=matvec, rmatvec=matvec, dtype=np.float64)

@@ -35,7 +35,7 @@ from layerhess.checks.suspects import refuse_failed
 from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass
-from layerhess.curvature.device import Budget, budget, solver_device
+from layerhess.curvature.device import Budget, beside, budget
 from layerhess.curvature.matrices import HESSIAN
 from layerhess.curvature.smaller_pieces import note_on
 from layerhess.errors import InputError, add_note
@@ -77,7 +77,7 @@ class Run:
         self.journal = self.resumption.journal
         self.notes: list[str] = []
         self.checkpoint: Any = lambda: None
-        free = budget(objective.device, group=objective.group).free
+        free = budget(objective.devices, group=objective.group).free
         self.ranks = objective.group.size  # that may share the rows of bases
         self.machine = Budget(self.journal.settled("free", free, here=True))
         self.budget = replace(self.machine, limit=arguments.memory)  # for what solvers and estimators hold
@@ -152,6 +152,8 @@ class Run:
         """Run all tasks in lockstep; make their spectra while the model is still in session."""
         assert self.surveyed is not None and self.checked is not None
         names = list(self.objective.parameters) if self.arguments.full else self._covered()
+        full = make_block(FULL, {name: self.objective.parameters[name] for name in names})
+        place = beside(full, self.objective.parameters)
         make = graph_maker(self.curvature, self.checked.licence, self._refute)
         objective, found = self._cut(make)
         self.settings |= self.resumption.begin(
@@ -197,8 +199,8 @@ class Run:
             exclude=self.arguments.exclude,
             eps=self.checked.eps,
             length=self.surveyed.longest,
-            full_block=make_block(FULL, {n: self.objective.parameters[n] for n in names}),
-            probe=self._probe(names),
+            full_block=full,
+            probe=lambda: random_unit(full.numel, self.arguments.seed, "probe", 0, place)[None],
             check_unsampled=lambda blocks, full_norm: self._check_unsampled(data_pass, blocks, full_norm),
             max_passes=self.arguments.max_passes,
             time_limit=self.arguments.time_limit,
@@ -221,7 +223,7 @@ class Run:
                 self.gradient_norm = data_pass.gradient_norm
         self.partial = self.schedule.stopped
         if self.arguments.estimates.sampling and not self.partial:
-            self._sample(names)
+            self._sample(full)
         self._spectra_now()
         self._note(meter.note)
         if meter.failure:
@@ -331,7 +333,7 @@ class Run:
         asked = self.arguments.estimates if blocks or whole else EstimateOptions()  # every block was refused
         return Estimation(
             asked, blocks=blocks, whole=whole, seed=self.arguments.seed,
-            device=self.objective.device, full=make_block(FULL, {n: p for n, p in parameters.items() if whole or n in
+            parameters=parameters, full=make_block(FULL, {n: p for n, p in parameters.items() if whole or n in
             taken}), rest=make_block("(rest)", {n: p for n, p in parameters.items() if n not in taken}),
             tasks=tasks, eps=eps, length=self.surveyed.longest, memory=self.budget,
             diagonals=data_pass.diagonals,
@@ -351,7 +353,7 @@ class Run:
         self._note(f"memory: batches are cut into pieces of {found.size} examples to stay within the budget")
         return self.objective.resized(found.size), found
 
-    def _sample(self, names: list[str]) -> None:
+    def _sample(self, full: Block) -> None:
         assert self.surveyed and self.checked and self.schedule and self.estimation
         found = {t.name: t.candidates for t in self.schedule.tasks if t.done and t.candidates is not None}
         pairs = {
@@ -362,15 +364,11 @@ class Run:
         with self.counters.during("sampling"):
             self.sampled = sampling_errors(
                 self.objective, graph_maker(self.curvature, self.checked.licence), self.surveyed, pairs,
-                self.estimation.traced(), make_block(FULL, {n: self.objective.parameters[n] for n in names}),
+                self.estimation.traced(), full,
                 self.arguments.seed, self.counters, self.checkpoint, self.checked.uncut, self.journal,
                 self.budget, self.schedule.data_pass.objective.batch_size,
             )  # fmt: skip
         self._note(self.sampled.note)
-
-    def _probe(self, names: list[str]) -> Any:
-        n = sum(self.objective.parameters[name].numel() for name in names)
-        return lambda: random_unit(n, self.arguments.seed, "probe", 0, solver_device(self.objective.device))[None]
 
     def _spectra_now(self) -> dict[str, Spectrum]:
         if self._spectra is None:

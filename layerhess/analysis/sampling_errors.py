@@ -21,7 +21,7 @@ from layerhess.checks.survey import Survey
 from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
-from layerhess.curvature.device import Budget, is_out_of_memory, solver_device
+from layerhess.curvature.device import Budget, beside, is_out_of_memory
 from layerhess.curvature.factors.mixed_graph import MixedGraphs
 from layerhess.curvature.journal import Journal
 from layerhess.curvature.question import Question
@@ -113,13 +113,13 @@ def sampling_errors(
     whole = {member for name in exact for member in blocks[name].parameters}.issuperset(full.parameters)
     small = {name: block for name, block in blocks.items() if block.numel <= EXACT and name not in exact}
     for name, block in small.items():  # an orthonormal basis that begins with the eigenvectors gives both
-        eye = torch.eye(block.numel, dtype=torch.float64, device=solver_device(objective.device))
+        eye = torch.eye(block.numel, dtype=torch.float64, device=beside(block, objective.parameters))
         rows = _completed(pairs[name][1], eye) if name in pairs else eye
         requests[name] = Request(block, rows, quadratic=(block,))
         forms.pop(name, None)  # those of the eigenvectors alone
     probed = len(exact) < len(blocks) or (FULL in traced and not whole)
     if probed:
-        rows = _probes(blocks, pairs, full, seed, solver_device(objective.device))
+        rows = _probes(blocks, pairs, full, seed, beside(full, objective.parameters))
         requests[PROBES_KEY] = Request(full, rows, quadratic=(*blocks.values(), full))
     said = [_sentence(groups.number, surveyed.examples)]
     if left := {key: request for key, request in requests.items() if key not in forms}:
@@ -260,10 +260,10 @@ def _probes(
     for name, block in blocks.items():
         if name in pairs:
             vectors = pairs[name][1]
-            rows = torch.cat([parts[member] for member in block.parameters], dim=1)
+            rows = torch.cat([parts[member] for member in block.parameters], dim=1).to(vectors.device)
             subtract(rows, inner(vectors, rows), vectors)
             sizes = [shape.numel() for shape in block.shapes]
-            parts.update(zip(block.parameters, torch.split(rows, sizes, dim=1), strict=True))
+            parts.update(zip(block.parameters, torch.split(rows.to(device), sizes, dim=1), strict=True))
     return torch.cat([parts[name] for name in full.parameters], dim=1)
 
 

@@ -15,7 +15,7 @@ from layerhess.checks.candidate import Candidate, candidate
 from layerhess.checks.rounding import RoundingMeter
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
-from layerhess.curvature.device import Budget, budget, solver_device
+from layerhess.curvature.device import Budget, beside, budget
 from layerhess.errors import InputError
 from layerhess.linalg.bounds import total_rounding, unit_rounding
 from layerhess.linalg.eigen.process import Process, Source
@@ -72,9 +72,9 @@ class SingleOperator:
         if isinstance(self._op, BlockOperator):
             parent = self._op.parent
             objective = parent.objective
-            self.device = solver_device(objective.device)
+            self.device = beside(self._op.spec, objective.parameters)
             stack.enter_context(objective.group.together())
-            self.memory, self.dtype = budget(objective.device, group=objective.group), objective.dtype
+            self.memory, self.dtype = budget(objective.devices, group=objective.group), objective.dtype
             known = parent.verify()
             self.eps, self.unchecked = torch.finfo(objective.dtype).eps, known is None
             self._data_pass = stack.enter_context(parent.unchecked.session(self.memory))

@@ -186,7 +186,7 @@ def coupling(op: Operator, probes: int = 8, seed: int = 0) -> CouplingEstimate:
             coupled=list(op.blocks),
             seed=seed,
             room=room_of(single.memory, beside=True).probes(op.shape[0]),
-            device=single.device,
+            parameters=op.objective.parameters,
         )
         while (asked := probing.requests()) or not probing.done:
             products = data_pass.run(asked)

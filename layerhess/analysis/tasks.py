@@ -16,7 +16,7 @@ from layerhess.checks import SelfCheck
 from layerhess.checks.candidate import Candidate, candidate
 from layerhess.checks.matrix_rounding import MatrixRounding
 from layerhess.checks.rounding import Rounding
-from layerhess.curvature.device import Budget, solver_device
+from layerhess.curvature.device import Budget, beside
 from layerhess.errors import InputError
 from layerhess.linalg.bounds import SMALLEST_NORM, Certificate, certify, total_rounding
 from layerhess.linalg.eigen.gram import Gram
@@ -201,12 +201,11 @@ def make_tasks(
     open_ones = {name: block for name, block in operators.items() if name not in ready}
     plan = planned(open_ones, checked, wanted, memory, objective, exclude, copies, kept, ranks)
     streamed = _streamed(operators, checked, kept)
-    place = solver_device(objective.device)
     tasks = []
     for name, block in operators.items():
-        expensive = dear and name not in licence.blocks
+        expensive, place = dear and name not in licence.blocks, beside(block, objective.parameters)
         options = {
-            "tol": tol, "seed": seed, "method": method, "device": objective.device, "exclude": exclude,
+            "tol": tol, "seed": seed, "method": method, "device": place, "exclude": exclude,
             "copies": copies, "dear": expensive, "streamed": name in streamed,
         }  # fmt: skip
         tasks.append(

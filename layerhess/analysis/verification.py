@@ -80,7 +80,7 @@ def verified(objective: Objective, matrix: CurvatureMatrix, blocks: Mapping[str,
 def _checked(objective: Objective, matrix: CurvatureMatrix, blocks: Mapping[str, Block], surveyed: Survey) -> SelfCheck:
     """The self-check (in session); blocks that vanish on its sample are looked at on all data."""
     counters = Counters()
-    memory = budget(objective.device, group=objective.group)
+    memory = budget(objective.devices, group=objective.group)
     found = self_check(objective, surveyed, blocks, blocks[FULL], SEED, counters, matrix, memory)
     if found.zero_suspects and not found.failed:
         data_pass = DataPass(objective, list(blocks[FULL].parameters), counters, make_graph=matrix.make_graph)

@@ -11,7 +11,7 @@ import torch
 from layerhess.checks.survey import Survey
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
-from layerhess.curvature.device import is_out_of_memory, solver_device
+from layerhess.curvature.device import beside, is_out_of_memory, solver_device
 from layerhess.curvature.factors.factor_graph import FactorGraph
 from layerhess.curvature.factors.mixed_graph import try_factors
 from layerhess.curvature.factors.work import Work, sum_of_works
@@ -144,8 +144,10 @@ def _compare(
     make_copy: Callable[[], Objective | None],
 ) -> None:
     """Give these blocks a licence, or the reason why they have none."""
-    device = solver_device(objective.device)
-    vectors = {key: random_unit(block.numel, seed, f"licence {key}", 0, device)[None] for key, block in blocks.items()}
+    vectors = {
+        key: random_unit(block.numel, seed, f"licence {key}", 0, beside(block, objective.parameters))[None]
+        for key, block in blocks.items()
+    }
     exact = data_pass.run({key: Request(block, vectors[key]) for key, block in blocks.items()})
     together = sum(block.numel for block in blocks.values())
     if is_large(together) and together > objective.numel // 2:
@@ -224,12 +226,12 @@ def _by_factors(
         for key, rows in vectors.items():
             parts = {name: part.to(objective.parameters[name]) for name, part in blocks[key].split(rows[0]).items()}
             found = graph.product(blocks[key].parameters, parts)
-            totals.open(key, *rows.shape)
+            totals.open(key, *rows.shape, device=rows.device)
             start = 0
             for part, shape in zip(found, blocks[key].shapes, strict=True):
                 if part is not None:
                     totals.add(key, part.reshape(-1).to(rows), columns=slice(start, start + shape.numel()))
                 start += shape.numel()
 
-    totals = add_up(graphs, share, device=solver_device(objective.device))
+    totals = add_up(graphs, share)
     return {key: totals.total(key).div_(denominator) for key in vectors}

@@ -16,6 +16,7 @@ from layerhess.checks.sample import by_example
 from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import Request
+from layerhess.curvature.device import solver_device
 from layerhess.curvature.factors.mixed_graph import MixedGraphs
 from layerhess.curvature.factors.output_hessian import along
 from layerhess.curvature.hessian_graph import HessianGraph
@@ -158,11 +159,14 @@ class HeavyExamples:
         for number, (key, request) in enumerate(requests.items()):
             signs = random_signs(len(request.vectors), number, "heavy", 0, request.vectors.device)
             row = combined(signs[:, None], request.vectors)[0] / math.sqrt(norms[key])
-            parts = request.block.split(row[None])
+            parts = {
+                name: part[0].to(solver_device(parameters[name].device))
+                for name, part in request.block.split(row[None]).items()
+            }
             length = math.sqrt(sum(float(parameters[name].detach().double().square().sum()) for name in parts))
             longest = max(longest, float(torch.linalg.vector_norm(row)) / (length or 1.0))
             for name, part in parts.items():
-                step[name] = step[name].add_(part[0]) if name in step else part[0]
+                step[name] = step[name].add_(part) if name in step else part
         size = torch.finfo(dtype).eps ** 0.25
         for name, part in step.items():
             step[name] = part.mul_(size / longest).to(parameters[name].device, dtype)

@@ -20,7 +20,7 @@ from layerhess.checks.sample import Sample, counting_parts
 from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import DataPass, Request
-from layerhess.curvature.device import Budget, solver_device
+from layerhess.curvature.device import Budget, beside
 from layerhess.curvature.difference_graph import Differences
 from layerhess.curvature.factors.mixed_graph import MixedGraphs
 from layerhess.curvature.smaller_pieces import note_on
@@ -162,7 +162,7 @@ class RoundingMeter:
         Args:
             full: the block of all parameters. norm: the Frobenius norm of its matrix.
         """
-        device, n = solver_device(self._objective.device), full.numel
+        device, n = beside(full, self._objective.parameters), full.numel
         squares = torch.zeros(n, dtype=torch.float64, device=device)
         seen = 0.0
         with self._counters.during("rounding"), self._as_before():

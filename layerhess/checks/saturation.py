@@ -18,6 +18,7 @@ from layerhess.curvature.autograd_graph import walk
 from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import DataPass, Request
+from layerhess.curvature.device import beside
 from layerhess.errors import CheckError
 from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective.blocks import Block
@@ -180,7 +181,9 @@ def blurred(
             then longer: 1 - p is to change by more than its roundings.
     """
     requests = {
-        key: Request(block, random_unit(block.numel, seed, f"blurred {key}", 0, objective.device)[None])
+        key: Request(
+            block, random_unit(block.numel, seed, f"blurred {key}", 0, beside(block, objective.parameters))[None]
+        )
         for key, block in blocks.items()
     }
 

@@ -27,13 +27,13 @@ from layerhess.checks.symmetry import Symmetry, asymmetric_tensors, noise_level,
 from layerhess.checks.whole_weights import refuse_other_function
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
-from layerhess.curvature.device import Budget
+from layerhess.curvature.device import Budget, beside
 from layerhess.curvature.difference_graph import Differences
 from layerhess.curvature.matrices import GAUSS_NEWTON, HESSIAN, CurvatureMatrix
 from layerhess.curvature.smaller_pieces import in_pieces
 from layerhess.linalg.bounds import zero_level
 from layerhess.objective import batches
-from layerhess.objective.blocks import Block, beside, is_large, make_block
+from layerhess.objective.blocks import Block, is_large, make_block
 from layerhess.objective.objective import HALF, Objective
 from layerhess.objective.snapshot import version_of
 from layerhess.results.record import Check
@@ -95,7 +95,7 @@ def _self_check(
     examined = ExaminedGraphs(curvature.make_graph, found.trace)
     narrowed, names = objective.narrowed(surveyed.samples), list(full.parameters)
     data_pass = DataPass(narrowed, names, counters, keep=keep, make_graph=examined)
-    vector = start(full, FULL, seed, device=objective.device)
+    vector = start(full, FULL, seed, device=beside(full, objective.parameters))
     first = check_second_derivative(data_pass, full, vector, sample, found.trace, curvature.make_graph)
     del vector
     if isinstance(make, Differences):

@@ -11,6 +11,7 @@ from torch import Tensor
 from layerhess.checks.symmetry import start
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
+from layerhess.curvature.device import beside
 from layerhess.curvature.difference_graph import Differences
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
@@ -54,7 +55,7 @@ def _chosen(
     objective: Objective, block: Block, key: str, make: Differences, seed: int, counters: Counters
 ) -> tuple[float, float]:
     """(absolute error, length of the product) at the best step, which ``make`` has then."""
-    vector = start(block, key, seed, device=objective.device)
+    vector = start(block, key, seed, device=beside(block, objective.parameters))
     usual = make.usual(objective.dtype)
     best = step, (error, length) = usual, _tried(objective, block, vector, usual, make, counters)
     # A kink that a short step crosses costs 1 / r, but few do. Where none is, a longer step looks better by luck.

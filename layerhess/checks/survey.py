@@ -17,7 +17,7 @@ from layerhess.checks.saturation import LOG, Saturation, saturated
 from layerhess.checks.suspects import LOGITS
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
-from layerhess.curvature.device import is_out_of_memory, solver_device
+from layerhess.curvature.device import beside, is_out_of_memory
 from layerhess.curvature.factors.output_hessian import item_curvature
 from layerhess.curvature.smaller_pieces import in_pieces, largest_batch
 from layerhess.curvature.totals import Totals, add_up
@@ -118,7 +118,8 @@ def survey(
 def too_large(objective: Objective) -> InputError:
     """The error for a forward pass that ran out of memory; the batch size it names is one that fits products."""
     full = make_block(FULL, objective.parameters)
-    probe = Request(full, torch.ones((1, full.numel), dtype=torch.float64, device=solver_device(objective.device)))
+    place = beside(full, objective.parameters)
+    probe = Request(full, torch.ones((1, full.numel), dtype=torch.float64, device=place))
     try:
         DataPass(objective, list(objective.parameters), Counters(), keep=0.0).run({FULL: probe})
     except InputError as refusal:

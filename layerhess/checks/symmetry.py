@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from layerhess.curvature.data_pass import DataPass, Request
+from layerhess.curvature.device import beside
 from layerhess.linalg.bounds import zero_level
 from layerhess.linalg.random_vectors import random_unit
-from layerhess.objective.blocks import Block, beside, in_groups, is_large, make_block
+from layerhess.objective.blocks import Block, in_groups, is_large, make_block
 
 NOISE = 100.0  # times the zero level
 LARGEST_SCALE = 30.0  # the smallest tensors are scaled up by its square, and their rounding with them

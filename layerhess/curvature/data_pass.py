@@ -13,7 +13,7 @@ from torch import Tensor
 
 from layerhess.curvature.batch_graph import BatchGraph, GraphMaker
 from layerhess.curvature.counters import Counters
-from layerhess.curvature.device import is_out_of_memory, solver_device, used_bytes
+from layerhess.curvature.device import beside, is_out_of_memory, solver_device, used_bytes
 from layerhess.curvature.factors.mixed_graph import MixedGraph, MixedGraphs
 from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.curvature.journal import Journal
@@ -25,7 +25,7 @@ from layerhess.curvature.time_unit import TimeUnit
 from layerhess.curvature.totals import Listing, Totals, add_up
 from layerhess.errors import InputError, LayerhessError, ProcessError
 from layerhess.objective.batches import is_stable
-from layerhess.objective.blocks import Block, beside
+from layerhess.objective.blocks import Block
 from layerhess.objective.interrupts import safe_point
 from layerhess.objective.objective import Objective
 
@@ -313,7 +313,7 @@ class DataPass:
         """Add a batch's products; list its quadratic forms (s, len(request.quadratic)) separately."""
         block, image = request.block, request.image
         parameters = self.objective.parameters
-        place = solver_device(beside(image, parameters))
+        place = beside(image, parameters)
         totals.open((PRODUCT, key), len(request.vectors), image.numel, device=place)
         forms = torch.zeros((len(request.vectors), len(request.quadratic)), dtype=torch.float64)
         for start in range(0, len(request.vectors), TOGETHER):
@@ -363,13 +363,13 @@ class DataPass:
                 continue
             if number == 1 and self._time_unit.open:
                 self._time_unit.measure(self.objective, batch, [self.objective.parameters[n] for n in self._names])
-            before = used_bytes(self.objective.device)
+            before = used_bytes(*self.objective.devices)
             planned = number <= self._planned
             graph = (all_blocks if planned else make)(self.objective, batch, self._names, self.counters)
             yield graph
             # Measured after the products, since what double backward saves belongs to the graph. A process that reuses
             # freed memory does not grow, so the graph's own figure counts as well.
-            self._used += max(0.0, used_bytes(self.objective.device) - before, float(graph.nbytes))
+            self._used += max(0.0, used_bytes(*self.objective.devices) - before, float(graph.nbytes))
             if planned or (self._budget and all_kept and self._used < self._budget):
                 self._kept.append(graph)
             else:

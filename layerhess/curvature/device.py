@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from layerhess.errors import InputError, LayerhessError
+from layerhess.objective.blocks import Block
 from layerhess.objective.group import ALONE, Group
 
 try:
@@ -59,9 +60,13 @@ class Budget:
         return self.free if self.limit is None else min(self.free, self.limit)
 
 
-def budget(device: torch.device, limit: int | None = None, group: Group = ALONE) -> Budget:
-    """The budget of an analysis that begins now on ``device``, the same on all ranks of the group."""
-    return Budget(group.room(free_bytes(device), device), limit)
+def budget(devices: Sequence[torch.device], limit: int | None = None, group: Group = ALONE) -> Budget:
+    """The budget of an analysis that begins now on these devices, the same on all ranks of the group.
+
+    Plans count everything as if it lay on one device: on the one that has least.
+    """
+    free = [free_bytes(device) for device in devices]
+    return Budget(group.room(min(free), devices[free.index(min(free))]), limit)
 
 
 def memory_limit(memory: Any) -> int | None:
@@ -114,8 +119,17 @@ def solver_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def used_bytes(device: torch.device) -> int:
-    """Memory this process holds on ``device`` now (resident set on the CPU; 0 where the system does not say)."""
+def beside(block: Block, parameters: Mapping[str, torch.Tensor]) -> torch.device:
+    """Where a block's vectors live: with its parameters; of several devices, with its first one."""
+    return solver_device(parameters[block.parameters[0]].device)
+
+
+def used_bytes(*devices: torch.device) -> int:
+    """Memory this process holds on these devices now (resident set on the CPU; 0 where the system does not say)."""
+    return sum(_used_bytes(device) for device in devices)
+
+
+def _used_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     if _STATM.exists():

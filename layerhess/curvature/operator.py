@@ -73,7 +73,7 @@ class UncheckedOperator:
             yield self._data_pass
             return
         with self.objective.session():
-            room = (memory or budget(self.objective.device, group=self.objective.group)).room
+            room = (memory or budget(self.objective.devices, group=self.objective.group)).room
             self._data_pass = self._new_pass(self.objective.parameters, KEPT_SHARE * room)
             try:
                 yield self._data_pass

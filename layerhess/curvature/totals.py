@@ -108,9 +108,16 @@ class Totals:
                 own.append(value)
         self._appended[key] = number + len(values)
 
-    def add_rows(self, key: Hashable, n: int, rows: Iterable[tuple[Tensor, Tensor]], room: int) -> bool:
+    def add_rows(
+        self,
+        key: Hashable,
+        n: int,
+        rows: Iterable[tuple[Tensor, Tensor]],
+        room: int,
+        device: torch.device | None = None,
+    ) -> bool:
         """Add R' D R, (n, n), for pairs (R, signs of D); False once all rows take more than ``room`` bytes."""
-        own = self._rows.setdefault(key, RowSum(n, self._device or torch.device("cpu")))
+        own = self._rows.setdefault(key, RowSum(n, device or self._device or torch.device("cpu")))
         for piece, signs in rows:
             own.add(piece, signs)
             if self.row_bytes > room:

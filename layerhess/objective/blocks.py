@@ -51,11 +51,6 @@ def make_block(name: str, members: Mapping[str, Tensor]) -> Block:
     return Block(name, tuple(members), shapes, sum(s.numel() for s in shapes))
 
 
-def beside(block: Block, parameters: Mapping[str, Tensor]) -> torch.device:
-    """Where the block's parameters lie; of several devices, that of its first one."""
-    return parameters[block.parameters[0]].device
-
-
 def is_large(numel: int) -> bool:
     """Whether vectors of that length are to be spared, at the price of some time."""
     return numel > AT_ONCE

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import is_autocast_available
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd
 
@@ -18,7 +19,7 @@ TF32_OFF = "TF32 and bfloat16 inside float32 products are off during the analysi
 
 
 @contextmanager
-def plain_kernels(device: torch.device, model: nn.Module) -> Iterator[list[str]]:
+def plain_kernels(devices: Iterable[torch.device], model: nn.Module) -> Iterator[list[str]]:
     """MATH attention kernels, compiled code run eagerly, no inference-only fast paths, no TF32, no outer autocast.
 
     And functions of torch that cannot be differentiated twice run in another form, see :class:`_Repairs`.
@@ -26,16 +27,17 @@ def plain_kernels(device: torch.device, model: nn.Module) -> Iterator[list[str]]
     Yields:
         Sentences on settings that were changed, for the reader of a result.
     """
-    autocast = torch.is_autocast_enabled(device.type)
+    kinds = list(dict.fromkeys(device.type for device in devices))
     with ExitStack() as stack:
-        if autocast:
-            stack.enter_context(torch.autocast(device.type, enabled=False))
+        autocast = [kind for kind in kinds if is_autocast_available(kind) and torch.is_autocast_enabled(kind)]
+        for kind in autocast:
+            stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_eager())
         stack.enter_context(_same_kernels())
         stack.enter_context(_repairs.held())
-        coarse = stack.enter_context(_full_precision(device, model))
-        yield [AUTOCAST_OFF] * autocast + [TF32_OFF] * coarse
+        coarse = [stack.enter_context(_full_precision(torch.device(kind), model)) for kind in kinds]
+        yield [AUTOCAST_OFF] * bool(autocast) + [TF32_OFF] * any(coarse)
 
 
 @contextmanager

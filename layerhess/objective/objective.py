@@ -54,8 +54,8 @@ class Objective:
     Attributes:
         model: the unwrapped model; where parts are wrapped or sharded, its plain twin. parameters: trainable floating
             point parameters by first name, in ``named_parameters()`` order, tied ones once. frozen: names left out.
-            device: the model's. origin: of a copy in another dtype, the parameters it was made of; else None. spares:
-            ``batch_size`` is for want of memory, and was not asked for.
+            devices: where these lie; device: the first one's. origin: of a copy in another dtype, the parameters it was
+            made of; else None. spares: ``batch_size`` is for want of memory, and was not asked for.
 
     Raises:
         InputError: unusable model, data or loss.
@@ -105,7 +105,8 @@ class Objective:
         self.evaluation: Evaluation = evaluation_of(loss)
         batches.check_data(data, any_batch=not hasattr(self.evaluation, "criterion"))
         self.parameters, self.frozen = trainable(self.model)
-        self.device = next(iter(self.parameters.values())).device
+        self.devices = tuple(dict.fromkeys(parameter.device for parameter in self.parameters.values()))
+        self.device = self.devices[0]
         self.dtype = coarsest([p.dtype for p in self.parameters.values()])
         self.evaluation = self.evaluation.usable(self.device)
         self._note_compiled_parts()
@@ -223,9 +224,8 @@ class Objective:
         made.__dict__.update(self.__dict__)
         made.model, made.data, made.dtype = model, [batches.cast(b, dtype) for b in data], dtype
         made.batch_size, made._sampled, made._deal = None, True, None
-        made.evaluation = self.evaluation.to(dtype, self.device)
         made.parameters, made.frozen = trainable(model)
-        made.origin = self.parameters
+        made.evaluation, made.origin = self.evaluation.to(dtype, self.device), self.parameters
         return made
 
     def narrowed(self, data: list[Any]) -> Objective:
@@ -313,7 +313,7 @@ class Objective:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(restored(self.model))
             self._count_once()
-            said = stack.enter_context(plain_kernels(self.device, self.model))
+            said = stack.enter_context(plain_kernels(self.devices, self.model))
             for sentence in said:
                 self._note(sentence)
             self._note(same_weights(self.model, self.group))

@@ -110,8 +110,8 @@ def test_what_is_no_size_is_refused(given: Any) -> None:
 
 def test_a_budget_is_never_more_than_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda device: 100)
-    assert [budget(CPU, limit).room for limit in (None, 70, 130)] == [100, 70, 100]
-    assert budget(CPU) == Budget(100, None, True)
+    assert [budget([CPU], limit).room for limit in (None, 70, 130)] == [100, 70, 100]
+    assert budget([CPU]) == Budget(100, None, True)
 
 
 def test_vectors_live_where_float64_does() -> None:

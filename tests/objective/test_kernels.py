@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import layerhess as lh
-from layerhess.objective.kernels import TF32_OFF, plain_kernels
+from layerhess.objective.kernels import AUTOCAST_OFF, TF32_OFF, plain_kernels
 
 B: Any = torch.backends
 NEWER = hasattr(B.cuda.matmul, "fp32_precision")  # PyTorch 2.9
@@ -85,7 +85,7 @@ SETTINGS = {
 def _look(device: str, setting: str) -> dict[str, Any]:
     SETTINGS[setting]()
     before = _switches(), _older(), B.cudnn.enabled
-    with plain_kernels(torch.device(device), nn.Sequential(nn.Conv2d(1, 1, 1), nn.LSTM(2, 2))) as said:
+    with plain_kernels([torch.device(device)], nn.Sequential(nn.Conv2d(1, 1, 1), nn.LSTM(2, 2))) as said:
         inside, enabled = _switches()[3:6] if device == "cuda" else _switches()[6:], B.cudnn.enabled
         if setting == "nothing":
             with torch.backends.cudnn.flags(enabled=False):  # as models do that differentiate an RNN twice
@@ -113,8 +113,19 @@ def test_switches_are_set_and_come_back(device: str, setting: str) -> None:
     assert found["said"] == ([TF32_OFF] if setting in allowed[device] else [])
 
 
+def test_the_callers_autocast_is_off_on_every_device_of_the_model() -> None:
+    before = torch.is_autocast_enabled("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        with plain_kernels([torch.device("cpu"), torch.device("cuda", 1)], nn.Linear(2, 2)) as said:
+            assert said == [AUTOCAST_OFF] and not torch.is_autocast_enabled("cuda")
+        assert torch.is_autocast_enabled("cuda")
+    finally:
+        torch.set_autocast_enabled("cuda", before)
+
+
 def test_nothing_is_said_where_the_model_has_no_such_products() -> None:
-    with plain_kernels(torch.device("cuda"), nn.Linear(2, 2)) as of_linear:
+    with plain_kernels([torch.device("cuda")], nn.Linear(2, 2)) as of_linear:
         assert of_linear == []  # without being asked torch uses TF32 in convolutions alone
-    with plain_kernels(torch.device("cuda"), nn.Conv2d(1, 1, 1).double()) as of_float64:
+    with plain_kernels([torch.device("cuda")], nn.Conv2d(1, 1, 1).double()) as of_float64:
         assert of_float64 == []

@@ -73,7 +73,7 @@ def test_a_bias_alone_may_be_differentiated_where_the_channels_are_last() -> Non
     x = X.contiguous(memory_format=torch.channels_last)
     for weight in (None, torch.ones(2, dtype=torch.float64)):
         bias = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-        with plain_kernels(torch.device("cpu"), nn.Linear(1, 1)):
+        with plain_kernels([torch.device("cpu")], nn.Linear(1, 1)):
             made = F.group_norm(x, 2, weight, bias)
             (slope,) = torch.autograd.grad(made.exp().sum(), bias)
         assert made.stride() == x.stride()
@@ -89,7 +89,7 @@ def test_instance_norms_gradient_does_not_depend_on_the_layout_of_what_comes_bac
     weight, bias = (torch.randn(3, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2))
     mean, variance = torch.zeros(3).double(), torch.ones(3).double()
     expected = mean.clone(), variance.clone()
-    with plain_kernels(torch.device("cpu"), nn.Linear(1, 1)):
+    with plain_kernels([torch.device("cpu")], nn.Linear(1, 1)):
         made = F.instance_norm(x, mean, variance, weight, bias)
         loss = made.flatten(2).transpose(1, 2)[:, -1].square().sum()
         found = torch.autograd.grad(loss, [x, weight, bias])
@@ -108,7 +108,7 @@ def test_instance_norms_gradient_does_not_depend_on_the_layout_of_what_comes_bac
 )
 def test_the_layout_is_the_one_torch_leaves(strided: Tensor, dims: int) -> None:
     expected = F.group_norm(strided, 2)
-    with plain_kernels(torch.device("cpu"), nn.Linear(1, 1)):
+    with plain_kernels([torch.device("cpu")], nn.Linear(1, 1)):
         made = F.group_norm(strided, 2)
     assert strided.ndim == dims and made.stride() == expected.stride()
     torch.testing.assert_close(made, expected)
@@ -116,7 +116,7 @@ def test_the_layout_is_the_one_torch_leaves(strided: Tensor, dims: int) -> None:
 
 def test_hardsigmoid_is_torchs_to_the_last_bit_and_its_kinks_are_flat() -> None:
     x = torch.linspace(-4.0, 4.0, 33).requires_grad_()
-    with plain_kernels(torch.device("cpu"), nn.Linear(1, 1)):
+    with plain_kernels([torch.device("cpu")], nn.Linear(1, 1)):
         ours, changed = F.hardsigmoid(x), x.detach().clone()
         assert F.hardsigmoid(changed, inplace=True) is changed
     theirs = F.hardsigmoid(x)
@@ -129,12 +129,12 @@ def test_torch_is_as_it_was_after_the_last_of_several_sessions() -> None:
     opened, leave = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with plain_kernels(torch.device("cpu"), nn.Linear(1, 1)):
+        with plain_kernels([torch.device("cpu")], nn.Linear(1, 1)):
             opened.set()
             leave.wait(10.0)
 
     thread = threading.Thread(target=hold)
-    with pytest.raises(KeyboardInterrupt), plain_kernels(torch.device("cpu"), nn.Linear(1, 1)):
+    with pytest.raises(KeyboardInterrupt), plain_kernels([torch.device("cpu")], nn.Linear(1, 1)):
         thread.start()
         assert opened.wait(10.0)
         raise KeyboardInterrupt

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from layerhess.curvature.device import solver_device
 from layerhess.linalg.eigen.dense import Dense
 from layerhess.linalg.eigen.lanczos import Lanczos
 from layerhess.linalg.eigen.power import Power
@@ -40,7 +39,6 @@ def make_process(
         streamed: a pass over the data costs more than the products of a few vectors in it. dear: see
             :func:`goes_dense`.
     """
-    device = solver_device(device)
     draw = source(block, seed, device)
     if reads_whole(block.numel, wanted, method, exclude, dear):
         return Dense(block.numel, wanted, device)

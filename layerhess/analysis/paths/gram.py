@@ -16,7 +16,7 @@ from layerhess.analysis.waves import waves
 from layerhess.checks import SelfCheck
 from layerhess.curvature.batch_graph import BatchGraph
 from layerhess.curvature.data_pass import FULL, DataPass
-from layerhess.curvature.device import Budget, is_out_of_memory, solver_device
+from layerhess.curvature.device import Budget, beside, is_out_of_memory
 from layerhess.curvature.factors.mixed_graph import MixedGraph
 from layerhess.curvature.factors.work import Work
 from layerhess.curvature.totals import Totals
@@ -169,7 +169,7 @@ def gram_processes(
                     held = waves({name: block.numel}, wanted, memory, data_pass.objective.dtype).held[name]
                     otherwise = functools.partial(
                         make_process, block, wanted, tol=tol, seed=seed, method=method, exclude=exclude, copies=copies,
-                        device=data_pass.objective.device, basis_limit=held.rows, dtype=held.dtype,
+                        device=beside(block, data_pass.objective.parameters), basis_limit=held.rows, dtype=held.dtype,
                     )  # fmt: skip
                     own = rows.pop(name)
                     decompose = functools.partial(_decomposed, own, block, wanted, data_pass, seed, otherwise)
@@ -193,6 +193,7 @@ def gram_processes(
 
 def _rows(data_pass: DataPass, blocks: Mapping[str, Block], room: int) -> tuple[dict[str, RowSum], dict[str, str]]:
     """Block -> its rows over all data; block -> why there are none."""
+    places = {name: beside(block, data_pass.objective.parameters) for name, block in blocks.items()}
 
     def share(graph: BatchGraph, totals: Totals) -> int:
         before = totals.row_bytes
@@ -202,12 +203,14 @@ def _rows(data_pass: DataPass, blocks: Mapping[str, Block], room: int) -> tuple[
             rows = graph.rows(block.parameters) if isinstance(graph, MixedGraph) else None
             if rows is None:
                 totals.drop(name, "a batch of the data has no factors, or too many, for it")
-            elif not totals.add_rows(name, block.numel, rows, room):
+            elif not totals.add_rows(name, block.numel, rows, room, places[name]):
                 totals.drop(name, TOO_MANY)
         return totals.row_bytes - before
 
     totals = data_pass.collect(share, about=f"rows of {list(blocks)}")
-    return totals.rows(), {name: totals.dropped[name] for name in blocks if name in totals.dropped}
+    # Those that a journal told lie with the model's first parameter.
+    rows = {name: RowSum.of(own.state(), places[name]) for name, own in totals.rows().items()}
+    return rows, {name: totals.dropped[name] for name in blocks if name in totals.dropped}
 
 
 def refuse_unlicensed(checked: SelfCheck, names: list[str], path: str) -> None:
@@ -266,7 +269,7 @@ def _decomposed(
 ) -> Gram | None:
     """The solver for a block whose spectrum is known; None where a row is NaN or infinite."""
     own = Wanted(top=block.numel) if wanted.total >= block.numel else wanted
-    draw = source(block, seed, solver_device(data_pass.objective.device))
+    draw = source(block, seed, beside(block, data_pass.objective.parameters))
     found = rows.decompose(own, data_pass.denominator, draw)
     exact = data_pass.objective.dtype == torch.float64
     return None if found is None else GramOrSearch(found, own, exact, otherwise)

@@ -90,6 +90,11 @@ class Member:
     spent: int = 0
 
     @property
+    def device(self) -> torch.device:
+        """Of its vectors."""
+        return self.deflation.q.device
+
+    @property
     def exact(self) -> bool:
         """No probe is needed."""
         return self.known.exact
@@ -110,8 +115,7 @@ class Member:
 
     def draw(self, count: int, seed: int) -> Tensor:
         """The next (count, n) Rademacher rows."""
-        device = self.deflation.q.device
-        rows = [random_signs(self.block.numel, seed, self.name, self.drawn + i, device) for i in range(count)]
+        rows = [random_signs(self.block.numel, seed, self.name, self.drawn + i, self.device) for i in range(count)]
         self.drawn += count
         return torch.stack(rows)
 

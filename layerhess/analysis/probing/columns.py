@@ -117,9 +117,7 @@ class Columns:
     def _draw(self, member: Member, known: Deflation | None, numbers: Sequence[int]) -> Probes:
         """Unit vectors for a block that is read whole, or random ones: signs, along known directions and otherwise."""
         if known is None:
-            rows = torch.zeros(
-                (len(numbers), member.block.numel), dtype=torch.float64, device=member.deflation.q.device
-            )
+            rows = torch.zeros((len(numbers), member.block.numel), dtype=torch.float64, device=member.device)
             rows[torch.arange(len(numbers)), torch.tensor(numbers)] = 1.0
             return Probes(rows, rows, rows[:, :0])
         plain = member.draw(len(numbers), self.seed)
@@ -166,7 +164,7 @@ def _directions(member: Member) -> Deflation:
         q = vectors[:, order].T.to(member.deflation.q)
         return Deflation(q, values[order, None].to(q) * q)
     if found.deflation is None:
-        return Deflation.none(member.block.numel, member.deflation.q.device)
+        return Deflation.none(member.block.numel, member.device)
     q, w = found.deflation.q, found.deflation.w
     values, turn = torch.linalg.eigh(((q @ w.T) + (w @ q.T)) / 2.0)
     turn = turn[:, values.abs().argsort(descending=True)].T

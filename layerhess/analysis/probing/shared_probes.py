@@ -16,6 +16,7 @@ from layerhess.analysis.probing.density_start import DensityEstimator, widened
 from layerhess.analysis.probing.full_trace import FULL_COST, FullTrace
 from layerhess.analysis.probing.goals import Goals
 from layerhess.curvature.data_pass import FULL, Request
+from layerhess.curvature.device import beside
 from layerhess.linalg.estimates import CouplingEstimate, DiagonalEstimate, TraceEstimate
 from layerhess.linalg.stochastic.coupling import Coupling
 from layerhess.linalg.stochastic.deflation import Deflation, orthonormal_rows
@@ -46,7 +47,8 @@ class SharedProbes:
         full: the block of all these parameters. known: returns what the solvers know, or None while they are running.
         trace, diagonal, coupling: options, or None. whole: also for the full model.
         coupled: names of the blocks whose couplings are wanted. seed: of the probes.
-        room: how many full-length rows may be held at a time. device: of the vectors.
+        room: how many full-length rows may be held at a time. parameters: of the model; a block's vectors lie beside
+            its own.
         starts: densities by block name (and the full one) whose first products are reused; "known" waits for them.
     """
 
@@ -60,7 +62,7 @@ class SharedProbes:
     coupled: Sequence[str]
     seed: int
     room: int
-    device: torch.device
+    parameters: Mapping[str, Tensor]
     starts: Mapping[str, DensityEstimator] = field(default_factory=dict)
     done: bool = False
     members: dict[str, Member] = field(default_factory=dict)
@@ -159,7 +161,7 @@ class SharedProbes:
 
     def _read(self, members: list[Member]) -> Script:
         """Read whole diagonals where probes would cost no less."""
-        readers = {m.name: UnitVectors(m.block.numel, self.device) for m in members}
+        readers = {m.name: UnitVectors(m.block.numel, m.device) for m in members}
         while left := {name: reader for name, reader in readers.items() if not reader.done}:
             asked = {_own_key(name): Request(self.blocks[name], reader.ask()) for name, reader in left.items()}
             products = yield asked
@@ -179,7 +181,7 @@ class SharedProbes:
             rows = self._joined(parts, size)
             products = (yield {JOINT: Request(self.full, rows)})[JOINT]
             for m in active:
-                m.joint.add(signs[m.name], parts[m.name], part_of(self.full, m.block, products))
+                m.joint.add(signs[m.name], parts[m.name], part_of(self.full, m.block, products).to(m.device))
                 m.spent += size
             for value in (rows * products).sum(dim=1).tolist():
                 self._total.add(value)
@@ -260,10 +262,11 @@ class SharedProbes:
     def _member(self, name: str, block: Block, known: Known | None) -> Member:
         known = known or Known()
         plain = self.trace is not None and self.trace.method == "hutchinson"
-        deflation = known.deflation or Deflation.none(block.numel, self.device)
+        none = Deflation.none(block.numel, beside(block, self.parameters))
+        deflation = known.deflation or none
         start = self.starts[name].start() if name in self.starts else None
         if plain:
-            deflation = Deflation.none(block.numel, self.device)
+            deflation = none
         elif start is not None:
             deflation = widened(deflation, start.basis)
         own, joint = self._samples(deflation), self._samples(deflation)
@@ -287,10 +290,10 @@ class SharedProbes:
         active = [m for m in self.members.values() if not m.exact]
         if start is None or not active:
             return
-        values = torch.zeros(len(start.vectors), dtype=torch.float64, device=self.device)
+        values = torch.zeros(len(start.vectors), dtype=torch.float64, device=start.vectors.device)
         for m in active:
-            v, rows = (part_of(self.full, m.block, whole) for whole in (start.vectors, start.products))
-            values += (m.deflation.project(v) * m.joint.add_free(v, rows)).sum(dim=1)
+            v, rows = (part_of(self.full, m.block, whole).to(m.device) for whole in (start.vectors, start.products))
+            values += (m.deflation.project(v) * m.joint.add_free(v, rows)).sum(dim=1).to(values.device)
         for value in values.tolist():
             self._total.add(value)
 
@@ -315,11 +318,10 @@ class SharedProbes:
 
     def _joined(self, parts: Mapping[str, Tensor], size: int) -> Tensor:
         """Rows over all parameters, zero for the members that are exact."""
-        device = next(iter(parts.values())).device
+        device = beside(self.full, self.parameters)
         pieces: dict[str, Tensor] = {}
         for name, member in self.members.items():
-            rows = parts.get(name)
-            rows = torch.zeros((size, member.block.numel), dtype=torch.float64, device=device) if rows is None else rows
+            rows = parts.get(name, torch.zeros((), dtype=torch.float64).expand(size, member.block.numel)).to(device)
             sizes = [shape.numel() for shape in member.block.shapes]
             pieces.update(zip(member.block.parameters, torch.split(rows, sizes, dim=1), strict=True))
         return torch.cat([pieces[name] for name in self.full.parameters], dim=1)

@@ -138,10 +138,10 @@ class FactorGraph:
         traces = torch.zeros(self.items, dtype=torch.float64, device=self._signs.device)
         for own, rows in self._by_direction(entries):
             for name, part in rows.items():
-                signs = own.to(part.dtype)
+                signs = own.to(part)
                 squared = part.square_()
                 add_part(made, name, signs @ squared)
-                traces += (signs * squared.sum(dim=1)).double()
+                traces += (signs * squared.sum(dim=1)).to(traces)
         nothing = {name: torch.zeros_like(self._parameters[name]) for name in names if name not in made}
         return [(made | nothing)[name].view(self._parameters[name].shape) for name in names], traces.cpu()
 
@@ -162,7 +162,9 @@ class FactorGraph:
         self, names: Sequence[str], entries: Sequence[tuple[Layer, Entry]]
     ) -> Iterator[tuple[Tensor, Tensor]]:
         sizes = {name: self._parameters[name].numel() for name in names}
+        place = self._parameters[names[0]].device
         for signs, made in self._by_direction(entries):
+            made, signs = {name: part.to(place) for name, part in made.items()}, signs.to(place)
             known = next(iter(made.values()))
             parts = [made[name] if name in made else known.new_zeros((self.items, sizes[name])) for name in names]
             kept = signs > 0.0 if self._convex else signs != 0.0
@@ -230,7 +232,7 @@ class FactorGraph:
         for layer in self._layers_of(names):
             _refuse_overwritten(layer.call)
             moved = sum_of(entry.pushed(vectors[entry.name]) for entry in layer.call.entries if entry.name in vectors)
-            rows = torch.bmm(_by_item(moved, layer), layer.sensitivities.permute(1, 2, 0)).to(self._signs.dtype)
+            rows = torch.bmm(_by_item(moved, layer), layer.sensitivities.permute(1, 2, 0)).to(self._signs)
             weights = rows if weights is None else weights + rows
         return weights
 
@@ -242,7 +244,7 @@ class FactorGraph:
         made: dict[str, Tensor] = {}
         for layer in self._layers_of(names):
             rows = layer.sensitivities.transpose(0, 1)
-            back = _by_call(torch.bmm(weights.to(rows.dtype), rows), layer)
+            back = _by_call(torch.bmm(weights.to(rows), rows), layer)
             for entry in layer.call.entries:
                 if entry.name in vectors:
                     add_part(made, entry.name, entry.pulled(back))

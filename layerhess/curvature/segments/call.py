@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import is_autocast_available
 from torch.overrides import _get_current_function_mode_stack
 
 from layerhess.curvature.segments.recomputed import Results
@@ -49,8 +50,8 @@ class Call:
         self.inputs = tensors_in(self._arguments)
         self.parameters = list(dict.fromkeys(p for m in modules for p in m.parameters() if p.requires_grad))
         self.leaves = (*[False] * len(self.inputs), *[True] * len(self.parameters))
-        self._devices = dict.fromkeys(["cpu", *(t.device.type for t in (*self.inputs, *self.parameters))])
-        self._autocast = {d: (torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in self._devices}
+        kinds = filter(is_autocast_available, {"cpu", *(t.device.type for t in (*self.inputs, *self.parameters))})
+        self._autocast = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds}
         self._modes: list[Any] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
         self.hold = False
         self.held: tuple[list[Tensor], Results] | None = None

@@ -94,10 +94,11 @@ class RowSum:
 
     @classmethod
     def of(cls, state: dict[str, Any], device: torch.device) -> RowSum:
-        """The sum with this :meth:`state`."""
+        """The sum with this :meth:`state`, on ``device``."""
         made = cls(state["n"], device)
-        made.count, made.definite, made._matrix = state["count"], state["definite"], state["matrix"]
-        made._held, made._signs = list(state["held"]), list(state["signs"])
+        made.count, made.definite, matrix = state["count"], state["definite"], state["matrix"]
+        made._matrix = None if matrix is None else matrix.to(device)
+        made._held, made._signs = ([part.to(device) for part in state[name]] for name in ("held", "signs"))
         return made
 
     @property

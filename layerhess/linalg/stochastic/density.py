@@ -120,7 +120,7 @@ class StochasticLanczos:
         """One step of the three-term recurrence for each of them, from their (s, n) products."""
         alpha = (products * self._current).sum(dim=1)
         lengths = [self._beta[i][-1] if self._beta[i] else 0.0 for i in self._alive]
-        before = torch.tensor(lengths, dtype=products.dtype, device=products.device)
+        before = torch.tensor(lengths, dtype=products.dtype).to(products.device)
         rest = products - alpha[:, None] * self._current - before[:, None] * self._previous
         if self._keeps:
             self._basis.append(self._current)

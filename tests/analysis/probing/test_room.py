@@ -88,6 +88,6 @@ def test_bases_are_dropped_where_estimates_do_not_fit_beside_them(memory: int, k
     task = Task("a", block, make=lambda definite: None)  # type: ignore[arg-type,return-value]
     made = Estimation(
         EstimateOptions(trace=lh.Trace(method="xtrace", probes=100)), {"a": block}, block, None, False, 0,
-        torch.device("cpu"), Budget(memory * block.numel), [task],
+        {"w": torch.zeros(1)}, Budget(memory * block.numel), [task],
     )  # fmt: skip
     assert task.kept == kept and made.room.share == pytest.approx(0.1 if kept else 0.4)

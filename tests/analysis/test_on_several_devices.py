@@ -1,0 +1,155 @@
+"""Paths and questions where parameters lie on several devices: one device's numbers, and every vector in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import layerhess as lh
+from commands import quick_report
+from killed import in_pass, killed
+from layerhess.curvature.data_pass import DataPass
+from layerhess.curvature.request import Request
+from layerhess.objective import parameters
+from second_device import TwoDevices, moved_there
+
+FAR = ("layers.0", "head")  # what lies on the second device; a layer on the first one lies between
+ACROSS = {"ends": ["first.*", "head.*"], "layers": "layers.*"}
+ESTIMATES: Any = {
+    "trace": lh.Trace(max_probes=8),
+    "diagonal": lh.Diagonal(max_probes=4),
+    "density": lh.Density(probes=3, steps=3),
+    "coupling": lh.Coupling(probes=3),
+    "sampling": True,
+}
+
+
+class Layers(nn.Module):
+    """Each layer takes its input to where its weights are."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.activation = activation
+        self.first, self.head = nn.Linear(5, 10), nn.Linear(10, 2)
+        self.layers = nn.ModuleList([nn.Linear(10, 10) for _ in range(2)])
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.first, *self.layers):
+            x = self.activation(layer(x.to(layer.weight.device)))
+        return self.head(x.to(self.head.weight.device))
+
+
+def objective(activation: nn.Module, *far: str) -> lh.Objective:
+    drawn = torch.Generator().manual_seed(1)
+    data = [(torch.randn(8, 5, generator=drawn).double(), torch.randint(2, (8,), generator=drawn)) for _ in range(2)]
+    model = Layers(activation)
+    for name in far:
+        moved_there(model.get_submodule(name))
+    return lh.Objective(model, data, nn.CrossEntropyLoss())
+
+
+@pytest.fixture
+def in_place(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Of every product that is made, the vectors and the sums lie beside the block's first parameter; its phases."""
+    plain, phases = DataPass.run, []
+
+    def run(self: DataPass, requests: Mapping[str, Request]) -> dict[str, Tensor]:
+        made = plain(self, requests)
+        for key, request in requests.items():
+            place = self.objective.parameters[request.block.parameters[0]].device
+            assert request.vectors.device == place and made[key].device == place, f"{key}, {self.counters.phase}"
+        phases.append(self.counters.phase)
+        return made
+
+    monkeypatch.setattr(parameters, "_has_no_values", lambda parameter: False)
+    quick_report(monkeypatch)
+    monkeypatch.setattr(DataPass, "run", run)
+    return phases
+
+
+def numbers(analysis: lh.Analysis) -> dict[str, Any]:
+    found: dict[str, Any] = {"gradient": analysis.gradient_norm}
+    for name, one in {**analysis.blocks, "(full)": analysis.full}.items():
+        if one is None:
+            continue
+        found[f"{name} values"], found[f"{name} errors"] = one.eigenvalues, one.sampling_errors
+        found[f"{name} steps"], found[f"{name} missed"] = one.steps, [one.missed_above, one.missed_below]
+        for i, vector in enumerate(one.eigenvectors):
+            found[f"{name} vector {i}"] = np.concatenate([part.reshape(-1) for part in vector.values()])
+        if one.trace is not None:
+            found[f"{name} trace"] = [one.trace.value, one.trace.standard_error, one.trace.sampling_error]
+        if one.diagonal is not None:
+            found[f"{name} diagonal"] = np.concatenate([part.ravel() for part in one.diagonal.value.values()])
+        if one.density is not None:
+            found[f"{name} nodes"], found[f"{name} weights"] = one.density.nodes, one.density.weights
+    if analysis.coupling is not None:
+        found["coupling"], found["its error"] = analysis.coupling.value, analysis.coupling.standard_error
+    return found
+
+
+def assert_same(found: lh.Analysis, expected: lh.Analysis) -> None:
+    ours, theirs = numbers(found), numbers(expected)
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        np.testing.assert_allclose(ours[key], value, rtol=1e-10, atol=1e-10, err_msg=key)
+    assert found.converged == expected.converged
+
+
+CASES: dict[str, tuple[nn.Module, dict[str, Any]]] = {
+    "blocks of modules": (nn.Tanh(), {"blocks": "module", "top": 2, "bottom": 1}),
+    "blocks across devices": (nn.Tanh(), {"blocks": ACROSS, "top": 2}),
+    "power": (nn.Tanh(), {"blocks": "module", "method": "power", "exclude": None}),
+    "rows": (nn.ReLU(), {"blocks": "module", "operator": "gauss_newton", "path": "gram", "full": False}),
+    "waves": (nn.Tanh(), {"blocks": ACROSS, "top": 2, "memory": "1MB"}),
+    "differences": (nn.Tanh(), {"blocks": "module", "path": "differences", "tol": 1e-2}),
+    "segments": (nn.Tanh(), {"blocks": "module", "segments": ["layers.*"]}),
+    "estimates": (nn.Tanh(), {"blocks": "module", "path": "exact", **ESTIMATES}),
+    "estimates of blocks across devices": (nn.Tanh(), {"blocks": ACROSS, **ESTIMATES}),
+    "estimates by factors": (nn.ReLU(), {"blocks": "weight", "operator": "gauss_newton", **ESTIMATES}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_numbers_are_those_of_one_device(case: str, in_place: list[str]) -> None:
+    activation, asked = CASES[case]
+    expected = lh.analyze(objective(activation), **asked)
+    with TwoDevices():
+        found = lh.analyze(objective(activation, *FAR), **asked)
+    assert_same(found, expected)
+    assert {"checks", "solve", "rounding"} <= set(in_place)
+
+
+def test_a_run_that_was_killed_goes_on(in_place: list[str], tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"blocks": "module", "top": 2, **ESTIMATES}
+
+    def run() -> lh.Analysis:
+        return lh.analyze(objective(nn.Tanh(), *FAR), out=tmp_path / "run", resume=True, **asked)
+
+    with TwoDevices():
+        killed(run, in_pass(3))
+        found = run()
+    assert_same(found, lh.analyze(objective(nn.Tanh()), **asked))
+
+
+def test_operators_by_hand(in_place: list[str]) -> None:
+    def made(*far: str) -> list[Any]:
+        hessian = lh.Hessian(objective(nn.Tanh(), *far), blocks="module")
+        head = hessian.block("head")
+        return [
+            head.to_dense().cpu(), head.to_scipy().matvec(np.ones(22)), lh.eigsh(head, k=2).values,
+            lh.eigsh(hessian, k=1).values, lh.trace(head, probes=3).value, lh.coupling(hessian, probes=2).value,
+            lh.density(head, probes=2, steps=3).nodes,
+        ]  # fmt: skip
+
+    with TwoDevices():
+        found = made(*FAR)
+    for ours, theirs in zip(found, made(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-10)
