@@ -19,7 +19,7 @@ from layerhess.objective import batches
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
 
-HALF_HELD = 1.5  # the same in segments, of which half keep the graphs of first derivatives; 0.8 where none does
+LEAST_HELD, MOST_HELD = 0.9, 2.5  # gradients' memory in segments, where none or all keep graphs of first derivatives
 NONE, GRADIENTS = "no segments, for want of memory", "segments compared by gradients"  # what is settled
 Settled = Callable[[str, Any], Any]
 COMPARED_SHARE = 0.5  # of the budget: up to here a product without segments is made on one example, to compare
@@ -110,8 +110,14 @@ def choose_segments(
         found.sound,
         f"memory: {_named(found.sound)} computed anew by every product, which takes longer and less memory ({why})"
         + (f"; not {left}" if left else ""),
-        len(found.sound) // 2 if HALF_HELD * needed / GRAPH <= piece else 0,
+        _held(len(found.sound), GRAPH * piece / needed),
     )
+
+
+def _held(count: int, gradients: float) -> int:
+    """How many of so many segments may keep their graphs, where there is room for so many gradients' memory."""
+    share = (gradients - LEAST_HELD) / (MOST_HELD - LEAST_HELD)
+    return int(count * min(max(share, 0.0), 1.0))
 
 
 def _smallest_piece(objective: Objective, surveyed: Survey) -> tuple[Any, float]:

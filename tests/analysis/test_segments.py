@@ -52,6 +52,24 @@ def test_where_one_example_is_too_large_segments_are_taken_with_the_same_result(
         np.testing.assert_allclose(numbers(held)[name], value, rtol=1e-9)
 
 
+def test_as_many_segments_keep_their_graphs_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ChosenError(Exception):
+        pass
+
+    def made(make: Any, chosen: Any, held: int) -> None:
+        raise ChosenError(held)
+
+    def held(**arguments: Any) -> int:
+        with pytest.raises(ChosenError) as error:
+            lh.analyze(long_text(6), **arguments, **ARGUMENTS)
+        return int(error.value.args[0])
+
+    monkeypatch.setattr(segments, "Segmented", made)
+    some = [held(memory=budget) for budget in ("6MB", "12MB", "18MB")]
+    assert some[0] == 0 < some[1] < some[2] <= 6
+    assert held(segments="layers.*") == 6, "named, and no memory is asked for"
+
+
 def test_none_forbids_segments_and_names_demand_them() -> None:
     objective = REPEATED["transformer"].build()
     arguments = {"blocks": "depth:2", "full": False, "exclude": None}
