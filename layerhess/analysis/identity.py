@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from layerhess.checks.findings import SelfCheck
+from layerhess.checks.known_again import FewExamples, Summary
 from layerhess.checks.survey import Survey
 from layerhess.curvature.record_file import digest_of
 from layerhess.curvature.same_data import loss_tolerance
@@ -21,7 +22,7 @@ from layerhess.objective.batches import leading_size
 from layerhess.objective.blocks import Partition
 from layerhess.objective.containers import tensors
 from layerhess.objective.example_digests import by_example
-from layerhess.objective.group import ALONE, Group
+from layerhess.objective.group import Group
 from layerhess.objective.objective import Objective
 
 IDENTITY = "identity"  # among a result's settings
@@ -35,25 +36,30 @@ DIGESTS = {  # the parts of which only a digest is kept
     "content": "the examples are others",
     "loss_sum": "the loss is another",
 }
-DERIVATIVE = "derivative"  # in a journal: a product on the sample
-APART = {torch.float64: 1e-6, torch.float32: 1e-2}  # of a tensor's part: more than rounding and a kink that is crossed
+DERIVATIVE = "derivative"  # in a journal: products on a few examples
+APART = {torch.float64: 1e-6, torch.float32: 1e-2}  # of a tensor's part: more than rounding
 APART_AT_ALL = 0.3  # in half precision, and by differences
-NOISE = 1e3  # roundoffs of the whole product, in a part
+NOISE, NOISE_AT_MOST = 1e3, 0.1  # in a part, of the whole product: roundoffs, and how much of it in half precision
 LAST_DIGITS = ("processes", "threads", "instructions")  # another machine's own: a run may go on with others
 
 
 class Content:
-    """A digest of all examples of the data, whatever their order and however they are split into batches."""
+    """A digest of all examples of the data, whatever their order and however they are split into batches.
+
+    Attributes:
+        few: of these examples.
+    """
 
     def __init__(self) -> None:
         self._sum = 0
+        self.few = FewExamples()
 
     def see(self, batch: Any) -> None:
         """Add a batch."""
-        if not leading_size(batch):
-            self._sum += int(digest_of(tensors(batch)), 16)
-            return
-        self._sum += int(by_example(batch).sum(dtype=np.uint64))
+        whole = not leading_size(batch)
+        digests = np.array([int(digest_of(tensors(batch))[:16], 16)], np.uint64) if whole else by_example(batch)
+        self._sum += int(digests.sum(dtype=np.uint64))
+        self.few.offer(batch, digests)
 
     def with_others(self, group: Group) -> str:
         """That of all ranks' data together, in hexadecimal."""
@@ -111,18 +117,19 @@ def of_data(surveyed: Survey, content: str) -> dict[str, Any]:
     )
 
 
-def of_derivative(samples: Sequence[Any], checked: SelfCheck) -> dict[str, Any]:
-    """By which the derivative is known again where the sample is the same: the loss does not show what is detached."""
-    seen = Content()
-    for sample in samples:
-        seen.see(sample)
+def of_derivative(examples: str, checked: SelfCheck) -> dict[str, Any]:
+    """By which the derivative is known again: the loss does not show what is detached.
+
+    Args:
+        examples: a digest of those that the products are on.
+    """
     coarsest = checked.trace.coarsest
     return _plain(
         {
-            "sample": seen.with_others(ALONE),
+            "examples": examples,
             "apart": APART_AT_ALL if checked.differences is not None else APART.get(coarsest, APART_AT_ALL),
             "eps": float(torch.finfo(coarsest).eps),
-            "product": checked.product,
+            "products": checked.known_again,
         }
     )
 
@@ -130,20 +137,26 @@ def of_derivative(samples: Sequence[Any], checked: SelfCheck) -> dict[str, Any]:
 def other_derivative(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """In words, where the derivatives differ of two runs whose losses are the same; "" if they do not.
 
-    Other processes, or a loader that shuffles, may have another sample: then nothing is known.
+    They differ on both halves of the examples: on one of them rounding may have crossed a kink.
     """
-    if then.get("sample") != now["sample"]:
+    if then["examples"] != now["examples"] or len(then["products"]) != len(now["products"]):
         return ""
-    norms = [norm for norm, *_ in now["product"].values()]
-    rounding = NOISE * now["eps"] * math.hypot(*filter(math.isfinite, norms))
-    for name, (norm, *own) in now["product"].items():
-        norm_then, *others = then["product"][name]
-        if not (math.isfinite(norm) or math.isfinite(norm_then)):
-            continue
-        level = now["apart"] * max(norm, norm_then) + rounding
-        if not all(abs(a - b) <= level for a, b in zip([norm, *own], [norm_then, *others], strict=True)):
-            return f"the loss is the same, and its derivative with respect to {name!r} is another"
-    return ""
+    pairs = zip(then["products"], now["products"], strict=True)
+    apart = [_apart(*pair, now["apart"], min(NOISE * now["eps"], NOISE_AT_MOST)) for pair in pairs]
+    name = next((name for name in (apart or [[]])[0] if all(name in own for own in apart)), "")
+    return f"the loss is the same, and its derivative with respect to {name!r} is another" if name else ""
+
+
+def _apart(then: Summary, now: Summary, share: float, noise: float) -> list[str]:
+    """The tensors whose parts of two products differ by a share of them, and by noise of the whole product."""
+    level = noise * math.hypot(*(norm for norm, *_ in now.values() if math.isfinite(norm)))
+    found = []
+    for name, own in now.items():
+        most = share * max(own[0], then[name][0]) + level
+        known = math.isfinite(own[0]) or math.isfinite(then[name][0])
+        if known and not all(abs(a - b) <= most for a, b in zip(own, then[name], strict=True)):
+            found.append(name)
+    return found
 
 
 def difference(then: Mapping[str, Any], now: Mapping[str, Any], dtype: torch.dtype) -> str:

@@ -31,7 +31,7 @@ class Resumption:
 
     Attributes:
         wanted: some rank writes down what this run finds. journal: of the run. identity: what is known of the run by
-            now.
+            now. examples: two parts of a few, by which the derivative is known again.
 
     Raises:
         InputError: the journal there cannot be read.
@@ -58,6 +58,7 @@ class Resumption:
         self._content = Content()
         self._call = partial(identity.of_call, objective, divided, settings, versions)
         self.identity: dict[str, Any] = {}
+        self.examples: list[list[Any]] = []
 
     def witness(self) -> Callable[[Any], None]:
         """Begins anew with the data: to be shown every batch of it once."""
@@ -73,6 +74,8 @@ class Resumption:
         if not self.wanted:
             return None
         digest = self._content.with_others(self._group)
+        self._content.few.meet(self._group, self._objective.device)
+        self.examples = self._content.few.halves
         self.identity = {**self._call(), "data": identity.of_data(surveyed, digest)}
         return self._group.agreed(self._group.tried(self._found)) if self._resume else None
 
@@ -99,7 +102,7 @@ class Resumption:
         Raises:
             InputError: the run that is to be resumed had another derivative.
         """
-        derivative = identity.of_derivative(surveyed.samples, checked) if self.wanted else {}
+        derivative = identity.of_derivative(self._content.few.digest, checked) if self.wanted else {}
         if then := (self.journal.known or {}).get(identity.DERIVATIVE):
             self._refuse(identity.other_derivative(then, derivative), str(self.journal.path or ""))
         self.journal.begin(

@@ -133,7 +133,7 @@ class Run:
             self.checked = self_check(
                 self.objective, self.surveyed, self._operators(), self.full_block, self.arguments.seed, self.counters,
                 self.curvature, self.graph_budget, factors=self.arguments.path != "exact" and not chosen.segments,
-                known_again=self.resumption.wanted,
+                known_again=self.resumption.examples,
             )  # fmt: skip
         self._cut_into("self-check", self.checked.pieces)
         self._note(*self.checked.notes, *self.checked.concerns)

@@ -5,19 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
 
 from layerhess.checks.factors import Licence
 from layerhess.checks.forward_trace import Trace
+from layerhess.checks.known_again import Summary
 from layerhess.curvature.difference_graph import Differences
-from layerhess.curvature.question import weighted_sums
-from layerhess.objective.blocks import Block
 from layerhess.objective.group import Group
 from layerhess.results.record import Check
 
 DECIDED = (
     "checks", "failed", "culprits", "zero_suspects", "errors", "notes", "concerns", "uncut", "place", "blur",
-    "graph_seconds", "block_seconds", "product",
+    "graph_seconds", "block_seconds", "known_again",
 )  # fmt: skip
 BLURS = 5.0  # times the measured blur, since one measurement may be small by luck
 
@@ -40,8 +38,7 @@ class SelfCheck:
         graph_seconds, block_seconds: on the sample, the time to make a graph, and to make one product of every block
             and the full model with it.
         pieces: examples at a time, where memory ran out; else None.
-        product: tensor -> norm of its part of a product with a fixed vector on the sample, and random sums of it: by
-            which the derivative is known again.
+        known_again: products on a few examples, see :func:`layerhess.checks.known_again.summaries`.
     """
 
     trace: Trace
@@ -60,14 +57,7 @@ class SelfCheck:
     graph_seconds: float = 0.0
     block_seconds: float = 0.0
     pieces: int | None = None
-    product: dict[str, list[float]] = field(default_factory=dict)
-
-    def remember(self, full: Block, product: Tensor) -> None:
-        """Set :attr:`product` from (P,) float64."""
-        parts = full.split(product[None])
-        for name, part in parts.items():
-            row = part.reshape(-1)
-            self.product[name] = [float(torch.linalg.vector_norm(row)), *weighted_sums(row)[1:]]
+    known_again: list[Summary] = field(default_factory=list)
 
     def agreed(self, group: Group) -> SelfCheck:
         """With rank 0's findings: ranks on other hardware might decide otherwise."""

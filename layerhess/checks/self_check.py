@@ -15,6 +15,7 @@ from layerhess.checks.factors import licence
 from layerhess.checks.findings import SelfCheck
 from layerhess.checks.float64_copy import Float64Copy
 from layerhess.checks.forward_trace import trace
+from layerhess.checks.known_again import summaries
 from layerhess.checks.loss import check_additivity, check_determinism, refuse_wrong_derivatives
 from layerhess.checks.output import check_cut, check_items, notes_on_convexity
 from layerhess.checks.randomness import refuse_state_that_follows
@@ -44,15 +45,15 @@ SHARE = 0.2  # of the free memory, for the sample's graphs
 
 def self_check(
     objective: Objective, surveyed: Survey, blocks: Mapping[str, Block], full: Block, seed: int, counters: Counters,
-    curvature: CurvatureMatrix, memory: Budget, factors: bool = False, known_again: bool = False,
+    curvature: CurvatureMatrix, memory: Budget, factors: bool = False, known_again: Sequence[Sequence[Any]] = (),
 ) -> SelfCheck:  # fmt: skip
     """Run all checks on the survey's sample (in session). Where memory runs out, again on smaller pieces of it.
 
     Args:
         blocks: those to analyse, under their names; the full model under "(full)" if it is asked for.
         curvature: the matrix whose products are checked. memory: the budget. factors: look for blocks that may use
-            factors; one exact product of theirs is then compared instead of three for symmetry. known_again: set
-            :attr:`layerhess.checks.findings.SelfCheck.product`.
+            factors; one exact product of theirs is then compared instead of three for symmetry. known_again: two parts
+            of a few examples, to set :attr:`layerhess.checks.findings.SelfCheck.known_again` from.
 
     Raises:
         InputError: active randomness; no second derivative; a loss that depends on no parameter; batches that do not
@@ -72,7 +73,7 @@ def self_check(
 
 def _self_check(
     objective: Objective, surveyed: Survey, blocks: Mapping[str, Block], full: Block, seed: int, counters: Counters,
-    curvature: CurvatureMatrix, memory: Budget, factors: bool, known_again: bool,
+    curvature: CurvatureMatrix, memory: Budget, factors: bool, known_again: Sequence[Sequence[Any]],
 ) -> SelfCheck:  # fmt: skip
     sample = surveyed.sample
     found = SelfCheck(trace(objective, sample))
@@ -102,8 +103,6 @@ def _self_check(
         data_pass.release()
         _choose_steps(objective.narrowed(surveyed.samples), blocks, full, make, seed, found, counters)
     full_norm = float(torch.linalg.vector_norm(first))
-    if known_again:
-        found.remember(full, first)
     # Graphs of J hold two vectors each, so that large models have no room for what is not needed yet.
     spare = curvature.name != HESSIAN.name and is_large(objective.numel)
     known = {} if spare else {FULL: first if objective.dtype == torch.float64 else first.float()}
@@ -157,6 +156,9 @@ def _self_check(
         data_pass.release()
         if curvature.name == HESSIAN.name and not isinstance(make, Differences):
             derivatives.check_products(make)
+    if known_again:
+        most = None if found.uncut else max(batches.leading_size(one) or 0 for one in surveyed.samples)
+        found.known_again = summaries(objective, known_again, full, seed, make, most)
     _digits(objective.narrowed(surveyed.measured.pieces), blocks, full, curvature, seed, found, counters)
     return found
 

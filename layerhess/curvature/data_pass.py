@@ -300,7 +300,8 @@ class DataPass:
         """Go on as after a pass that left this state: the next one keeps the same graphs."""
         self._planned, self.needed = state["kept"], state["needed"]
         self._budget = self._budget if state["open"] else 0.0
-        self._resize(state["pieces"])
+        sizes = [size for size in (state["pieces"], self.objective.batch_size) if size is not None]
+        self._resize(min(sizes, default=None))  # memory may have run out since for what fitted then
         self.counters.gradient_seconds = state["unit"]
         self._time_unit.open = self._time_unit.open and math.isnan(state["unit"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,6 +53,14 @@ def test_at_most_four_vectors_at_a_time(
 ) -> None:
     """And what one tensor, a twelfth of the model, takes a few times."""
     assert 2.0 < vectors_held(monkeypatch, dtype, kink, blocks=scheme) < 4.4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_run_that_may_be_resumed_holds_no_more(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knows its derivative again by two products with the full matrix."""
+    assert 2.0 < vectors_held(monkeypatch, dtype, False, blocks="depth:1", out=tmp_path / "run") < 4.4
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 4.4), (torch.float64, 5.4)])
