@@ -108,6 +108,7 @@ def eigsh(
                 width=width,
                 exclude=exclude,
                 basis_limit=held["op"].rows,
+                space=single.space,
             )
         )
         rounding: float | None = None

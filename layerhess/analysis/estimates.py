@@ -230,7 +230,7 @@ class Estimation:
             estimator.done for estimator in self._density_estimators.values()
         ):
             return None
-        known = {task.name: known_of(task) for task in self.tasks}
+        known = {task.name: known_of(task) for task in self.tasks if task.name != FULL}  # it has no probes of its own
         shared = self._shared
         asked = [] if shared is None else [goal.method for goal in (shared.trace, shared.diagonal) if goal is not None]
         if asked and all(method == "auto" for method in asked):
@@ -373,7 +373,7 @@ class Estimation:
     def _exact(self, name: str, options: Any) -> Any:
         """The exact estimate for a block that its solver read whole."""
         for task in self.tasks:
-            if task.name == name and task.done:
+            if task.name == name and task.done and task.whole:
                 known = known_of(task)
                 return None if known.diagonal is None else options.exact(known.diagonal, known.lengths)
         return None

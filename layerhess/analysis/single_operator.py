@@ -15,10 +15,11 @@ from layerhess.checks.candidate import Candidate, candidate
 from layerhess.checks.rounding import RoundingMeter
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
-from layerhess.curvature.device import Budget, beside, budget
+from layerhess.curvature.device import Budget, beside, budget, places
 from layerhess.errors import InputError
 from layerhess.linalg.bounds import total_rounding, unit_rounding
 from layerhess.linalg.eigen.process import Process, Source
+from layerhess.linalg.long_rows import Space
 from layerhess.linalg.random_vectors import random_signs, random_unit
 from layerhess.objective.blocks import Block
 
@@ -52,8 +53,8 @@ class SingleOperator:
         length: the most terms that a product sums up.
         spec: the block, for a network's operator. eps: unit roundoff of the products, times two.
         unchecked: a network's operator with ``check=False``: its rounding is assumed, not measured.
-        device: of the vectors. memory: what was free when this began, and dtype: of the model, for a
-            network's operator.
+        device: of the vectors; space: of stored ones. memory: what was free when this began, and dtype: of the model,
+            for a network's operator.
 
     Raises:
         InputError, CheckError: as raised by the survey and the self-check.
@@ -67,12 +68,13 @@ class SingleOperator:
         self.unchecked = False
         self.length = 1.0
         self.eps = float(np.finfo(np.float64).eps)
-        self.device = torch.device("cpu")
+        self.device, self.space = torch.device("cpu"), Space(n)
         self.memory, self.dtype = Budget(1 << 62), torch.float64
         if isinstance(self._op, BlockOperator):
             parent = self._op.parent
             objective = parent.objective
             self.device = beside(self._op.spec, objective.parameters)
+            self.space = Space(n, places=places(self._op.spec, objective.parameters))
             stack.enter_context(objective.group.together())
             self.memory, self.dtype = budget(objective.devices, group=objective.group), objective.dtype
             known = parent.verify()

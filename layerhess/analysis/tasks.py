@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from layerhess.checks import SelfCheck
 from layerhess.checks.candidate import Candidate, candidate
 from layerhess.checks.matrix_rounding import MatrixRounding
 from layerhess.checks.rounding import Rounding
-from layerhess.curvature.device import Budget, beside
+from layerhess.curvature.device import Budget, beside, places
 from layerhess.errors import InputError
 from layerhess.linalg.bounds import SMALLEST_NORM, Certificate, certify, total_rounding
 from layerhess.linalg.eigen.gram import Gram
@@ -25,7 +25,6 @@ from layerhess.linalg.eigen.process import Candidates, Process, Wanted
 from layerhess.linalg.eigen.zero_test import ZeroTest
 from layerhess.linalg.long_rows import Space
 from layerhess.objective.blocks import Block
-from layerhess.objective.group import Group
 from layerhess.objective.objective import Objective
 
 
@@ -212,7 +211,7 @@ def make_tasks(
             Task(
                 name,
                 block,
-                functools.partial(_process, ready.get(name), block, wanted, plan, objective.group, options),
+                functools.partial(_process, ready.get(name), block, wanted, plan, objective, options),
                 isinstance(ready.get(name), Gram) or reads_whole(block.numel, wanted, method, exclude, expensive),
                 0 if name in ready else plan.of(name),
                 1 if name in ready else plan.held[name].ranks,
@@ -258,15 +257,15 @@ def _streamed(operators: Mapping[str, Block], checked: SelfCheck, kept: bool) ->
 
 
 def _process(
-    ready: Process | None, block: Block, wanted: Wanted, plan: Waves, group: Group, options: Mapping[str, Any],
-    definite: bool,
+    ready: Process | None, block: Block, wanted: Wanted, plan: Waves, objective: Objective,
+    options: Mapping[str, Any], definite: bool,
 ) -> Process:  # fmt: skip
     if ready is not None:
         return ready
-    held, n = plan.held[block.name], block.numel
-    space = Space(n)
+    held, n, group = plan.held[block.name], block.numel, objective.group
+    space = Space(n, places=places(block, objective.parameters))
     if held.ranks > 1 and group.size > 1:  # a trial of several processes' analysis, in one, holds rows whole
-        space = Space(n, group.here(n), group.gathered, functools.partial(group.joined, n=n))
+        space = replace(space, here=group.here(n), told=group.gathered, joined=functools.partial(group.joined, n=n))
     return make_process(
         block, wanted, basis_limit=held.rows, dtype=held.dtype, definite=definite, space=space, **options
     )

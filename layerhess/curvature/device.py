@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -122,6 +123,13 @@ def solver_device(device: torch.device) -> torch.device:
 def beside(block: Block, parameters: Mapping[str, torch.Tensor]) -> torch.device:
     """Where a block's vectors live: with its parameters; of several devices, with its first one."""
     return solver_device(parameters[block.parameters[0]].device)
+
+
+def places(block: Block, parameters: Mapping[str, torch.Tensor]) -> tuple[tuple[int, torch.device], ...]:
+    """Of a block on several devices, how many successive components of a vector lie beside each; () on one device."""
+    own = [(parameters[name].numel(), solver_device(parameters[name].device)) for name in block.parameters]
+    runs = [(sum(n for n, _ in run), place) for place, run in itertools.groupby(own, lambda one: one[1])]
+    return tuple(runs) if len(runs) > 1 else ()
 
 
 def used_bytes(*devices: torch.device) -> int:

@@ -16,8 +16,10 @@ from commands import quick_report
 from killed import in_pass, killed
 from layerhess.curvature.data_pass import DataPass
 from layerhess.curvature.request import Request
+from layerhess.linalg.eigen.krylov_basis import Basis
+from layerhess.linalg.spread_rows import SpreadRows
 from layerhess.objective import parameters
-from second_device import TwoDevices, moved_there
+from second_device import THERE, TwoDevices, moved_there
 
 FAR = ("layers.0", "head")  # what lies on the second device; a layer on the first one lies between
 ACROSS = {"ends": ["first.*", "head.*"], "layers": "layers.*"}
@@ -125,6 +127,34 @@ def test_the_numbers_are_those_of_one_device(case: str, in_place: list[str]) -> 
         found = lh.analyze(objective(activation, *FAR), **asked)
     assert_same(found, expected)
     assert {"checks", "solve", "rounding"} <= set(in_place)
+
+
+def test_the_rows_of_a_basis_lie_beside_their_parameters(in_place: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    found: dict[int, list[tuple[int, torch.device]]] = {}
+    plain = Basis.append
+
+    def append(self: Basis, *given: Any) -> Tensor:
+        made = plain(self, *given)
+        for rows in (self.q, self.w):
+            parts = rows.parts if isinstance(rows, SpreadRows) else [rows]
+            found[self.n] = [(part.shape[1], part.device) for part in parts]
+            assert made.device == rows.device == found[self.n][0][1]
+        return made
+
+    monkeypatch.setattr(Basis, "append", append)
+    here = torch.device("cpu")
+    with TwoDevices():
+        lh.analyze(objective(nn.Tanh(), *FAR), blocks=ACROSS, path="exact")
+        lh.analyze(objective(nn.Tanh(), "layers"), blocks={"first": "first.*", "layers.1": "layers.1.*"}, full=False)
+        lh.eigsh(lh.Hessian(objective(nn.Tanh(), "head")).block("first.weight"), k=1)
+    assert found == {
+        82: [(60, here), (22, THERE)],  # the ends
+        220: [(110, THERE), (110, here)],  # the layers
+        302: [(60, here), (132, THERE), (110, here)],  # the full model
+        60: [(60, here)],
+        110: [(110, THERE)],
+        50: [(50, here)],
+    }
 
 
 def test_a_run_that_was_killed_goes_on(in_place: list[str], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from layerhess.analysis.waves import waves
 from layerhess.checks import SelfCheck
 from layerhess.curvature.batch_graph import BatchGraph
 from layerhess.curvature.data_pass import FULL, DataPass
-from layerhess.curvature.device import Budget, beside, is_out_of_memory
+from layerhess.curvature.device import Budget, beside, is_out_of_memory, places
 from layerhess.curvature.factors.mixed_graph import MixedGraph
 from layerhess.curvature.factors.work import Work
 from layerhess.curvature.totals import Totals
@@ -25,6 +25,7 @@ from layerhess.linalg.eigen.dense import Completed, Dense
 from layerhess.linalg.eigen.gram import Gram
 from layerhess.linalg.eigen.process import Candidates, Process, Wanted
 from layerhess.linalg.eigen.row_sum import Decomposition, RowSum
+from layerhess.linalg.long_rows import Space
 from layerhess.objective.blocks import Block
 
 GRAM_SHARE = 0.25  # of the free memory, or of the budget, for the rows and matrices of one pass
@@ -165,11 +166,12 @@ def gram_processes(
                 if settled(place, False):
                     raise MemoryError
                 for name in list(rows):
-                    block = operators[name]
+                    block, parameters = operators[name], data_pass.objective.parameters
                     held = waves({name: block.numel}, wanted, memory, data_pass.objective.dtype).held[name]
                     otherwise = functools.partial(
                         make_process, block, wanted, tol=tol, seed=seed, method=method, exclude=exclude, copies=copies,
-                        device=beside(block, data_pass.objective.parameters), basis_limit=held.rows, dtype=held.dtype,
+                        device=beside(block, parameters), space=Space(block.numel, places=places(block, parameters)),
+                        basis_limit=held.rows, dtype=held.dtype,
                     )  # fmt: skip
                     own = rows.pop(name)
                     decompose = functools.partial(_decomposed, own, block, wanted, data_pass, seed, otherwise)

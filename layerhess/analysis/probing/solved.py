@@ -37,5 +37,5 @@ def known_of(task: Task) -> Known:
             square=float((found.spectrum**2).sum()),
         )
     if isinstance(task.process, Lanczos):
-        return Known(deflation=Deflation(task.process.basis.q, task.process.basis.w))
+        return Known(deflation=Deflation(*task.process.basis.gathered()))
     return Known()

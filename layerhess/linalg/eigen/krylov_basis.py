@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from layerhess.linalg.eigen.process import Floats, Source, Wanted, dense_eigh
-from layerhess.linalg.long_rows import Space, combined, pieces, rounded, subtract
+from layerhess.linalg.long_rows import Rows, Space, combined, replace, rounded, subtract
+from layerhess.linalg.spread_rows import SpreadRows
 
 MOST = 0.7  # of a vector that is left after a subtraction: its rounding did not grow
 LEAST = 1e-2  # of a random vector outside the span: where less is left, another one is drawn
@@ -42,7 +43,8 @@ class Basis:
 
     Args:
         space: of the rows, or its dimension n. Where it is in slices, so are all rows here, those given and those made.
-        device: of the rows. dtype: float64 or float32, of the rows. limit: rows that are expected.
+        device: of the rows, and of what is made of them where the space has places for these. dtype: float64 or
+            float32, of the rows. limit: rows that are expected.
     """
 
     def __init__(
@@ -51,8 +53,7 @@ class Basis:
         self.space = space if isinstance(space, Space) else Space(space)
         self.n = self.space.n
         self._limit = limit
-        self._q = torch.empty((0, self.space.length), dtype=dtype, device=device)
-        self._w = torch.empty((0, self.space.length), dtype=dtype, device=device)
+        self._q, self._w = (self.space.empty(0, dtype, device) for _ in range(2))
         self._t = torch.empty((0, 0), dtype=torch.float64)
         self.size = 0
         self._off = 0.0  # at most ||W - A Q||, but for what grows with ||A||
@@ -71,14 +72,18 @@ class Basis:
         return self._limit
 
     @property
-    def q(self) -> Tensor:
+    def q(self) -> Rows:
         """(m, n) orthonormal rows."""
         return self._q[: self.size]
 
     @property
-    def w(self) -> Tensor:
+    def w(self) -> Rows:
         """(m, n) their products."""
         return self._w[: self.size]
+
+    def gathered(self) -> list[Tensor]:
+        """Q and W on one device."""
+        return [rows.whole() if isinstance(rows, SpreadRows) else rows for rows in (self.q, self.w)]
 
     @property
     def t(self) -> Tensor:
@@ -153,8 +158,8 @@ class Basis:
             coefficients = torch.eye(self.size, dtype=torch.float64)[:, : after + inner_ones.shape[1]]
             coefficients[after:, after:] = inner_ones
         t = coefficients.T @ self.t @ coefficients
-        old, size = self.size, coefficients.shape[1]
-        lost = [self._replaced(rows, coefficients.T.to(rows.device), old, size) for rows in (self._q, self._w)]
+        size = coefficients.shape[1]
+        lost = [self.space.norm(replace(rows, coefficients.T.to(rows.device))) for rows in (self._q, self._w)]
         self.size = size
         self._t[:size, :size] = (t + t.T) / 2
         if self.dtype != torch.float64:
@@ -205,16 +210,7 @@ class Basis:
                 return row
         return row
 
-    def _replaced(self, rows: Tensor, coefficients: Tensor, old: int, size: int) -> float:
-        """Put combinations in the place of the first rows, piece by piece; the norm of what rounding took of them."""
-        squares = 0.0
-        for piece in pieces(self.space.length, old + size, rows.device):
-            made = coefficients @ rows[:old, piece].double()
-            rows[:size, piece] = made
-            squares += rounded(made, rows[:size, piece]) ** 2
-        return self.space.norm(math.sqrt(squares))
-
-    def _lost(self, rows: Tensor, stored: Tensor) -> float:
+    def _lost(self, rows: Tensor, stored: Rows) -> float:
         """The Frobenius norm of what rounding took of the rows that were stored."""
         return 0.0 if stored.dtype == torch.float64 else self.space.norm(rounded(rows, stored))
 
@@ -237,7 +233,7 @@ class Basis:
         room = min(room, self.n)
         for name in ("_q", "_w"):
             old = getattr(self, name)
-            new = torch.empty((room, self.space.length), dtype=old.dtype, device=old.device)
+            new = self.space.empty(room, old.dtype, old.device)
             new[: self.size] = old[: self.size]
             setattr(self, name, new)
         t = torch.zeros((room, room), dtype=torch.float64)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from layerhess.linalg.eigen.krylov_basis import BREAKDOWN
 from layerhess.linalg.eigen.process import Beside, Recursed
-from layerhess.linalg.long_rows import Space, subtract
+from layerhess.linalg.long_rows import Rows, Space, subtract
 
 
 class Recursion:
@@ -23,7 +23,7 @@ class Recursion:
         norm: of the matrix, as far as it is known. space: where the vectors are in slices.
     """
 
-    def __init__(self, start: Tensor, locked: Tensor, norm: float, space: Space | None = None) -> None:
+    def __init__(self, start: Tensor, locked: Rows, norm: float, space: Space | None = None) -> None:
         self._space = Space(locked.shape[1]) if space is None else space
         self._locked = locked
         self._norm = norm
