@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import layerhess as lh
 from layerhess.linalg.eigen.krylov_basis import Basis
@@ -15,9 +15,11 @@ from layerhess.linalg.eigen.lanczos import Lanczos
 from layerhess.linalg.eigen.process import Wanted
 from layerhess.linalg.long_rows import Space
 from layerhess.linalg.random_vectors import random_unit
+from layerhess.objective import parameters
 from layerhess.objective.group import world
 from on_ranks import numbers, place
 from references.spectra import rotated
+from second_device import TwoDevices, moved_there
 
 N = 301  # not a multiple of 2 or 3
 SPECTRA = {
@@ -56,7 +58,23 @@ def solved() -> dict[str, dict[str, Any]]:
     return found
 
 
-def analysed() -> dict[str, Any]:
+class Apart(nn.Sequential):
+    """Each layer takes its input to where its weights are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x.to(next(layer.parameters(), x).device))
+        return x
+
+
+def analysed_on_two_devices() -> dict[str, Any]:
+    """The same, the last layer of every process's model on a second device."""
+    parameters._has_no_values = lambda parameter: False
+    with TwoDevices():
+        return analysed(far=True)
+
+
+def analysed(far: bool = False) -> dict[str, Any]:
     """An analysis whose bases do not fit comfortably, and the columns of each basis."""
     columns, real = {}, Basis.__init__
 
@@ -68,7 +86,9 @@ def analysed() -> dict[str, Any]:
     drawn = torch.Generator().manual_seed(3)
     x, y = torch.randn(60, 20, generator=drawn).double(), torch.randint(0, 10, (60,), generator=drawn)
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(20, 40), nn.Tanh(), nn.Linear(40, 10)).double()
+    model = Apart(nn.Linear(20, 40), nn.Tanh(), nn.Linear(40, 10)).double()
+    if far:
+        moved_there(model[2])
     objective = lh.Objective(model, [(x[rank::ranks], y[rank::ranks])], nn.CrossEntropyLoss())
     Basis.__init__ = init  # type: ignore[method-assign]
     try:

@@ -83,7 +83,7 @@ class Arguments:
             "stop_gradients": objective.stop_gradients,
             "batch_size": objective.batch_size,
             "dtype": str(objective.dtype).removeprefix("torch."),
-            "device": str(objective.device),
+            "device": ", ".join(map(str, objective.devices)),
         }
 
 

@@ -95,9 +95,9 @@ def of_call(
 
 def machine(objective: Objective) -> dict[str, Any]:
     """What the last digits of numbers depend on, and the shares of the data."""
-    device = objective.device
+    kinds = [torch.cuda.get_device_name(d) if d.type == "cuda" else d.type for d in objective.devices]
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": ", ".join(dict.fromkeys(kinds)),
         "processes": objective.group.size,
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),

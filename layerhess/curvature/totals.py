@@ -253,7 +253,9 @@ class Totals:
         """One exchange of all small sums together, and one of each large one."""
         asked = {key: shape for key, shape in shapes.items() if key not in self.dropped}
         sums = {
-            key: torch.as_tensor(self._sums.get(key, 0.0), dtype=torch.float64, device=self._device).expand(shape or ())
+            key: torch.as_tensor(
+                own := self._sums.get(key, 0.0), dtype=torch.float64, device=getattr(own, "device", self._device)
+            ).expand(shape or ())
             for key, shape in asked.items()
         }
         small = {key: None for key, total in sums.items() if total.numel() < LARGE}

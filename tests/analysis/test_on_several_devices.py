@@ -126,7 +126,7 @@ def test_the_numbers_are_those_of_one_device(case: str, in_place: list[str]) -> 
     with TwoDevices():
         found = lh.analyze(objective(activation, *FAR), **asked)
     assert_same(found, expected)
-    assert {"checks", "solve", "rounding"} <= set(in_place)
+    assert {"checks", "solve", "rounding"} <= set(in_place) and found.settings["device"] == "cpu, meta"
 
 
 def test_the_rows_of_a_basis_lie_beside_their_parameters(in_place: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +167,8 @@ def test_a_run_that_was_killed_goes_on(in_place: list[str], tmp_path: Path) -> N
         killed(run, in_pass(3))
         found = run()
     assert_same(found, lh.analyze(objective(nn.Tanh()), **asked))
+    with TwoDevices(), pytest.raises(lh.InputError, match="cpu, meta"):  # a finished run of another kind of machine
+        lh.analyze(objective(nn.Tanh()), out=tmp_path / "run", resume=True, **asked)
 
 
 def test_operators_by_hand(in_place: list[str]) -> None:

@@ -41,8 +41,9 @@ def test_slices_find_what_whole_rows_find(ranks: int, tmp_path: Path) -> None:
                     assert np.array_equal(found[key], here[key]), (name, question, key)
 
 
-def test_an_analysis_slices_its_bases_where_they_do_not_fit(tmp_path: Path) -> None:
-    every, whole = returned(2, "analysed", tmp_path), sliced_bases.analysed()
+@pytest.mark.parametrize("devices", ["analysed", "analysed_on_two_devices"])
+def test_an_analysis_slices_its_bases_where_they_do_not_fit(devices: str, tmp_path: Path) -> None:
+    every, whole = returned(2, devices, tmp_path), sliced_bases.analysed()
     assert whole.pop("columns") == {n: n for n in (40, 400, 800, 1250)}
     for one in every:
         assert one["converged"] and one.pop("columns") == {40: 40, 400: 200, 800: 400, 1250: 625}  # 40 fit in any case
