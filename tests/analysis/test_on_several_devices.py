@@ -14,9 +14,12 @@ from torch import Tensor, nn
 import layerhess as lh
 from commands import quick_report
 from killed import in_pass, killed
+from layerhess.analysis.waves import waves
 from layerhess.curvature.data_pass import DataPass
+from layerhess.curvature.device import Budget
 from layerhess.curvature.request import Request
 from layerhess.linalg.eigen.krylov_basis import Basis
+from layerhess.linalg.eigen.process import Wanted
 from layerhess.linalg.spread_rows import SpreadRows
 from layerhess.objective import parameters
 from second_device import THERE, TwoDevices, moved_there
@@ -127,6 +130,11 @@ def test_the_numbers_are_those_of_one_device(case: str, in_place: list[str]) -> 
         found = lh.analyze(objective(activation, *FAR), **asked)
     assert_same(found, expected)
     assert {"checks", "solve", "rounding"} <= set(in_place) and found.settings["device"] == "cpu, meta"
+
+
+def test_there_is_more_than_one_wave() -> None:
+    sizes = {"ends": 82, "layers": 220, "(full)": 302}
+    assert len(waves(sizes, Wanted(top=2), Budget(10**6), torch.float64, exclude=0.05, width=2).waves) == 2
 
 
 def test_the_rows_of_a_basis_lie_beside_their_parameters(in_place: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
