@@ -35,7 +35,8 @@ class CostEstimate:
     Attributes:
         seconds: wall-clock, of the whole analysis. passes: over the data, in the solve phase. products: with one
             vector of one block, over all the data.
-        peak_bytes: growth of each process over what it held when the analysis began. sent_bytes: by each process.
+        peak_bytes: growth of each process over what it held when the analysis began, on all its devices. sent_bytes:
+            by each process.
         gradient_seconds: one plain gradient over all the data. fits: within the memory that was given, or is free.
         world: processes. examples: in the data of all of them, 0 where unknown.
         notes: sentences.
@@ -81,8 +82,8 @@ def estimate(
     room = memory_limit(device_memory)
     divided = partition(objective.model, objective.parameters, objective.frozen, scheme)
     run = Trial(objective, divided, scheme, arguments, None, skip_failed, world=world)
-    restart_peak(objective.device)
-    before = used_bytes(objective.device)
+    restart_peak(*objective.devices)
+    before = used_bytes(*objective.devices)
     if room is not None:
         run.machine, run.budget = replace(run.machine, free=room), replace(run.budget, free=room)
         run.graph_budget = run.budget
@@ -97,16 +98,16 @@ def estimate(
 
 def _expected(run: Trial, world: int, before: int) -> CostEstimate:
     """Run the trial, and carry it over to all the data (in session, after the checks)."""
-    device, surveyed = run.objective.device, run.surveyed
+    devices, surveyed = run.objective.devices, run.surveyed
     assert surveyed is not None and run.checked is not None
-    checks = peak_bytes(device) - before
+    checks = peak_bytes(*devices) - before
     fixed = run.counters.seconds["checks"] + run.counters.seconds["survey"] / world
     limit = run.counters.clock() - run.started + TRIAL_SECONDS
     asked = run.arguments.time_limit
     run.arguments = replace(run.arguments, time_limit=limit if asked is None else min(limit, asked))
-    restart_peak(device)
+    restart_peak(*devices)
     run.solve()
-    solved = peak_bytes(device) - before
+    solved = peak_bytes(*devices) - before
     assert run.schedule is not None
     unit, shorter, longer = unit_of(run, surveyed, world), _shorter(run, surveyed), _longer(run)
     vectors = sum(rows.after(longer, shorter) - rows.nbytes for rows in run.rows)

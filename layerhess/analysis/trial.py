@@ -128,10 +128,10 @@ class Trial(Run):
         that graphs of smaller batches do not show it.
         """
         assert self.checked is not None
-        room, device, start = self.kept_room(), whole.device, self.counters.clock()
+        room, devices, start = self.kept_room(), whole.devices, self.counters.clock()
         operators = [block for name, block in self._operators().items() if name not in self.checked.failed]
         names = list(dict.fromkeys(name for block in operators for name in block.parameters))
-        before, grown = used_bytes(device), 0.0
+        before, grown = used_bytes(*devices), 0.0
         first = list(itertools.islice(whole.batches(), min(AHEAD, math.ceil(self.pieces / self.world))))
         for batch in first:
             if grown * (1.0 + 1.0 / max(len(self.ahead), 1)) > room or self.counters.clock() - start > AHEAD_SECONDS:
@@ -143,12 +143,12 @@ class Trial(Run):
                 if not is_out_of_memory(error):
                     raise
                 break  # a pass takes smaller pieces then
-            last, grown = grown, float(used_bytes(device) - before)
+            last, grown = grown, float(used_bytes(*devices) - before)
             self.ahead.append((batches.leading_size(batch) or 1, graph, grown - last))
             del graph
         if grown > room:  # more than is kept
             self.ahead.clear()
-            restart_peak(device)
+            restart_peak(*devices)
 
     @property
     def pieces(self) -> int:
@@ -300,11 +300,11 @@ def gradient_seconds(run: Trial, batch: Any) -> float:
     parameters, clock = list(run.objective.parameters.values()), run.counters.clock
     found = math.inf
     for _ in range(2):
-        synchronise(run.objective.device)
+        synchronise(*run.objective.devices)
         start = clock()
         loss, _ = run.objective.terms(batch)
         if loss.requires_grad:
             torch.autograd.grad(loss, parameters, allow_unused=True)
-        synchronise(run.objective.device)
+        synchronise(*run.objective.devices)
         found = min(found, clock() - start)
     return found

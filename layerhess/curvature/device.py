@@ -134,37 +134,22 @@ def places(block: Block, parameters: Mapping[str, torch.Tensor]) -> tuple[tuple[
 
 def used_bytes(*devices: torch.device) -> int:
     """Memory this process holds on these devices now (resident set on the CPU; 0 where the system does not say)."""
-    return sum(_used_bytes(device) for device in devices)
+    return sum(map(_used_bytes, _memories(devices)))
 
 
-def _used_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    if _STATM.exists():
-        return int(_STATM.read_text().split()[1]) * resource.getpagesize()
-    if not HAS_RESOURCE:
-        return 0
-    return peak_bytes(device)
-
-
-def restart_peak(device: torch.device) -> None:
+def restart_peak(*devices: torch.device) -> None:
     """Forget the most that was held so far, where the system allows that; see :func:`peak_bytes`."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    with contextlib.suppress(OSError):  # another system, or one that forbids it: the peak is then of the whole process
-        Path("/proc/self/clear_refs").write_text("5")
+    for device in _memories(devices):
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            with contextlib.suppress(OSError):  # another system, or one that forbids it: the peak of the whole process
+                Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_bytes(device: torch.device) -> int:
-    """The most that this process has held on ``device`` since :func:`restart_peak`."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
-        return int(found[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if HAS_RESOURCE else 0
-    return peak if sys.platform == "darwin" else peak * 1024
+def peak_bytes(*devices: torch.device) -> int:
+    """The most that this process has held since :func:`restart_peak`, on each of these devices, added up."""
+    return sum(map(_peak_bytes, _memories(devices)))
 
 
 def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
@@ -181,10 +166,34 @@ def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
     return found
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has finished its work, so that time can be measured."""
+def synchronise(*devices: torch.device) -> None:
+    """Wait until the devices have finished their work, so that time can be measured."""
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+
+def _memories(devices: Iterable[torch.device]) -> dict[torch.device, None]:
+    """Each GPU's own memory, and the process's for all other devices."""
+    return dict.fromkeys(device if device.type == "cuda" else torch.device("cpu") for device in devices)
+
+
+def _used_bytes(device: torch.device) -> int:
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        return torch.cuda.memory_allocated(device)
+    if _STATM.exists():
+        return int(_STATM.read_text().split()[1]) * resource.getpagesize()
+    return _peak_bytes(device) if HAS_RESOURCE else 0
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(found[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if HAS_RESOURCE else 0
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _address_space() -> int:

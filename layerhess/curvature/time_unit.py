@@ -33,13 +33,13 @@ class TimeUnit:
     def measure(self, objective: Objective, batch: Any, parameters: Sequence[Tensor]) -> None:
         """Time one plain gradient of a batch (in session)."""
         clock = self._counters.clock
-        synchronise(objective.device)
+        synchronise(*objective.devices)
         start = clock()
         with self._counters.during("unit"):
             loss, self._count = objective.terms(batch)
             if loss.requires_grad:
                 differentiate(loss, parameters, objective.parameters.values())
-            synchronise(objective.device)
+            synchronise(*objective.devices)
         self._seconds = clock() - start
 
     def settle(self, objective: Objective, count: float) -> None:

@@ -19,6 +19,8 @@ from layerhess.curvature.device import (
     free_bytes,
     is_out_of_memory,
     memory_limit,
+    peak_bytes,
+    restart_peak,
     solver_device,
     storages,
     synchronise,
@@ -189,6 +191,20 @@ def test_on_a_gpu_its_own_counters_are_asked(monkeypatch: pytest.MonkeyPatch) ->
     assert not waited
     synchronise(gpu)
     assert waited == [gpu]
+
+
+def test_of_several_devices_what_is_held_adds_up_and_the_least_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = torch.device("cuda", 0), torch.device("cuda", 1)
+    began: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: [120, 7][device.index])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: [200, 30][device.index])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", began.append)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: [500, 400][device.index])
+    assert used_bytes(first, second) == 127 and peak_bytes(first, second, first) == 230
+    assert used_bytes(CPU, torch.device("mps")) < 2 * used_bytes(CPU), "the process's own memory counts once"
+    restart_peak(first, second)
+    assert began == [first, second]
+    assert budget([first, second]).free == 400
 
 
 @pytest.mark.parametrize(
