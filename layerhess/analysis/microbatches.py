@@ -123,7 +123,7 @@ def saved_bytes(objective: Objective, batch: Any) -> int:
     """Bytes that a forward pass saves for its backward pass, without weights; 0 where it cannot be evaluated."""
     with _Saved(objective) as saved:
         try:
-            objective.terms(batch)
+            objective.terms(batches.alone(batch))
         except (RuntimeError, MemoryError):
             return 0
     return saved.nbytes
@@ -131,7 +131,7 @@ def saved_bytes(objective: Objective, batch: Any) -> int:
 
 def graph_bytes(objective: Objective, batch: Any, make_graph: GraphMaker, blocks: Sequence[Block]) -> int:
     """Bytes that one batch's graph and products of the blocks hold, without weights."""
-    names = list(dict.fromkeys(name for block in blocks for name in block.parameters))
+    batch, names = batches.alone(batch), list(dict.fromkeys(name for block in blocks for name in block.parameters))
     exact = make_graph.exact if isinstance(make_graph, MixedGraphs) else make_graph
     if isinstance(exact, Segmented):  # what a segment saves lives for one product, so the most at a time is counted
         with LiveBytes() as live:

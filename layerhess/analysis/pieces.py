@@ -46,6 +46,7 @@ def _forward_pieces(objective: Objective, most: float) -> int:
         return 0
 
     def nbytes(part: Any) -> float:
+        part = batches.alone(part)
         with LiveBytes(objective.model.parameters()) as live, torch.no_grad():
             objective.evaluation.surveyed(objective.model, part, "a sample")
         return float(live.peak)

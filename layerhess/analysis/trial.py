@@ -287,6 +287,7 @@ def _live(objective: Objective, batch: Any, make: GraphMaker, operators: Sequenc
 
     Of tensors that are alive: what autograd saves is not all of it.
     """
+    batch = batches.alone(batch)
     with LiveBytes(known=objective.model.parameters()) as live:
         graph = make(objective, batch, list(objective.parameters), Counters())
         multiply(graph, objective, operators)

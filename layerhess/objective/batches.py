@@ -198,6 +198,17 @@ def take(batch: Any, index: slice | Tensor) -> Any:
     return tree_map(lambda tensor: rows(tensor, index), batch)
 
 
+def alone(batch: Any) -> Any:
+    """The batch, copied where it is a part of more memory, such as all the data: so that its bytes can be counted."""
+
+    def one(tensor: Tensor) -> Tensor:
+        strided = tensor.layout == torch.strided and not tensor.is_nested
+        part = strided and tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
+        return tensor.detach().clone().requires_grad_(tensor.requires_grad) if part else tensor
+
+    return tree_map(one, batch)
+
+
 def halves(batch: Any) -> tuple[Any, Any] | None:
     """The batch in two unequal parts, or None if it cannot be split."""
     size = leading_size(batch)

@@ -194,3 +194,13 @@ def test_whether_all_graphs_fit_is_known_beforehand(memory: str, kept: bool) -> 
         each = microbatches.graph_bytes(objective, surveyed.sample, HessianGraph, blocks) / len(surveyed.sample[0])
     assert found.kept is kept
     assert (each * 20 * 64 <= KEPT_SHARE * (limit.limit or 0)) is kept
+
+
+@pytest.mark.parametrize("path", ["auto", "exact"])
+def test_batches_that_are_views_of_all_the_data_count_as_what_they_are(path: str) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(250, 2, 1000), torch.randint(2, (250, 2))
+    model = nn.Sequential(nn.Linear(1000, 4), nn.Tanh(), nn.Linear(4, 2))
+    objective = lh.Objective(model, list(zip(x, y, strict=True)), nn.CrossEntropyLoss())
+    found = lh.analyze(objective, blocks="weight", full=False, memory="10MB", path=path, max_passes=1, exclude=None)
+    assert not any("pieces" in note for note in found.notes), "a batch has 8 kB, of 2 MB"

@@ -261,10 +261,12 @@ class FactorGraph:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of sensitivities and inputs."""
-        held = [layer.sensitivities for layer in self._layers] + [slope for _, slope in self._slopes]
-        held += [tensor for layer in self._layers for entry in layer.call.entries for tensor in entry.inputs]
-        return sum(storages(held).values())
+        """Bytes of sensitivities and inputs; of an input that may be a part of all the data, its own."""
+        own = storages([layer.sensitivities for layer in self._layers] + [slope for _, slope in self._slopes])
+        inputs = {id(x): x for layer in self._layers for entry in layer.call.entries for x in entry.inputs}
+        whole = storages(inputs.values()).items()
+        shared = sum(size for place, size in whole if place not in own)
+        return sum(own.values()) + min(shared, sum(x.numel() * x.element_size() for x in inputs.values()))
 
     @property
     def gradients(self) -> dict[str, Tensor]:
