@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import functools
+import os
+import signal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
 import layerhess as lh
+from commands import quick_report
+from killed import in_pass
+from layerhess.curvature.journal import Journal
 from layerhess.linalg.eigen.krylov_basis import Basis
 from layerhess.linalg.eigen.lanczos import Lanczos
 from layerhess.linalg.eigen.process import Wanted
@@ -74,25 +81,65 @@ def analysed_on_two_devices() -> dict[str, Any]:
         return analysed(far=True)
 
 
-def analysed(far: bool = False) -> dict[str, Any]:
+def made(width: int, far: bool) -> lh.Objective:
+    """A network of 31 width + 10 parameters, its last layer far away or not, and this rank's share of the data."""
+    rank, ranks = place()
+    drawn = torch.Generator().manual_seed(3)
+    x, y = torch.randn(60, 20, generator=drawn).double(), torch.randint(0, 10, (60,), generator=drawn)
+    torch.manual_seed(0)
+    model = Apart(nn.Linear(20, width), nn.Tanh(), nn.Linear(width, 10)).double()
+    if far:
+        moved_there(model[2])
+    return lh.Objective(model, [(x[rank::ranks], y[rank::ranks])], nn.CrossEntropyLoss())
+
+
+def analysed(width: int = 40, far: bool = False, **arguments: Any) -> dict[str, Any]:
     """An analysis whose bases do not fit comfortably, and the columns of each basis."""
     columns, real = {}, Basis.__init__
+    told: list[int] = []
+    close = Journal.close
 
     def init(self: Basis, *given: Any, **options: Any) -> None:
         real(self, *given, **options)
         columns[self.n] = self.space.length
 
-    rank, ranks = place()
-    drawn = torch.Generator().manual_seed(3)
-    x, y = torch.randn(60, 20, generator=drawn).double(), torch.randint(0, 10, (60,), generator=drawn)
-    torch.manual_seed(0)
-    model = Apart(nn.Linear(20, 40), nn.Tanh(), nn.Linear(40, 10)).double()
-    if far:
-        moved_there(model[2])
-    objective = lh.Objective(model, [(x[rank::ranks], y[rank::ranks])], nn.CrossEntropyLoss())
-    Basis.__init__ = init  # type: ignore[method-assign]
+    asked = {"top": 2, "full": True, "path": "exact", "memory": "6MB", "tol": 1e-7, **arguments}
+
+    def closed(self: Journal) -> None:
+        told.append(self.replayed)
+        close(self)
+
+    Basis.__init__, Journal.close = init, closed  # type: ignore[method-assign]
     try:
-        analysis = lh.analyze(objective, top=2, full=True, path="exact", memory="6MB", tol=1e-7)
+        analysis = lh.analyze(made(width, far), **asked)
     finally:
-        Basis.__init__ = real  # type: ignore[method-assign]
-    return {**numbers(analysis), "converged": analysis.converged, "columns": columns}
+        Basis.__init__, Journal.close = real, close  # type: ignore[method-assign]
+    found = numbers(analysis)
+    return {**found, "converged": analysis.converged, "columns": columns, "told": told[0]}
+
+
+# -- killed, and gone on with by other processes -----------------------------------------------------------------------
+
+FOLDER = "SLICED_BASES"  # the variable with the folder of the runs
+RUNS: dict[str, dict[str, Any]] = {
+    "fits": {},
+    "fits in two": {"width": 90, "blocks": {"all": "*"}, "full": False, "memory": "1MB", "exclude": None, "tol": 1e-5},
+}
+
+
+def run(name: str, **arguments: Any) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        quick_report(monkeypatch)
+        return analysed(out=Path(os.environ[FOLDER], name), **RUNS[name], **arguments)
+
+
+def dies(name: str) -> None:
+    """Every process is killed in the sixth pass."""
+    in_pass(6)(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    run(name)
+
+
+dies_where_it_fits = functools.partial(dies, "fits")
+dies_where_it_fits_in_two = functools.partial(dies, "fits in two")
+goes_on = functools.partial(run, "fits", resume=True)
+goes_on_in_two = functools.partial(run, "fits in two", resume=True)

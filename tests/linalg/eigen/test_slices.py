@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 import sliced_bases
+from layerhess.errors import InputError
+from layerhess.results import store
 from ranks import run_ranks
 from references.spectra import rotated
 from sliced_bases import ASKED, SPECTRA, N
@@ -41,13 +44,56 @@ def test_slices_find_what_whole_rows_find(ranks: int, tmp_path: Path) -> None:
                     assert np.array_equal(found[key], here[key]), (name, question, key)
 
 
+def assert_same_numbers(every: list[Any], whole: dict[str, Any]) -> None:
+    """As those of one process, bit by bit the same on all ranks."""
+    for name, numbers in whole.items():
+        if name in ("columns", "told"):
+            continue
+        least = 1e-10 * np.abs(numbers).max()
+        np.testing.assert_allclose(every[0][name], numbers, rtol=1e-10, atol=least, err_msg=name)
+        assert all(np.array_equal(every[0][name], other[name]) for other in every)
+
+
 @pytest.mark.parametrize("devices", ["analysed", "analysed_on_two_devices"])
 def test_an_analysis_slices_its_bases_where_they_do_not_fit(devices: str, tmp_path: Path) -> None:
     every, whole = returned(2, devices, tmp_path), sliced_bases.analysed()
     assert whole.pop("columns") == {n: n for n in (40, 400, 800, 1250)}
     for one in every:
         assert one["converged"] and one.pop("columns") == {40: 40, 400: 200, 800: 400, 1250: 625}  # 40 fit in any case
-    for name, numbers in whole.items():
-        least = 1e-10 * np.abs(numbers).max()
-        np.testing.assert_allclose(every[0][name], numbers, rtol=1e-10, atol=least, err_msg=name)
-        assert np.array_equal(every[0][name], every[1][name])
+    assert_same_numbers(every, whole)
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(sliced_bases.FOLDER, str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+def begin(ranks: int, function: str, folder: Path) -> None:
+    """Kill all processes of a run."""
+    for one in run_ranks(ranks, "sliced_bases", function, folder):
+        assert one.code == -signal.SIGKILL, one.stderr[-1500:]
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2), pytest.param(2, 3, marks=pytest.mark.slow)])
+def test_slices_of_a_run_that_was_killed_go_on_elsewhere(first: int, then: int, runs: Path, tmp_path: Path) -> None:
+    begin(first, "dies_where_it_fits", tmp_path / "first")
+    every = returned(then, "goes_on", tmp_path / "then")
+    for one in every:
+        # A process alone has room for fewer rows, and asks in other waves: its passes are made anew.
+        assert one["told"] == (5 if min(first, then) > 1 else 0)
+        assert one["columns"] == {n: n for n in (40, 400, 800, 1250)} if then == 1 else one["columns"][1250] < 1250
+    assert_same_numbers(every, sliced_bases.analysed())
+    assert [path.name for path in runs.iterdir()] == ["fits"]
+
+
+def test_where_one_process_has_no_room_for_what_two_had_it_is_refused_and_two_go_on(runs: Path, tmp_path: Path) -> None:
+    begin(2, "dies_where_it_fits_in_two", tmp_path / "first")
+    journal = store.journal_path(runs / "fits in two")
+    before = journal.read_bytes()
+    with pytest.raises(InputError, match="vectors do not fit into memory"):
+        sliced_bases.goes_on_in_two()
+    assert journal.read_bytes() == before
+    for one in returned(2, "goes_on_in_two", tmp_path / "then"):
+        assert one["converged"] and one["columns"] == {2800: 1400}
+    assert not journal.exists()
