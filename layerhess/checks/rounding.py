@@ -162,12 +162,18 @@ class RoundingMeter:
         Args:
             full: the block of all parameters. norm: the Frobenius norm of its matrix.
         """
+        found = self._measured_rows(full, norm)
+        measured = all(self._objective.group.gathered(found is not None))  # a rank may have no room for the copy
+        return found if found and measured else RowRounding(ASSUMED_ROUNDING * self._assumed_scale())
+
+    def _measured_rows(self, full: Block, norm: float) -> RowRounding | None:
+        """None where no copy can be used."""
         device, n = beside(full, self._objective.parameters), full.numel
         squares = torch.zeros(n, dtype=torch.float64, device=device)
         seen = 0.0
         with self._counters.during("rounding"), self._as_before():
             if (passes := self._open()) is None:
-                return RowRounding(ASSUMED_ROUNDING * self._assumed_scale())
+                return None
             try:
                 for number in range(FEWER):
                     request = {full.name: Request(full, random_signs(n, 0, full.name, number, device)[None])}
@@ -177,7 +183,7 @@ class RoundingMeter:
                     seen += float(other.square().sum())
             except Exception as error:  # as in measure
                 self._give_up(error)
-                return RowRounding(ASSUMED_ROUNDING * self._assumed_scale())
+                return None
         scale = self._to_data(norm, math.sqrt(seen / FEWER))
         rows = self._safety * SIGNS / FEWER * scale * (squares / FEWER).sqrt()
         return RowRounding(ROUNDING_SAFETY * self._least(full.name), full.split(rows))
@@ -206,9 +212,9 @@ class RoundingMeter:
         """Add the examples that carry the candidates' eigenvalues to the sample."""
         requests = {key: Request(one.block, outermost(one.vectors)) for key, one in candidates.items()}
         try:
-            heavy = HeavyExamples(self._objective, self._counters, self._make_graph).find(
-                requests, {key: one.norm for key, one in candidates.items()}
-            )
+            norms = {key: one.norm for key, one in candidates.items()}
+            examples = HeavyExamples(self._objective, self._counters, self._make_graph)
+            heavy = self._objective.group.tried(lambda: examples.find(requests, norms))
         except Exception:  # a model's outputs need not be known, nor its examples be along dimension 0
             return
         if heavy:

@@ -159,14 +159,15 @@ class DataPass:
             by_batch = any(request.quadratic for request in requests.values())
             asked = Question.of([about, *parts], by_batch, nearly=self.journal.active)  # ranks compare every bit
         start = self.counters.clock()
-        try:
-            return self._collect(share, requests, asked)
+        group = self.objective.group
+        try:  # memory may run out on one rank while it takes in what the others have: then all make smaller pieces
+            return group.tried(lambda: self._collect(share, requests, asked))
         except ProcessError:
             raise
         except (RuntimeError, MemoryError) as error:
             # A model that writes into its own buffers spoils the kept graphs of earlier batches: then none is kept.
             spoilt = OVERWRITTEN in str(error) and bool(self._budget or self._kept)
-            if not any(self.objective.group.gathered(spoilt or is_out_of_memory(error))):
+            if not any(group.gathered(spoilt or is_out_of_memory(error))):
                 raise
         finally:
             self.seconds = self.counters.clock() - start

@@ -24,7 +24,8 @@ from layerhess.errors import CheckError, InputError, LayerhessError, ProcessErro
 from layerhess.objective.interrupts import STOPS
 
 Value = TypeVar("Value")
-LEAVING, AGREED, GATHERED, TRIED, JOINED = "leaving", "agreed", "gathered", "tried", "joined"  # kinds of exchanges
+LEAVING, AGREED, GATHERED, TRIED = "leaving", "agreed", "gathered", "tried"  # kinds of exchanges
+ADDED, JOINED = "added", "joined"  # before numbers are sent: nobody waits for a rank that failed meanwhile
 PATIENCE = 15.0  # seconds in which survivors of a failed exchange find out who else is there
 REST = 0.3  # seconds in which gloo's threads let go of sums: where the interpreter ends before that, torch 2.13 aborts
 OURS = (InputError, CheckError, ProcessError)
@@ -161,10 +162,15 @@ class Group:
         return made
 
     def add_up(self, sums: Tensor) -> Tensor:
-        """The sum of the ranks' tensors of one shape, bit by bit the same on all; ``sums`` may be overwritten."""
+        """The sum of the ranks' tensors of one shape, bit by bit the same on all; ``sums`` may be overwritten.
+
+        Raises:
+            BaseException: see :meth:`gathered`.
+        """
         if self.size == 1:
             return sums
         total, processes = self._sent(sums)
+        self.gathered(None, ADDED)
 
         def added() -> None:  # an all_reduce may round differently from rank to rank
             dist.reduce(total, dst=0, group=processes)
@@ -186,10 +192,10 @@ class Group:
         """
         if self.size == 1:
             return part
-        self.gathered(None, JOINED)  # nobody waits for a rank that failed
         own, processes = self._sent(part)
         columns = [range(n)[self.here(n, rank)] for rank in range(self.size)]
         parts = [own if rank == self.rank else own.new_empty((len(own), len(c))) for rank, c in enumerate(columns)]
+        self.gathered(None, JOINED)
 
         def sent() -> None:
             for rank, piece in enumerate(parts):
