@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from layerhess.analysis.arguments import check_arguments
+from layerhess.analysis.identity import versions
 from layerhess.analysis.progress import Progress
 from layerhess.analysis.result import Analysis
 from layerhess.analysis.run import Run
@@ -116,6 +117,7 @@ def analyze(
     50.0
     """
     with world().together() as group:
+        same_question({"resume": bool(resume)}, group)
         if resume and group.agreed(out is None):
             raise InputError(
                 "resume=True needs the folder of the run that is to go on", where="out", what_to_do="give out= (--out)"
@@ -130,6 +132,8 @@ def analyze(
         divided = partition(objective.model, objective.parameters, objective.frozen, blocks)
         run = Run(objective, divided, blocks, arguments, progress, skip_failed)
         asked = {name: value for name, value in run.settings.items() if name not in OWN_SETTINGS}
+        asked |= {f"the version of {package}": version for package, version in versions().items()}
+        asked |= {f"block {block.name!r}": block.parameters for block in divided.blocks}
         same_question(asked | {"the number of threads": torch.get_num_threads()}, group)
         with ExitStack() as stack:
             run.checkpoint = stack.enter_context(deferred_interrupts())

@@ -10,6 +10,8 @@ from layerhess.checks.factors import Licence
 from layerhess.checks.forward_trace import Trace
 from layerhess.checks.known_again import Summary
 from layerhess.curvature.difference_graph import Differences
+from layerhess.curvature.same_data import loss_tolerance
+from layerhess.errors import InputError
 from layerhess.objective.group import Group
 from layerhess.results.record import Check
 
@@ -17,6 +19,7 @@ DECIDED = (
     "checks", "failed", "culprits", "zero_suspects", "errors", "notes", "concerns", "uncut", "place", "blur",
     "graph_seconds", "block_seconds", "known_again",
 )  # fmt: skip
+SEEN = ("the loss", "the norm of a product")
 BLURS = 5.0  # times the measured blur, since one measurement may be small by luck
 
 
@@ -38,6 +41,7 @@ class SelfCheck:
         graph_seconds, block_seconds: on the sample, the time to make a graph, and to make one product of every block
             and the full model with it.
         pieces: examples at a time, where memory ran out; else None.
+        seen: loss sum and norm of a product on the sample, the same on all ranks. apart: how far that norm may be off.
         known_again: products on a few examples, see :func:`layerhess.checks.known_again.summaries`.
     """
 
@@ -57,10 +61,27 @@ class SelfCheck:
     graph_seconds: float = 0.0
     block_seconds: float = 0.0
     pieces: int | None = None
+    seen: tuple[float, float] = (0.0, 0.0)
+    apart: float = 0.0
     known_again: list[Summary] = field(default_factory=list)
 
     def agreed(self, group: Group) -> SelfCheck:
-        """With rank 0's findings: ranks on other hardware might decide otherwise."""
+        """With rank 0's findings: ranks on other hardware might decide otherwise.
+
+        Raises:
+            InputError: the loss of the same examples, or its second derivative, is another on another rank.
+        """
+        told = group.gathered(self.seen)
+        levels = loss_tolerance(self.trace.coarsest), self.apart
+        for what, level, first, *others in zip(SEEN, levels, *told, strict=True):
+            for rank, own in enumerate(others, 1):
+                if abs(own - first) > level * max(abs(own), abs(first)):
+                    raise InputError(
+                        f"the ranks have different functions: {what} is {first:.9g} on rank 0 and {own:.9g} on rank "
+                        f"{rank}, of the same examples",
+                        where=f"rank {rank}",
+                        what_to_do="give all ranks the same model, loss and mode, whatever else their code depends on",
+                    )
         decided = group.agreed({name: getattr(self, name) for name in DECIDED})
         if self.differences is not None:
             self.differences.steps.update(group.agreed(self.differences.steps))

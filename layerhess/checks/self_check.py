@@ -40,6 +40,7 @@ from layerhess.objective.snapshot import version_of
 from layerhess.results.record import Check
 
 DIFFERENT = 0.05  # asymmetry of differences of a gradient, which was checked before: only their step shows
+WRONG_ELSEWHERE = {torch.float64: 1e-6, torch.float32: 1e-2}  # of a product on another rank, 0.3 in half precision
 SHARE = 0.2  # of the free memory, for the sample's graphs
 
 
@@ -103,6 +104,7 @@ def _self_check(
         data_pass.release()
         _choose_steps(objective.narrowed(surveyed.samples), blocks, full, make, seed, found, counters)
     full_norm = float(torch.linalg.vector_norm(first))
+    found.seen, found.apart = (data_pass.loss_sum, full_norm), WRONG_ELSEWHERE.get(found.trace.coarsest, 0.3)
     # Graphs of J hold two vectors each, so that large models have no room for what is not needed yet.
     spare = curvature.name != HESSIAN.name and is_large(objective.numel)
     known = {} if spare else {FULL: first if objective.dtype == torch.float64 else first.float()}

@@ -24,7 +24,7 @@ from layerhess.objective.losses import batch_loss, evaluation_of
 from layerhess.objective.model_call import without_unnamed
 from layerhess.objective.parameters import coarsest, copied, trainable
 from layerhess.objective.plain_model import PlainTwin, needs_twin, unwrapped
-from layerhess.objective.shares import counted_once, same_weights
+from layerhess.objective.shares import counted_once, same_model
 from layerhess.objective.snapshot import kept_attributes, preserved_random_state, restored
 from layerhess.objective.workers import refuse_repeated_examples
 
@@ -316,9 +316,9 @@ class Objective:
             said = stack.enter_context(plain_kernels(self.devices, self.model))
             for sentence in said:
                 self._note(sentence)
-            self._note(same_weights(self.model, self.group))
             if self.mode == "eval":
                 self.model.eval()
+            self._note(same_model(self.model, self.evaluation, self.group))
             for module in self.model.modules():
                 if isinstance(module, nn.Embedding):
                     module.sparse = False

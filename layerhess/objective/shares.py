@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from layerhess.errors import InputError
 from layerhess.objective.batches import is_single, iterate
 from layerhess.objective.containers import outline, tensors
+from layerhess.objective.evaluation import Evaluation
 from layerhess.objective.group import Group
 
+MODEL, QUESTION = "their models", "what they ask"  # kinds of exchanges
+PLAIN = (bool, int, float, str, tuple, type(None))
 ONE_TOTAL = "the loss is one function of the whole data"
 
 
@@ -52,22 +55,32 @@ def _digest_of_batch(batch: Any) -> tuple[Any, ...]:
     return outline(batch), *map(_digest, tensors(batch))
 
 
-def same_weights(model: nn.Module, group: Group) -> str:
-    """Refuse weights that differ between ranks, and take rank 0's buffers where those do (in session).
+def same_model(model: nn.Module, evaluation: Evaluation, group: Group) -> str:
+    """Refuse models and losses that differ between ranks, and take rank 0's buffers where those do (in session).
 
-    Running statistics of BatchNorm differ after a step under DistributedDataParallel.
+    Running statistics of BatchNorm differ after a step under DistributedDataParallel. Of modules and losses of torch
+    all settings are compared, of others the class and the mode: what their code does is seen in the self-check.
 
     Returns:
         A note where buffers differed, else "".
 
     Raises:
-        InputError: naming the first parameter that differs.
+        InputError: naming the first parameter, module or setting that differs.
     """
     if group.size == 1:
         return ""
     parameters = dict(model.named_parameters())
     buffers = dict(model.named_buffers())
-    told = group.gathered({name: _digest(tensor) for name, tensor in (*parameters.items(), *buffers.items())})
+    digests = {name: _digest(tensor) for name, tensor in (*parameters.items(), *buffers.items())}
+    loss = getattr(getattr(evaluation, "criterion", None), "loss", None)
+    about = {f"requires_grad of {name}": parameter.requires_grad for name, parameter in parameters.items()}
+    about |= {
+        "reduction='sum' of the loss": evaluation.is_sum,
+        **_settings(model, "the model"),
+        **_settings(loss, "the loss"),
+    }
+    every = group.gathered((digests, about), MODEL)
+    told = [own for own, _ in every]
     for rank, own in enumerate(told):
         other = [n for n in {**told[0], **own} if n not in buffers and own.get(n) != told[0].get(n)]
         if other or own.keys() != told[0].keys():
@@ -76,6 +89,9 @@ def same_weights(model: nn.Module, group: Group) -> str:
                 where=", ".join(other[:4]),
                 what_to_do=f"give all ranks the same weights (the same seed, or one checkpoint): {ONE_TOTAL}",
             )
+    _refuse_unlike(
+        [own for _, own in every], "have different models or losses", "give all ranks the same model and loss"
+    )
     differing = [name for name in buffers if any(own[name] != told[0][name] for own in told)]
     if not differing:
         return ""
@@ -84,6 +100,21 @@ def same_weights(model: nn.Module, group: Group) -> str:
         for name in differing:
             buffers[name].copy_(values[name])
     return f"buffers differ between the ranks ({', '.join(differing[:4])}): those of rank 0 are used"
+
+
+def _settings(function: Any, whole: str) -> dict[str, Any]:
+    """What a module, or another function, and its parts are, in words."""
+    found: dict[str, Any] = {}
+    for name, module in function.named_modules() if isinstance(function, nn.Module) else ():
+        place = f"{whole}, {name}" if name else whole
+        found[f"the class of {place}"] = type(module).__qualname__
+        found[f"training of {place}"] = module.training
+        if type(module).__module__.startswith("torch."):
+            plain = {k: v for k, v in vars(module).items() if not k.startswith("_") and isinstance(v, PLAIN)}
+            found |= {f"{key} of {place}": value for key, value in plain.items()}
+        if whole == "the loss":
+            found |= {f"{key} of {place}": _digest(own.cpu()) for key, own in module.named_buffers(recurse=False)}
+    return found
 
 
 def same_question(asked: Mapping[str, Any], group: Group) -> None:
@@ -95,15 +126,20 @@ def same_question(asked: Mapping[str, Any], group: Group) -> None:
     Raises:
         InputError: naming the first that differs.
     """
-    told = group.gathered(dict(asked))
+    _refuse_unlike(
+        group.gathered(dict(asked), QUESTION), "ask for different things", "call with the same arguments on all ranks"
+    )
+
+
+def _refuse_unlike(told: Sequence[Mapping[str, Any]], do: str, advice: str) -> None:
     for rank, own in enumerate(told):
-        for name, value in told[0].items():
-            if name not in own or not _alike(value, own[name]):
+        for name in {**told[0], **own}:
+            here, there = told[0].get(name, "nothing"), own.get(name, "nothing")
+            if not _alike(here, there):
                 raise InputError(
-                    f"the ranks ask for different things: {name} is {value} on rank 0 and {own.get(name)} on rank "
-                    f"{rank}",
+                    f"the ranks {do}: {name} is {here} on rank 0 and {there} on rank {rank}",
                     where=name,
-                    what_to_do="call with the same arguments on all ranks",
+                    what_to_do=advice,
                 )
 
 
