@@ -20,6 +20,7 @@ DECIDED = (
     "graph_seconds", "block_seconds", "known_again",
 )  # fmt: skip
 SEEN = ("the loss", "the norm of a product")
+NOISE = 100.0  # roundoffs of the loss
 BLURS = 5.0  # times the measured blur, since one measurement may be small by luck
 
 
@@ -72,10 +73,11 @@ class SelfCheck:
             InputError: the loss of the same examples, or its second derivative, is another on another rank.
         """
         told = group.gathered(self.seen)
+        noise = NOISE * float(torch.finfo(self.trace.coarsest).eps) * abs(told[0][0])  # of no curvature, on another CPU
         levels = loss_tolerance(self.trace.coarsest), self.apart
         for what, level, first, *others in zip(SEEN, levels, *told, strict=True):
             for rank, own in enumerate(others, 1):
-                if abs(own - first) > level * max(abs(own), abs(first)):
+                if abs(own - first) > level * max(abs(own), abs(first)) + noise:
                     raise InputError(
                         f"the ranks have different functions: {what} is {first:.9g} on rank 0 and {own:.9g} on rank "
                         f"{rank}, of the same examples",
