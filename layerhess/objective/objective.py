@@ -18,6 +18,7 @@ from layerhess.objective.batch_norm import TiedNorms, said_of_split, tied_norms
 from layerhess.objective.evaluation import Evaluation
 from layerhess.objective.example_digests import Digests, by_example, drawn
 from layerhess.objective.group import ALONE, Group, world
+from layerhess.objective.interrupts import safe_point
 from layerhess.objective.kernels import plain_kernels
 from layerhess.objective.loaders import share_of
 from layerhess.objective.losses import batch_loss, evaluation_of
@@ -83,14 +84,10 @@ class Objective:
                 where="model",
                 what_to_do="pass the module itself",
             )
-        if mode not in MODES:
-            raise InputError(f"unknown mode {mode!r}", where="mode", what_to_do="use 'as-is' or 'eval'")
-        if stop_gradients not in STOP_GRADIENTS:
-            raise InputError(
-                f"unknown stop_gradients {stop_gradients!r}",
-                where="stop_gradients",
-                what_to_do="use 'refuse' or 'constant'",
-            )
+        for name, value, known in (("mode", mode, MODES), ("stop_gradients", stop_gradients, STOP_GRADIENTS)):
+            if value not in known:
+                use = " or ".join(map(repr, known))
+                raise InputError(f"unknown {name} {value!r}", where=name, what_to_do=f"use {use}")
         self.notes: list[str] = [CONSTANT] if stop_gradients == "constant" else []
         self.stop_gradients = stop_gradients
         self._given, said = unwrapped(model)
@@ -145,7 +142,8 @@ class Objective:
             yield batch
 
     def terms(self, batch: Any) -> tuple[Tensor, float]:
-        """(loss sum with graph, 0-d; count) of one prepared batch. Call within :meth:`session`."""
+        """(loss sum with graph, 0-d; count) of one prepared batch, after a safe point. Call within :meth:`session`."""
+        safe_point()
         return self.evaluation(self.model, batch)
 
     @property

@@ -147,6 +147,32 @@ def test_a_real_ctrl_c_waits_for_the_next_batch_and_leaves_a_partial_result(tmp_
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+class Calls:
+    """How many there were, and in which of them Ctrl-C is pressed (what a model holds itself is restored)."""
+
+    press_in, made = 0, 0
+
+
+class Counted(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        Calls.made += 1
+        if Calls.made == Calls.press_in:
+            press_ctrl_c()
+        return super().forward(x)
+
+
+@pytest.mark.usefixtures("ctrl_c_raises")
+def test_ctrl_c_in_the_self_check_waits_for_one_evaluation_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Counted(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    objective = lh.Objective(model, (torch.randn(8, 2).double(), torch.arange(8) % 2), nn.CrossEntropyLoss())
+    for call in range(4, 25, 4):  # the survey has the first few
+        monkeypatch.setattr(Calls, "press_in", call)
+        monkeypatch.setattr(Calls, "made", 0)
+        with untouched(model), pytest.raises(KeyboardInterrupt):
+            lh.analyze(objective)
+        assert Calls.made <= call + 1  # what wants the output too looks for no signal
+
+
 @pytest.mark.usefixtures("no_graph_is_kept", "ctrl_c_raises")
 def test_ctrl_c_before_the_first_number_reaches_the_caller(tmp_path: Path) -> None:
     model = delicate()
