@@ -19,6 +19,7 @@ from layerhess.objective.blocks import Block
 
 LEADING = 4  # known directions whose share of a column's variance is looked at
 KEPT = 32  # eigenvectors of a block that was read whole
+SAME = 1e-6  # of the largest |eigenvalue|: what lies closer has no basis of its own
 READ_WHOLE = 4  # times the products of the probes: where every block can be read for no more, no number needs an error
 
 Script = Generator[dict[str, Request], Mapping[str, Tensor], None]
@@ -151,24 +152,42 @@ class Columns:
 
     def _known(self, member: Member) -> Deflation:
         if member.name not in self._directions:
-            self._directions[member.name] = _directions(member)
+            self._directions[member.name] = _directions(member, self.seed)
         return self._directions[member.name]
 
 
-def _directions(member: Member) -> Deflation:
-    """Orthonormal eigenvectors of a block, or what is known of them, by decreasing |eigenvalue|, and their products."""
+def _directions(member: Member, seed: int) -> Deflation:
+    """Orthonormal eigenvectors of a block, or what is known of them, by decreasing |eigenvalue|, and their products.
+
+    Last digits decide nothing: signs, and the basis of eigenvectors whose eigenvalues are the same, are those of given
+    random vectors, and of such eigenvectors all are kept or none.
+    """
     found = member.known
     if found.matrix is not None:
-        values, vectors = torch.linalg.eigh(found.matrix)
-        order = values.abs().argsort(descending=True)[:KEPT]
-        q = vectors[:, order].T.to(member.deflation.q)
-        return Deflation(q, values[order, None].to(q) * q)
-    if found.deflation is None:
+        values, turn = torch.linalg.eigh(found.matrix)
+        q, w = torch.eye(len(values)).to(member.deflation.q), found.matrix.to(member.deflation.q)
+        most = KEPT
+    elif found.deflation is None:
         return Deflation.none(member.block.numel, member.device)
-    q, w = found.deflation.q, found.deflation.w
-    values, turn = torch.linalg.eigh(((q @ w.T) + (w @ q.T)) / 2.0)
-    turn = turn[:, values.abs().argsort(descending=True)].T
-    return Deflation(turn @ q, turn @ w)
+    else:
+        q, w = found.deflation.q, found.deflation.w
+        values, turn = torch.linalg.eigh(((q @ w.T) + (w @ q.T)) / 2.0)
+        most = len(values)
+    order = values.abs().argsort(descending=True)
+    sizes = values.abs()[order]
+    turn = turn[:, order].T.to(q)
+    edges = (sizes[:-1] - sizes[1:] > SAME * sizes[:1]).nonzero().flatten() + 1
+    groups = [
+        group for group in torch.arange(len(sizes)).tensor_split(edges.tolist()) if len(group) and group[-1] < most
+    ]
+    rows = []
+    for group in groups:
+        drawn = [random_signs(member.block.numel, seed, f"{member.name} basis", i, q.device) for i in range(len(group))]
+        own = turn[group]
+        basis, upper = torch.linalg.qr(own @ (q @ torch.stack(drawn).T))
+        rows.append((basis * upper.diagonal().sign()).T @ own)
+    kept = torch.cat(rows) if rows else turn[:0]
+    return Deflation(kept @ q, kept @ w)
 
 
 def _key(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ import torch
 from torch import nn
 
 import layerhess as lh
+from layerhess.analysis.probing import columns
+from layerhess.analysis.probing.block_samples import Known
+from layerhess.linalg.stochastic.deflation import Deflation
 from references import dense
 
 
@@ -48,3 +52,20 @@ def test_errors_hold_and_what_is_known_has_none(network: Any, asked: dict[str, A
                 assert asked or error <= 0.15 * true
             if analysis.blocks[b].complete and "density" not in asked:
                 assert found.standard_error[i, i] <= 1e-12 * found.value[i, i]
+
+
+def test_last_digits_choose_no_directions() -> None:
+    turn = torch.linalg.qr(torch.randn(40, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
+    values = torch.cat([torch.tensor([3.0, -3.0, 2.0, 2.0, 2.0, 1.0]), torch.linspace(0.9, 0.5, 20), torch.zeros(14)])
+    matrix = turn @ torch.diag(values.double()) @ turn.T
+    block = SimpleNamespace(numel=40)
+    found = []
+    for seed in range(4):  # 14 zeros do not all belong to the first 32: none of them is kept
+        noise = torch.randn(40, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 1e-15
+        none = Deflation.none(40, torch.device("cpu"))
+        known = Known(matrix=matrix + noise + noise.T)
+        member: Any = SimpleNamespace(name="b", block=block, device=none.q.device, deflation=none, known=known)
+        found.append(columns._directions(member, 0))
+        torch.testing.assert_close(found[-1].w, found[-1].q @ matrix, rtol=0.0, atol=1e-12)
+        torch.testing.assert_close(found[-1].q, found[0].q, rtol=0.0, atol=1e-10)
+    assert found[0].size == 26
