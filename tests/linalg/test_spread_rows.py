@@ -108,8 +108,14 @@ def solved(values: np.ndarray, question: str, space: Space) -> tuple[Candidates,
     return solver.candidates(), solver
 
 
-@pytest.mark.parametrize("question", ASKED)
-@pytest.mark.parametrize("spectrum", SPECTRA)
+def searches() -> list[Any]:
+    """Those of many steps are slow on the second device, which is made of Python."""
+    every = [(spectrum, question) for spectrum in SPECTRA for question in ASKED]
+    long = {("powers", "both ends"), ("powers", "largest")}
+    return [pytest.param(*one, marks=[pytest.mark.slow] if one in long else []) for one in every]
+
+
+@pytest.mark.parametrize(("spectrum", "question"), searches())
 def test_a_search_over_spread_rows_is_the_one_over_whole_rows(spectrum: str, question: str) -> None:
     expected, whole = solved(SPECTRA[spectrum], question, Space(N))
     for places in PLACES.values():

@@ -23,7 +23,7 @@ def returned(ranks: int, function: str, folder: Path) -> list[Any]:
     return [one.returned for one in every]
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_slices_find_what_whole_rows_find(ranks: int, tmp_path: Path) -> None:
     every, whole = returned(ranks, "solved", tmp_path), sliced_bases.solved()
     for name, values in SPECTRA.items():
@@ -75,7 +75,9 @@ def begin(ranks: int, function: str, folder: Path) -> None:
         assert one.code == -signal.SIGKILL, one.stderr[-1500:]
 
 
-@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2), pytest.param(2, 3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("first", "then"), [(2, 1), *(pytest.param(*ranks, marks=pytest.mark.slow) for ranks in ((1, 2), (2, 3)))]
+)
 def test_slices_of_a_run_that_was_killed_go_on_elsewhere(first: int, then: int, runs: Path, tmp_path: Path) -> None:
     begin(first, "dies_where_it_fits", tmp_path / "first")
     every = returned(then, "goes_on", tmp_path / "then")
