@@ -114,7 +114,7 @@ def _expected(run: Trial, world: int, before: int) -> CostEstimate:
     longer *= shorter
     ahead = unit.held([size for size, _, _ in run.ahead])
     run.ahead.clear()
-    passes = math.ceil(longer * run.counters.passes)
+    passes = min(math.ceil(longer * run.counters.passes), run.arguments.max_passes)
     # Memory: what the trial took, but for its graphs, and the graphs of the data.
     room = run.kept_room()
     kept = min(unit.graphs, _whole_batches(unit, room))
@@ -150,7 +150,7 @@ def _expected(run: Trial, world: int, before: int) -> CostEstimate:
         fits=peak <= run.machine.room,
         world=world,
         examples=surveyed.examples,
-        notes=tuple(dict.fromkeys((*run.notes, *_notes(run, unit, world)))),
+        notes=tuple(dict.fromkeys((*run.notes, *_notes(run, unit, world, surveyed)))),
     )
 
 
@@ -197,9 +197,10 @@ def _gram_growth(run: Trial, unit: Unit) -> float:
     return float(max(0, grown))
 
 
-def _notes(run: Trial, unit: Unit, world: int) -> list[str]:
+def _notes(run: Trial, unit: Unit, world: int, surveyed: Survey) -> list[str]:
     assert run.schedule is not None
-    found = [f"estimated from a search on {sum(unit.tried)} of {unit.examples * world} examples (or batches)"]
+    total = min(unit.examples * world, max(surveyed.examples, surveyed.batches))
+    found = [f"estimated from a search on {sum(unit.tried)} of {total} examples (or batches)"]
     if run.schedule.stopped:
         found.append(f"that search was ended ({run.schedule.stopped}), and the rest is extrapolated")
     if world > 1:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from layerhess.analysis.paths.exact import LARGEST_WHOLE
+from layerhess.curvature.data_pass import FULL
 from layerhess.curvature.device import KEPT_SHARE, Budget
 from layerhess.errors import InputError
 from layerhess.linalg.eigen.krylov_basis import comfortable_basis
@@ -177,6 +178,6 @@ def _refusal(sizes: Mapping[str, int], least: Held, width: int, found: int, memo
         f"the solvers' vectors do not fit into memory: {name!r} has {sizes[name]:,} parameters, and {least.rows} rows "
         f"with their products take {size(found + alone)} of the {size(most)} that solvers may have",
         where="memory",
-        what_to_do=f"give memory='{asked}', or use full=False, fewer eigenvalues"
+        what_to_do=f"give memory='{asked}', or use {'full=False, ' if FULL in sizes else ''}fewer eigenvalues"
         + (f", or blocks of at most {fits:,} parameters" if fits else ""),
     )

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from layerhess.errors import CheckError, InputError, LayerhessError, ProcessError
+from layerhess.errors import CheckError, InputError, LayerhessError, ProcessError, notes_of
 from layerhess.objective.interrupts import STOPS
 
 Value = TypeVar("Value")
@@ -54,7 +54,11 @@ class Failure:
         if isinstance(error, LayerhessError):
             ours = next(own for own in OURS if isinstance(error, own))
             return cls(rank, ours, error.message, error.where, error.what_to_do)
-        text = (str(error).strip().splitlines() or [""])[0][:200]
+        lines = str(error).strip().splitlines() or [""]
+        text = lines[0][:200]
+        if "DataLoader worker" in text:  # its own error stands below its traceback
+            text = f"{text} {lines[-1][:200]}"
+        text = "; ".join(filter(None, (text, *notes_of(error))))
         kinds: tuple[type[BaseException], ...] = (MemoryError, RuntimeError, *STOPS)
         kind = next((own for own in kinds if isinstance(error, own)), Exception)
         return cls(rank, kind, f"{type(error).__name__}{': ' if text else ''}{text}")
@@ -68,7 +72,7 @@ class Failure:
             return OthersError(self)
         if self.kind not in OURS:
             return self.final()
-        named = own in self.where or own in self.message
+        named = own in self.where or own in self.message or self.where.startswith("ranks ")
         where = self.where if named else ", ".join(filter(None, (own, self.where)))
         return self.kind(self.message, where=where, what_to_do=self.what_to_do)
 
@@ -342,9 +346,8 @@ class Group:
             missing = {0} - {self.rank} or missing
         missing = missing or late
         names = "rank " + ", ".join(map(str, sorted(missing))) if missing else "the connection between the ranks"
-        text = re.sub(r"^\[\S+\] ", "", (str(error).splitlines() or [""])[0])[
-            :100
-        ]  # without the place in gloo's source
+        line = (str(error).splitlines() or [""])[0]
+        text = re.sub(r"^\[\S+\] ", "", line)[:200].strip()  # without the place in gloo's source
         why = told or f"it died, left or did not answer in time ({text})"
         return ProcessError(f"{names} failed: {why}", where=names, what_to_do="see what that process printed")
 

@@ -236,6 +236,7 @@ class _Silent(nn.Linear):
         ("4MB", {"blocks": {"all": "*"}, "full": False}, "use blocks='depth:1', which fits"),
         ("8MB", {"blocks": {"all": "*"}}, "use blocks='depth:1', full=False, which fits"),
         ("1MB", {"blocks": "module", "full": False}, "give memory='2MiB' at least"),
+        ("2MB", {"blocks": "parameter", "full": False}, "MiB', or use fewer eigenvalues, or blocks of at most"),
         ("5MB", {"top": 0, "trace": True}, "give memory='6MiB', or use full=False"),
         (
             "5MB",
