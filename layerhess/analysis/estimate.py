@@ -114,7 +114,7 @@ def _expected(run: Trial, world: int, before: int) -> CostEstimate:
     longer *= shorter
     ahead = unit.held([size for size, _, _ in run.ahead])
     run.ahead.clear()
-    passes = min(math.ceil(longer * run.counters.passes), run.arguments.max_passes)
+    passes = math.ceil(longer * run.counters.passes)
     # Memory: what the trial took, but for its graphs, and the graphs of the data.
     room = run.kept_room()
     kept = min(unit.graphs, _whole_batches(unit, room))

@@ -179,9 +179,9 @@ def test_what_analyze_refuses_is_refused_and_the_model_stays() -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_no_more_is_expected_than_may_be_made_or_is_there() -> None:
+def test_many_processes_have_no_more_examples_than_there_are() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 2))
     objective = lh.Objective(model, (torch.randn(61, 30), torch.randint(2, (61,))), nn.CrossEntropyLoss())
     found = lh.estimate(objective, world=1000, max_passes=1)
-    assert found.passes == 1 and any(" of 61 examples" in note for note in found.notes)
+    assert any(" of 61 examples" in note for note in found.notes)
