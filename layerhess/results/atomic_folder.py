@@ -21,6 +21,7 @@ from pathlib import Path
 
 WRITING, PROBE = "writing", "probe"  # kinds of folders that are never left behind, but by a process that dies
 _STALE_SECONDS = 3600.0  # such a folder older than this was left by one, where nothing else is known
+_UNFINISHED = re.compile(r"\.tmp\w+")  # what safetensors writes before it renames, from 0.8 on
 _MACHINE = zlib.crc32(socket.gethostname().encode())
 
 
@@ -149,7 +150,8 @@ def _sweep_stale(folder: Path, ours: tuple[str, ...]) -> None:
     for kind in (WRITING, PROBE):
         for entry in folder.parent.glob(f".{escaped}.{kind}-*"):
             with contextlib.suppress(OSError):
-                if _is_stale(entry) and all(inner.name in ours for inner in entry.iterdir()):
+                names = [inner.name for inner in entry.iterdir()]
+                if _is_stale(entry) and all(name in ours or _UNFINISHED.fullmatch(name) for name in names):
                     shutil.rmtree(entry)
 
 
