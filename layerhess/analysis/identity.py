@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from layerhess.checks.findings import SelfCheck
-from layerhess.checks.known_again import FewExamples, Summary
+from layerhess.checks.known_again import APART, APART_AT_ALL, FewExamples, Summary
 from layerhess.checks.survey import Survey
 from layerhess.curvature.record_file import digest_of
 from layerhess.curvature.same_data import loss_tolerance
@@ -37,8 +37,6 @@ DIGESTS = {  # the parts of which only a digest is kept
     "loss_sum": "the loss is another",
 }
 DERIVATIVE = "derivative"  # in a journal: products on a few examples
-APART = {torch.float64: 1e-6, torch.float32: 1e-2}  # of a tensor's part: more than rounding
-APART_AT_ALL = 0.3  # in half precision, and by differences
 NOISE, NOISE_AT_MOST = 1e3, 0.1  # in a part, of the whole product: roundoffs, and how much of it in half precision
 LAST_DIGITS = ("processes", "threads", "instructions")  # another machine's own: a run may go on with others
 

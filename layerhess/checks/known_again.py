@@ -18,7 +18,7 @@ from layerhess.checks.symmetry import start
 from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
-from layerhess.curvature.device import is_out_of_memory
+from layerhess.curvature.device import beside, is_out_of_memory
 from layerhess.curvature.question import weighted_sums
 from layerhess.objective import batches
 from layerhess.objective.blocks import Block
@@ -28,6 +28,8 @@ from layerhess.objective.objective import Objective
 from layerhess.objective.sent_batches import of_all_ranks
 
 MOST = 8  # examples
+APART = {torch.float64: 1e-6, torch.float32: 1e-2}  # of a product made elsewhere: more than rounding
+APART_AT_ALL = 0.3  # in half precision, and by differences
 Summary = dict[str, list[float]]  # tensor -> norm of its part of a product, and random sums of it
 
 
@@ -88,7 +90,7 @@ def summaries(
         RuntimeError, MemoryError: out of memory, where examples may be cut.
     """
     found = []
-    vector = start(full, FULL, seed, device=objective.device)[None]
+    vector = start(full, FULL, seed, device=beside(full, objective.parameters))[None]
     vector = vector if objective.dtype == torch.float64 else vector.float()
     for half in halves:
         pieces = [part for one in half for part in (counting_parts(objective, one, most) if most else [one])]

@@ -15,7 +15,7 @@ from layerhess.checks.factors import licence
 from layerhess.checks.findings import SelfCheck
 from layerhess.checks.float64_copy import Float64Copy
 from layerhess.checks.forward_trace import trace
-from layerhess.checks.known_again import summaries
+from layerhess.checks.known_again import APART, APART_AT_ALL, summaries
 from layerhess.checks.loss import check_additivity, check_determinism, refuse_wrong_derivatives
 from layerhess.checks.output import check_cut, check_items, notes_on_convexity
 from layerhess.checks.randomness import refuse_state_that_follows
@@ -40,7 +40,6 @@ from layerhess.objective.snapshot import version_of
 from layerhess.results.record import Check
 
 DIFFERENT = 0.05  # asymmetry of differences of a gradient, which was checked before: only their step shows
-WRONG_ELSEWHERE = {torch.float64: 1e-6, torch.float32: 1e-2}  # of a product on another rank, 0.3 in half precision
 SHARE = 0.2  # of the free memory, for the sample's graphs
 
 
@@ -104,7 +103,7 @@ def _self_check(
         data_pass.release()
         _choose_steps(objective.narrowed(surveyed.samples), blocks, full, make, seed, found, counters)
     full_norm = float(torch.linalg.vector_norm(first))
-    found.seen, found.apart = (data_pass.loss_sum, full_norm), WRONG_ELSEWHERE.get(found.trace.coarsest, 0.3)
+    found.seen, found.apart = (data_pass.loss_sum, full_norm), APART.get(found.trace.coarsest, APART_AT_ALL)
     # Graphs of J hold two vectors each, so that large models have no room for what is not needed yet.
     spare = curvature.name != HESSIAN.name and is_large(objective.numel)
     known = {} if spare else {FULL: first if objective.dtype == torch.float64 else first.float()}
