@@ -79,7 +79,7 @@ def estimate(
     named |= {"out": None, "resume": False, "progress": None}
     arguments = check_arguments(**named)
     world = checked_integer(world, "world", 1)
-    room = memory_limit(device_memory)
+    room = memory_limit(device_memory, "device_memory")
     divided = partition(objective.model, objective.parameters, objective.frozen, scheme)
     run = Trial(objective, divided, scheme, arguments, None, skip_failed, world=world)
     restart_peak(*objective.devices)

@@ -70,8 +70,8 @@ def budget(devices: Sequence[torch.device], limit: int | None = None, group: Gro
     return Budget(group.room(min(free), devices[free.index(min(free))]), limit)
 
 
-def memory_limit(memory: Any) -> int | None:
-    """The bytes behind ``memory="8GiB"``, a number of bytes, or None.
+def memory_limit(memory: Any, name: str = "memory") -> int | None:
+    """The bytes behind ``memory="8GiB"``, a number of bytes, or None; ``name`` is the argument's.
 
     Raises:
         InputError: neither, or less than a megabyte.
@@ -89,8 +89,8 @@ def memory_limit(memory: Any) -> int | None:
         size = None if factor is None else float(found[1]) * factor
     if size is None or not 1e6 <= size < 2.0**62:
         raise InputError(
-            f"memory is {memory!r}",
-            where="memory",
+            f"{name} is {memory!r}",
+            where=name,
             what_to_do="give a size such as '8GiB' or '500MB', bytes as a number (a megabyte or more), or None",
         )
     return int(size)

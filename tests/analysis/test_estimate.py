@@ -170,7 +170,7 @@ def test_what_analyze_refuses_is_refused_and_the_model_stays() -> None:
     before = [parameter.clone() for parameter in objective.model.parameters()]
     state = torch.get_rng_state()
     for wrong in ({"top": -1}, {"blocks": "nothing"}, {"world": 0}, {"device_memory": "much"}):
-        with pytest.raises(lh.InputError):
+        with pytest.raises(lh.InputError, match=next(iter(wrong))):
             lh.estimate(objective, **wrong)
     with pytest.raises(TypeError, match="nonsense"):
         lh.estimate(objective, nonsense=1)
