@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from layerhess.analysis.result import Analysis
+from layerhess.linalg.estimates import CouplingEstimate, TraceEstimate
+from layerhess.linalg.stochastic.density import Density, exact_density
 from layerhess.results.record import Check, Counts
 from layerhess.results.spectrum import FULL_NAME, Spectrum
 
@@ -165,3 +167,36 @@ def analysis(*, bad: bool = False, **changes: Any) -> Analysis:
 def one(made: Spectrum, **changes: Any) -> Analysis:
     """An analysis of a single block and nothing else."""
     return analysis(blocks={made.name: made}, full=None, full_mass=[], **changes)
+
+
+def estimated(made: Analysis, seed: int = 3) -> Analysis:
+    """The same analysis with a trace, a density, a sampling error and a coupling for every block and the whole."""
+    rng = np.random.default_rng(seed)
+
+    def filled(found: Spectrum) -> Spectrum:
+        if not len(found.eigenvalues) or found.status == "zero":
+            return found
+        top = float(found.eigenvalues[0])
+        values = np.sort(top * np.geomspace(1.0, 1e-5, max(found.numel, 3)) * rng.uniform(0.5, 1.0))[::-1].copy()
+        density = exact_density(values, Density())
+        return dataclasses.replace(
+            found,
+            trace=TraceEstimate(3.1 * top, 0.07 * top, 2.9 * top, 3.3 * top, 24, "hutch++", True, "", 0.2 * top),
+            density=dataclasses.replace(
+                density, probes=2, bandwidth=1e-4 * top,
+                nodes=np.stack([values, 0.9 * values]), weights=np.full((2, len(values)), 1.0 / len(values)),
+            ),
+            sampling_errors=0.04 * np.abs(found.eigenvalues),
+        )  # fmt: skip
+
+    blocks = {name: filled(found) for name, found in made.blocks.items()}
+    shares = rng.uniform(0.2, 0.9, (len(blocks), len(blocks)))
+    own = rng.lognormal(0.0, 1.0, len(blocks))
+    value = (shares + shares.T) / 2.0 * np.sqrt(np.outer(own, own))
+    np.fill_diagonal(value, own)
+    distances = rng.uniform(0.1, 0.9, value.shape)
+    coupling = CouplingEstimate(
+        tuple(blocks), value, 0.03 * value, 0.82, 0.01, 8, "converged", (distances + distances.T) / 2, 0.02 * value
+    )
+    full = None if made.full is None else filled(made.full)
+    return dataclasses.replace(made, blocks=blocks, full=full, coupling=coupling)

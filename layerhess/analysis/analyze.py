@@ -52,6 +52,7 @@ def analyze(
     memory: str | int | None = None,
     segments: Any = "auto",
     skip_failed: bool = False,
+    learning_rate: float | None = None,
 ) -> Analysis:
     """Top and bottom eigenpairs of every diagonal block of the Hessian and of the full Hessian, with error bounds.
 
@@ -100,6 +101,7 @@ def analyze(
             share of the budget; None: never; a list of module names or globs, such as ["layers.*"]: always. Those that
             cannot be repeated exactly are left out; the result's notes say so.
         skip_failed: analyse the blocks that pass the self-check and mark the others "refused".
+        learning_rate: of your training: the report holds it against 2 / lambda_max. No number depends on it.
 
     Returns:
         :class:`layerhess.Analysis`.
@@ -127,7 +129,7 @@ def analyze(
             objective, operator=operator, top=top, bottom=bottom, full=full, tol=tol, seed=seed, out=out,
             max_passes=max_passes, time_limit=time_limit, method=method, path=path, memory=memory, resume=resume,
             progress=progress, exclude=exclude, copies=copies, trace=trace, diagonal=diagonal, density=density,
-            coupling=coupling, sampling=sampling, segments=segments,
+            coupling=coupling, sampling=sampling, segments=segments, learning_rate=learning_rate,
         )  # fmt: skip
         divided = partition(objective.model, objective.parameters, objective.frozen, blocks)
         run = Run(objective, divided, blocks, arguments, progress, skip_failed)

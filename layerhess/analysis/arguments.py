@@ -47,6 +47,7 @@ class Arguments:
     estimates: EstimateOptions
     segments: Any = AUTO
     resume: bool = False
+    learning_rate: float | None = None
 
     @property
     def curvature(self) -> CurvatureMatrix:
@@ -77,6 +78,7 @@ class Arguments:
             "memory": self.memory,
             "segments": self.segments if self.segments is None or self.segments == AUTO else list(self.segments),
             "skip_failed": skip_failed,
+            "learning_rate": self.learning_rate,
             **self.estimates.settings(),
             "loss": objective.evaluation.name,
             "mode": objective.mode,
@@ -112,6 +114,7 @@ def check_arguments(
     density: Any = False,
     coupling: Any = False,
     sampling: Any = False,
+    learning_rate: Any = None,
 ) -> Arguments:
     """Check that the arguments make sense, alone and together.
 
@@ -188,6 +191,10 @@ def check_arguments(
     max_passes = checked_integer(max_passes, "max_passes", 1)
     if time_limit is not None and not (_is_number(time_limit) and time_limit > 0):
         raise InputError(f"time_limit is {time_limit!r}", where="time_limit", what_to_do="use seconds > 0, or None")
+    if learning_rate is not None and not (_is_number(learning_rate) and 0.0 < learning_rate < math.inf):
+        raise InputError(
+            f"the learning rate is {learning_rate}", where="learning_rate", what_to_do="give a number above 0"
+        )
     if out is not None and not isinstance(out, (str, os.PathLike)):
         raise InputError(f"out is {type(out).__name__}", where="out", what_to_do="give the path of a folder")
     if progress is not None and not all(hasattr(progress, name) for name in ("forecast", "update", "note")):
@@ -219,6 +226,7 @@ def check_arguments(
         asked,
         segments,
         bool(resume),
+        None if learning_rate is None else float(learning_rate),
     )
 
 

@@ -26,7 +26,8 @@ from layerhess.objective.group import Group
 from layerhess.objective.objective import Objective
 
 IDENTITY = "identity"  # among a result's settings
-LIMITS = ("out", "max_passes", "time_limit")  # how far a run goes, and where its result goes: no number depends on it
+# How far a run goes, where its result goes, and what it is held against: no number depends on it.
+LIMITS = ("out", "max_passes", "time_limit", "learning_rate")
 DIGESTS = {  # the parts of which only a digest is kept
     "structure": "the model's parameters are others (names, shapes, dtypes, or which are frozen)",
     "values": "the model's weights have other values",

@@ -13,7 +13,7 @@ from layerhess.objective.objective import Objective
 NO_COST = ("out", "resume", "learning_rate")  # where a result goes and how it is shown: it costs the same
 PASSED_ON = (
     "operator", "top", "full", "tol", "copies", "seed", "method", "path", "memory", "max_passes", "time_limit",
-    "skip_failed", "resume",
+    "skip_failed", "resume", "learning_rate",
 )  # fmt: skip
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -12,38 +12,14 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
-from layerhess.results.record import Floats
-from layerhess.results.spectrum import AnalysisRecord, Spectrum
-from layerhess.show import density_figures, estimates, figures, numbers, summary
-from layerhess.show.style import inline_svg
-from layerhess.show.table import short_status
+from layerhess.results.spectrum import AnalysisRecord
+from layerhess.show import estimates, numbers, summary
+from layerhess.show.page.answers import GOOD, WARN, WRONG, answers, sharpest
+from layerhess.show.page.coefficients import DRAWN, triangle
+from layerhess.show.page.counts import chart
+from layerhess.show.page.layers import Table, table
 
-_MOST_PAIRS = 400  # eigenvalues listed one by one; if there are more, analysis.json has them
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the sortable table: texts to show and numbers to sort by (None sorts last).
-
-    Attributes:
-        name, numel, share, top, bottom, norm, sensitivity, missed, status: texts.
-        ok: False when an eigenvalue in the line has not converged.
-        keys: column -> number.
-        bar: lambda_max over the largest one of all lines, 0 to 1, for the bar behind the number.
-    """
-
-    name: str
-    numel: str
-    share: str
-    top: str
-    bottom: str
-    norm: str
-    sensitivity: str
-    missed: str
-    status: str
-    ok: bool
-    keys: dict[str, float | None]
-    bar: float
+_SIGNS = {GOOD: "M2.5 8.5l3.5 3.5 7.5-8", WARN: "M8 2v7.5M8 12.6v1.2", WRONG: "M3.5 3.5l9 9M12.5 3.5l-9 9"}
 
 
 def as_html(analysis: AnalysisRecord) -> str:
@@ -52,40 +28,37 @@ def as_html(analysis: AnalysisRecord) -> str:
     Args:
         analysis: complete or partial; names and sentences in it may contain anything, they are escaped.
     """
-    operator = summary.operator_of(analysis)
+    found = sharpest(analysis)
+    rows = table(analysis, found.names if found is not None else [])
+    pairs = None if analysis.coupling is None else triangle(analysis.coupling)
+    names = summary.names_of(analysis)
     return _template().render(
         analysis=analysis,
-        operator=operator,
-        condition=summary.condition(analysis),
-        names=summary.operator_names(operator),
-        verdict=summary.verdict(analysis),
-        step=summary.stable_step(analysis),
-        negative=summary.most_negative(analysis),
-        cost=summary.cost(analysis),
-        examples=summary.examples(analysis),
-        interlacing=summary.interlacing(analysis),
-        missed=summary.missed_overall(analysis),
-        ranking=_ranking(analysis),
-        rows=_rows(analysis),
-        pairs=_pairs(analysis),
-        left_out=max(0, sum(len(s.eigenvalues) for s in analysis.spectra()) - _MOST_PAIRS),
-        overview=_overview(analysis),
-        mass=_mass(analysis),
-        mass_sentences=_mass_sentences(analysis),
+        title=analysis.model or "model",
+        under=_under(analysis),
+        answers=answers(analysis, found),
+        sign=_sign,
+        table=rows,
+        columns=4 + rows.negative + rows.shares + rows.sensitivities,
+        direction="top eigenvector" if names.caveat else "steepest direction",
+        legend=_legend(analysis, rows),
+        chart=chart(analysis),
+        triangle=pairs,
+        together=_together(analysis),
+        coefficients=Markup(json.dumps(pairs.values, separators=(",", ":")) if pairs is not None else "[]"),
         beyond=_beyond(analysis),
-        settings={key: _setting(value) for key, value in analysis.settings.items() if key != "identity"},
-        number=numbers.number,
-        count=numbers.count,
-        counted=numbers.counted,
-        duration=numbers.duration,
-        total_seconds=sum(analysis.seconds.values()),
+        cost=_cost(analysis),
+        meaning=_meaning(analysis),
+        verdict=summary.verdict(analysis),
+        passed=sum(check.passed for check in analysis.checks),
+        lists=_lists(analysis),
     )
 
 
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("layerhess", "show"),
+        loader=PackageLoader("layerhess", "show/page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -98,6 +71,8 @@ def _template() -> Template:
 _SYMBOLS = {
     "lambda_max": "λ<sub>max</sub>",
     "lambda_min": "λ<sub>min</sub>",
+    "λmax": "λ<sub>max</sub>",
+    "λmin": "λ<sub>min</sub>",
     "||A||_F^2": "‖A‖<sub>F</sub>²",
     "||A||_2^2": "‖A‖<sub>2</sub>²",
     "|lambda|": "|λ|",
@@ -105,6 +80,8 @@ _SYMBOLS = {
     "H_bb": "H<sub>bb</sub>",
     "G_bb": "G<sub>bb</sub>",
     "F_bb": "F<sub>bb</sub>",
+    "_bc": "<sub>bc</sub>",
+    "_cc": "<sub>cc</sub>",
 }
 
 
@@ -116,236 +93,144 @@ def _mathematics(sentence: str) -> Markup:
     return Markup(text)
 
 
-def _rows(analysis: AnalysisRecord) -> list[Row]:
-    sizes = [s.top[0] for s in analysis.blocks.values() if s.top is not None]
-    largest = max(sizes, default=0.0)
-    return [_row(spectrum, analysis.total_numel, largest) for spectrum in analysis.blocks.values()]
+def _sign(tone: str) -> Markup:
+    """A sign beside a headline, so that its colour is not all that tells."""
+    if tone not in _SIGNS:
+        return Markup("")
+    return Markup(f'<svg class="sign" viewBox="0 0 16 16" aria-hidden="true"><path d="{_SIGNS[tone]}"/></svg>')
 
 
-def _row(spectrum: Spectrum, total: int, largest: float) -> Row:
-    part = spectrum.numel / total if total else math.nan
-    top, bottom = spectrum.top, spectrum.bottom
-    norm = spectrum.weight_norm_squared
-    sensitivity = top[0] * norm if top is not None else math.nan
-    reaches = ((top, spectrum.highest), (bottom, spectrum.deepest))
-    beyond = [numbers.up_to(*pair, end) for pair, end in reaches if pair is not None]
-    excluded = "all computed" if spectrum.complete else ", ".join(text for text in beyond if text)
-    if spectrum.missed_factor == math.inf:
-        excluded = "none excluded"
-    elif not spectrum.complete and math.isfinite(spectrum.missed_factor):
-        chance = f"(p ≤ {_chance(spectrum)})"
-        excluded = f"{excluded} {chance}" if excluded else f"nothing beyond the bound {chance}"
-    return Row(
-        name=spectrum.name,
-        numel=numbers.count(spectrum.numel),
-        share=numbers.share(part),
-        top="-" if top is None else numbers.with_bound(*top),
-        bottom="-" if bottom is None else numbers.with_bound(*bottom),
-        norm=numbers.number(norm),
-        sensitivity=numbers.number(sensitivity),
-        missed=excluded,
-        status=short_status(spectrum),
-        ok=spectrum.solved,
-        keys={
-            "numel": _key(part),
-            "top": _key(top[0] if top else math.nan),
-            "bottom": _key(bottom[0] if bottom else math.nan),
-            "norm": _key(norm),
-            "sensitivity": _key(sensitivity),
-        },
-        bar=top[0] / largest if top is not None and largest > 0 and top[0] > 0 else 0.0,
-    )
+def _under(analysis: AnalysisRecord) -> str:
+    """Which matrix of which loss, on which data, of how many parameters, and when."""
+    words = summary.names_of(analysis).words
+    parts = [
+        f"{words[0].upper()}{words[1:]}{summary.condition(analysis)}; loss {numbers.number(analysis.loss)} on "
+        f"{summary.examples(analysis)}",
+        f"{numbers.counted(len(analysis.blocks), 'layer')} (blocks by {analysis.settings.get('blocks', 'parameter')}), "
+        f"{numbers.counted(analysis.total_numel, 'parameter')}",
+    ]
+    return " · ".join([*parts, *([analysis.created[:10]] if analysis.created else [])])
 
 
-def _key(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _chance(spectrum: Spectrum) -> str:
-    return numbers.share(spectrum.missed_probability)
-
-
-def _pairs(analysis: AnalysisRecord) -> list[dict[str, str]]:
-    """Every eigenvalue with all digits, up to a limit."""
-    pairs: list[dict[str, str]] = []
-    for spectrum in [*([analysis.full] if analysis.full is not None else []), *analysis.blocks.values()]:
-        for index, value in enumerate(spectrum.eigenvalues):
-            conditional, bound = float(spectrum.conditional_bounds[index]), float(spectrum.error_bounds[index])
-            reach = float(spectrum.interval[index, 0 if spectrum.end[index] == "bottom" else 1])
-            pairs.append(
-                {
-                    "name": spectrum.name,
-                    "operator": spectrum.operator,
-                    "end": spectrum.end[index],
-                    "value": repr(float(value)),
-                    "bound": numbers.rounded_up(bound),
-                    "reach": numbers.up_to(float(value), bound, reach),
-                    "conditional": "-" if math.isnan(conditional) else numbers.rounded_up(conditional),
-                    "converged": "yes" if spectrum.converged[index] else "NO",
-                    "path": spectrum.path,
-                    "steps": numbers.count(spectrum.steps),
-                }
-            )
-    return pairs[:_MOST_PAIRS]
-
-
-def _ranking(analysis: AnalysisRecord) -> list[str]:
-    """Sentences on which blocks stand out; each names its operator."""
-    found = {s.name: s for s in analysis.blocks.values() if s.top is not None and s.settled("top")}
-    tops = {name: s.top[0] for name, s in found.items() if s.top is not None and s.top[0] > 0}
-    if not tops:
-        return []
-    others = len([s for s in analysis.blocks.values() if s.top is not None]) - len(found)
-    among = f" of those that have converged ({others} have not)" if others else ""
-    names = summary.operator_names(summary.operator_of(analysis))
-    order = sorted(tops, key=lambda name: -tops[name])
-    first, last = order[0], order[-1]
-    sentences = []
-    if len(order) > 1:
-        words = (f"The sharpest block{among} is", "flattest with positive curvature is")
-        if names.caveat:
-            words = (f"The largest eigenvalue{among} is that of", "smallest of these is that of")
-        ratio = numbers.times(tops[first] / tops[last])
-        sentences.append(
-            f"{words[0]} {first} (lambda_max of its {names.block} is {numbers.number(tops[first])}); the "
-            f"{words[1]} {last} ({numbers.number(tops[last])}), {ratio} times less."
+def _legend(analysis: AnalysisRecord, rows: Table) -> str:
+    """How to read the marks."""
+    block = summary.names_of(analysis).block
+    said = [f"Filled: the largest eigenvalue of the layer’s own {block}, the others held fixed"]
+    if any(s.end.count("top") > 1 for s in analysis.spectra()):
+        said[0] += "; rings: the next ones"
+    if rows.negative:
+        said[0] += "; squares: the most negative one, by its size"
+    said[0] += "."
+    if rows.sampled:
+        said.append("The line is ± 2 sampling errors (other data of the same kind).")
+    bounds = [s.top[1] / abs(s.top[0]) for s in analysis.spectra() if s.top and s.settled("top") and s.top[0]]
+    if bounds and max(bounds) <= 0.02:
+        said.append(
+            "Error bounds of the numbers are smaller than a dot; a number without ± is right to its last digit."
         )
-    weighed = {n: tops[n] * analysis.blocks[n].weight_norm_squared for n in order}
-    weighed = {n: value for n, value in weighed.items() if math.isfinite(value)}
-    if weighed:
-        best = max(weighed, key=lambda name: weighed[name])
-        cost = (
-            "" if names.caveat else ": a relative change of its weights along the worst direction costs the most loss"
-        )
-        sentences.append(
-            f"Measured against its weights, lambda_max * ||W||^2, {best} is the most sensitive "
-            f"({numbers.number(weighed[best])}){cost}."
-        )
-    zero = [s.name for s in analysis.blocks.values() if s.status.startswith("zero")]
-    if zero:
-        shown = ", ".join(zero[:5]) + (f" and {len(zero) - 5} more" if len(zero) > 5 else "")
-        nothing = f"{names.block} is zero" if names.caveat else "The loss has no measurable curvature"
-        sentences.append(f"{nothing} in {shown}.")
-    return sentences
+    if any(not s.solved for s in analysis.spectra()):
+        said.append("Red rings have NOT CONVERGED: the dashed line is what is known.")
+    if rows.whole_at is not None:
+        said.append("Dashed: the whole model.")
+    return " ".join([*said, "Open a layer for all digits, bounds and how they were found."])
 
 
-def _overview(analysis: AnalysisRecord) -> Markup:
-    if not analysis.spectra():
-        return Markup()
-    return Markup(inline_svg(figures.overview(analysis), "Eigenvalues per block with error bars"))
-
-
-def _mass(analysis: AnalysisRecord) -> Markup:
-    if not analysis.full_mass:
-        return Markup()
-    return Markup(inline_svg(figures.mass(analysis), "Share of each full-model eigenvector per block"))
-
-
-@dataclass(frozen=True)
-class Beyond:
-    """The estimates for the report: a table, sentences, and figures with captions."""
-
-    columns: list[estimates.Column]
-    lines: list[estimates.Line]
-    sentences: list[str]
-    figures: list[tuple[str, Markup]]
-
-
-def _beyond(analysis: AnalysisRecord) -> Beyond | None:
-    columns, lines = estimates.lines(analysis)
-    drawn = _curvature_figures(analysis)
-    return Beyond(columns, lines, estimates.sentences(analysis), drawn) if columns or drawn else None
-
-
-def _curvature_figures(analysis: AnalysisRecord) -> list[tuple[str, Markup]]:
-    names = summary.operator_names(summary.operator_of(analysis))
-    drawn = []
-    full, coupling = analysis.full, analysis.coupling
-    if full is not None and full.density is not None:
-        figure = density_figures.full_density(full.density, full.eigenvalues, full.error_bounds, full.end)
-        caption = f"Spectral density of the full {names.words}; marked are the eigenvalues that have error bounds."
-        caption += _cut_short([full])
-        drawn.append((caption, _svg(figure, "Spectral density of the full model")))
-    densities = {name: s.density for name, s in analysis.blocks.items() if s.density is not None}
-    if densities:
-        caption = "Spectral density of each block, all on the same axes; the band is 95 % over the random vectors."
-        caption += _cut_short(list(analysis.blocks.values()))
-        drawn.append((caption, _svg(density_figures.densities(densities), "Spectral density of each block")))
-    if coupling is not None:
-        figure = density_figures.heat_map(coupling.blocks, coupling.value, "Coupling between blocks", "Frobenius norm")
-        caption = f"Frobenius norms of the blocks of {names.full}: on the diagonal the layers, off it their coupling."
-        caption += _uncertainty(coupling.standard_error, coupling.value)
-        drawn.append((caption, _svg(figure, "Coupling between blocks")))
-        if coupling.divergence is not None:
-            figure = density_figures.heat_map(
-                coupling.blocks, coupling.divergence, "How different the spectra are", "distance", limits=(0.0, 1.0)
-            )
-            caption = "Jensen-Shannon distance between the blocks' spectral densities: 0 the same, 1 disjoint."
-            caption += _uncertainty(coupling.divergence_error)
-            drawn.append((caption, _svg(figure, "Distance between spectra")))
-    return drawn
-
-
-def _cut_short(spectra: list[Spectrum]) -> str:
-    """Which of the drawn densities lack steps; their bands do not show it."""
-    names = [s.name for s in spectra if s.density is not None and not s.density.finished]
-    if not names:
+def _together(analysis: AnalysisRecord) -> str:
+    """What the triangle shows, how much lies between layers, and the errors."""
+    found = analysis.coupling
+    if found is None:
         return ""
-    which = "" if len(spectra) == 1 else f" ({summary.some(names)})"
-    return f" STOPPED EARLY{which}: it is coarser than was asked for, and its band does not say by how much."
+    a = summary.names_of(analysis).full
+    said = [f"Shown is ‖{a}_bc‖ / √(‖{a}_bb‖‖{a}_cc‖), 1 where two layers bend as one."]
+    if not math.isnan(found.off_diagonal_share):
+        share = numbers.share_with_error(found.off_diagonal_share, found.share_error)
+        said.append(f"{share} of ‖{a}‖² lies between layers.")
+    errors, values = found.standard_error, found.value
+    if errors.size and not np.isfinite(errors).all():
+        said.append("Some have no known error: they come from a single random vector.")
+    elif errors.size and (estimated := (values > 0.0) & (errors > 0.0)).any():
+        half = float(np.median(errors[estimated] / values[estimated]))
+        said.append(f"Half of the estimated norms have standard errors below {numbers.share(half)}.")
+    return " ".join(said)
 
 
-def _uncertainty(errors: Floats | None, values: Floats | None = None) -> str:
-    """How large the errors of a table are, relative to its values where those are given."""
-    if errors is None or not errors.size:
-        return ""
-    if not np.isfinite(errors).all():
-        return " Some have no known error, since they come from a single random vector."
-    if not errors.any():
-        return " All are exact."
-    if values is None:
-        return f" Errors (noise and bias): half are below {np.median(errors):.2g}, all below {errors.max():.2g}."
-    estimated = (values > 0.0) & (errors > 0.0)
-    relative = errors[estimated] / values[estimated]
-    if not len(relative):
-        return ""
-    rest = "" if estimated.all() else "; the others are exact"
-    half, most = np.median(relative), relative.max()
+def _beyond(analysis: AnalysisRecord) -> list[str]:
+    """Sentences on the whole model beside its blocks, and on the estimates."""
+    said = [sentence for sentence in (summary.interlacing(analysis), *estimates.sentences(analysis)) if sentence]
+    found = analysis.coupling
+    if found is not None and len(found.blocks) > DRAWN:
+        return [*said, f'Pairs of {len(found.blocks)} layers are not drawn; to_frame("coupling") has them.']
+    return [sentence for sentence in said if not sentence.startswith("Coupling:")]
+
+
+def _cost(analysis: AnalysisRecord) -> str:
+    product = summary.names_of(analysis).product
     return (
-        f" Standard errors of those from random vectors: half are below {half:.1%} of the norm, all {most:.1%}{rest}."
+        f"{numbers.counted(analysis.counts.passes, 'pass', 'passes')} over the data, "
+        f"{numbers.counted(analysis.counts.products, product)} and "
+        f"{numbers.counted(analysis.counts.backwards, 'gradient')} of one batch, "
+        f"{numbers.duration(sum(analysis.seconds.values()))}."
     )
 
 
-def _svg(figure: Any, label: str) -> Markup:
-    return Markup(inline_svg(figure, label))
-
-
-def _mass_sentences(analysis: AnalysisRecord) -> list[str]:
-    full = analysis.full
-    if full is None or len(full.eigenvalues) != len(analysis.full_mass) or not analysis.full_mass:
-        return []
-    caveat = summary.names_of(analysis).caveat
-    wanted = {0: "The top eigenvector" if caveat else "The steepest direction of the whole model"}
-    if "bottom" in full.end and len(full.eigenvalues) > 1:
-        last = len(full.eigenvalues) - 1
-        wanted[last] = (
-            "Its most negative direction" if full.eigenvalues[last] < 0 else "Its flattest computed direction"
+def _meaning(analysis: AnalysisRecord) -> list[str]:
+    names = summary.names_of(analysis)
+    missed = summary.missed_overall(analysis)
+    said = []
+    if not names.caveat:
+        said = [
+            "An eigenvalue says how fast the slope of the loss changes when all weights of the block move along one "
+            "direction (its eigenvector). Large and positive: a steep valley wall, where a small error in the weights "
+            "is costly. Near zero: flat. Negative: the loss curves downwards there: no minimum.",
+            "The sensitivity lambda_max * ||W||^2 weighs it by the size of the block's weights: half of it, times the "
+            "square of a relative change, is the loss that this change costs at worst, to second order.",
+            "2/lambda_max belongs to plain gradient descent on the whole data set: with a larger step the iteration "
+            "leaves this valley along the steepest direction. Momentum, adaptive steps and noise move that limit.",
+        ]
+    else:
+        said = [f"{names.full} is the {names.words}. {names.caveat}"]
+    said += [
+        f"{names.block} is the {names.words} of one block with all other parameters held fixed; {names.full} is that "
+        "of all parameters together, with the coupling between layers. Both are shown; neither replaces the other.",
+        "The error bound is ‖A v − θ v‖ plus the rounding error, measured where possible: an eigenvalue of the matrix "
+        "lies in that interval, whatever else happens. A sampling error says how much other data would change a "
+        "number; it is no part of the bound.",
+        f"Was an eigenvalue missed? Only a probability can be given, over the random start. {missed}",
+        f"The loss is the sum of all losses over the sum of all counts; operator {summary.operator_of(analysis)}"
+        f"{summary.condition(analysis)}.",
+    ]
+    if analysis.frozen:
+        said.append(f"Left out because they are frozen: {', '.join(analysis.frozen)}.")
+    if analysis.uncovered:
+        said.append(
+            f"Trainable, but in no block (they are part of {names.full} only): {', '.join(analysis.uncovered)}."
         )
-        if caveat:
-            wanted[last] = "The lowest computed eigenvector"
-    sentences = []
-    for index, subject in wanted.items():
-        row = analysis.full_mass[index]
-        order = sorted(row, key=lambda name: -row[name])[:3]
-        parts = [f"{numbers.share(row[name])} in {name}" for name in order if row[name] >= 0.005]
-        if parts:
-            value = numbers.number(float(full.eigenvalues[index]))
-            sentences.append(f"{subject} (eigenvalue {value}) has {_and(parts)} of its squared norm.")
-    return sentences
+    return said
 
 
-def _and(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+def _lists(analysis: AnalysisRecord) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Settings, counts, time and versions as lists of terms."""
+    counts = analysis.counts
+    told = [
+        ("passes over the data", numbers.count(counts.passes)),
+        ("forwards of one batch", numbers.count(counts.forwards)),
+        ("gradients of one batch", numbers.count(counts.backwards)),
+        (
+            f"{summary.names_of(analysis).product}s",
+            f"{numbers.count(counts.products)}, {numbers.count(counts.full_products)} of them with the full matrix",
+        ),
+    ]
+    for phase, work in counts.by_phase.items():
+        told.append((phase, ", ".join(f"{numbers.count(amount)} {kind}" for kind, amount in work.items())))
+    time = [(phase, numbers.duration(seconds)) for phase, seconds in analysis.seconds.items()]
+    if said := summary.cost(analysis):
+        time.append(("in all", said))
+    about = [("loss", repr(analysis.loss)), ("data", summary.examples(analysis))]
+    if math.isfinite(analysis.gradient_norm):
+        about.append(("norm of the gradient", numbers.number(analysis.gradient_norm)))
+    settings = [(key, _setting(value)) for key, value in analysis.settings.items() if key != "identity"]
+    versions = list(analysis.versions.items())
+    return [("Loss and data", about), ("Counts", told), ("Time", time), ("Versions", versions), ("Settings", settings)]
 
 
 def _setting(value: Any) -> str:
