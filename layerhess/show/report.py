@@ -155,12 +155,19 @@ def _together(analysis: AnalysisRecord) -> str:
 
 
 def _beyond(analysis: AnalysisRecord) -> list[str]:
-    """Sentences on the whole model beside its blocks, and on the estimates."""
+    """Sentences on the whole model beside its blocks, and on the estimates; what is not drawn is named."""
     said = [sentence for sentence in (summary.interlacing(analysis), *estimates.sentences(analysis)) if sentence]
     found = analysis.coupling
     if found is not None and len(found.blocks) > DRAWN:
-        return [*said, f'Pairs of {len(found.blocks)} layers are not drawn; to_frame("coupling") has them.']
-    return [sentence for sentence in said if not sentence.startswith("Coupling:")]
+        said.append(f'Pairs of {len(found.blocks)} layers are not drawn; to_frame("coupling") has them.')
+    short = [
+        "full model" if s is analysis.full else s.name
+        for s in analysis.spectra()
+        if s.density is not None and not s.density.finished
+    ]
+    if short:
+        said.append(f"Densities STOPPED EARLY ({summary.some(short)}) are coarser than was asked for, and not drawn.")
+    return said
 
 
 def _cost(analysis: AnalysisRecord) -> str:

@@ -15,6 +15,7 @@ from layerhess.results.record import SpectrumRecord
 from layerhess.results.spectrum import Spectrum
 from layerhess.show import summary
 from layerhess.show.frame import to_frame
+from layerhess.show.page.answers import sharpest
 from layerhess.show.report import as_html
 from layerhess.show.table import as_text
 
@@ -103,7 +104,9 @@ def test_open_blocks_are_not_compared() -> None:
     made = analysis(spectrum("(full)", 12.0, -3.0, 0.01), spectrum("w", 10.0, -2.0, 0.01), open_one)
     assert "of v" not in summary.interlacing(made) and "of w" in summary.interlacing(made)
     page = as_html(analysis(made.full, *made.blocks.values(), spectrum("u", 1.0, -2.0, 0.01)))
-    assert "sharpest block of those that have converged (1 have not) is w" in page
+    assert "1 layer not converged or refused: they may be sharper" in page
+    found = sharpest(analysis(made.full, *made.blocks.values(), spectrum("u", 1.0, -2.0, 0.01)))
+    assert found is not None and found.names == ["w"]
 
 
 @pytest.mark.parametrize(("end", "index"), [("top", 0), ("bottom", -1)])

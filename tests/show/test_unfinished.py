@@ -65,7 +65,7 @@ def test_a_density_that_was_stopped_early_is_not_ok_and_gives_no_ranks() -> None
     for text in views(analysis):
         assert "densities STOPPED EARLY" in text
         assert "density stopped early, after 8 Lanczos steps from 10 random vectors of the 30 steps asked for" in text
-    assert "STOPPED EARLY (0.weight, 2.weight)" in views(analysis)[2], "and under the picture"
+    assert "STOPPED EARLY (0.weight, 2.weight, full model) are coarser" in views(analysis)[2], "and not drawn"
     whole = lh.analyze(problem(), density=True, bottom=1)
     assert whole.converged and whole.blocks["0.weight"].derived.effective_rank.known
 
