@@ -125,8 +125,9 @@ def _smallest_piece(objective: Objective, surveyed: Survey) -> tuple[Any, float]
     size = batches.leading_size(surveyed.sample)
     if not size:
         return surveyed.sample, 1.0
-    one = batches.take(surveyed.sample, slice(0, 1))
-    return one, float(surveyed.largest) if objective.tied_norms else 1.0
+    if objective.tied_norms:  # BatchNorm in train mode: one example of a batch has no outputs, or others
+        return surveyed.sample, surveyed.largest / size
+    return batches.take(surveyed.sample, slice(0, 1)), 1.0
 
 
 def _named(segments: Sequence[Segment]) -> str:

@@ -156,3 +156,16 @@ def test_memory_that_runs_out_while_segments_are_compared_is_no_end(
     assert any(NOTE in note for note in found.notes) == (not everything) and found.converged
     for name, values in numbers(free).items():
         np.testing.assert_allclose(numbers(found)[name], values, rtol=1e-6)
+
+
+def test_batch_norm_in_train_mode_whose_batches_have_no_single_examples_keeps_to_a_budget() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)).double()
+    data = [(torch.randn(10, 6).double(), torch.randint(3, (10,))) for _ in range(3)]
+    free = lh.analyze(lh.Objective(model, data, nn.CrossEntropyLoss()), blocks={"last": "3.*"}, full=False)
+    for asked in ("auto", ["3"]):
+        own = lh.analyze(
+            lh.Objective(model, data, nn.CrossEntropyLoss()), blocks={"last": "3.*"}, full=False, memory="1MB",
+            segments=asked,
+        )  # fmt: skip
+        assert np.allclose(own.blocks["last"].eigenvalues, free.blocks["last"].eigenvalues, rtol=1e-9)
