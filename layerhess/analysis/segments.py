@@ -79,8 +79,9 @@ def choose_segments(
     try:
         found = objective.group.tried(lambda: soundness(objective, batch, wanted))
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
+        if not is_out_of_memory(error):  # the network changes in place what torch lets nobody change, for one
+            said = (str(error).strip().splitlines() or [""])[0][:80]
+            return Choice(note=f"memory: no segment of the network can be computed anew (torch says '{said}')")
         settled(NONE, True)
         return Choice()  # the self-check will say that one example is too much
     left = "; ".join(f"{segment}: {why}" for segment, why in list(found.faults.items())[:2])
