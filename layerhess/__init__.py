@@ -1,6 +1,7 @@
 """layerhess: the curvature of a network's loss, layer by layer and as a whole, each number with its error bound."""
 
 from layerhess.analysis.analyze import analyze
+from layerhess.analysis.compare import Comparison, compare
 from layerhess.analysis.eigsh import Eigenpairs, eigsh
 from layerhess.analysis.estimate import CostEstimate, estimate
 from layerhess.analysis.operators import EmpiricalFisher, GaussNewton, Hessian
@@ -22,6 +23,7 @@ __all__ = [
     "Analysis",
     "Check",
     "CheckError",
+    "Comparison",
     "CostEstimate",
     "Counts",
     "Coupling",
@@ -39,6 +41,7 @@ __all__ = [
     "Trace",
     "analyze",
     "batch_loss",
+    "compare",
     "coupling",
     "density",
     "diagonal",
