@@ -4,6 +4,7 @@ from layerhess.analysis.analyze import analyze
 from layerhess.analysis.compare import Comparison, compare
 from layerhess.analysis.eigsh import Eigenpairs, eigsh
 from layerhess.analysis.estimate import CostEstimate, estimate
+from layerhess.analysis.loss_slice import LossSlice, loss_slice
 from layerhess.analysis.operators import EmpiricalFisher, GaussNewton, Hessian
 from layerhess.analysis.result import Analysis, load
 from layerhess.analysis.stochastic import coupling, density, diagonal, trace
@@ -35,6 +36,7 @@ __all__ = [
     "Hessian",
     "InputError",
     "LayerhessWarning",
+    "LossSlice",
     "Objective",
     "ProcessError",
     "Spectrum",
@@ -48,5 +50,6 @@ __all__ = [
     "eigsh",
     "estimate",
     "load",
+    "loss_slice",
     "trace",
 ]

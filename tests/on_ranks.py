@@ -113,6 +113,17 @@ def values() -> dict[str, dict[str, Any]]:
     return found
 
 
+def sliced() -> dict[str, Any]:
+    """Numbers of a slice and a surface."""
+    line = lh.loss_slice(objective(), ("random", 0), points=5)
+    plane = lh.loss_slice(objective(), (("random", 0), ("random", 1)), points=3)
+    return {
+        f"{name} {kind}": np.asarray(getattr(found, kind)).tolist()
+        for name, found in (("line", line), ("plane", plane))
+        for kind in ("loss", "quadratic", "slope", "curvature")
+    }
+
+
 def refusals() -> dict[str, str]:
     """The sentences of what is refused, and what an analysis says after each: the ranks are still in step."""
     rank, _ = place()

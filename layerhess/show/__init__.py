@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-DRAWN = ("comparison_figures", "comparison_page", "figures", "report")
+DRAWN = ("comparison_figures", "comparison_page", "figures", "report", "slice_figures")
 
 
 def __getattr__(name: str) -> ModuleType:
