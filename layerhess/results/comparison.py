@@ -37,7 +37,7 @@ class BlockComparison:
             all blocks and the full model.
         scale_free_log_ratio: of lambda_max ||W||^2, which does not change where a layer is scaled and the next one (or
             a normalisation) undoes it. scale_free_significant: the same test of it.
-        angles: (k,) principal angles between the spaces of the k first eigenvectors, radians, ascending; empty where
+        angles: (k,) principal angles between the spaces of the k first eigenvectors, radians, ascending; one NaN where
             these are not determined. angle_bound: how far each may be off. overlap: mean squared cosine, 1 for the
             same space, about k / numel for unrelated ones. spaces: a sentence on k, or why there are none.
         divergence: Jensen-Shannon distance between the spectral densities, 0 to 1; divergence_error: its error. NaN

@@ -47,5 +47,5 @@ def _row(pair: ComparisonRecord, block: BlockComparison) -> dict[str, Any]:
         "first_lambda_max": block.first,
         "second_lambda_max": block.second,
         **{name: getattr(block, name) for name in PLAIN},
-        "largest_angle": float(block.angles[-1]) if len(block.angles) else float("nan"),
+        "largest_angle": float(block.angles[-1]),
     }

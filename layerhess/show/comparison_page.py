@@ -47,7 +47,7 @@ def _row(block: BlockComparison) -> dict[str, str]:
     """The texts of one row, with more columns than a terminal has."""
     cells = comparison_table.cells(block)
     angle = "-"
-    if len(block.angles):
+    if block.overlap == block.overlap:
         angle = f"{number(float(block.angles[-1]), 3)} ± {rounded_up(block.angle_bound)}"
     return {
         **cells,

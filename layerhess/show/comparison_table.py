@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from html import escape
 
@@ -89,9 +90,11 @@ def notes(pair: ComparisonRecord) -> list[str]:
             said.append(f"only in {name}: {some(left)}")
     alike: dict[str, list[str]] = {}
     for block in pair.blocks.values():
-        if not len(block.angles):
-            alike.setdefault(block.spaces, []).append(called(block))
-    return said + [f"no overlap, since {why}: {some(names)}" for why, names in alike.items()]
+        if math.isnan(block.overlap):
+            alike.setdefault(f"no overlap, since {block.spaces}", []).append(called(block))
+        elif ", if " in block.spaces:
+            alike.setdefault(f"overlap: {block.spaces}", []).append(called(block))
+    return said + [f"{sentence}: {some(names)}" for sentence, names in alike.items()]
 
 
 def called(block: BlockComparison) -> str:

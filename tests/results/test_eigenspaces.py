@@ -36,23 +36,28 @@ def spectrum(vectors: np.ndarray, values: list[float], bound: float = 1e-6, **ch
     )
 
 
+def closed(made: Spectrum) -> Spectrum:
+    """The same, with nothing left open beyond its last eigenvalue."""
+    return dataclasses.replace(made, missed_above=0.2)
+
+
 def orthonormal(k: int, n: int, seed: int) -> np.ndarray:
     return np.linalg.qr(np.random.default_rng(seed).standard_normal((n, k)))[0].T.copy()
 
 
 def test_angles_are_those_of_scipy_over_all_parameters_together() -> None:
     a, b = orthonormal(2, 8, 0), orthonormal(2, 8, 1)
-    found = compared_spaces(spectrum(a, [3.0, 2.0]), spectrum(b, [5.0, 1.0]))
+    found = compared_spaces(closed(spectrum(a, [3.0, 2.0])), closed(spectrum(b, [5.0, 1.0])))
     truth = np.sort(subspace_angles(a.T, b.T))
     assert found.angles == pytest.approx(truth, abs=1e-12)
     assert found.overlap == pytest.approx(np.mean(np.cos(truth) ** 2))
-    assert "2 first" in found.status and 0.0 < found.bound < 1e-5
+    assert found.status == "the spaces of the 2 first eigenvectors" and 0.0 < found.bound < 1e-5
 
 
 def test_the_order_of_vectors_within_a_space_does_not_matter() -> None:
     a = orthonormal(2, 8, 0)
     turned = np.array([[0.6, 0.8], [-0.8, 0.6]]) @ a
-    found = compared_spaces(spectrum(a, [3.0, 2.0]), spectrum(turned, [2.5, 2.4]))
+    found = compared_spaces(closed(spectrum(a, [3.0, 2.0])), closed(spectrum(turned, [2.5, 2.4])))
     assert found.overlap == pytest.approx(1.0) and found.angles.max() <= found.bound + 1e-7
 
 
@@ -101,7 +106,7 @@ def test_a_space_that_is_all_there_is_has_no_angle() -> None:
 def test_a_space_that_is_not_determined_has_no_overlap_and_a_reason(changes: dict[str, Any], said: str) -> None:
     good = spectrum(orthonormal(1, 4, 0), [3.0])
     found = compared_spaces(good, dataclasses.replace(good, **changes))
-    assert math.isnan(found.overlap) and not len(found.angles) and said in found.status
+    assert math.isnan(found.overlap) and np.isnan(found.angles).all() and said in found.status
     assert not math.isnan(compared_spaces(good, good).overlap)
 
 
@@ -110,3 +115,14 @@ def test_what_is_excluded_beyond_the_last_eigenvalue_determines_its_space() -> N
     excluded = dataclasses.replace(good, conditional_bounds=np.full(2, np.nan), missed_above=1.5)
     assert len(compared_spaces(excluded, excluded).angles) == 2
     assert len(compared_spaces(dataclasses.replace(excluded, missed_above=2.1), excluded).angles) == 1
+    unchecked = dataclasses.replace(excluded, status="converged: up to multiplicity, since ...")
+    assert compared_spaces(unchecked, excluded).status.endswith("would tell)")
+
+
+def test_a_gap_that_a_further_copy_would_close_is_taken_last_and_said() -> None:
+    """Of two eigenvalues the second shows that the first is single; of one alone nothing does."""
+    two = spectrum(orthonormal(2, 6, 0), [3.0, 2.0])
+    assert compared_spaces(two, two).status == "the first eigenvector"
+    one = spectrum(orthonormal(1, 6, 0), [3.0])
+    found = compared_spaces(one, one)
+    assert found.overlap == pytest.approx(1.0) and "if the last eigenvalue has no further copy" in found.status
