@@ -18,7 +18,7 @@ from torch import Tensor
 from layerhess.checks.survey import Survey
 from layerhess.curvature.totals import Listing, Totals, add_up
 from layerhess.objective import batches
-from layerhess.objective.containers import outline, tensors
+from layerhess.objective.containers import outline, tensors, tree_map
 from layerhess.objective.example_digests import Digests, by_example, bytes_of, of_copies
 from layerhess.objective.objective import Objective
 
@@ -29,6 +29,7 @@ FEWEST = 4  # groups below which nothing is said
 MOST_GROUPS = 1024  # more batches than that are joined: a hundred thousand groups would say no more
 HELD = 1 << 28  # bytes of examples that wait for others of their group
 DIGEST, KIND = "digest", "kind"  # kinds of sums
+UNREAD = 0  # for the digest of a batch whose bytes cannot be read
 
 Places = npt.NDArray[np.int64]
 
@@ -164,19 +165,32 @@ def _dealing(objective: Objective, number: int, few: bool, checkpoint: Callable[
 
 
 def _of_batches(objective: Objective, joined: int, checkpoint: Callable[[], None]) -> str:
-    """The fingerprint of groups that are whole batches, so many in a row; the data is read once for it."""
+    """The fingerprint of groups that are whole batches, so many in a row; the data is read once for it.
+
+    "" where a batch has tensors whose bytes cannot be read: such results are never taken for the same.
+    """
 
     def share(batch: Any, totals: Totals) -> None:
-        own = hashlib.sha256(outline(batch).encode())
+        own = hashlib.sha256()
+
+        def read(tensor: Tensor) -> Tensor:
+            for part in tensor.unbind() if tensor.is_nested else [tensor]:
+                own.update(f"{tuple(part.shape)} {part.dtype}".encode() + bytes(bytes_of(part)))
+            return tensor
+
         if len(digests := by_example(batch)):
             own.update(np.sort(digests).tobytes())  # a group's sums do not depend on the order in it
         else:
-            for tensor in tensors(batch):
-                own.update(bytes_of(tensor))
+            try:
+                tree_map(read, batch, lambda leaf: own.update(repr(leaf).encode()))
+            except (RuntimeError, NotImplementedError):
+                totals.append(DIGEST, UNREAD)
+                return
         totals.append(DIGEST, int.from_bytes(own.digest()[:8], "little"))
 
     totals = add_up(objective.batches(), share, group=objective.group, checkpoint=checkpoint)
-    return _fingerprint(np.array(totals.listed(DIGEST), dtype=np.uint64), joined)
+    told = totals.listed(DIGEST)
+    return "" if UNREAD in told else _fingerprint(np.array(told, dtype=np.uint64), joined)
 
 
 def _fingerprint(digests: Digests, number: int) -> str:

@@ -93,6 +93,30 @@ def test_paired_standard_errors_are_those_of_the_groups_own_matrices() -> None:
         assert found.blocks[name].standard_error == pytest.approx(expected, rel=1e-5), name
 
 
+@pytest.mark.slow
+def test_paired_standard_errors_are_the_spread_of_fresh_data_sets() -> None:
+    """Two fixed sets of weights on 40 data sets: never much too small, too large where neighbours are close."""
+    one, other = network(), network()
+    rng = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=rng)
+    ratios: dict[str, list[float]] = {}
+    stated: dict[str, list[float]] = {}
+    for seed in range(1000, 1040):
+        pair = [
+            lh.analyze(lh.Objective(model, examples(seed), nn.CrossEntropyLoss()), "weight", sampling=True)
+            for model in (one, other)
+        ]
+        for name, block in lh.compare(pair).blocks.items():
+            assert block.paired
+            ratios.setdefault(name, []).append(block.log_ratio)
+            stated.setdefault(name, []).append(block.standard_error)
+    found = {name: np.sqrt(np.mean(np.square(stated[name]))) / np.std(ratios[name], ddof=1) for name in ratios}
+    # A spread of 40 values is known to 11 %; 0.7 is three times that below 1.
+    assert len(found) == 4 and all(0.7 <= ratio <= 2.5 for ratio in found.values()), found
+
+
 def test_without_sampling_errors_nothing_is_significant() -> None:
     objective = lh.Objective(network(), examples(0), nn.CrossEntropyLoss())
     found = lh.compare([lh.analyze(objective, "weight"), analysed(1)])

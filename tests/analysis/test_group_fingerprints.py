@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import layerhess as lh
 from grouped_batches import grouped_problem, whole_batches
+from layerhess.analysis import example_groups
 
 MODEL = grouped_problem()[0]
 BATCHES: list[tuple[Tensor, Tensor]] = grouped_problem()[1]
@@ -57,3 +59,38 @@ def test_shuffled_batches_are_never_taken_for_the_same_groups() -> None:
             for seed in range(2)
         ]
     assert found[0] != found[1]
+
+
+def own_loss(model: nn.Module, batch: Any) -> tuple[Tensor, float]:
+    rows = batch["x"].unbind() if batch["x"].is_nested else [batch["x"].to_dense()]
+    return sum((model(row).square().mean() for row in rows), torch.zeros(())), float(len(rows))
+
+
+def of_batches(made: Any) -> str:
+    """Six batches that cannot be cut, with a label that is no tensor."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    data = [{"x": made(torch.randn(2 + i, 3), torch.randn(4, 3)), "source": f"file {i}"} for i in range(6)]
+    analysis = lh.analyze(lh.Objective(model, data, lh.batch_loss(own_loss)), "weight", full=False, sampling=True)
+    assert analysis.groups is not None and len(analysis.groups.counts) == 6
+    return analysis.groups.fingerprint
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_batches_have_one_too(layout: torch.layout) -> None:
+    def nested(a: Tensor, b: Tensor) -> Tensor:
+        return torch.nested.nested_tensor([a, b], layout=layout)
+
+    known = of_batches(nested)
+    assert known and of_batches(nested) == known
+    assert of_batches(lambda a, b: nested(a, b + 1.0)) != known
+
+
+def test_batches_that_cannot_be_read_are_never_taken_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(tensor: Tensor) -> bytes:
+        raise RuntimeError("no storage")
+
+    monkeypatch.setattr(example_groups, "bytes_of", unreadable)
+    with whole_batches():
+        assert of_batches(lambda a, b: torch.nested.nested_tensor([a, b])) == ""
