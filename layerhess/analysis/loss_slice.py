@@ -208,7 +208,7 @@ def _evaluated(
 ) -> Totals:
     """Sums over the data: losses here and at all places, counts, and the gradient's products with the directions."""
     parameters = {name: objective.parameters[name] for name in block.parameters}
-    parts = block.split(rows)  # (directions, *shape) each
+    parts = {name: part.to(parameters[name].device) for name, part in block.split(rows).items()}  # (directions, *shape)
     done, expected = 0, batches * (len(places) + 1)
 
     def told() -> None:
@@ -227,7 +227,7 @@ def _evaluated(
         sloped, shifts = torch.zeros(len(rows), dtype=torch.float64), 0.0
         for name, part in own.items():
             gradient = part.double()
-            sloped += (parts[name].flatten(1) @ gradient.reshape(-1).to(parts[name].device)).cpu()
+            sloped += (parts[name].flatten(1) @ gradient.reshape(-1)).cpu()
             shifts += float((gradient * parameters[name].detach()).square().sum())
         totals.add(SLOPE, sloped)
         totals.add(SHIFT, math.sqrt(shifts))
@@ -237,10 +237,8 @@ def _evaluated(
     def at(batch: Any, place: Floats) -> float:
         with torch.no_grad():
             for name, here in zip(parameters, kept, strict=True):
-                far = here.double() + torch.tensordot(
-                    torch.from_numpy(place).to(here.device), parts[name].to(here.device), 1
-                )
-                parameters[name].copy_(far)
+                moved = torch.tensordot(torch.from_numpy(place).to(here.device), parts[name], 1)
+                parameters[name].copy_(here.double() + moved)
             value = float(objective.terms(batch)[0].detach())
         told()
         return value
