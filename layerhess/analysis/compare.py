@@ -11,7 +11,7 @@ from layerhess import show
 from layerhess.analysis.result import load
 from layerhess.errors import InputError
 from layerhess.results import json_format, store
-from layerhess.results.comparison import ComparisonRecord, compared, spectra_of
+from layerhess.results.comparison import ComparisonRecord, compared
 from layerhess.results.spectrum import AnalysisRecord
 from layerhess.show.comparison_frame import to_frame
 from layerhess.show.comparison_table import as_text
@@ -149,7 +149,7 @@ def _refuse_incomparable(first: AnalysisRecord, second: AnalysisRecord, names: t
             where="operator",
             what_to_do="analyse both with the same operator=",
         )
-    own, other = spectra_of(first), spectra_of(second)
+    own, other = first.blocks, second.blocks
     if not own.keys() & other.keys():
         raise InputError(
             f"{names[0]} and {names[1]} have no block in common ({', '.join(list(own)[:3]) or 'none'} against "

@@ -44,7 +44,7 @@ class BlockComparison:
             where either is missing or was stopped early.
         status: "different", "not distinguished", "within bounds", "no standard error" or "not compared",
             followed by ": " and a sentence where there is more to say.
-        finished: False where an eigenvalue has not converged or was refused.
+        finished: False where a largest eigenvalue has not converged or was refused.
     """
 
     name: str
@@ -78,7 +78,7 @@ class ComparisonRecord:
         blocks: name -> :class:`BlockComparison`, in model order; the full model last, as "(full)".
         only_first, only_second: blocks that the other has not.
         rate: the false discovery rate of ``significant``. notes: plain sentences.
-        finished: False where a spectrum of either has not converged, or an analysis was stopped early.
+        finished: False where a block is not, or an analysis was stopped early.
     """
 
     first: str
@@ -128,7 +128,7 @@ def same_groups(first: AnalysisRecord, second: AnalysisRecord) -> bool:
 def _compared(a: Spectrum, b: Spectrum, first: AnalysisRecord, second: AnalysisRecord) -> BlockComparison:
     """One block, before its difference is judged beside the others'."""
     values, why = (_value(a), _value(b)), _obstacle(a, b)
-    finished = all(s.solved for s in (a, b))
+    finished = all(s.solved if s.top is None else s.settled("top") for s in (a, b))
     log_ratio, bound, error, freedom, paired = NAN, NAN, NAN, NAN, False
     if not why:
         log_ratio = math.log(values[1] / values[0])
@@ -289,6 +289,8 @@ def _notes(
                 f"{first.examples:,} and {second.examples:,} examples: the largest eigenvalue of fewer examples tends "
                 "to be larger, which no standard error shows"
             )
+    if first.total_numel != second.total_numel:
+        said.append(f"the models differ: {first.total_numel:,} and {second.total_numel:,} parameters")
     said += [
         f"{name} was stopped early: {a.partial}" for name, a in zip(names, (first, second), strict=True) if a.partial
     ]

@@ -171,6 +171,7 @@ def _of(**changes: Any) -> lh.Analysis:
         ([_of(), 3], "number 2 is int, not an analysis"),
         ([_of(), "/nowhere/at all"], "no such folder"),
         ([_of(), _of(blocks={"x": fabricated.spectrum("x")}, full=None)], "no block in common"),
+        ([_of(), _of(blocks={"x": fabricated.spectrum("x")})], "no block in common"),
         ([_of(), fabricated.one(fabricated.spectrum("fc", operator="gauss_newton"))], "different matrices"),
         ([_of(), _of(settings={"stop_gradients": "constant"})], "different matrices"),
     ],

@@ -124,6 +124,13 @@ def test_what_has_no_positive_converged_eigenvalue_is_not_compared(second: Spect
     assert record.finished == second.solved
 
 
+def test_a_further_eigenvalue_that_has_not_converged_is_no_obstacle() -> None:
+    made = sampled(fabricated.spectrum(), SUMS)
+    first_only = dataclasses.replace(made, converged=np.array([True, False, True]), status="not converged: the second")
+    found = block(made, first_only)
+    assert found.finished and found.log_ratio == 0.0 and found.status == "within bounds"
+
+
 def test_the_discovery_rate_is_held_over_all_blocks() -> None:
     """A p-value of about 0.02 is a discovery alone, and none among twenty blocks that do not differ."""
     rng = np.random.default_rng(0)
@@ -156,6 +163,9 @@ def test_notes_say_what_is_paired_and_why_nothing_can_be_said() -> None:
     assert "not paired" in notes(analysis(made), analysis(made, fingerprint="other"))
     fewer = notes(analysis(made), analysis(made, fingerprint="other", examples=100))
     assert "1,437 and 100 examples" in fewer
+    assert "the models differ: 9 and 10 parameters" in notes(
+        analysis(made, total_numel=9), analysis(made, total_numel=10)
+    )
     plain = fabricated.one(fabricated.spectrum())
     assert "no standard errors: b was made without sampling=True" in notes(analysis(made), plain)
     assert "b was stopped early" in notes(analysis(made), analysis(made, partial="interrupted"))
