@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import layerhess as lh
-import on_ranks
 from ctrl_c import press_ctrl_c
 from delicate import BATCHES, delicate
-from ranks import run_ranks
 from references import dense
 from witness import untouched
 from zoo_losses import cross_entropy_totals
@@ -224,14 +221,6 @@ def test_progress_counts_to_the_end() -> None:
     told: list[tuple[int, int]] = []
     lh.loss_slice(objective(network()), ("random", 0), points=5, progress=lambda *now: told.append(now))
     assert [done for done, _ in told] == list(range(1, told[-1][1] + 1)) and len({n for _, n in told}) == 1
-
-
-def test_ranks_share_a_slice(tmp_path: Path) -> None:
-    alone = on_ranks.sliced()
-    for ended in run_ranks(2, "on_ranks", "sliced", tmp_path):
-        assert ended.code == 0, ended.stderr[-1500:]
-        for name, numbers in alone.items():
-            np.testing.assert_allclose(ended.returned[name], numbers, rtol=1e-10, atol=1e-12, err_msg=name)
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
