@@ -27,7 +27,7 @@ MEANING = {
     "second": "largest eigenvalue in the second",
     "log ratio": "log(second / first): 0.1 is about 10 % more",
     "s.e.": "standard error of the log ratio with respect to the data",
-    "scale-free": "log ratio of lambda_max ||W||^2",
+    "scale-free": "log ratio of lambda_max ||W||^2; * different",
     "overlap": "mean squared cosine between the spaces of the first eigenvectors",
     "verdict": "different: more than error bounds and chance, false discovery rate 5 %",
 }
@@ -88,6 +88,9 @@ def notes(pair: ComparisonRecord) -> list[str]:
     for name, left in ((pair.first, pair.only_first), (pair.second, pair.only_second)):
         if left:
             said.append(f"only in {name}: {some(left)}")
+    apart = [b for b in pair.blocks.values() if b.scale_free_significant and not b.significant]
+    if apart:
+        said.append(f"of lambda_max ||W||^2 alone (scale-free) different: {some([called(b) for b in apart])}")
     alike: dict[str, list[str]] = {}
     for block in pair.blocks.values():
         if math.isnan(block.overlap):
@@ -111,7 +114,7 @@ def cells(block: BlockComparison) -> dict[str, str]:
         "second": number(block.second),
         "log ratio": number(block.log_ratio, 3),
         "s.e.": rounded_up(error) if error < 1e-3 else number(error, 2),
-        "scale-free": number(block.scale_free_log_ratio, 3),
+        "scale-free": number(block.scale_free_log_ratio, 3) + (" *" if block.scale_free_significant else ""),
         "overlap": number(block.overlap, 3),
         "verdict": verdict(block),
     }
@@ -136,7 +139,7 @@ class Ratios:
         }
         widths["block"], widths["verdict"] = min(widths["block"], SHORT), min(widths["verdict"], VERDICT)
         shown = list(MEANING)
-        for column in ("scale-free", "overlap", "first", "second"):
+        for column in ("second", "overlap", "scale-free", "first"):
             if sum(widths[name] + 2 for name in shown) > options.max_width:
                 shown.remove(column)
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")

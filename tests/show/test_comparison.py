@@ -63,8 +63,19 @@ def test_the_table_fits_the_width_and_keeps_log_ratio_and_verdict(width: int) ->
     (head,) = (line for line in text.splitlines() if line.startswith("block "))
     assert "log ratio" in head and "s.e." in head and "verdict" in head
     assert any(line.startswith("full model") for line in text.splitlines())
-    assert ("scale-free" in text) == (width == 140)
+    assert ("scale-free" in head, "second" in head) == {60: (False, False), 80: (True, False), 140: (True, True)}[width]
     assert f"1 of 7 spectra differ; most: stem.weight, {100 * (math.exp(1.0) - 1):.2g} % more." in text
+
+
+def test_a_block_that_differs_against_its_weights_alone_is_mentioned() -> None:
+    comparison = found()
+    block = dataclasses.replace(comparison.blocks["stem_bn.weight"], scale_free_significant=True)
+    text = as_text([dataclasses.replace(comparison, blocks={**comparison.blocks, "stem_bn.weight": block})], 100)
+    assert "alone (scale-free) different: stem_bn.weight" in text.replace("\n", " ")
+    assert cells(block)["scale-free"].endswith(" *") and cells(comparison.blocks["stem.weight"])["scale-free"].endswith(
+        " *"
+    )
+    assert "scale-free) different" not in as_text(comparison.pairs)
 
 
 def test_what_has_not_converged_cannot_be_overlooked() -> None:
