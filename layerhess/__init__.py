@@ -1,8 +1,10 @@
 """layerhess: the curvature of a network's loss, layer by layer and as a whole, each number with its error bound."""
 
 from layerhess.analysis.analyze import analyze
+from layerhess.analysis.compare import Comparison, compare
 from layerhess.analysis.eigsh import Eigenpairs, eigsh
 from layerhess.analysis.estimate import CostEstimate, estimate
+from layerhess.analysis.loss_slice import LossSlice, loss_slice
 from layerhess.analysis.operators import EmpiricalFisher, GaussNewton, Hessian
 from layerhess.analysis.result import Analysis, load
 from layerhess.analysis.stochastic import coupling, density, diagonal, trace
@@ -22,6 +24,7 @@ __all__ = [
     "Analysis",
     "Check",
     "CheckError",
+    "Comparison",
     "CostEstimate",
     "Counts",
     "Coupling",
@@ -33,17 +36,20 @@ __all__ = [
     "Hessian",
     "InputError",
     "LayerhessWarning",
+    "LossSlice",
     "Objective",
     "ProcessError",
     "Spectrum",
     "Trace",
     "analyze",
     "batch_loss",
+    "compare",
     "coupling",
     "density",
     "diagonal",
     "eigsh",
     "estimate",
     "load",
+    "loss_slice",
     "trace",
 ]

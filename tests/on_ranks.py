@@ -75,6 +75,8 @@ def numbers(analysis: lh.Analysis) -> dict[str, Any]:
         if spectrum is None:
             continue
         found[f"{name} values"] = spectrum.eigenvalues
+        if spectrum.sampling_sums.size:
+            found[f"{name} sums"] = spectrum.sampling_sums
         if spectrum.trace is not None:
             found[f"{name} trace"] = np.array([spectrum.trace.value, spectrum.trace.standard_error])
             if np.isfinite(spectrum.trace.sampling_error):
@@ -83,6 +85,9 @@ def numbers(analysis: lh.Analysis) -> dict[str, Any]:
             found[f"{name} diagonal"] = np.concatenate([part.ravel() for part in spectrum.diagonal.value.values()])
     if analysis.coupling is not None:
         found["coupling"] = analysis.coupling.value
+    if analysis.groups is not None:
+        found["groups"] = analysis.groups.counts
+        found["fingerprint"] = np.array([float(int(digit, 16)) for digit in analysis.groups.fingerprint])
     return found
 
 
@@ -110,7 +115,19 @@ def values() -> dict[str, dict[str, Any]]:
         "eigsh": pairs.values,
         "trace": np.array([lh.trace(hessian.block("0.weight")).value]),
     }
+    found["slices"] = sliced()
     return found
+
+
+def sliced() -> dict[str, Any]:
+    """Numbers of a slice and a surface."""
+    line = lh.loss_slice(objective(), ("random", 0), points=5)
+    plane = lh.loss_slice(objective(), (("random", 0), ("random", 1)), points=3)
+    return {
+        f"{name} {kind}": np.asarray(getattr(found, kind))
+        for name, found in (("line", line), ("plane", plane))
+        for kind in ("loss", "quadratic", "slope", "curvature")
+    }
 
 
 def refusals() -> dict[str, str]:

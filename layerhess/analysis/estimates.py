@@ -272,6 +272,7 @@ class Estimation:
             made[name] = dataclasses.replace(
                 spectrum,
                 sampling_errors=errors if len(errors) else spectrum.sampling_errors,
+                sampling_sums=sampled.sums.get(name, spectrum.sampling_sums),
                 trace=trace,
                 diagonal=self._diagonal(name),
                 density=self._density(name, spectrum),

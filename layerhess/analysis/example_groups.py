@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections import Counter
@@ -17,16 +18,18 @@ from torch import Tensor
 from layerhess.checks.survey import Survey
 from layerhess.curvature.totals import Listing, Totals, add_up
 from layerhess.objective import batches
-from layerhess.objective.containers import outline, tensors
-from layerhess.objective.example_digests import Digests, by_example, of_copies
+from layerhess.objective.containers import outline, tensors, tree_map
+from layerhess.objective.example_digests import Digests, by_example, bytes_of, of_copies
 from layerhess.objective.objective import Objective
 
 GROUPS = 16  # wanted: the standard error of a standard error from g groups is 1 / sqrt(2 g) of it
 SINGLE = 64  # examples up to which each is its own group
 DEALT = 4096  # examples up to which they are dealt into groups, however many batches there are
+FEWEST = 4  # groups below which nothing is said
 MOST_GROUPS = 1024  # more batches than that are joined: a hundred thousand groups would say no more
 HELD = 1 << 28  # bytes of examples that wait for others of their group
 DIGEST, KIND = "digest", "kind"  # kinds of sums
+UNREAD = 0  # for the digest of a batch whose bytes cannot be read
 
 Places = npt.NDArray[np.int64]
 
@@ -38,11 +41,13 @@ class Groups:
     Attributes:
         objective: the data in batches that lie in one group each. number: of groups. listing: makes lists with an
             entry for each group. dealing: where examples are dealt; None where groups are whole batches.
+        fingerprint: two results whose fingerprints are equal have the same examples in the same groups.
     """
 
     objective: Objective
     number: int
     listing: Listing
+    fingerprint: str
     dealing: Dealing | None = None
 
     def placed(self, given: Iterator[Any]) -> Iterator[tuple[Any, Places | None]]:
@@ -80,6 +85,7 @@ class Dealing:
         self._earlier = Counter(earlier[np.isin(earlier, self._repeated)].tolist())
         self._order = np.sort(self._hashes(every, Counter()))
         self.listing = Listing(number=groups)
+        self.fingerprint = _fingerprint(self._order, groups)
 
     def placed(self, given: Iterator[Any]) -> Iterator[tuple[Any, Places]]:
         """All batches of this rank, in any order, each with the (n,) groups of its examples."""
@@ -132,9 +138,12 @@ def groups_of(
         number = surveyed.examples if surveyed.examples <= SINGLE else GROUPS
         if (dealing := _dealing(objective, number, few, checkpoint)) is not None:
             most = min(surveyed.largest, size or surveyed.largest)
-            return Groups(objective.resized(most, dealing.pieces), number, dealing.listing, dealing)
+            return Groups(
+                objective.resized(most, dealing.pieces), number, dealing.listing, dealing.fingerprint, dealing
+            )
     joined = math.ceil(surveyed.batches / MOST_GROUPS)
-    return Groups(objective, surveyed.batches, Listing(joined))
+    fingerprint = _of_batches(objective, joined, checkpoint) if surveyed.batches >= FEWEST else ""
+    return Groups(objective, surveyed.batches, Listing(joined), fingerprint)
 
 
 def _dealing(objective: Objective, number: int, few: bool, checkpoint: Callable[[], None]) -> Dealing | None:
@@ -153,6 +162,39 @@ def _dealing(objective: Objective, number: int, few: bool, checkpoint: Callable[
     nothing = np.zeros(0, dtype=np.uint64)
     told = [np.concatenate([nothing, *totals.listed((DIGEST, rank))]) for rank in range(group.size)]
     return Dealing(told, group.rank, number)
+
+
+def _of_batches(objective: Objective, joined: int, checkpoint: Callable[[], None]) -> str:
+    """The fingerprint of groups that are whole batches, so many in a row; the data is read once for it.
+
+    "" where a batch has tensors whose bytes cannot be read: such results are never taken for the same.
+    """
+
+    def share(batch: Any, totals: Totals) -> None:
+        own = hashlib.sha256()
+
+        def read(tensor: Tensor) -> Tensor:
+            for part in tensor.unbind() if tensor.is_nested else [tensor]:
+                own.update(f"{tuple(part.shape)} {part.dtype}".encode() + bytes(bytes_of(part)))
+            return tensor
+
+        if len(digests := by_example(batch)):
+            own.update(np.sort(digests).tobytes())  # a group's sums do not depend on the order in it
+        else:
+            try:
+                tree_map(read, batch, lambda leaf: own.update(repr(leaf).encode()))
+            except (RuntimeError, NotImplementedError):
+                totals.append(DIGEST, UNREAD)
+                return
+        totals.append(DIGEST, int.from_bytes(own.digest()[:8], "little"))
+
+    totals = add_up(objective.batches(), share, group=objective.group, checkpoint=checkpoint)
+    told = totals.listed(DIGEST)
+    return "" if UNREAD in told else _fingerprint(np.array(told, dtype=np.uint64), joined)
+
+
+def _fingerprint(digests: Digests, number: int) -> str:
+    return hashlib.sha256(digests.tobytes() + number.to_bytes(8, "little")).hexdigest()
 
 
 def _size(batch: Any) -> int:

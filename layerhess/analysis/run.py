@@ -274,6 +274,7 @@ class Run:
             partial=self.partial,
             coupling=coupling,
             cost=cost_of(self.counters, spectra, full),
+            groups=self.sampled.groups,
         )
 
     # -- parts ------------------------------------------------------------------------------------------------------

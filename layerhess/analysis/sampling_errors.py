@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerhess.analysis.example_groups import Groups, Places, groups_of
+from layerhess.analysis.example_groups import FEWEST, Groups, Places, groups_of
 from layerhess.analysis.waves import groups_within
 from layerhess.checks.survey import Survey
 from layerhess.curvature.batch_graph import GraphMaker
@@ -32,10 +32,10 @@ from layerhess.linalg.random_vectors import random_signs
 from layerhess.objective import batches
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
+from layerhess.results.record import SampledGroups
 
 SHARE = 0.4  # of the budget, for vectors and products of one pass: no graphs are kept beside them
 ROW = 8  # bytes of a number
-FEWEST = 4  # below this nothing is said
 PROBES = 8  # for the traces; the probes' own contribution is removed
 
 EXACT = 32  # parameters up to which a block's trace is computed exactly in each group
@@ -49,14 +49,15 @@ class SamplingErrors:
     """Standard errors with respect to the data.
 
     Attributes:
-        values: name -> (k,) of its eigenvalues. traces: name -> that of its trace. groups: how many groups were
-            compared.
+        values: name -> (k,) of its eigenvalues. traces: name -> that of its trace. sums: name -> (k, G) of each
+            eigenpair by group, v'A_g v. groups: that were compared; None where there were too few.
         note: a sentence for the reader.
     """
 
     values: dict[str, Floats] = field(default_factory=dict)
     traces: dict[str, float] = field(default_factory=dict)
-    groups: int = 0
+    sums: dict[str, Floats] = field(default_factory=dict)
+    groups: SampledGroups | None = None
     note: str = ""
 
 
@@ -159,7 +160,8 @@ def sampling_errors(
         if FULL in traced and not whole:
             together = sum(known.values(), np.zeros(len(counts)))
             traces[FULL] = scale * shared_error(together[:, None] + forms[PROBES_KEY][:, :, -1], counts)
-    return SamplingErrors(values, traces, len(counts), "; ".join(said))
+    sums = {name: forms[name][:, : len(vectors), 0].T.copy() for name, (_, vectors, _) in pairs.items()}
+    return SamplingErrors(values, traces, sums, SampledGroups(groups.fingerprint, counts), "; ".join(said))
 
 
 def _counts(groups: Groups, counters: Counters, checkpoint: Callable[[], None], journal: Journal) -> Floats:

@@ -19,6 +19,7 @@ from torch import nn
 
 import layerhess
 from layerhess.analysis.analyze import analyze as analyze_now
+from layerhess.analysis.compare import compare as compare_now
 from layerhess.analysis.estimate import estimate as estimate_now
 from layerhess.analysis.result import rewrite_report
 from layerhess.cli.demo import build as build_demo
@@ -30,6 +31,7 @@ from layerhess.objective.group import launched, world
 from layerhess.objective.objective import Objective
 from layerhess.results import store
 from layerhess.results.derived import compare_learning_rate
+from layerhess.show.comparison import table as comparison_table
 from layerhess.show.summary import largest
 from layerhess.show.table import as_text, renderable
 
@@ -219,6 +221,32 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder of
 
         typer.echo(rewrite_report(folder))
         return DONE
+
+    raise typer.Exit(ended(command))
+
+
+@app.command()
+def compare(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="A B", help="folders of saved analyses; each is compared with the first")
+    ],
+    json: Annotated[bool, typer.Option("--json", help="print the numbers on stdout, and nothing else there")] = False,
+    out: Annotated[Path | None, typer.Option(help="also write comparison.html and comparison.json there")] = None,
+) -> None:
+    """Which layers' curvature differs between saved analyses, and by more than chance?"""
+
+    def command() -> int:
+        found = compare_now(folders)
+        place = found.save(out) if out is not None else None
+        if json:
+            sys.stdout.write(found.to_json())
+        elif sys.stdout.isatty():
+            Console(highlight=False).print(comparison_table.renderable(found.pairs))
+        else:
+            print(found)
+        if place is not None and not json:
+            print(f"\nSaved in {place}; the page is {place / store.COMPARED[1]}")
+        return DONE if all(pair.finished for pair in found.pairs) else UNFINISHED
 
     raise typer.Exit(ended(command))
 

@@ -31,7 +31,7 @@ from layerhess.results.record import Floats
 from layerhess.results.spectrum import AnalysisRecord, Spectrum
 
 FORMAT = "layerhess analysis"
-SCHEMA = 1
+SCHEMA = 2  # 1: without the sums of each eigenpair by group of examples
 
 
 class NewerSchemaError(ValueError):
@@ -52,6 +52,12 @@ def encode(analysis: AnalysisRecord) -> tuple[dict[str, Any], dict[str, Tensor]]
         else:
             document[item.name] = _plain(value, item.name, tensors)
     return document, tensors
+
+
+def document(record: Any, name: str) -> dict[str, Any]:
+    """A dataclass without tensors in JSON types, marked as being of the format ``name``."""
+    plain: dict[str, Any] = _plain(record, "", {})
+    return {"format": name, "schema": 1, **plain}
 
 
 def dumps(document: dict[str, Any]) -> str:
@@ -111,15 +117,30 @@ def decode(document: dict[str, Any], tensors: Mapping[str, Tensor]) -> AnalysisR
     Raises:
         ValueError: a key is missing, or a value has the wrong type or length; the sentence says which.
     """
-    made = _decode(AnalysisRecord, document, "", tensors)
+    made = _decode(AnalysisRecord, _brought_up(document), "", tensors)
     assert isinstance(made, AnalysisRecord)
+    groups = 0 if made.groups is None else len(made.groups.counts)
     for name, spectrum in made.blocks.items():
-        _consistent(spectrum, f"blocks.{name}")
+        _consistent(spectrum, f"blocks.{name}", groups)
         if spectrum.name != name:
             raise ValueError(f"blocks.{name}.name is {spectrum.name!r}")
     if made.full is not None:
-        _consistent(made.full, "full")
+        _consistent(made.full, "full", groups)
     return made
+
+
+def _brought_up(document: dict[str, Any]) -> dict[str, Any]:
+    """A document of an earlier schema in the layout of this one."""
+    if document.get("schema") != 1:
+        return document
+
+    def spectrum(own: Any) -> Any:
+        return {**own, "sampling_sums": []} if isinstance(own, dict) else own
+
+    blocks = document.get("blocks")
+    named = {"blocks": {name: spectrum(own) for name, own in blocks.items()}} if isinstance(blocks, dict) else {}
+    full = {"full": spectrum(document["full"])} if "full" in document else {}
+    return {**document, **named, **full, "groups": None}
 
 
 # -- to JSON ----------------------------------------------------------------------------------------------------------
@@ -270,13 +291,16 @@ def _items(kind: type[Any], value: Any, where: str) -> list[tuple[Any, Any]]:
     return list(checked.items()) if kind is dict else list(enumerate(checked))
 
 
-def _consistent(spectrum: Spectrum, where: str) -> None:
+def _consistent(spectrum: Spectrum, where: str, groups: int) -> None:
     pairs = len(spectrum.eigenvalues)
     for name in ("error_bounds", "conditional_bounds", "converged", "end", "sampling_errors"):
         if len(getattr(spectrum, name)) != pairs:
             raise ValueError(f"{where}.{name} has {len(getattr(spectrum, name))} entries for {pairs} eigenvalues")
     if spectrum.eigenvectors and len(spectrum.eigenvectors) != pairs:
         raise ValueError(f"{where} has {len(spectrum.eigenvectors)} eigenvectors for {pairs} eigenvalues")
+    sums = spectrum.sampling_sums
+    if sums.ndim != 2 or len(sums) != pairs or sums.shape[1] not in (0, groups):
+        raise ValueError(f"{where}.sampling_sums is {sums.shape} for {pairs} eigenvalues and {groups} groups")
 
 
 _WORDS: dict[type, str] = {

@@ -55,6 +55,8 @@ class SpectrumRecord:
         trace, diagonal, density: estimates where they were asked for, else None.
         sampling_errors: (k,) float64, standard error of each eigenvalue with respect to the data (another sample of as
             many examples; first order: v'(dH)v); NaN where it was not measured. Not part of ``error_bounds``.
+        sampling_sums: (k, G) float64, what each of G groups of examples adds to an eigenvalue, v'H_g v; their sum over
+            ``loss_count`` is the eigenvalue. (k, 0) where that was not measured.
     """
 
     name: str
@@ -84,6 +86,7 @@ class SpectrumRecord:
     diagonal: DiagonalEstimate | None = None
     density: DensityEstimate | None = None
     sampling_errors: Floats = field(default_factory=lambda: np.empty(0))
+    sampling_sums: Floats = field(default_factory=lambda: np.empty((0, 0)))
 
     @property
     def interval(self) -> Floats:
@@ -102,6 +105,8 @@ class SpectrumRecord:
     def __post_init__(self) -> None:
         if not len(self.sampling_errors):
             object.__setattr__(self, "sampling_errors", np.full(len(self.eigenvalues), np.nan))
+        if not self.sampling_sums.size:
+            object.__setattr__(self, "sampling_sums", np.empty((len(self.eigenvalues), 0)))
 
     @property
     def solved(self) -> bool:
@@ -157,6 +162,19 @@ class SpectrumRecord:
         if self.spectrum is None or not len(self.spectrum):
             return None
         return float(self.spectrum[index]), float(np.max(self.error_bounds, initial=self.rounding))
+
+
+@dataclass(frozen=True)
+class SampledGroups:
+    """The groups of examples by which sampling errors were measured.
+
+    Attributes:
+        fingerprint: equal in two results whose groups have the same examples. counts: (G,) each one's share of the
+            loss's denominator.
+    """
+
+    fingerprint: str
+    counts: Floats
 
 
 @dataclass(frozen=True)

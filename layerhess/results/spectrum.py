@@ -9,7 +9,7 @@ from typing import Any
 from layerhess.errors import InputError
 from layerhess.linalg.estimates import CouplingEstimate
 from layerhess.results.derived import Derived, derive
-from layerhess.results.record import Check, Cost, Counts, SpectrumRecord
+from layerhess.results.record import Check, Cost, Counts, SampledGroups, SpectrumRecord
 
 FULL_NAME = "(full)"
 
@@ -49,6 +49,7 @@ class AnalysisRecord:
         partial: empty when the analysis ran to its end, otherwise why it stopped early.
         coupling: the :class:`layerhess.linalg.estimates.CouplingEstimate` of all pairs of blocks, where asked for.
         cost: the time in units of one gradient; None if it stopped before the first pass.
+        groups: of examples, by which sampling errors were measured; None where they were not.
     """
 
     blocks: Mapping[str, Spectrum]
@@ -73,6 +74,7 @@ class AnalysisRecord:
     partial: str = ""
     coupling: CouplingEstimate | None = None
     cost: Cost | None = None
+    groups: SampledGroups | None = None
 
     @property
     def converged(self) -> bool:

@@ -27,6 +27,7 @@ from layerhess.results.spectrum import AnalysisRecord
 
 NUMBERS, VECTORS, REPORT = "analysis.json", "vectors.safetensors", "report.html"
 OURS = (NUMBERS, VECTORS, REPORT)
+COMPARED = ("comparison.json", "comparison.html")
 _TRIES = 3  # attempts at reading while a writer replaces the folder
 
 
@@ -157,6 +158,33 @@ def replace_report(path: str | Path, page: str) -> Path:
     except OSError as error:
         raise _cannot_write(folder, error) from error
     return folder / REPORT
+
+
+def save_comparison(path: str | Path, numbers: str, page: str) -> Path:
+    """Write comparison.json and comparison.html into the folder ``path``, which is replaced as a whole.
+
+    Returns:
+        The folder's absolute path.
+
+    Raises:
+        InputError: it cannot be written, or holds something else.
+    """
+    folder = _absolute(path)
+    if folder.exists() and not folder.is_dir():
+        raise InputError("the output is a file, and a folder is needed", where=str(folder), what_to_do="choose another")
+    try:
+        if folder.is_dir() and {entry.name for entry in folder.iterdir()} - set(COMPARED):
+            raise InputError(
+                "the output folder holds something else than a comparison; nothing in it was touched",
+                where=str(folder),
+                what_to_do="choose a new folder",
+            )
+        with atomic_folder.replacing(folder, COMPARED) as staging:
+            atomic_folder.write(staging / COMPARED[0], numbers.encode("ascii"))
+            atomic_folder.write(staging / COMPARED[1], page.encode("utf-8"))
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    return folder
 
 
 def json_text(path: str | Path) -> str:

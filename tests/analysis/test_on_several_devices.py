@@ -193,3 +193,14 @@ def test_operators_by_hand(in_place: list[str]) -> None:
         found = made(*FAR)
     for ours, theirs in zip(found, made(), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("far", [FAR, ("first",)])
+def test_a_slice_of_the_loss_is_that_of_one_device(in_place: list[str], far: tuple[str, ...]) -> None:
+    directions = (("random", 0), ("random", 1))
+    near = lh.loss_slice(objective(nn.Tanh()), directions, points=3)
+    with TwoDevices():
+        found = lh.loss_slice(objective(nn.Tanh(), *far), directions, points=3)
+    for name in ("loss", "quadratic", "slope", "curvature"):
+        np.testing.assert_allclose(getattr(found, name), getattr(near, name), rtol=1e-12, atol=1e-14, err_msg=name)
+    assert found.agrees and in_place

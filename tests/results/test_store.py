@@ -17,6 +17,7 @@ from layerhess.analysis.result import Analysis, rewrite_report
 from layerhess.linalg.estimates import CouplingEstimate, DensityEstimate, DiagonalEstimate, TraceEstimate
 from layerhess.results import json_format, store
 from layerhess.results.derived import Derived
+from layerhess.results.record import SampledGroups
 from layerhess.results.spectrum import Spectrum
 from likeness import same, snapshot
 
@@ -167,3 +168,31 @@ def test_the_report_is_made_anew_and_nothing_else(saved: Path) -> None:
 def test_the_json_text_is_the_file(saved: Path) -> None:
     assert store.json_text(saved) == (saved / "analysis.json").read_text()
     assert store.json_text(saved).endswith("}\n")
+
+
+def test_sums_by_group_come_back_and_results_from_before_they_were_kept_are_read(saved: Path) -> None:
+    made = fabricated.analysis()
+    name, groups = "stem.weight", SampledGroups("print", np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
+    block = dataclasses.replace(made.blocks[name], sampling_sums=np.arange(15.0).reshape(3, 5) / 7.0)
+    made = dataclasses.replace(made, blocks={**made.blocks, name: block}, groups=groups)
+    back = lh.load(made.save(saved))
+    assert same(back.groups, groups) and same(back.blocks[name], block)
+    assert back.blocks["head.weight"].sampling_sums.shape == (3, 0)
+
+    document = json.loads((saved / "analysis.json").read_text())
+    document["schema"] = 1
+    del document["groups"]
+    for spectrum in [*document["blocks"].values(), document["full"]]:
+        del spectrum["sampling_sums"]
+    (saved / "analysis.json").write_text(json.dumps(document))
+    old = lh.load(saved)
+    assert old.groups is None and old.blocks[name].sampling_sums.shape == (3, 0)
+    assert same(old.blocks[name].eigenvalues, block.eigenvalues) and same(old.full, made.full)
+
+
+@pytest.mark.parametrize("sums", [[[1.0]] * 3, [[1.0, 2.0]] * 2, [1.0, 2.0, 3.0]])
+def test_sums_that_do_not_fit_the_groups_are_damage(saved: Path, sums: object) -> None:
+    document, tensors = json_format.encode(fabricated.analysis(groups=SampledGroups("print", np.array([1.0, 2.0]))))
+    document["full"]["sampling_sums"] = sums
+    with pytest.raises(ValueError, match=r"full\.sampling_sums"):
+        json_format.decode(document, tensors)
