@@ -22,6 +22,7 @@ from layerhess.analysis.analyze import analyze as analyze_now
 from layerhess.analysis.compare import compare as compare_now
 from layerhess.analysis.estimate import estimate as estimate_now
 from layerhess.analysis.result import rewrite_report
+from layerhess.cli.demo import ASKED, PEAK_LEARNING_RATE
 from layerhess.cli.demo import build as build_demo
 from layerhess.cli.display import Display, cost_sentences
 from layerhess.cli.exit_codes import DONE, UNFINISHED, ended, stdout_on_stderr
@@ -255,7 +256,7 @@ def compare(
 def demo(
     out: Annotated[Path, typer.Option(help="output folder")] = Path("demo-output"),
     seed: Annotated[int, typer.Option(help="seed of the training and of the analysis")] = 0,
-    top: Annotated[int, typer.Option(help="how many of the largest eigenvalues")] = 1,
+    top: Annotated[int, typer.Option(help="how many of the largest eigenvalues")] = 3,
     bottom: Annotated[int, typer.Option(help="how many of the smallest eigenvalues")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; more do not help so small a network")] = 1,
     quiet: Quiet = False,
@@ -272,7 +273,9 @@ def demo(
             problem = build_demo(seed, Display(quiet=quiet).say)
             return Objective(problem.model, problem.batches, nn.CrossEntropyLoss())
 
-        return _run(objective, {"top": top, "bottom": bottom, "seed": seed}, folder, quiet=quiet, offer_examples=False)
+        rate = PEAK_LEARNING_RATE
+        asked = {"top": top, "bottom": bottom, "seed": seed, "learning_rate": rate, **ASKED}
+        return _run(objective, asked, folder, quiet=quiet, offer_examples=False, learning_rate=rate)
 
     raise typer.Exit(ended(command))
 

@@ -2,7 +2,7 @@
 
 Everything here is ordinary PyTorch; the analysis gets only the trained model and the training batches. The network is
 small (about 6,000 parameters), so that training it and analysing all its parameters on the whole training set takes
-less than two minutes on two slow cores. It has what real networks have: convolutions, BatchNorm, residual connections,
+a minute or two on two slow cores. It has what real networks have: convolutions, BatchNorm, residual connections,
 a strided stage with a projected shortcut, a linear head.
 
 The data are the 1,797 digits of 8 x 8 pixels that come with scikit-learn (Alpaydin and Kaynak, 1998, UCI Machine
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from layerhess.errors import InputError
+from layerhess.linalg.stochastic.density import Density
 from layerhess.objective.objective import Objective
 
 EPOCHS = 20
@@ -30,6 +31,7 @@ PEAK_LEARNING_RATE = 0.2
 WEIGHT_DECAY = 2e-3
 TEST_SHARE = 0.2
 SPLIT_SEED = 0
+ASKED = {"trace": True, "density": Density(probes=4), "coupling": True, "sampling": True}  # beside eigenvalues
 
 
 @dataclass(frozen=True)
