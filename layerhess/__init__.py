@@ -11,6 +11,8 @@ from layerhess.linalg.stochastic.coupling import Coupling
 from layerhess.linalg.stochastic.density import Density
 from layerhess.linalg.stochastic.diagonal import Diagonal
 from layerhess.linalg.stochastic.trace import Trace
+from layerhess.monitor.history import load_history
+from layerhess.monitor.monitor import Monitor
 from layerhess.objective.losses import batch_loss
 from layerhess.objective.objective import Objective
 from layerhess.results.record import Check, Counts
@@ -33,6 +35,7 @@ __all__ = [
     "Hessian",
     "InputError",
     "LayerhessWarning",
+    "Monitor",
     "Objective",
     "ProcessError",
     "Spectrum",
@@ -45,5 +48,6 @@ __all__ = [
     "eigsh",
     "estimate",
     "load",
+    "load_history",
     "trace",
 ]
