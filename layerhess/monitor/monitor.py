@@ -133,7 +133,8 @@ class Monitor:
         """
         if self.failure:
             return None
-        before, self._count = self._count, self._count + 1 if number is None else number
+        before = number - 1 if number is not None and not self._count else self._count  # a training that goes on
+        self._count = before + 1 if number is None else number
         try:
             self._spacing.begin()
             if not self._spacing.passes(before, self._count):

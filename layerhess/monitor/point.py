@@ -44,8 +44,8 @@ class Reading:
     def metrics(self) -> dict[str, float]:
         """What loggers get: "curvature/<block>/lambda_max" and "/bound"; and what is known of the optimizer."""
         named = {"lambda_max": self.lambda_max, "bound": self.bound}
-        named |= {name: getattr(self, name) for name in OPTIMIZER_COLUMNS if not math.isnan(getattr(self, name))}
-        return {f"curvature/{self.block}/{name}": value for name, value in named.items()}
+        named |= {name: getattr(self, name) for name in OPTIMIZER_COLUMNS}
+        return {f"curvature/{self.block}/{name}": value for name, value in named.items() if math.isfinite(value)}
 
 
 @dataclass(frozen=True)

@@ -291,6 +291,20 @@ def test_results_go_to_the_folder_and_to_every_logger(tmp_path: Path, monkeypatc
     np.testing.assert_array_equal(table["lambda_max"], frame.lambda_max)
 
 
+def test_tensorboards_own_reader_finds_the_figures(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monitor = lh.Monitor(lh.Objective(tanh_network(), data(), LOSS), every=1, overhead=None, out=tmp_path)
+    points = [monitor.step() for _ in range(3)]
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == set(points[0].metrics())
+    found = events.Scalars("curvature/(full)/lambda_max")
+    assert [one.step for one in found] == [1, 2, 3]
+    assert [one.value for one in found] == pytest.approx([p.full.lambda_max for p in points], rel=1e-6)
+
+
 def test_tensorboard_gets_the_figures_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[Any] = []
 
