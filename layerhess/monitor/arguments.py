@@ -8,10 +8,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from layerhess.errors import InputError
-from layerhess.objective.objective import Objective
 
 
 def checked_overhead(overhead: Any) -> float | None:
@@ -62,10 +59,3 @@ def usable_folder(path: str | Path) -> Path:
     if not os.access(folder, os.W_OK):
         raise InputError("the results folder cannot be written", where=str(folder), what_to_do="choose another out=")
     return folder
-
-
-def without_dropout(objective: Objective) -> None:
-    """Put all modules into eval mode (in session, whose end undoes it) but those that normalise by the batch."""
-    for module in objective.model.modules():
-        if module.training and not isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.training = False

@@ -18,7 +18,7 @@ from layerhess.curvature.operator import UncheckedOperator
 from layerhess.curvature.scaled_graph import Scaled
 from layerhess.errors import InputError, LayerhessWarning, checked_integer
 from layerhess.linalg.eigen.lanczos import Lanczos
-from layerhess.monitor.arguments import check_data, checked_overhead, usable_folder, without_dropout
+from layerhess.monitor.arguments import check_data, checked_overhead, usable_folder
 from layerhess.monitor.forecast import first_point
 from layerhess.monitor.history import History
 from layerhess.monitor.loggers import TABLE, Log, Table, log_of, tensorboard
@@ -27,6 +27,7 @@ from layerhess.monitor.preconditioner import Preconditioner, preconditioner, tor
 from layerhess.monitor.soundness import Soundness
 from layerhess.monitor.spacing import Spacing
 from layerhess.monitor.tracking import Tracked, Tracker
+from layerhess.monitor.untouched import as_the_training_has_it, said_of_mode
 from layerhess.objective.blocks import Block, Scheme, flatten
 from layerhess.objective.objective import Objective
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 PRECONDITIONED = f"{FULL} preconditioned"
 OFTEN = 100  # points up to which the history is written at each of them; later it may lack a hundredth
-EVAL = "dropout is off, since a random loss has no curvature; modules are in eval mode, but for BatchNorm"
 
 
 class Monitor:
@@ -114,6 +114,9 @@ class Monitor:
         self._forecast = overhead is None
         self.failure = ""
         self.history = History(self._settings(seed), optimizer=self._optimizer is not None)
+        if sentence := said_of_mode(objective, self._optimizer):
+            self.notes.append(sentence)
+            warnings.warn(sentence, LayerhessWarning, stacklevel=2)
         self._logs: list[Log] = []
         self._folder = None if out is None else usable_folder(out)
         self._table: Table | None = None
@@ -310,14 +313,9 @@ class Monitor:
 
     @contextmanager
     def _session(self) -> Iterator[Objective]:
-        """The objective in session; without dropout, since a random loss has no curvature."""
+        """The objective in session, in the state to look at."""
         objective = self._given
-        random = bool(objective.random_modules)
-        with objective.session(), named_operations(objective):
-            if random:
-                without_dropout(objective)
-                if EVAL not in self.notes:
-                    self.notes.append(EVAL)
+        with objective.session(), named_operations(objective), as_the_training_has_it(objective, self.notes):
             yield objective
 
     def _note(self, objective: Objective) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from layerhess.curvature.counters import Counters
 
 REMEMBERED = 3  # latest points: the next one is expected to take as long as the longest of them
+SPARE = 1.5  # times that: must be affordable, since machines are busy with other things too
 
 
 class Spacing:
@@ -77,7 +78,7 @@ class Spacing:
 
     def affords(self, checked: bool) -> bool:
         """Whether the next point may be made now, with or without checks."""
-        return self.has(max(self._points) + (self._checks if checked else 0.0))
+        return self.has(SPARE * (max(self._points) + (self._checks if checked else 0.0)))
 
     def has(self, seconds: float) -> bool:
         """Whether so many more seconds of own time are within what is allowed."""

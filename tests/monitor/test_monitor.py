@@ -137,6 +137,31 @@ def test_batchnorm_in_train_mode_keeps_the_batchs_statistics_beside_dropout() ->
     assert list(tops[0].values()) == list(tops[1].values())
 
 
+def test_an_optimizers_state_of_another_mode_is_warned_of() -> None:
+    """A bias before BatchNorm has no gradient in train mode, but curvature in eval mode: P is about 1e-8 there."""
+    model = noisy_network().train()
+    objective = lh.Objective(model, data(), LOSS, mode="eval")
+    with pytest.warns(lh.LayerhessWarning, match="says nothing"):
+        monitor = lh.Monitor(objective, every=10, overhead=None, optimizer=(optimizer := adamw(model)))
+    train(model, optimizer, 20, lambda step: monitor.step())
+    assert monitor.points[-1].full.ratio > 100.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lh.Monitor(objective, optimizer=nesterov(model))
+        lh.Monitor(lh.Objective(model, data(), LOSS), optimizer=optimizer)
+
+
+def test_the_generators_of_a_loader_are_left_as_they_were() -> None:
+    generator = torch.Generator().manual_seed(3)
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(*data()), batch_size=8, shuffle=True, generator=generator
+    )
+    monitor = lh.Monitor(lh.Objective(tanh_network(), loader, LOSS), every=1, overhead=None)
+    before = bits([generator.get_state(), torch.get_rng_state()])
+    assert monitor.step() is not None, monitor.failure
+    assert bits([generator.get_state(), torch.get_rng_state()]) == before
+
+
 @pytest.mark.parametrize(
     ("make", "factor"),
     [
@@ -401,3 +426,57 @@ def test_a_monitor_and_a_point_are_shown_in_a_few_lines() -> None:
     monitor.step()
     lines = repr(monitor).splitlines()
     assert len(lines) <= 6 and "1 points" in lines[0] and "(full)" in repr(monitor)
+
+
+# -- the bar on the digits --------------------------------------------------------------------------------------------
+
+
+def digits_network() -> tuple[nn.Module, Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(),
+        nn.AvgPool2d(2), nn.Flatten(), nn.Dropout(0.1), nn.Linear(256, 10),
+    )  # fmt: skip
+    return model, torch.tensor(found.images / 8 - 1, dtype=torch.float32)[:, None], torch.tensor(found.target)
+
+
+def train_digits(model: nn.Module, x: Tensor, y: Tensor, steps: int, after: Any) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for step in range(steps):
+        index = torch.arange(64) + 64 * (step % 28)
+        optimizer.zero_grad()
+        LOSS(model(x[index % len(x)]), y[index % len(x)]).backward()
+        optimizer.step()
+        after(step + 1)
+
+
+@pytest.mark.slow
+def test_on_the_digits_five_percent_are_kept_within_six() -> None:
+    model, x, y = digits_network()
+    monitor = lh.Monitor(lh.Objective(model, (x[:128], y[:128]), LOSS), every=20, overhead=0.05)
+    train_digits(model, x, y, 8_000, lambda step: monitor.step())
+    assert not monitor.failure and len(monitor.points) >= 3
+    assert 0.02 < monitor.share <= 0.06
+
+
+@pytest.mark.slow
+def test_on_the_digits_bounds_hold_at_every_point() -> None:
+    model, x, y = digits_network()
+    batch = (x[:256], y[:256])
+    monitor = lh.Monitor(lh.Objective(model, batch, LOSS, mode="eval"), every=20, overhead=None)
+    errors = []
+
+    def after(step: int) -> None:
+        if (point := monitor.step()) is None:
+            return
+        hessian = lh.Hessian(lh.Objective(model, batch, LOSS, mode="eval"), "weight", check=False)
+        for name, reading in point.readings.items():
+            truth = lh.eigsh(hessian.block(name), tol=1e-5)
+            assert abs(truth.values[0] - reading.lambda_max) <= reading.bound + truth.error_bounds[0], (step, name)
+            errors.append(1.0 - reading.lambda_max / truth.values[0])
+
+    train_digits(model, x, y, 400, after)
+    assert len(errors) == 20 * 4 and max(errors) < 0.01  # nothing was missed either
