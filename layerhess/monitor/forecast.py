@@ -13,12 +13,14 @@ from layerhess.objective.objective import Objective
 GRAPH, FULL_PRODUCT, BLOCK_PRODUCT = 2.5, 2.1, 1.1  # gradients that these take
 CHECKS, SAMPLE_CHECKS = 5.0, 30.0  # and those of a check: on all data, on a sample
 SAMPLE = 256  # examples; fewer are their own sample
+TIMED = 64  # examples that are timed
+COST = 10.0  # steps of a training that this takes, at a guess
 
 
 def first_point(objective: Objective, blocks: int, full: int) -> tuple[float, float]:
     """Seconds of a first point, and of its checks besides (in session); it need be right but for a factor of two.
 
-    The gradient of the first batch is timed; data of unknown length counts as one batch.
+    The gradient of a few examples is timed; data of unknown length counts as one batch.
 
     Args:
         blocks, full: how many blocks are followed, and how many matrices of the whole model.
@@ -27,9 +29,11 @@ def first_point(objective: Objective, blocks: int, full: int) -> tuple[float, fl
     if batch is None:
         return 0.0, 0.0
     number = _number(objective, batch)
-    gradient = _seconds(objective, batch) * number
+    size = batches.leading_size(batch)
+    timed = batches.spread_slice(batch, TIMED) if size is not None and size > TIMED else batch
+    gradient = _seconds(objective, timed) * number * max(1.0, (size or 1) / TIMED)
     products = 2 * LEAST * (BLOCK_PRODUCT * blocks + FULL_PRODUCT * full)
-    examples = (batches.leading_size(batch) or 1) * number
+    examples = (size or 1) * number
     checks = CHECKS + SAMPLE_CHECKS * min(1.0, SAMPLE / examples)
     return (GRAPH + products) * gradient, checks * gradient
 

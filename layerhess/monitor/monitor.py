@@ -19,7 +19,7 @@ from layerhess.curvature.scaled_graph import Scaled
 from layerhess.errors import InputError, LayerhessWarning, checked_integer
 from layerhess.linalg.eigen.lanczos import Lanczos
 from layerhess.monitor.arguments import check_data, checked_overhead, usable_folder
-from layerhess.monitor.forecast import first_point
+from layerhess.monitor.forecast import COST, first_point
 from layerhess.monitor.history import History
 from layerhess.monitor.loggers import TABLE, Log, Table, log_of, tensorboard
 from layerhess.monitor.point import Point, Reading
@@ -195,6 +195,8 @@ class Monitor:
         """A point, if there is time for it."""
         spacing, group = self._spacing, self._given.group
         if not self._forecast:
+            if not group.agreed(spacing.has_steps(COST)):
+                return None
             with spacing.working():
                 self._expect()
         if not group.agreed(spacing.affords(self._soundness.due)):

@@ -28,12 +28,14 @@ class Spacing:
         self.every, self.overhead = every, overhead
         self._clock = clock or Counters().clock
         self._began: float | None = None
+        self._steps = 0
         self.own = 0.0
         self._entered: float | None = None
         self._points, self._checks, self._noted = [0.0], 0.0, False
 
     def begin(self) -> None:
-        """The training goes on; the clock starts at the first call."""
+        """A step of the training; the clock starts at the first one."""
+        self._steps += 1
         if self._began is None:
             self._began = self._clock()
 
@@ -79,6 +81,10 @@ class Spacing:
     def affords(self, checked: bool) -> bool:
         """Whether the next point may be made now, with or without checks."""
         return self.has(SPARE * (max(self._points) + (self._checks if checked else 0.0)))
+
+    def has_steps(self, number: float) -> bool:
+        """Whether the time of so many steps of the training is within what is allowed."""
+        return self.has(number * self.training / max(1, self._steps - 1))
 
     def has(self, seconds: float) -> bool:
         """Whether so many more seconds of own time are within what is allowed."""

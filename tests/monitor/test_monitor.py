@@ -291,6 +291,58 @@ def test_a_model_that_is_changed_during_training_is_seen() -> None:
         assert monitor.step() is None
 
 
+class Careless(torch.autograd.Function):
+    """tanh, whose backward cannot be differentiated in what it remembers: its gradient is right, its Hessian wrong."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.slope = 1.0 - torch.tanh(x).square().detach()
+        return torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * ctx.slope
+
+
+class Turning(nn.Module):
+    """Right at first."""
+
+    careless = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Careless.apply(x) if self.careless else torch.tanh(x)
+
+
+def test_operators_are_looked_at_again_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("layerhess.monitor.soundness.EVERY", 3)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), Turning(), nn.Linear(5, 3)).double()
+    x, y = data()
+    monitor = lh.Monitor(lh.Objective(model, (x.double(), y), LOSS), every=1, overhead=None)
+
+    def step() -> Any:
+        with torch.no_grad():
+            model[0].weight.mul_(1.01)
+        return monitor.step()
+
+    assert all(step() is not None for _ in range(5))
+    assert [point.checked for point in monitor.points] == [True, False, False, True, False]
+    model[1].careless = True
+    with pytest.warns(lh.LayerhessWarning, match="CheckError") as caught:
+        after = [step() for _ in range(4)]
+    assert after[1:] == [None] * 3 and len(caught) == 1
+
+
+def test_rounding_is_measured_again_where_a_norm_has_changed_much() -> None:
+    model = tanh_network()
+    monitor = lh.Monitor(lh.Objective(model, data(), LOSS), every=1, overhead=None, blocks="parameter")
+    for factor in (1.0, 1.0, 30.0, 1.0):
+        with torch.no_grad():
+            model[2].weight.mul_(factor)
+        bounds_hold(model, monitor.step())
+    assert [point.checked for point in monitor.points] == [True, False, False, True]
+
+
 # -- the rest ---------------------------------------------------------------------------------------------------------
 
 
