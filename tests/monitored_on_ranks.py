@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import layerhess as lh
+from layerhess.monitor.deferred import Deferred
 from on_ranks import examples, objective, place
 
 STEPS = 12
@@ -59,6 +60,35 @@ def failing() -> dict[str, Any]:
     return {"points": len(monitor.points), "said": said, "failure": monitor.failure}
 
 
+def deferred() -> dict[str, Any]:
+    """All ranks of a trainer give the same data: a batch, or a list of them."""
+    x, y = examples()
+    lists = [(x, y), list(zip(x.split(8), y.split(8), strict=True))]
+    found = {}
+    for number, data in enumerate(lists):
+        settings = {"every": 3, "overhead": None}
+        given = Deferred(data, nn.CrossEntropyLoss(), "eval", None, True, settings)
+        monitor, said = train(lambda mine, optimizer, given=given: given.monitor(mine.model, optimizer))
+        found[str(number)] = [said, monitor.to_frame().lambda_max.tolist()]
+    return found
+
+
+def logger_fails() -> dict[str, Any]:
+    """Only the first rank logs."""
+
+    def log(metrics: dict[str, float], step: int) -> None:
+        raise OSError("the tracker is gone")
+
+    def monitor_of(mine: lh.Objective, optimizer: Any) -> lh.Monitor:
+        monitor = lh.Monitor(mine, every=3, overhead=None)
+        monitor.attach(log)
+        return monitor
+
+    monitor, said = train(monitor_of)
+    return {"said": said, "failure": monitor.failure}
+
+
 def together() -> dict[str, Any]:
     """All of these in one group of processes, which take long to begin."""
-    return {"values": values(), "spaced": spaced(), "failing": failing()}
+    return {"values": values(), "spaced": spaced(), "deferred": deferred(), "logger": logger_fails(),
+            "failing": failing()}  # fmt: skip

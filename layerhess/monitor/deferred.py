@@ -8,6 +8,8 @@ from torch import nn
 
 from layerhess.errors import InputError
 from layerhess.monitor.monitor import Monitor
+from layerhess.objective import batches
+from layerhess.objective.group import world
 from layerhess.objective.objective import Objective
 
 
@@ -34,7 +36,7 @@ class Deferred:
         Raises:
             InputError: what the objective or the monitor refuses.
         """
-        objective = Objective(model, self._data, self._loss, batch_size=self._batch_size, mode=self._mode)
+        objective = Objective(model, _share(self._data), self._loss, batch_size=self._batch_size, mode=self._mode)
         optimizer = None if self._optimizer is False else self._optimizer
         if optimizer is True:
             if first is None:
@@ -45,3 +47,13 @@ class Deferred:
                 )
             optimizer = first
         return Monitor(objective, optimizer=optimizer, **self._settings)
+
+
+def _share(data: Any) -> Any:
+    """This rank's share of data that all ranks of a trainer were given; loaders are divided by the objective."""
+    rank, size = world().rank, world().size
+    if size == 1:
+        return data
+    if isinstance(data, list):
+        return data[rank::size]
+    return [batches.take(data, slice(rank, None, size))] if batches.is_single(data) else data

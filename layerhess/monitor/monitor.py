@@ -143,7 +143,8 @@ class Monitor:
             if not self._spacing.passes(before, self._count):
                 return None
             synchronise(*self._given.devices)  # what the training has begun is its own time
-            return self._due()
+            with self._given.group.together():  # where one rank fails, all hear of it
+                return self._due()
         except Exception as error:
             self._fail(error)
             return None

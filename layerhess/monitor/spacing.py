@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from layerhess.curvature.counters import Counters
 
 REMEMBERED = 3  # latest points: the next one is expected to take as long as the longest of them
-SPARE = 1.5  # times that: must be affordable, since machines are busy with other things too
+SPARE = 1.3  # times that must be affordable, once points were timed: machines are busy with other things too
 
 
 class Spacing:
@@ -80,7 +80,8 @@ class Spacing:
 
     def affords(self, checked: bool) -> bool:
         """Whether the next point may be made now, with or without checks."""
-        return self.has(SPARE * (max(self._points) + (self._checks if checked else 0.0)))
+        expected = max(self._points) + (self._checks if checked else 0.0)
+        return self.has(SPARE * expected if self._noted else expected)
 
     def has_steps(self, number: float) -> bool:
         """Whether the time of so many steps of the training is within what is allowed."""

@@ -36,3 +36,17 @@ def test_where_one_rank_fails_all_are_silent(ranks: list[dict[str, Any]]) -> Non
     assert one["points"] == two["points"] == 1
     assert len(one["said"]) == len(two["said"]) == 1
     assert "the file is gone" in two["failure"] and "rank 1" in one["failure"]
+
+
+def test_a_logger_that_fails_on_one_rank_ends_the_monitor_on_all(ranks: list[dict[str, Any]]) -> None:
+    one, two = (each["logger"] for each in ranks)
+    assert "the tracker is gone" in one["failure"] and "rank 0" in two["failure"]
+    assert len(one["said"]) == len(two["said"]) == 1
+
+
+def test_a_trainers_ranks_share_the_data_that_all_were_given(ranks: list[dict[str, Any]]) -> None:
+    alone, (one, two) = monitored_on_ranks.deferred(), (each["deferred"] for each in ranks)
+    assert one == two
+    for number, (said, values) in alone.items():
+        assert one[number][0] == said == []
+        np.testing.assert_allclose(one[number][1], values, rtol=1e-9)

@@ -57,7 +57,7 @@ def test_without_a_limit_a_point_comes_at_every_multiple_whatever_it_costs() -> 
 
 def test_the_first_point_waits_until_there_is_time_for_it_and_its_checks() -> None:
     _, made, shares = simulate(0.05, lambda i: 30.0 if i == 0 else 5.0, expected=(10.0, 20.0))
-    assert made[0] == 920  # 5 % of 901 s and more are 1.5 times 30 s
+    assert made[0] == 620  # 5 % of 601 s and more (the first step is before the clock starts)
     assert shares[0] <= 0.05
 
 
