@@ -186,9 +186,14 @@ class Monitor:
 
     def __repr__(self) -> str:
         """How many points there are, what they cost, and the latest one."""
-        state = f"failed: {self.failure}" if self.failure else f"{self.share:.1%} of the training's time"
-        latest = f"\n{self.points[-1]}" if self.points else ""
-        return f"Monitor of {type(self._given.model).__name__}, {len(self.points)} points, {state}{latest}"
+        if self.failure:
+            state = f"failed: {self.failure}"
+        elif self.points:
+            state = f"{self.share:.1%} of the training's time\n{self.points[-1]}"
+        else:
+            wait = self._spacing.first_after
+            state = f"there is time for the first one after {wait:.1g} s of training" if wait else "not begun"
+        return f"Monitor of {type(self._given.model).__name__}, {len(self.points)} points, {state}"
 
     # -- one point ------------------------------------------------------------------------------------------------
 

@@ -83,6 +83,11 @@ class Spacing:
         expected = max(self._points) + (self._checks if checked else 0.0)
         return self.has(SPARE * expected if self._noted else expected)
 
+    @property
+    def first_after(self) -> float:
+        """Seconds of training after which there is time for the first point, as far as it was forecast."""
+        return (self.own + self._points[0] + self._checks) / (self.overhead or float("inf"))
+
     def has_steps(self, number: float) -> bool:
         """Whether the time of so many steps of the training is within what is allowed."""
         return self.has(number * self.training / max(1, self._steps - 1))

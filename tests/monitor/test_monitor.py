@@ -480,6 +480,16 @@ def test_a_monitor_and_a_point_are_shown_in_a_few_lines() -> None:
     assert len(lines) <= 6 and "1 points" in lines[0] and "(full)" in repr(monitor)
 
 
+def test_a_monitor_without_points_says_when_there_is_time_for_one() -> None:
+    model = tanh_network()
+    monitor = lh.Monitor(lh.Objective(model, data(), LOSS), every=10, overhead=0.001)
+    assert "0 points, not begun" in repr(monitor)
+    monitor._forecast = True
+    monitor._spacing.expect(0.004, 0.006)
+    train(model, nesterov(model), 20, lambda step: monitor.step())
+    assert "time for the first one after 1e+01 s" in repr(monitor) and not monitor.points
+
+
 # -- the bar on the digits --------------------------------------------------------------------------------------------
 
 
