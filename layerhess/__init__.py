@@ -13,6 +13,8 @@ from layerhess.linalg.stochastic.coupling import Coupling
 from layerhess.linalg.stochastic.density import Density
 from layerhess.linalg.stochastic.diagonal import Diagonal
 from layerhess.linalg.stochastic.trace import Trace
+from layerhess.monitor.history import load_history
+from layerhess.monitor.monitor import Monitor
 from layerhess.objective.losses import batch_loss
 from layerhess.objective.objective import Objective
 from layerhess.results.record import Check, Counts
@@ -37,6 +39,7 @@ __all__ = [
     "InputError",
     "LayerhessWarning",
     "LossSlice",
+    "Monitor",
     "Objective",
     "ProcessError",
     "Spectrum",
@@ -50,6 +53,7 @@ __all__ = [
     "eigsh",
     "estimate",
     "load",
+    "load_history",
     "loss_slice",
     "trace",
 ]

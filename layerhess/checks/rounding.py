@@ -82,6 +82,7 @@ class RoundingMeter:
         coarsest: the coarsest dtype in the objective's graph. counters: counts under "rounding".
         make_graph: as for the :class:`layerhess.curvature.data_pass.DataPass` whose products are measured. memory: the
             budget. settled: tells what an earlier run did, see :meth:`layerhess.curvature.journal.Journal.settled`.
+        heavy: look for those examples, which costs passes over the data.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class RoundingMeter:
         make_graph: GraphMaker,
         memory: Budget,
         settled: Callable[[str, Any], Any] = lambda key, value: value,
+        heavy: bool = True,
     ) -> None:
         self._settled, self._number = settled, 0
         self._sizes: list[int | None] = [None, None]  # examples at a time in either pass, where memory ran out
@@ -108,7 +110,7 @@ class RoundingMeter:
         self._passes: tuple[DataPass, DataPass] | None = None
         self._wide: DataPass | None = None
         self._of_output = OutputError()
-        self._joined = False  # the heavy examples to the sample
+        self._joined = not heavy  # the heavy examples to the sample
         self.failure = self.note = ""
         errors = make_graph.errors.values() if isinstance(make_graph, Differences) else ()
         self.noise = NOISE * max(errors, default=0.0)

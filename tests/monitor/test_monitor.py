@@ -1,0 +1,544 @@
+"""A training with the monitor: bit by bit the same as without, and figures whose bounds hold."""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import layerhess as lh
+from layerhess.monitor.history import NAME
+from layerhess.monitor.loggers import TABLE
+from monitored import Explicit, data, noisy_network, tanh_network, train
+
+LOSS = nn.CrossEntropyLoss()
+
+
+def seed_all(seed: int = 0) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def nesterov(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3)
+
+
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=0.01)
+
+
+def bits(value: Any) -> Any:
+    """A value that is equal only if all bits are."""
+    if isinstance(value, Tensor):
+        return str(value.dtype), tuple(value.shape), value.detach().contiguous().numpy().tobytes()
+    if isinstance(value, np.ndarray):
+        return value.tobytes()
+    if isinstance(value, dict):
+        return {key: bits(item) for key, item in value.items()}
+    return [bits(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    modes = {name: module.training for name, module in model.named_modules()}
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    return bits([model.state_dict(), gradients, modes, optimizer.state_dict(), states])
+
+
+@pytest.mark.parametrize("mode", ["as-is", "eval"])
+@pytest.mark.parametrize("make", [nesterov, adamw])
+def test_training_is_the_same_bit_by_bit_with_and_without_the_monitor(make, mode: str, tmp_path: Path) -> None:
+    def run(monitored: bool) -> list[Any]:
+        seed_all()
+        model = noisy_network().train()
+        optimizer, seen = make(model), []
+        monitor = None
+        if monitored:
+            objective = lh.Objective(model, data(), LOSS, mode=mode)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", lh.LayerhessWarning)  # of P from another mode
+                monitor = lh.Monitor(objective, every=5, overhead=None, optimizer=optimizer, out=tmp_path / "m")
+
+        def after(step: int) -> None:
+            if monitor is not None:
+                point = monitor.step()
+                assert (point is not None) == (step % 5 == 0), monitor.failure
+            if step % 10 == 0:
+                seen.append(state(model, optimizer))
+
+        train(model, optimizer, 100, after)
+        assert monitor is None or (len(monitor.points) == 20 and not monitor.failure)
+        return seen
+
+    assert run(True) == run(False)
+
+
+def bounds_hold(model: nn.Module, point: Any) -> None:
+    truth = Explicit.of(model, data())
+    for name, reading in point.readings.items():
+        values = truth.values(name)
+        assert np.abs(values - reading.lambda_max).min() <= reading.bound, (point.step, name)
+        assert reading.lambda_max <= values[0] + reading.bound
+        assert not values[0] > 1.0001 * reading.missed_factor * reading.lambda_max
+        assert 0.0 < reading.bound <= 0.02 * values[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("blocks", ["weight", "parameter"])
+def test_bounds_hold_at_every_point_against_the_explicit_hessian(blocks: str, dtype: torch.dtype) -> None:
+    model = tanh_network().to(dtype)
+    x, y = data()
+    objective = lh.Objective(model, (x.to(dtype), y), LOSS)
+    monitor = lh.Monitor(objective, every=10, overhead=None, blocks=blocks)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.5)
+    for _ in range(120):
+        optimizer.zero_grad()
+        LOSS(model(x.to(dtype)), y).backward()
+        optimizer.step()
+        if (point := monitor.step()) is not None:
+            bounds_hold(model, point)
+    assert len(monitor.points) == 12
+    frame = monitor.to_frame()
+    assert len(frame) == 12 * (len(objective.parameters) // (2 if blocks == "weight" else 1) + 1)
+    assert frame.block.iloc[-1] == "(full)"
+    assert (frame.gradients == 1).all() and (frame.products >= 3).all()  # the smallest block has three
+
+
+def test_a_model_with_dropout_is_followed_without_it() -> None:
+    seed_all()
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Dropout(0.4), nn.Linear(8, 3)).train()
+    monitor = lh.Monitor(lh.Objective(model, data(), LOSS), every=5, overhead=None)
+    train(model, nesterov(model), 20, lambda step: (p := monitor.step()) and bounds_hold(model, p))
+    assert len(monitor.points) == 4 and any("dropout is off" in note for note in monitor.notes)
+    assert model.training and model[2].training
+
+
+def test_batchnorm_in_train_mode_keeps_the_batchs_statistics_beside_dropout() -> None:
+    """Against the same network without dropout, whose loss is that of train mode."""
+    seed_all()
+    noisy = noisy_network().train()
+    plain = copy.deepcopy(noisy)
+    plain[3] = nn.Identity()
+    tops = []
+    for model in (noisy, plain):
+        monitor = lh.Monitor(lh.Objective(model, data(), LOSS), every=1, overhead=None)
+        point = monitor.step()
+        assert point is not None, monitor.failure
+        tops.append({name: reading.lambda_max for name, reading in point.readings.items()})
+    assert list(tops[0].values()) == list(tops[1].values())
+
+
+def test_an_optimizers_state_of_another_mode_is_warned_of() -> None:
+    """A bias before BatchNorm has no gradient in train mode, but curvature in eval mode: P is about 1e-8 there."""
+    model = noisy_network().train()
+    objective = lh.Objective(model, data(), LOSS, mode="eval")
+    with pytest.warns(lh.LayerhessWarning, match="says nothing"):
+        monitor = lh.Monitor(objective, every=10, overhead=None, optimizer=(optimizer := adamw(model)))
+    train(model, optimizer, 20, lambda step: monitor.step())
+    assert monitor.points[-1].full.ratio > 100.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lh.Monitor(objective, optimizer=nesterov(model))
+        lh.Monitor(lh.Objective(model, data(), LOSS), optimizer=optimizer)
+
+
+def test_the_generators_of_a_loader_are_left_as_they_were() -> None:
+    generator = torch.Generator().manual_seed(3)
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(*data()), batch_size=8, shuffle=True, generator=generator
+    )
+    monitor = lh.Monitor(lh.Objective(tanh_network(), loader, LOSS), every=1, overhead=None)
+    before = bits([generator.get_state(), torch.get_rng_state()])
+    assert monitor.step() is not None, monitor.failure
+    assert bits([generator.get_state(), torch.get_rng_state()]) == before
+
+
+@pytest.mark.parametrize(
+    ("make", "factor"),
+    [
+        (lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.8, 0.99)), 3.6 / 0.2),
+        (lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.9, 0.99), amsgrad=True), 3.8 / 0.1),
+        (lambda p: torch.optim.RMSprop(p, lr=0.01, centered=True, momentum=0.5), 3.0),
+        (lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True), 3.8 / 2.8),
+    ],
+)
+def test_preconditioned_sharpness_is_that_of_the_explicit_matrix(make, factor: float) -> None:
+    model = tanh_network()
+    optimizer = make(model.parameters())
+    monitor = lh.Monitor(lh.Objective(model, data(), LOSS), every=8, overhead=None, optimizer=optimizer)
+    train(model, optimizer, 24, lambda step: monitor.step())
+    assert not monitor.failure
+    truth = Explicit.of(model, data())
+    root = np.concatenate([explicit_root(optimizer, p) for p in model.parameters()])
+    values = np.linalg.eigvalsh(root[:, None] * truth.matrix * root)
+    full = monitor.points[-1].full
+    assert full is not None
+    assert np.abs(values - full.preconditioned).min() <= full.preconditioned_bound
+    assert abs(full.preconditioned - values[-1]) <= 0.02 * values[-1]
+    assert full.threshold == pytest.approx(factor / 0.01)
+    assert full.ratio == pytest.approx(full.preconditioned / full.threshold)
+
+
+def explicit_root(optimizer: torch.optim.Optimizer, p: Tensor) -> np.ndarray:
+    """P^-1/2 of a parameter, from the update rules as torch's documentation has them."""
+    own, group = optimizer.state[p], optimizer.param_groups[0]
+    if isinstance(optimizer, torch.optim.SGD):
+        return np.ones(p.numel())
+    if isinstance(optimizer, torch.optim.RMSprop):
+        weight = np.sqrt(own["square_avg"].double().numpy() - own["grad_avg"].double().numpy() ** 2) + group["eps"]
+    else:
+        b1, b2 = group["betas"]
+        t = int(own["step"])
+        v = own["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"].double().numpy() / (1 - b2**t)
+        weight = (1 - b1**t) * (np.sqrt(v) + group["eps"])
+    return weight.reshape(-1) ** -0.5
+
+
+def test_groups_with_rates_of_their_own_are_compared_with_their_own_limits() -> None:
+    model = tanh_network()
+    groups = [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[2].parameters(), "lr": 0.01}]
+    optimizer = torch.optim.SGD(groups)
+    monitor = lh.Monitor(lh.Objective(model, data(), LOSS), every=1, overhead=None, optimizer=optimizer)
+    train(model, optimizer, 3, lambda step: monitor.step())
+    rate = np.concatenate([np.full(35, 0.1), np.full(18, 0.01)])
+    truth = Explicit.of(model, data()).matrix
+    stable = np.abs(np.linalg.eigvals(np.eye(53) - rate[:, None] * truth)).max()  # of a step of w' = w - R H w
+    least = np.linalg.eigvals(rate[:, None] * truth).real.max() / 2.0
+    full = monitor.points[-1].full
+    assert full is not None and full.ratio == pytest.approx(least, abs=full.preconditioned_bound / full.threshold)
+    assert stable < 1.1 and full.threshold == pytest.approx(20.0)
+
+
+# -- failures ---------------------------------------------------------------------------------------------------------
+
+
+def failing(model: nn.Module, after: int, error: BaseException) -> Any:
+    calls = [0]
+
+    def loss(net: nn.Module, batch: Any) -> tuple[Tensor, float]:
+        calls[0] += 1
+        if calls[0] > after:
+            raise error
+        return nn.functional.cross_entropy(net(batch[0]), batch[1], reduction="sum"), float(len(batch[1]))
+
+    return lh.Objective(model, data(), lh.batch_loss(loss))
+
+
+@pytest.mark.parametrize("after", [0, 3, 25])
+@pytest.mark.parametrize("error", [RuntimeError("boom\nmore"), ZeroDivisionError("boom")])
+def test_a_failure_warns_once_and_is_silent_from_then_on(after: int, error: Exception) -> None:
+    def run(monitored: bool) -> Any:
+        seed_all()
+        model = tanh_network()
+        optimizer = nesterov(model)
+        monitor = lh.Monitor(failing(model, after, error), every=2, overhead=None) if monitored else None
+        train(model, optimizer, 20, lambda step: monitor.step() if monitor else None)
+        return state(model, optimizer), monitor
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ours, monitor = run(True)
+    said = [str(w.message) for w in caught if issubclass(w.category, lh.LayerhessWarning)]
+    assert len(said) == 1 and "boom" in said[0] and "\n" not in said[0] and "training is not changed" in said[0]
+    assert monitor.step() is None and "boom" in monitor.failure
+    assert ours == run(False)[0]
+
+
+def test_ctrl_c_reaches_the_caller_with_the_model_as_it_was() -> None:
+    model = tanh_network()
+    optimizer = nesterov(model)
+    monitor = lh.Monitor(failing(model, 30, KeyboardInterrupt()), every=1, overhead=None)
+    train(model, optimizer, 1)
+    before = state(model, optimizer)
+    with pytest.raises(KeyboardInterrupt):
+        for _ in range(40):
+            monitor.step()
+    assert state(model, optimizer) == before and not monitor.failure
+
+
+def test_products_that_are_wrong_are_never_shown() -> None:
+    """Old weight_norm under reverse over reverse is 10 to 45 % off, without an error."""
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer = torch.nn.utils.weight_norm(nn.Linear(6, 5))
+    model = nn.Sequential(layer, nn.Tanh(), nn.Linear(5, 3))
+    monitor = lh.Monitor(lh.Objective(model, data(), LOSS), every=1, overhead=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", lh.LayerhessWarning)
+        point = monitor.step()
+    if point is None:
+        assert "CheckError" in monitor.failure
+    else:  # a torch that does it right
+        assert monitor.points[0].readings
+
+
+def test_a_model_that_is_changed_during_training_is_seen() -> None:
+    model = tanh_network()
+    monitor = lh.Monitor(lh.Objective(model, data(), LOSS), every=1, overhead=None)
+    assert monitor.step() is not None
+    model[0].weight.requires_grad_(False)
+    with pytest.warns(lh.LayerhessWarning, match="stopped at step 2"):
+        assert monitor.step() is None
+
+
+class Careless(torch.autograd.Function):
+    """tanh, whose backward cannot be differentiated in what it remembers: its gradient is right, its Hessian wrong."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.slope = 1.0 - torch.tanh(x).square().detach()
+        return torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * ctx.slope
+
+
+class Turning(nn.Module):
+    """Right at first."""
+
+    careless = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Careless.apply(x) if self.careless else torch.tanh(x)
+
+
+def test_operators_are_looked_at_again_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("layerhess.monitor.soundness.EVERY", 3)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), Turning(), nn.Linear(5, 3)).double()
+    x, y = data()
+    monitor = lh.Monitor(lh.Objective(model, (x.double(), y), LOSS), every=1, overhead=None)
+
+    def step() -> Any:
+        with torch.no_grad():
+            model[0].weight.mul_(1.01)
+        return monitor.step()
+
+    assert all(step() is not None for _ in range(5))
+    assert [point.checked for point in monitor.points] == [True, False, False, True, False]
+    model[1].careless = True
+    with pytest.warns(lh.LayerhessWarning, match="CheckError") as caught:
+        after = [step() for _ in range(4)]
+    assert after[1:] == [None] * 3 and len(caught) == 1
+
+
+def test_rounding_is_measured_again_where_a_norm_has_changed_much() -> None:
+    model = tanh_network()
+    monitor = lh.Monitor(lh.Objective(model, data(), LOSS), every=1, overhead=None, blocks="parameter")
+    for factor in (1.0, 1.0, 30.0, 1.0):
+        with torch.no_grad():
+            model[2].weight.mul_(factor)
+        bounds_hold(model, monitor.step())
+    assert [point.checked for point in monitor.points] == [True, False, False, True]
+
+
+# -- the rest ---------------------------------------------------------------------------------------------------------
+
+
+def test_results_go_to_the_folder_and_to_every_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # no TensorBoard
+    model, heard = tanh_network(), []
+    monitor = lh.Monitor(lh.Objective(model, data(), LOSS), every=2, overhead=None, out=tmp_path / "run")
+    monitor.attach(lambda metrics, step: heard.append((step, metrics)))
+    assert lh.load_history(tmp_path / "run").points == []
+    train(model, nesterov(model), 6, lambda step: monitor.step())
+    monitor.close()
+    again = lh.load_history(tmp_path / "run")
+    assert again.points == monitor.points and len(again.points) == 3
+    assert again.settings["parameters"] == 53 and again.share > 0.0
+    assert [step for step, _ in heard] == [2, 4, 6]
+    names = {
+        f"curvature/{block}/{kind}" for block in ("0.weight", "2.weight", "(full)") for kind in ("lambda_max", "bound")
+    }
+    assert set(heard[0][1]) == names
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted([NAME, TABLE])
+    frame = monitor.to_frame()
+    table = np.genfromtxt(tmp_path / "run" / TABLE, delimiter=",", names=True, dtype=None, encoding="utf-8")
+    np.testing.assert_array_equal(table["lambda_max"], frame.lambda_max)
+
+
+def test_tensorboards_own_reader_finds_the_figures(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monitor = lh.Monitor(lh.Objective(tanh_network(), data(), LOSS), every=1, overhead=None, out=tmp_path)
+    points = [monitor.step() for _ in range(3)]
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == set(points[0].metrics())
+    found = events.Scalars("curvature/(full)/lambda_max")
+    assert [one.step for one in found] == [1, 2, 3]
+    assert [one.value for one in found] == pytest.approx([p.full.lambda_max for p in points], rel=1e-6)
+
+
+def test_tensorboard_gets_the_figures_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Any] = []
+
+    class SummaryWriter:
+        def __init__(self, folder: str) -> None:
+            written.append(folder)
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.append((name, value, step))
+
+        def flush(self) -> None:
+            written.append("flushed")
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    stand_in = type(sys)("torch.utils.tensorboard")
+    stand_in.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stand_in)
+    monitor = lh.Monitor(lh.Objective(tanh_network(), data(), LOSS), every=1, overhead=None, out=tmp_path)
+    point = monitor.step()
+    assert point is not None and point.full is not None
+    assert written[0] == str(tmp_path) and written[-1] == "flushed"
+    assert ("curvature/(full)/lambda_max", point.full.lambda_max, 1) in written
+
+
+def test_the_history_of_a_long_training_is_complete_once_it_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("layerhess.monitor.monitor.OFTEN", 2)
+    monitor = lh.Monitor(lh.Objective(tanh_network(), data(4), LOSS), every=1, overhead=None, blocks=None, out=tmp_path)
+    for _ in range(23):
+        monitor.step()
+    assert len(lh.load_history(tmp_path).points) == 17
+    monitor.close()
+    assert len(lh.load_history(tmp_path).points) == 23
+
+
+def test_the_whole_model_or_the_blocks_may_be_left_out() -> None:
+    objective = lh.Objective(tanh_network(), data(), LOSS)
+    alone, blocks = lh.Monitor(objective, 1, None, overhead=None), lh.Monitor(objective, 1, full=False, overhead=None)
+    assert list(alone.step().readings) == ["(full)"] and list(blocks.step().readings) == ["0.weight", "2.weight"]
+
+
+def test_the_same_seed_gives_the_same_points() -> None:
+    def run(seed: int) -> Any:
+        model = tanh_network()
+        monitor = lh.Monitor(lh.Objective(model, data(), LOSS), every=3, overhead=None, seed=seed)
+        seed_all()
+        train(model, nesterov(model), 9, lambda step: monitor.step())
+        return [point.readings for point in monitor.points]
+
+    assert run(0) == run(0) != run(1)
+
+
+def test_a_share_that_is_allowed_is_kept() -> None:
+    """The digits' bar is in the slow tests; here, a training whose steps take a known time."""
+    import time
+
+    model = tanh_network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    monitor = lh.Monitor(lh.Objective(model, data(), LOSS), every=1, overhead=0.5, blocks=None, optimizer=optimizer)
+    train(model, optimizer, 150, lambda step: (time.sleep(0.005), monitor.step()))
+    assert len(monitor.points) >= 2, monitor
+    assert 0.0 < monitor.share <= 0.6
+
+
+def test_what_cannot_be_used_is_refused_before_the_training(tmp_path: Path) -> None:
+    objective = lh.Objective(tanh_network(), data(), LOSS)
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(*data()), batch_size=8, num_workers=1, persistent_workers=True
+    )
+    kept = lh.Objective(tanh_network(), loader, LOSS)
+    (tmp_path / "file").write_text("")
+    other = torch.optim.SGD(tanh_network().parameters(), lr=0.1)
+    cases: list[tuple[Any, dict[str, Any], str]] = [
+        (tanh_network(), {}, "not an Objective"),
+        (objective, {"every": 0}, "every is 0"),
+        (objective, {"overhead": 0.0}, "overhead is 0.0"),
+        (objective, {"overhead": "much"}, "overhead is 'much'"),
+        (objective, {"blocks": "nothing"}, "blocks|scheme"),
+        (objective, {"blocks": None, "full": False}, "nothing to follow"),
+        (objective, {"full": False, "optimizer": other}, "the whole model's"),
+        (objective, {"optimizer": other}, "none of the objective's parameters"),
+        (objective, {"out": tmp_path / "file"}, "cannot be made"),
+        (objective, {"seed": -1}, "seed is -1"),
+        (kept, {}, "persistent workers"),
+    ]
+    for given, settings, words in cases:
+        with pytest.raises(lh.InputError, match=words):
+            lh.Monitor(given, **settings)
+
+
+def test_a_monitor_and_a_point_are_shown_in_a_few_lines() -> None:
+    monitor = lh.Monitor(lh.Objective(tanh_network(), data(), LOSS), every=1, overhead=None)
+    monitor.step()
+    lines = repr(monitor).splitlines()
+    assert len(lines) <= 6 and "1 points" in lines[0] and "(full)" in repr(monitor)
+
+
+def test_a_monitor_without_points_says_when_there_is_time_for_one() -> None:
+    model = tanh_network()
+    monitor = lh.Monitor(lh.Objective(model, data(), LOSS), every=10, overhead=0.001)
+    assert "0 points, not begun" in repr(monitor)
+    monitor._forecast = True
+    monitor._spacing.expect(0.004, 0.006)
+    train(model, nesterov(model), 20, lambda step: monitor.step())
+    assert "time for the first one after 1e+01 s" in repr(monitor) and not monitor.points
+
+
+# -- the bar on the digits --------------------------------------------------------------------------------------------
+
+
+def digits_network() -> tuple[nn.Module, Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(),
+        nn.AvgPool2d(2), nn.Flatten(), nn.Dropout(0.1), nn.Linear(256, 10),
+    )  # fmt: skip
+    return model, torch.tensor(found.images / 8 - 1, dtype=torch.float32)[:, None], torch.tensor(found.target)
+
+
+def train_digits(model: nn.Module, x: Tensor, y: Tensor, steps: int, after: Any) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for step in range(steps):
+        index = torch.arange(64) + 64 * (step % 28)
+        optimizer.zero_grad()
+        LOSS(model(x[index % len(x)]), y[index % len(x)]).backward()
+        optimizer.step()
+        after(step + 1)
+
+
+@pytest.mark.slow
+def test_on_the_digits_five_percent_are_kept_within_six() -> None:
+    model, x, y = digits_network()
+    monitor = lh.Monitor(lh.Objective(model, (x[:128], y[:128]), LOSS), every=20, overhead=0.05)
+    train_digits(model, x, y, 8_000, lambda step: monitor.step())
+    assert not monitor.failure and len(monitor.points) >= 3
+    assert 0.02 < monitor.share <= 0.06
+
+
+@pytest.mark.slow
+def test_on_the_digits_bounds_hold_at_every_point() -> None:
+    model, x, y = digits_network()
+    batch = (x[:256], y[:256])
+    monitor = lh.Monitor(lh.Objective(model, batch, LOSS, mode="eval"), every=20, overhead=None)
+    errors = []
+
+    def after(step: int) -> None:
+        if (point := monitor.step()) is None:
+            return
+        hessian = lh.Hessian(lh.Objective(model, batch, LOSS, mode="eval"), "weight", check=False)
+        for name, reading in point.readings.items():
+            truth = lh.eigsh(hessian.block(name), tol=1e-5)
+            assert abs(truth.values[0] - reading.lambda_max) <= reading.bound + truth.error_bounds[0], (step, name)
+            errors.append(1.0 - reading.lambda_max / truth.values[0])
+
+    train_digits(model, x, y, 400, after)
+    assert len(errors) == 20 * 4 and max(errors) < 0.01  # nothing was missed either
