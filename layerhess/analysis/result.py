@@ -48,11 +48,6 @@ class Analysis(AnalysisRecord):
     def __str__(self) -> str:
         return as_text(self)
 
-    def __repr__(self) -> str:
-        done = sum(s.ok for s in self.spectra())
-        total = len(self.spectra())
-        return f"Analysis({self.model or 'model'}, {len(self.blocks)} blocks, {done} of {total} spectra converged)"
-
     def _repr_html_(self) -> str:
         return as_html(self)
 
