@@ -47,7 +47,7 @@ def densities(estimates: Mapping[str, DensityEstimate]) -> Picture:
     left, right, threshold = _eigenvalue_limits(drawn, bottom)
     for index, (name, estimate) in enumerate(shown.items()):
         axes = figure.add_subplot(rows, columns, index + 1)
-        _style(axes)
+        style_axes(axes)
         _eigenvalue_axis(axes, left, right, threshold, most=5)
         _density_axis(axes, bottom, top)
         axes.set_title(shortened(name, 30), fontsize=8.5, color=INK, loc="left", pad=3)
@@ -85,7 +85,7 @@ def full_density(
     height = 3.6
     figure = Picture(figsize=(WIDTH, height), facecolor=PAPER)
     axes = figure.add_subplot(1, 1, 1)
-    _style(axes)
+    style_axes(axes)
     drawn = [] if _is_zero(density) else [density]
     bottom, top = _density_limits(drawn)
     known = values[np.isfinite(values)]
@@ -156,7 +156,7 @@ def heat_map(
     axes.set_aspect("equal")
     axes.set_xlim(-0.5, count - 0.5)
     axes.set_ylim(count - 0.5, -0.5)
-    _name_cells(axes, names)
+    name_cells(axes, names)
     if count <= MOST_NUMBERS:
         _number_cells(axes, np.ma.filled(scale(filled), 0.0), matrix)
     for spine in axes.spines.values():
@@ -245,7 +245,8 @@ def _density_axis(axes: Axes, bottom: float, top: float) -> None:
     axes.minorticks_off()
 
 
-def _style(axes: Axes) -> None:
+def style_axes(axes: Axes) -> None:
+    """A curve over a grid."""
     axes.set_facecolor("none")
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("bottom", "left"))
@@ -308,7 +309,8 @@ def _colours(matrix: Floats, limits: tuple[float, float] | None) -> tuple[Normal
     return LogNorm(floor, high), floor, "min" if float(known.min()) < floor else "neither"
 
 
-def _name_cells(axes: Axes, names: Sequence[str]) -> None:
+def name_cells(axes: Axes, names: Sequence[str]) -> None:
+    """Names of the rows and columns of a table, as many as fit."""
     count = len(names)
     step = max(1, math.ceil(count / MOST_NAMES))
     places = list(range(0, count, step))

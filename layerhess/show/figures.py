@@ -29,9 +29,9 @@ def overview(analysis: AnalysisRecord) -> Picture:
 
     Hollow red marks have not converged. With more than 300 blocks, those with the largest absolute eigenvalues.
     """
-    blocks, title = _shown(analysis)
+    blocks, title = shown_blocks(analysis)
     rows = [*([analysis.full] if analysis.full is not None else []), *blocks]
-    figure, axes = _canvas(len(rows), "eigenvalue")
+    figure, axes = canvas(len(rows), "eigenvalue")
     names = operator_names(operator_of(analysis))
     labels = [f"full model ({names.full})" if s is analysis.full else s.name for s in rows]
     for row, spectrum in enumerate(rows):
@@ -41,8 +41,8 @@ def overview(analysis: AnalysisRecord) -> Picture:
         for pair, colour in ((analysis.full.top, TOP), (analysis.full.bottom, BOTTOM)):
             if pair is not None:
                 axes.axvline(pair[0], color=colour, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
-    _name_rows(axes, labels, bold=analysis.full is not None)
-    _scale(axes, rows)
+    name_rows(axes, labels, bold=analysis.full is not None)
+    scale_axis(axes, rows)
     axes.set_xlabel(
         f"eigenvalue of {names.block}, each block's own {names.words}"
         + (f"; dashed: the ends of the full {names.full}" if analysis.full is not None and analysis.full.top else ""),
@@ -76,7 +76,8 @@ def mass(analysis: AnalysisRecord) -> Picture:
     return figure
 
 
-def _shown(analysis: AnalysisRecord) -> tuple[list[Spectrum], str]:
+def shown_blocks(analysis: AnalysisRecord) -> tuple[list[Spectrum], str]:
+    """The blocks that have room in a figure, and a title where these are not all."""
     blocks = list(analysis.blocks.values())
     if len(blocks) <= MOST_ROWS:
         return blocks, ""
@@ -86,11 +87,12 @@ def _shown(analysis: AnalysisRecord) -> tuple[list[Spectrum], str]:
     return [s for s in blocks if s.name in kept], title
 
 
-def _canvas(rows: int, kind: str, panels: int = 1) -> tuple[Picture, Axes]:
+def canvas(rows: int, kind: str, panels: int = 1) -> tuple[Picture, Axes]:
+    """A figure as high as its rows need, and the first of its panels."""
     height = max(2.2, 1.15 + rows * _row_height(rows))
     figure = Picture(figsize=(WIDTH, height), facecolor=PAPER)
     axes = figure.add_subplot(1, panels, 1)
-    _style(axes)
+    style_axes(axes)
     return figure, axes
 
 
@@ -98,7 +100,8 @@ def _row_height(rows: int) -> float:
     return 0.27 if rows <= 45 else 0.19
 
 
-def _style(axes: Axes) -> None:
+def style_axes(axes: Axes) -> None:
+    """Rows on a grid of values."""
     axes.set_facecolor("none")
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
@@ -109,7 +112,8 @@ def _style(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _name_rows(axes: Axes, labels: Sequence[str], *, bold: bool = False) -> None:
+def name_rows(axes: Axes, labels: Sequence[str], *, bold: bool = False) -> None:
+    """Labels at the left, from the top down."""
     size = 9.0 if len(labels) <= 45 else 7.0
     axes.set_yticks(range(len(labels)), [shortened(label) for label in labels], fontsize=size, color=INK)
     axes.set_ylim(len(labels) - 0.4, -0.6)
@@ -154,7 +158,7 @@ def _draw_spectrum(axes: Axes, row: int, spectrum: Spectrum) -> None:
         )
 
 
-def _scale(axes: Axes, rows: Iterable[Spectrum]) -> None:
+def scale_axis(axes: Axes, rows: Iterable[Spectrum]) -> None:
     """Logarithmic if everything is positive, bounds included; otherwise symmetric logarithmic, with few ticks."""
     values = np.concatenate([s.eigenvalues for s in rows] or [np.empty(0)])
     bounds = np.concatenate([s.error_bounds for s in rows] or [np.empty(0)])
@@ -236,11 +240,11 @@ def _vector_titles(analysis: AnalysisRecord) -> list[str]:
 
 
 def _bars(names: Sequence[str], titles: Sequence[str], values: np.ndarray) -> Picture:
-    figure, first = _canvas(len(names), "mass", max(1, len(titles)))
+    figure, first = canvas(len(names), "mass", max(1, len(titles)))
     panels = [first, *(figure.add_subplot(1, len(titles), i + 1, sharey=first) for i in range(1, len(titles)))]
     widest = max(0.2, float(values.max(initial=0.0)))
     for column, (axes, title) in enumerate(zip(panels, titles, strict=False)):
-        _style(axes)
+        style_axes(axes)
         colour = BOTTOM if "-" in title.split()[-1].split("e")[0] else TOP
         axes.barh(range(len(names)), values[:, column], height=0.62, color=colour, zorder=2)
         axes.set_xlim(0, 1.2 * widest)
@@ -252,13 +256,13 @@ def _bars(names: Sequence[str], titles: Sequence[str], values: np.ndarray) -> Pi
                 axes.text(value + 0.02 * widest, row, share(value), va="center", fontsize=7.5, color=MUTED)
         if column:
             axes.tick_params(labelleft=False)
-    _name_rows(first, names)
+    name_rows(first, names)
     figure.tight_layout(w_pad=1.0)
     return figure
 
 
 def _heat(names: Sequence[str], titles: Sequence[str], values: np.ndarray) -> Picture:
-    figure, axes = _canvas(len(names) + 3, "mass")
+    figure, axes = canvas(len(names) + 3, "mass")
     axes.grid(False)
     for row in range(len(names)):
         for column in range(len(titles)):
@@ -268,7 +272,7 @@ def _heat(names: Sequence[str], titles: Sequence[str], values: np.ndarray) -> Pi
             if value >= 0.045 and len(titles) <= 14:
                 axes.text(column, row, f"{100 * value:.0f} %", ha="center", va="center", fontsize=7.5, color=INK)
     axes.set_xlim(-0.5, len(titles) - 0.5)
-    _name_rows(axes, names)
+    name_rows(axes, names)
     words = [title.replace("eigenvalue ", "").replace("-", "−") for title in titles]
     axes.set_xticks(range(len(titles)), words, rotation=40, ha="left", rotation_mode="anchor", fontsize=8)
     axes.xaxis.tick_top()
