@@ -19,7 +19,7 @@ from layerhess.linalg.estimates import Floats
 from layerhess.results.spectrum import AnalysisRecord, Spectrum
 from layerhess.show.figures import MOST_ROWS, canvas, name_rows, scale_axis, shown_blocks, style_axes
 from layerhess.show.numbers import number, share
-from layerhess.show.style import BLUE, INK, MUTED, PAPER, RULE, VERMILION, Picture
+from layerhess.show.style import ALARM, BLUE, INK, MUTED, PAPER, RULE, VERMILION, Picture
 from layerhess.show.summary import operator_names, operator_of
 
 FEW_VECTORS = 4  # up to here each eigenvector's mass is a bar chart; with more, a table
@@ -76,7 +76,7 @@ def _draw_row(axes: Axes, row: int, spectrum: Spectrum, limits: tuple[float, flo
     if spectrum.alarm and not spectrum.solved:
         word = spectrum.alarm.split(",")[0]
         axes.text(
-            1.01, row, word, transform=axes.get_yaxis_transform(), color=VERMILION, fontsize=7.5, va="center",
+            1.01, row, word, transform=axes.get_yaxis_transform(), color=ALARM, fontsize=7.5, va="center",
             fontweight="bold",
         )  # fmt: skip
     if spectrum.status.startswith("zero"):
@@ -178,7 +178,7 @@ def _bars(names: Sequence[str], titles: Sequence[str], bottom: Sequence[bool], v
         axes.set_xlim(0.0, 1.28 * widest)
         ticks = [t for t in (0.0, 0.25, 0.5, 0.75, 1.0) if t <= 1.1 * widest]
         axes.set_xticks(ticks, [f"{100 * t:.0f} %" for t in ticks])
-        axes.set_title(title, fontsize=9.5, color=VERMILION if wrong else INK, loc="left", fontweight="bold")
+        axes.set_title(title, fontsize=9.5, color=ALARM if wrong else INK, loc="left", fontweight="bold")
         for row, value in enumerate(values[:, column]):
             if value >= 0.005:
                 axes.text(value + 0.02 * widest, row, share(float(value)), va="center", fontsize=7.5, color=MUTED)

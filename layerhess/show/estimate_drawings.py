@@ -14,28 +14,25 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import FuncFormatter
 
 from layerhess.linalg.estimates import DensityEstimate, Floats
 from layerhess.linalg.stochastic.probe_statistics import half_width
 from layerhess.results.spectrum import FULL_NAME, AnalysisRecord, Spectrum
 from layerhess.show import density_figures
 from layerhess.show.drawings import line, shades
-from layerhess.show.figures import shortened
+from layerhess.show.figures import shortened, tick_label
 from layerhess.show.numbers import number, share_with_error
-from layerhess.show.style import BLUE, INK, MUTED, ORANGE, PAPER, RULE, SKY, VERMILION, Picture
+from layerhess.show.style import ALARM, BLUE, INK, MUTED, ORANGE, PAPER, QUIET, SKY, VERMILION, Picture
 from layerhess.show.summary import operator_names, operator_of, some
 
 WIDTH = 9.0  # inches
 LOUD = 5  # blocks with a line of their own look; the others are thin and grey
 MOST_NUMBERS = 12  # blocks up to which each cell of a table has its number
-UNSURE = 0.25  # of a coupling: a larger standard error is hatched
+UNSURE = 0.25  # of a coupling: with a larger standard error its cell is small
 LOOKS: tuple[tuple[str, Any], ...] = (
-    (BLUE, "-"),
-    (VERMILION, "--"),
-    (ORANGE, "-."),
-    (SKY, (0, (1, 1.2))),
-    (MUTED, (0, (6, 1.5, 1, 1.5, 1, 1.5))),
-)
+    (BLUE, "-"), (VERMILION, (0, (7, 3))), (ORANGE, "-."), (SKY, (0, (1, 1.2))), (MUTED, (0, (2.5, 2.5))),
+)  # fmt: skip
 
 
 def counts(analysis: AnalysisRecord) -> Picture:
@@ -56,25 +53,27 @@ def counts(analysis: AnalysisRecord) -> Picture:
     handles: list[Line2D | Patch] = []
     ends: list[float] = []
     for s in blocks:
-        colour, dashes = LOOKS[loud.index(s.name)] if s.name in loud else (RULE, "-")
+        colour, dashes = LOOKS[loud.index(s.name)] if s.name in loud else (QUIET, "-")
         width = 1.7 if s.name in loud else 0.9
         ends += _draw_counts(
             axes, s, color=colour, linestyle=dashes, linewidth=width, zorder=3 if s.name in loud else 2
         )
     handles += [line(*LOOKS[i], 1.7, shortened(name, 34)) for i, name in enumerate(loud)]
     if len(blocks) > len(loud):
-        handles.append(line(RULE, "-", 0.9, f"{len(blocks) - len(loud)} other blocks"))
+        handles.append(line(QUIET, "-", 0.9, f"{len(blocks) - len(loud)} other blocks"))
     full = drawn.get(FULL_NAME)
     if full is not None:
         ends += _draw_counts(axes, full, color=INK, linestyle="-", linewidth=2.6, zorder=5)
         handles.insert(0, line(INK, "-", 2.6, "full model"))
         if _band(axes, full):
-            handles.insert(1, Patch(facecolor=INK, alpha=0.15, label="its 95 % band over random vectors"))
+            handles.insert(1, Patch(facecolor=INK, alpha=0.15, label="its 95 % band"))
     if ends:
         axes.set_xlim(min(ends), 1.3 * max(ends))
     else:
         axes.text(0.5, 0.5, "no positive curvature", transform=axes.transAxes, ha="center", color=MUTED, fontsize=10)
     axes.set_ylim(bottom=0.7)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda mark, _: tick_label(mark)))
     names = operator_names(operator_of(analysis))
     axes.set_xlabel(f"eigenvalue λ of {names.block}, or of the full {names.full}", color=MUTED, fontsize=9)
     axes.set_ylabel("number of eigenvalues above λ", color=MUTED, fontsize=9)
@@ -83,7 +82,7 @@ def counts(analysis: AnalysisRecord) -> Picture:
         borderaxespad=0.0, handlelength=3.2,
     )  # fmt: skip
     _warn(figure, analysis)
-    figure.subplots_adjust(left=0.08, right=0.68, top=0.9, bottom=0.13)
+    figure.subplots_adjust(left=0.08, right=0.7, top=0.96, bottom=0.17)
     return figure
 
 
@@ -101,7 +100,7 @@ def densities(analysis: AnalysisRecord) -> Picture:
 def coupling(analysis: AnalysisRecord) -> Picture:
     """The lower triangle of coefficients ||A_bc||_F / sqrt(||A_bb||_F ||A_cc||_F); darker is more.
 
-    Hatched where the standard error is above a quarter of the value, crossed where it is not known.
+    A small cell has a standard error above a quarter of its value, a crossed one is not known.
     """
     found = analysis.coupling
     assert found is not None
@@ -121,14 +120,19 @@ def coupling(analysis: AnalysisRecord) -> Picture:
     return figure
 
 
-def _above(density: DensityEstimate, numel: int, points: Floats) -> Floats:
-    """(probes, points): by each random vector, the number of eigenvalues above each point."""
-    found = np.empty((len(density.nodes), len(points)))
+def _above(density: DensityEstimate, numel: int, points: Floats) -> tuple[Floats, Floats, Floats]:
+    """By each random vector: the number of eigenvalues above each point, at least and at most; (probes, points) each.
+
+    What a vector sees above a point lies between its quadrature's weights beyond the next node and those from the last
+    one on (inequalities of Chebyshev, Markov and Stieltjes; Szego 1939, theorem 3.41.1).
+    """
+    found, least, most = np.empty((3, len(density.nodes), len(points)))
     for row, (nodes, weights) in enumerate(zip(density.nodes, density.weights, strict=True)):
-        order = np.argsort(nodes)
-        summed = np.concatenate([np.cumsum(weights[order][::-1])[::-1], [0.0]])
-        found[row] = numel * summed[np.searchsorted(nodes[order], points, side="right")]
-    return found
+        kept = np.argsort(nodes)[weights[np.argsort(nodes)] > 0.0]
+        beyond = numel * np.concatenate([np.cumsum(weights[kept][::-1])[::-1], [0.0, 0.0]])
+        place = np.searchsorted(nodes[kept], points, side="right")
+        found[row], least[row], most[row] = beyond[place], beyond[place + 1], beyond[np.maximum(place - 1, 0)]
+    return found, least, most
 
 
 def _points(spectrum: Spectrum) -> Floats:
@@ -146,7 +150,7 @@ def _draw_counts(axes: Axes, spectrum: Spectrum, **look: Any) -> list[float]:
     density, points = spectrum.density, _points(spectrum)
     if density is None or not len(points):
         return []
-    number_of = _above(density, spectrum.numel, points).mean(axis=0)
+    number_of = _above(density, spectrum.numel, points)[0].mean(axis=0)
     number_of[-1] = max(number_of[-1], 1e-3)  # zero from the last node on: the line goes down there
     axes.step(points, number_of, where="post", **look)
     return [float(points[0]), float(points[-1])]
@@ -156,12 +160,19 @@ def _band(axes: Axes, spectrum: Spectrum) -> bool:
     density, points = spectrum.density, _points(spectrum)
     if density is None or density.probes < 2 or not len(points):
         return False
-    rows = _above(density, spectrum.numel, points)
-    half = half_width(1.0, len(rows)) * rows.std(axis=0, ddof=1) / math.sqrt(len(rows))
-    mean = rows.mean(axis=0)
-    low, high = np.maximum(mean - half, 1e-3), mean + half
-    axes.fill_between(points, low, high, step="post", color=INK, alpha=0.15, linewidth=0, zorder=4)
+    low, high = _band_of(density, spectrum.numel, points)
+    axes.fill_between(points, np.maximum(low, 1e-3), high, step="post", color=INK, alpha=0.15, linewidth=0, zorder=4)
     return True
+
+
+def _band_of(density: DensityEstimate, numel: int, points: Floats) -> tuple[Floats, Floats]:
+    """The 95 % band over the random vectors, with the error of their quadratures."""
+    _, least, most = _above(density, numel, points)
+    ends = []
+    for rows, sign in ((least, -1.0), (most, 1.0)):
+        error = rows.std(axis=0, ddof=1) / math.sqrt(len(rows))
+        ends.append(rows.mean(axis=0) + sign * half_width(1.0, len(rows)) * error)
+    return ends[0], ends[1]
 
 
 def _warn(figure: Picture, analysis: AnalysisRecord) -> None:
@@ -169,10 +180,8 @@ def _warn(figure: Picture, analysis: AnalysisRecord) -> None:
     late = [s for s in analysis.spectra() if s.density is not None and not s.density.finished]
     if late:
         names = some([shortened("full model" if s.name == FULL_NAME else s.name, 24) for s in late], 4)
-        figure.text(
-            0.01, 0.985, f"STOPPED EARLY, not drawn: {names}", fontsize=8.5, color=VERMILION, va="top",
-            fontweight="bold",
-        )  # fmt: skip
+        said = f"STOPPED EARLY, not drawn: {names}"
+        figure.text(0.01, 0.01, said, fontsize=8.5, color=ALARM, va="bottom", fontweight="bold")
 
 
 def _triangle(names: Sequence[str], matrix: Floats, unsure: np.ndarray) -> tuple[Picture, Axes]:
@@ -189,10 +198,9 @@ def _triangle(names: Sequence[str], matrix: Floats, unsure: np.ndarray) -> tuple
         for c in range(b + 1):
             value = float(matrix[b, c])
             known = math.isfinite(value)
-            cell = Rectangle((c - 0.47, b - 0.47), 0.94, 0.94, linewidth=0.0, edgecolor=PAPER)
-            cell.set_facecolor(palette(scale(value)) if known else "none")
-            cell.set_hatch("///" if known and unsure[b, c] else "")
-            axes.add_patch(cell)
+            half = 0.28 if unsure[b, c] else 0.47
+            colour = palette(scale(value)) if known else "none"
+            axes.add_patch(Rectangle((c - half, b - half), 2 * half, 2 * half, linewidth=0.0, facecolor=colour))
             if not known:
                 axes.plot(c, b, marker="x", color=MUTED, markersize=max(2.0, min(6.0, 90.0 / count)))
             elif count <= MOST_NUMBERS:
@@ -208,7 +216,7 @@ def _triangle(names: Sequence[str], matrix: Floats, unsure: np.ndarray) -> tuple
     bar.pcolormesh(np.linspace(0.0, scale.vmax or 1.0, 61), [0, 1], steps[None], cmap=palette, norm=scale)
     bar.set_yticks([])
     bar.tick_params(colors=MUTED, labelsize=8, length=2)
-    label = "coupling coefficient" + (f"; hatched: ± more than {100 * UNSURE:.0f} %" if np.any(unsure) else "")
+    label = "coupling coefficient" + (f"; small: ± more than {100 * UNSURE:.0f} %" if np.any(unsure) else "")
     bar.set_title(label, fontsize=8, color=MUTED, loc="right", pad=3)
     for spine in bar.spines.values():
         spine.set_visible(False)
