@@ -24,6 +24,7 @@ from layerhess.analysis.result import rewrite_report
 from layerhess.cli import options as given
 from layerhess.cli.demo import build as build_demo
 from layerhess.cli.display import Display, cost_sentences
+from layerhess.cli.doctor import examine
 from layerhess.cli.exit_codes import DONE, UNFINISHED, ended, stdout_on_stderr
 from layerhess.cli.help import Command, Commands
 from layerhess.cli.question import NO_COST, arguments_of, objective_of, with_options_of
@@ -42,6 +43,7 @@ layerhess template > mine.py                        ten lines to fill in
 layerhess analyze mine.py:make                      every layer, and the model
 layerhess analyze mine.py:make --all --out run      traces, densities, ... too
 layerhess report run                                its page, made anew
+layerhess doctor                                    is this machine right?
 """,
     "analyze": """
 layerhess analyze mine.py:make
@@ -58,6 +60,7 @@ layerhess estimate mine.py:make --world 8 --device-memory 80GiB --json
     "report": "layerhess report layerhess-results/mine-make-20300102-030405",
     "demo": "layerhess demo --out somewhere",
     "template": "layerhess template > mine.py",
+    "doctor": "layerhess doctor\nlayerhess doctor --json > machine.json",
 }
 
 app = typer.Typer(
@@ -246,6 +249,17 @@ def demo(
         return _run(objective, {"top": top, "bottom": bottom, "seed": seed}, folder, quiet=quiet, offer_examples=False)
 
     raise typer.Exit(ended(command))
+
+
+@app.command(cls=Command, epilog=EXAMPLES["doctor"])
+def doctor(json: given.Json = False) -> None:
+    """Check this machine: versions, devices, derivatives.
+
+    Small networks of every kind that the library treats specially are differentiated twice and compared with
+    differences of gradients. Exit code 0 if all are right, or known to be wrong somewhere and refused by the self-check
+    of every analysis; else 1.
+    """
+    raise typer.Exit(ended(lambda: examine(json=json)))
 
 
 @app.command(cls=Command, epilog=EXAMPLES["template"])

@@ -1,4 +1,4 @@
-"""Sentences as lines of a terminal: wrapped at its width, an error in four at most; whole, in one, in a pipe or file."""
+"""Sentences as lines of a terminal: wrapped at its width, an error in four at most; in a pipe or file, one line."""
 
 from __future__ import annotations
 
