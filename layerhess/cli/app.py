@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from torch import nn
 
 import layerhess
@@ -27,6 +26,7 @@ from layerhess.cli.display import Display, cost_sentences
 from layerhess.cli.doctor import examine
 from layerhess.cli.exit_codes import DONE, UNFINISHED, ended, stdout_on_stderr
 from layerhess.cli.help import Command, Commands
+from layerhess.cli.lines import console, plain, width_of
 from layerhess.cli.question import NO_COST, arguments_of, objective_of, with_options_of
 from layerhess.errors import InputError
 from layerhess.objective.group import launched, world
@@ -34,7 +34,7 @@ from layerhess.objective.objective import Objective
 from layerhess.results import store
 from layerhess.results.derived import compare_learning_rate
 from layerhess.show.summary import largest
-from layerhess.show.table import as_text, renderable
+from layerhess.show.table import WIDTH, as_text, renderable
 
 EXAMPLES = {
     "": """
@@ -50,7 +50,7 @@ layerhess analyze mine.py:make
 layerhess analyze mine.py:make --blocks weight --top 5 --no-full
 layerhess analyze mine.py:make --blocks head='head.*' --blocks body='layers.*'
 layerhess analyze mine.py:make --all --examples 512 --out run
-layerhess analyze mine.py:make --out run --resume
+layerhess analyze mine.py:make --top 5 --out long --resume
 layerhess analyze package.module:make --json | jq .full.eigenvalues
 """,
     "estimate": """
@@ -200,7 +200,10 @@ def _estimate(
                 stack.enter_context(stdout_on_stderr())
             stack.enter_context(display.with_warnings())
             found = estimate_now(objective_of(options), **arguments, world=world, device_memory=device_memory)
-        print(dumps(asdict(found), indent=2) if options["json"] else cost_sentences(found))
+        if options["json"]:
+            print(dumps(asdict(found), indent=2))
+        else:
+            plain(cost_sentences(found))
         return DONE
 
     raise typer.Exit(ended(command, show_traceback=options["traceback"]))
@@ -301,14 +304,14 @@ def _run(
         _print_table(analysis)
         if learning_rate is not None:
             _print_rate(analysis, learning_rate)
-        print(f"\nSaved in {folder}; the report is {folder / store.REPORT}")
+        plain(f"\nSaved in {folder}; the report is {folder / store.REPORT}")
     return DONE if analysis.converged else UNFINISHED
 
 
 def _print_table(analysis: Any) -> None:
     """On stdout: as wide as the terminal and in colour; plain and 100 columns wide where it is not a terminal."""
     if sys.stdout.isatty():
-        Console(highlight=False).print(renderable(analysis))
+        console(sys.stdout).print(renderable(analysis))
     else:
         print(as_text(analysis))
 
@@ -326,17 +329,17 @@ def _print_rate(analysis: Any, learning_rate: float) -> None:
 
     spectrum = largest(analysis)
     if spectrum is not None and (spectrum.operator != "hessian" or spectrum is not analysis.full):
-        print("The learning rate was not judged: that takes the largest eigenvalue of the full Hessian.")
+        plain("The learning rate was not judged: that takes the largest eigenvalue of the full Hessian.")
     elif spectrum is not None:
         sentence = compare_learning_rate(spectrum, learning_rate)
-        print(f"{sentence[0].upper()}{sentence[1:]}.")
+        plain(f"{sentence[0].upper()}{sentence[1:]}.")
     else:
-        print("The learning rate cannot be judged: no largest eigenvalue was asked for.")
+        plain("The learning rate cannot be judged: no largest eigenvalue was asked for.")
 
 
 def _rescued(error: Any) -> Exception:
     """Show numbers that could not be saved where they should, and save them elsewhere."""
-    print(as_text(error.analysis), file=sys.stderr)
+    print(as_text(error.analysis, width_of(sys.stderr) or WIDTH), file=sys.stderr)
     try:
         place = error.analysis.save(Path(tempfile.mkdtemp(prefix="layerhess-")) / "analysis")
     except (InputError, OSError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,7 +15,7 @@ import torch
 import layerhess
 from layerhess.cli import self_test
 from layerhess.cli.exit_codes import DONE, UNFINISHED
-from layerhess.cli.lines import width_of, wrapped
+from layerhess.cli.lines import plain
 from layerhess.linalg.numbers import counted, duration
 
 NEEDED = ("torch", "numpy", "scipy", "matplotlib", "typer", "rich", "jinja2", "safetensors")
@@ -28,15 +27,15 @@ def examine(*, json: bool) -> int:
     began = time.monotonic()
     report = surroundings()
     if not json:
-        print(_wrapped(heading(report)), flush=True)
+        plain(heading(report))
     findings = []
     for device in tested_devices():
         if not json:
-            print(f"\nSecond derivatives on {device}, relative errors in float64 and float32:", flush=True)
+            plain(f"\nSecond derivatives on {device}, relative errors in float64 and float32:")
         for finding in self_test.run(device):
             findings.append(finding)
             if not json:
-                print(_wrapped(line(finding)), flush=True)
+                plain(line(finding))
     ok = all(finding.ok for finding in findings)
     seconds = time.monotonic() - began
     if json:
@@ -48,7 +47,7 @@ def examine(*, json: bool) -> int:
             dumps(report | {"checks": made, "tolerance": self_test.TOLERANCE, "seconds": seconds, "ok": ok}, indent=2)
         )
     else:
-        print(_wrapped(verdict(findings, seconds)))
+        plain(verdict(findings, seconds))
     return DONE if ok else UNFINISHED
 
 
@@ -115,17 +114,13 @@ def verdict(findings: list[self_test.Finding], seconds: float) -> str:
     refused = [finding for finding in findings if finding.ok and finding.outcome != self_test.RIGHT]
     took = f" ({duration(seconds)})"
     if not wrong:
-        known = f"; {', '.join(finding.name for finding in refused)}: wrong here, and every analysis refuses them"
+        known = f"; {' and '.join(finding.name for finding in refused)}: wrong here, and every analysis refuses them"
         return f"\nThis machine's second derivatives are right{known if refused else ''}.{took}"
     names = ", ".join(finding.name for finding in wrong)
     return (
         f"\nNOT RIGHT on this machine: {names}. Do not trust curvature of such layers; try another version of torch "
         f"than {torch.__version__}, and please report this.{took}"
     )
-
-
-def _wrapped(text: str) -> str:
-    return wrapped(text, width_of(sys.stdout))
 
 
 def _number(error: float) -> float | None:

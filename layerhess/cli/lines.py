@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import IO
+from typing import IO, Literal
+
+from rich.console import Console
 
 from layerhess.errors import MORE
 
@@ -69,6 +72,17 @@ def shortened(parts: Sequence[str], room: int) -> str:
     return " ".join(kept)
 
 
+def plain(text: str) -> None:
+    """Print a text on stdout, wrapped where that is a terminal."""
+    print(wrapped(text, width_of(sys.stdout)), flush=True)
+
+
+def console(stream: IO[str]) -> Console:
+    """A console of rich that wraps where ``stream`` is a terminal, and has no colours under NO_COLOR."""
+    colours: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
+    return Console(file=stream, highlight=False, soft_wrap=not stream.isatty(), color_system=colours)
+
+
 def _lines(text: str, width: int, indent: str) -> list[str]:
-    return textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=len(indent) == 0,
-                         break_on_hyphens=False)  # fmt: skip
+    # Paths are to be copied: only an error, which has a limit, divides them.
+    return textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=not indent, break_on_hyphens=False)
