@@ -17,6 +17,22 @@ Floats = NDArray[np.float64]
 CONFIDENCE = 0.95  # of every interval and band
 
 
+class Tensors(Described, dict[str, Tensor]):
+    """Parameter name -> tensor, in model order; its repr has their shapes and sizes, not their entries."""
+
+    def _describe(self) -> Description:
+        first = ", ".join(f"{called(name, 30)} ({_shape(tensor)})" for name, tensor in list(self.items())[:3])
+        return Description(
+            f"{counted(len(self), 'tensor')}, {counted(sum(t.numel() for t in self.values()), 'entry', 'entries')}",
+            (first + (f" and {len(self) - 3} more" if len(self) > 3 else ""),) if self else (),
+            columns=("name", "shape", "dtype", "Euclidean norm"),
+            rows=tuple(
+                (called(name), _shape(t), str(t.dtype).removeprefix("torch."), number(_norm([t])))
+                for name, t in self.items()
+            ),
+        )
+
+
 @dataclass(frozen=True, repr=False)
 class TraceEstimate(Described):
     """The trace of one operator.
@@ -81,6 +97,10 @@ class DiagonalEstimate(Described):
     required: bool = False
     rounding: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("value", "standard_error"):
+            object.__setattr__(self, name, Tensors(getattr(self, name)))
+
     @property
     def ok(self) -> bool:
         """False when the error asked for was not reached."""
@@ -105,7 +125,7 @@ class DiagonalEstimate(Described):
             tuple(
                 (
                     called(name),
-                    " x ".join(map(str, v.shape)) or "scalar",
+                    _shape(v),
                     standard(_norm([v]), _norm([e])),
                     number(float(v.min()) if v.numel() else math.nan),
                     number(float(v.max()) if v.numel() else math.nan),
@@ -232,6 +252,10 @@ def standard(value: float, error: float) -> str:
 def found_by(method: str, probes: int) -> str:
     """How an estimate was made."""
     return f"found by {method}, from {counted(probes, 'random vector')}" if probes else f"found by: {method}"
+
+
+def _shape(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape)) or "scalar"
 
 
 def _norm(tensors: list[Tensor | None]) -> float:

@@ -10,11 +10,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layerhess.linalg.described import Described, Description, called
-from layerhess.linalg.estimates import DensityEstimate, DiagonalEstimate, TraceEstimate, standard
+from layerhess.linalg.estimates import DensityEstimate, DiagonalEstimate, Tensors, TraceEstimate, standard
 from layerhess.linalg.numbers import count, counted, duration, number, rounded_up, share, with_bound, with_reach
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+
+
+class Eigenvectors(Described, list[dict[str, Tensor]]):
+    """One dict of parameter-shaped tensors for each pair; its repr has no entries."""
+
+    def _describe(self) -> Description:
+        one = f", each of {repr(self[0]).splitlines()[0]}" if self else ""
+        return Description(f"{counted(len(self), 'eigenvector')}{one}", ("[i][name] gives a tensor",) if self else ())
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,6 +111,8 @@ class SpectrumRecord(Described):
         return np.stack([lower, upper], axis=1)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.eigenvectors, Eigenvectors):
+            object.__setattr__(self, "eigenvectors", Eigenvectors(map(Tensors, self.eigenvectors)))
         if not len(self.sampling_errors):
             object.__setattr__(self, "sampling_errors", np.full(len(self.eigenvalues), np.nan))
 

@@ -17,11 +17,13 @@ from matplotlib.patches import Rectangle
 
 from layerhess.linalg.estimates import Floats
 from layerhess.results.spectrum import AnalysisRecord, Spectrum
-from layerhess.show.figures import MOST_ROWS, canvas, name_rows, scale_axis, shown_blocks, style_axes
+from layerhess.show.figures import canvas, name_rows, scale_axis, shown_blocks, style_axes
 from layerhess.show.numbers import number, share
 from layerhess.show.style import ALARM, BLUE, INK, MUTED, PAPER, RULE, VERMILION, Picture
 from layerhess.show.summary import operator_names, operator_of
 
+MOST_BLOCKS = 40  # with more, those that hold less than LEAST of every eigenvector are left out
+LEAST = 0.005
 FEW_VECTORS = 4  # up to here each eigenvector's mass is a bar chart; with more, a table
 
 
@@ -59,15 +61,14 @@ def mass(analysis: AnalysisRecord) -> Picture:
     Plain bars for eigenvalues at the top, hatched ones at the bottom.
     """
     columns = analysis.full_mass
-    names = [name for name in columns[0] if any(column.get(name, 0.0) > 0.0 for column in columns)]
-    hidden = [name for name in names if max(column.get(name, 0.0) for column in columns) < 0.005]
-    if len(names) > MOST_ROWS // 8:
-        names = [name for name in names if name not in hidden]
-    values = np.array([[column.get(name, 0.0) for column in columns] for name in names]).reshape(len(names), -1)
+    largest = {name: max(column.get(name, 0.0) for column in columns) for name in columns[0]}
+    names = [name for name, part in largest.items() if part > 0.0]
+    shown = names if len(names) <= MOST_BLOCKS else [name for name in names if largest[name] >= LEAST]
+    values = np.array([[column.get(name, 0.0) for column in columns] for name in shown]).reshape(len(shown), -1)
     titles, bottom = _vectors(analysis)
-    figure = _bars(names, titles, bottom, values) if len(columns) <= FEW_VECTORS else _table(names, titles, values)
-    if len(names) < len(columns[0]) and hidden and len(names) + len(hidden) > MOST_ROWS // 8:
-        note = f"{len(hidden)} blocks with less than 0.5 % of every eigenvector are not shown"
+    figure = _bars(shown, titles, bottom, values) if len(columns) <= FEW_VECTORS else _table(shown, titles, values)
+    if hidden := len(names) - len(shown):
+        note = f"{hidden} blocks with less than 0.5 % of every eigenvector are not shown"
         figure.text(0.01, 0.004, note, fontsize=8, color=MUTED)
     return figure
 

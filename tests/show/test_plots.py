@@ -187,6 +187,19 @@ def test_odd_analyses_are_drawn_too() -> None:
     assert "no positive curvature" in words(odd.plot.density())
 
 
+def test_the_mass_is_drawn_as_bars_or_as_a_table_and_what_is_left_out_is_counted() -> None:
+    base = made()
+    figure = base.plot.mass()
+    widths = [patch.get_width() for patch in figure.axes[0].patches]  # type: ignore[attr-defined]
+    wanted = [share for share in base.full_mass[0].values() if any(row for row in base.full_mass)][:-1]
+    assert np.allclose(widths, wanted) and len(figure.axes) == len(base.full_mass) == 3
+    assert [bool(axes.patches[0].get_hatch()) for axes in figure.axes] == [False, False, True]  # the bottom one
+    names = [f"layers.{i}" for i in range(60)]
+    long = [{name: 0.4 if i < 2 else 0.2 / 58 for i, name in enumerate(names)}]
+    text = words(dataclasses.replace(base, full_mass=long).plot.mass())
+    assert "58 blocks with less than 0.5 % of every eigenvector are not shown" in text and "layers.1" in text
+
+
 def ink(figure: Figure) -> np.ndarray:
     """Where a print in black and white has ink, (rows, columns)."""
     canvas = FigureCanvasAgg(figure)
