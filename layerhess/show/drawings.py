@@ -37,7 +37,7 @@ def eigenvalues(analysis: AnalysisRecord) -> Picture:
     names = operator_names(operator_of(analysis))
     figure, axes = canvas(len(rows), "eigenvalue")
     scale_axis(axes, rows)
-    left, right = axes.get_xlim()
+    left, right = _limits(axes, rows)
     for row, spectrum in enumerate(rows):
         _draw_row(axes, row, spectrum, (left, right))
     if analysis.full is not None:
@@ -71,6 +71,19 @@ def mass(analysis: AnalysisRecord) -> Picture:
         note = f"{hidden} blocks with less than 0.5 % of every eigenvector are not shown"
         figure.text(0.01, 0.004, note, fontsize=8, color=MUTED)
     return figure
+
+
+def _limits(axes: Axes, rows: Sequence[Spectrum]) -> tuple[float, float]:
+    """Ends of the axis, as far as sampling errors reach where these are larger than the bounds."""
+    left, right = axes.get_xlim()
+    values = np.concatenate([s.eigenvalues for s in rows] or [np.empty(0)])
+    reach = 2.0 * np.concatenate([s.sampling_errors for s in rows] or [np.empty(0)])
+    low, high = values - reach, values + reach
+    if axes.get_xscale() == "log":
+        low = low[low > 0.0]
+    low, high = low[np.isfinite(low)], high[np.isfinite(high)]
+    spread = 1.2 if axes.get_xscale() == "log" else 1.0
+    return min(left, float(low.min(initial=left)) / spread), max(right, float(high.max(initial=right)) * spread)
 
 
 def _draw_row(axes: Axes, row: int, spectrum: Spectrum, limits: tuple[float, float]) -> None:

@@ -211,12 +211,12 @@ def _triangle(names: Sequence[str], matrix: Floats, unsure: np.ndarray) -> tuple
     density_figures.name_cells(axes, names)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    bar = figure.add_axes(((margin + side * 0.62) / width, 1.0 - 1.0 / height, side * 0.36 / width, 0.12 / height))
+    bar = figure.add_axes((1.0 - 1.75 / width, 1.0 - 1.05 / height, 1.6 / width, 0.12 / height))
     steps = np.linspace(0.0, scale.vmax or 1.0, 60)
     bar.pcolormesh(np.linspace(0.0, scale.vmax or 1.0, 61), [0, 1], steps[None], cmap=palette, norm=scale)
     bar.set_yticks([])
     bar.tick_params(colors=MUTED, labelsize=8, length=2)
-    label = "coupling coefficient" + (f"; small: ± more than {100 * UNSURE:.0f} %" if np.any(unsure) else "")
+    label = "coupling coefficient" + (f"\nsmall: ± more than {100 * UNSURE:.0f} %" if np.any(unsure) else "")
     bar.set_title(label, fontsize=8, color=MUTED, loc="right", pad=3)
     for spine in bar.spines.values():
         spine.set_visible(False)

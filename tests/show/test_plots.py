@@ -131,8 +131,18 @@ def test_bars_are_two_sampling_errors_where_these_were_measured_and_bounds_elsew
     bars = {tuple(np.round(ln.get_xdata(), 9)) for ln in axes.lines if len(ln.get_xdata()) == 2}
     top, second, bottom = spectrum.eigenvalues
     bound = spectrum.error_bounds[2]
+    left, right = axes.get_xlim()
+    assert left <= bottom - bound and top + 0.2 <= right
     wanted = [(top - 0.2, top + 0.2), (second - 0.2, second + 0.2), (bottom - bound, bottom + bound)]
     assert bars == {tuple(np.round(pair, 9)) for pair in wanted}
+
+
+def test_sampling_errors_have_room_on_a_logarithmic_axis() -> None:
+    values, more = np.array([30.0, 2.0, 0.1]), np.array([20.0, 0.1, 0.04])
+    spectrum = fabricated.spectrum("w", eigenvalues=values, error_bounds=np.full(3, 1e-3), sampling_errors=more)
+    axes = fabricated.one(spectrum).plot.eigenvalues().axes[0]
+    left, right = axes.get_xlim()
+    assert axes.get_xscale() == "log" and 0.0 < left < 0.1 - 0.08 and right > 70.0
 
 
 def test_coefficients_are_norms_over_the_root_of_both_diagonal_norms() -> None:
