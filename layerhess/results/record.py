@@ -195,7 +195,7 @@ class SpectrumRecord(Described):
                 values.append(f"{words} {with_reach(*pair, reach)}")
         alarm = self.alarm
         facts = ["; ".join(values) or "no eigenvalue", *([f"status: {self.status}"] if alarm else [])]
-        facts += ["; ".join(self._estimates())] if self._estimates() else []
+        facts += [f"estimates: {'; '.join(self._estimates())}"] if self._estimates() else []
         if len(self.eigenvalues) > len(values):
             facts.append(f"{counted(len(self.eigenvalues), 'eigenvalue')}: .eigenvalues, .error_bounds, .eigenvectors")
         facts += [] if alarm else [f"status: {self.status}"]
