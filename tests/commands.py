@@ -76,6 +76,11 @@ def bad_loss():
         raise ValueError("this loss fails")
     return lh.Objective(torch.nn.Linear(3, 2), data(), criterion)
 
+def loss_leaves():
+    def criterion(output, target):
+        sys.exit(0)
+    return lh.Objective(torch.nn.Linear(3, 2), data(), criterion)
+
 def bad_shapes():
     return lh.Objective(torch.nn.Sequential(torch.nn.Linear(4, 2)), data(), torch.nn.MSELoss())
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from layerhess.analysis.estimate_options import EstimateOptions
 from layerhess.analysis.paths.exact import goes_dense, reads_whole
@@ -33,16 +32,12 @@ def refuse_unless_it_fits(
     Raises:
         InputError: naming the scheme of blocks that would fit, where there is one.
     """
-    if memory.limit is not None and CHECKED * objective.numel > memory.room:
-        raise InputError(
-            f"the vectors of the self-check do not fit into memory: four of the model's {objective.numel:,} parameters "
-            f"take {size(CHECKED * objective.numel)}, and {size(memory.room)} are allowed",
-            where="memory",
-            what_to_do=f"give memory='{math.ceil(CHECKED * objective.numel / 2**20)}MiB' at least, or freeze "
-            "parameters that are not to be analysed",
-        )
+    searched = wanted if wanted.total else Wanted(top=1)
+    sizes = {name: block.numel for name, block in operators.items()}
 
-    def refusal(sizes: Mapping[str, int]) -> InputError | None:
+    def refusal(sizes: Mapping[str, int], memory: Budget = memory) -> InputError | None:
+        if memory.limit is not None and CHECKED * objective.numel > memory.room:
+            return _of_the_self_check(objective.numel, memory)
         try:
             if path != "gram" and method != "power" and wanted.total:
                 large = {name: n for name, n in sizes.items() if not goes_dense(n, wanted)}
@@ -55,10 +50,9 @@ def refuse_unless_it_fits(
             return found
         return None
 
-    searched = wanted if wanted.total else Wanted(top=1)
-    sizes = {name: block.numel for name, block in operators.items()}
     if (found := refusal(sizes)) is None:
         return
+    enough = _least(lambda bytes_: refusal(sizes, Budget(bytes_, bytes_, memory.asked)) is None, memory.room)
     whole = {FULL: sizes.pop(FULL)} if FULL in sizes else {}
     without = ", full=False" if whole else ""
     choices = {"full=False": sizes} if whole else {}
@@ -68,7 +62,34 @@ def refuse_unless_it_fits(
             own = {block.name: block.numel for block in blocks}
             choices |= {f"blocks={scheme!r}": own | whole, f"blocks={scheme!r}{without}": own}
     fits = next((asked for asked, n in choices.items() if refusal(n) is None), None)
-    if fits is None:
-        raise found
-    memory_asked = found.what_to_do.split(", or ")[0]
-    raise InputError(found.message, where=found.where, what_to_do=f"use {fits}, which fits, or {memory_asked}")
+    more = f"give memory='{enough}MiB'"
+    if fits is not None:
+        what_to_do = f"use {fits}, which fits, or {more}"
+    else:
+        what_to_do = ", or ".join([more, *found.what_to_do.split(", or ")[1:]])
+    raise InputError(found.message, where=found.where, what_to_do=what_to_do)
+
+
+def _of_the_self_check(numel: int, memory: Budget) -> InputError:
+    return InputError(
+        f"the vectors of the self-check do not fit into memory: four of the model's {numel:,} parameters take "
+        f"{size(CHECKED * numel)}, and {size(memory.room)} are allowed",
+        where="memory",
+        what_to_do="give more memory, or freeze parameters that are not to be analysed",
+    )
+
+
+def _least(fits: Callable[[int], bool], too_little: int) -> int:
+    """The least memory that fits, in MiB and to a tenth: what is kept whole grows with it, so no formula gives it.
+
+    >>> _least(lambda nbytes: nbytes >= 300 << 20, 1 << 20) in range(300, 331)
+    True
+    """
+    low = max(1, too_little >> 20)
+    high = 2 * low
+    while not fits(high << 20):
+        low, high = high, 2 * high
+    while high - low > max(1, low // 10):
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle << 20) else (middle, high)
+    return high

@@ -79,8 +79,9 @@ def choose_segments(
     try:
         found = objective.group.tried(lambda: soundness(objective, batch, wanted))
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
+        if not is_out_of_memory(error):  # the network changes in place what torch lets nobody change, for one
+            said = (str(error).strip().splitlines() or [""])[0][:80]
+            return Choice(note=f"memory: no segment of the network can be computed anew (torch says '{said}')")
         settled(NONE, True)
         return Choice()  # the self-check will say that one example is too much
     left = "; ".join(f"{segment}: {why}" for segment, why in list(found.faults.items())[:2])
@@ -125,8 +126,9 @@ def _smallest_piece(objective: Objective, surveyed: Survey) -> tuple[Any, float]
     size = batches.leading_size(surveyed.sample)
     if not size:
         return surveyed.sample, 1.0
-    one = batches.take(surveyed.sample, slice(0, 1))
-    return one, float(surveyed.largest) if objective.tied_norms else 1.0
+    if objective.tied_norms:  # BatchNorm in train mode: one example of a batch has no outputs, or others
+        return surveyed.sample, surveyed.largest / size
+    return batches.take(surveyed.sample, slice(0, 1)), 1.0
 
 
 def _named(segments: Sequence[Segment]) -> str:

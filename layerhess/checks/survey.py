@@ -29,6 +29,7 @@ from layerhess.objective.blocks import make_block
 from layerhess.objective.containers import all_finite, tensors
 from layerhess.objective.evaluation import Seen
 from layerhess.objective.interrupts import safe_point
+from layerhess.objective.loaders import left_out
 from layerhess.objective.losses import batch_loss
 from layerhess.objective.model_call import described, refused
 from layerhess.objective.objective import Objective
@@ -188,6 +189,8 @@ def _survey(
     total, sizes = totals.total(COUNT), totals.listed(SIZE)
     given.refuse_same()
     mean.close(len(sizes))
+    dropped = left_out(objective.data, 0 if None in sizes else sum(sizes), group.size)
+    objective.notes += [dropped] if dropped and dropped not in objective.notes else []
     for sentence in same_notes(objective.notes, group):
         objective.notes.append(sentence)
     saturation = Saturation(**totals.totals(SATURATION))

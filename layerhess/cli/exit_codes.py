@@ -43,6 +43,14 @@ def ended(command: Callable[[], int], *, show_traceback: bool = False) -> int:
         what = "stopped by SIGTERM" if stopped else "interrupted"
         _say([f"{what};", "; ".join(notes) or "nothing was written", "; the model is as it was"])
         return TERMINATED if stopped else INTERRUPTED
+    except SystemExit as stop:  # of the user's code; a factory's is an InputError already
+        refusal = InputError(
+            f"the model, the loss or the data ended the process (sys.exit({stop.code!r}))",
+            where=innermost(stop),
+            what_to_do="take the call of sys.exit out of it",
+        )
+        _say(str(refusal), stop if show_traceback else None)
+        return UNUSABLE
     except LayerhessError as error:
         _say_error(error, error if show_traceback else None)
         return UNUSABLE

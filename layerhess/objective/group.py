@@ -56,7 +56,7 @@ class Failure:
             return cls(rank, ours, error.message, error.where, error.what_to_do)
         lines = str(error).strip().splitlines() or [""]
         text = lines[0][:200]
-        if "DataLoader worker" in text:  # its own error stands below its traceback
+        if "DataLoader worker" in text and len(lines) > 1:  # its own error stands below its traceback
             text = f"{text} {lines[-1][:200]}"
         text = "; ".join(filter(None, (text, *notes_of(error))))
         kinds: tuple[type[BaseException], ...] = (MemoryError, RuntimeError, *STOPS)

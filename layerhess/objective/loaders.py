@@ -74,6 +74,27 @@ def order_of(loader: DataLoader[Any]) -> Any:
     return place
 
 
+def left_out(data: Any, seen: int, ranks: int) -> str:
+    """A sentence on the examples that drop_last leaves out; "" where there are none, or their number is not known.
+
+    Args:
+        seen: examples in all ranks' batches.
+    """
+    if not isinstance(data, DataLoader) or not seen:
+        return ""
+    inner: Any = getattr(data.batch_sampler, "sampler", data.sampler)
+    if not any(getattr(part, "drop_last", False) is True for part in (data.batch_sampler, data.sampler, inner)):
+        return ""
+    shared = isinstance(inner, DistributedSampler)
+    source = inner.dataset if shared else inner
+    if not isinstance(source, Sized) or (ranks > 1 and not shared):
+        return ""
+    missing = len(source) - seen
+    return (
+        f"data: {missing} of {len(source)} examples are left out (the loader's drop_last=True)" if missing > 0 else ""
+    )
+
+
 def _refuse_other_shares(loader: DataLoader[Any], ranks: int, copies: int) -> None:
     for part in (loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None), loader.dataset):
         shares = getattr(part, "num_replicas", getattr(part, "num_processes", 1))  # the latter of accelerate

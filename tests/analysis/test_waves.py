@@ -13,6 +13,8 @@ from torch import nn
 
 import layerhess as lh
 from four_layers import four_layers
+from layerhess.analysis.arguments import check_arguments
+from layerhess.analysis.fitting import refuse_unless_it_fits
 from layerhess.analysis.probing.room import ROOM_SHARE
 from layerhess.analysis.tasks import Task
 from layerhess.analysis.waves import (
@@ -29,13 +31,14 @@ from layerhess.analysis.waves import (
 from layerhess.checks import rounding
 from layerhess.checks.heavy_examples import HeavyExamples
 from layerhess.curvature.counters import Counters
+from layerhess.curvature.data_pass import FULL
 from layerhess.curvature.device import PIECE_SHARE, Budget
 from layerhess.curvature.hessian_graph import HessianGraph
 from layerhess.curvature.request import Request
 from layerhess.errors import InputError
 from layerhess.linalg.eigen.lanczos import Lanczos
 from layerhess.linalg.eigen.process import Wanted
-from layerhess.objective.blocks import make_block
+from layerhess.objective.blocks import make_block, partition
 from references.dense import Matrix, rows_of_hessian
 from witness import refused
 
@@ -235,9 +238,9 @@ class _Silent(nn.Linear):
         ("4MB", {}, "use full=False, which fits, or give memory='"),
         ("4MB", {"blocks": {"all": "*"}, "full": False}, "use blocks='depth:1', which fits"),
         ("8MB", {"blocks": {"all": "*"}}, "use blocks='depth:1', full=False, which fits"),
-        ("1MB", {"blocks": "module", "full": False}, "give memory='2MiB' at least"),
+        ("1MB", {"blocks": "module", "full": False}, "give memory='3MiB', or freeze"),
         ("2MB", {"blocks": "parameter", "full": False}, "MiB', or use fewer eigenvalues, or blocks of at most"),
-        ("5MB", {"top": 0, "trace": True}, "give memory='6MiB', or use full=False"),
+        ("5MB", {"top": 0, "trace": True}, "give memory='6MiB', or leave out: trace"),
         (
             "5MB",
             {"top": 0, "diagonal": True, "blocks": {"last": "5.*"}},
@@ -255,6 +258,53 @@ def test_what_numel_alone_decides_is_refused_before_the_first_forward_pass(
     objective = lh.Objective(model, (torch.randn(4, 100), torch.randn(4, 100)), nn.MSELoss())
     with refused(model, "do not fit into memory", advice, "memory"):
         lh.analyze(objective, memory=memory, **options)
+
+
+@pytest.mark.parametrize("memory", ["1MB", "3MB", "9MB"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"blocks": "module", "full": False, "top": 3, "bottom": 1},
+        {"blocks": "weight", "trace": True, "density": True},
+        {"blocks": {"all": "*"}, "full": False, "coupling": True, "exclude": None},
+        {"blocks": "depth:1", "diagonal": True, "top": 0},
+    ],
+    ids=str,
+)
+def test_memory_that_a_refusal_asks_for_is_enough_and_little_less_is_not(memory: str, options: dict[str, Any]) -> None:
+    model = nn.Sequential(nn.Linear(30, 900), nn.Tanh(), nn.Linear(900, 100), nn.Tanh(), nn.Linear(100, 4))
+    asked = {"method": "lanczos", "path": "auto"} | options
+
+    def refused(memory: str) -> str:
+        objective = lh.Objective(model, (torch.randn(4, 30), torch.randint(4, (4,))), nn.CrossEntropyLoss())
+        given: dict[str, Any] = {
+            "operator": "hessian", "top": 1, "bottom": 0, "full": True, "tol": 1e-3, "seed": 0, "out": None,
+            "max_passes": 9, "time_limit": None, "memory": memory, "exclude": 0.05, "resume": False, "progress": None,
+        }  # fmt: skip
+        given |= {key: value for key, value in asked.items() if key != "blocks"}
+        arguments = check_arguments(objective, **given)
+        divided = partition(model, objective.parameters, objective.frozen, asked["blocks"])
+        operators = {block.name: block for block in divided.blocks} | (
+            {FULL: make_block(FULL, objective.parameters)} if arguments.full else {}
+        )
+        try:
+            refuse_unless_it_fits(
+                objective, operators, Wanted(arguments.top, arguments.bottom), Budget(1 << 40, arguments.memory),
+                arguments.path, arguments.method, arguments.estimates, arguments.exclude,
+            )  # fmt: skip
+        except lh.InputError as error:
+            return error.what_to_do
+        return ""
+
+    advice = refused(memory)
+    if not advice:
+        return
+    enough = int(re.search(r"memory='(\d+)MiB'", advice)[1])  # type: ignore[index]
+    assert not refused(f"{enough}MiB")
+    assert enough <= 2 or refused(f"{int(0.85 * enough) - 1}MiB")
+    assert ("use full=False" in advice) <= asked.get("full", True)
+    for kind in ("trace", "diagonal", "density", "coupling"):
+        assert kind not in advice or asked.get(kind)
 
 
 def test_what_fits_or_is_not_asked_reaches_the_first_forward_pass() -> None:

@@ -101,6 +101,7 @@ def test_a_pickled_checkpoint_is_refused_unopened(here: Path, capsys: Capture) -
         ("mine:wants", ["without arguments", "'argument'"]),
         ("mine:value", ["is an int, not a function"]),
         ("mine:refused_input", ["empty"]),
+        ("mine:loss_leaves", ["ended the process (sys.exit(0))", "in criterion", "mine.py:"]),
         ("mine:bad_loss", ["this loss fails", "in criterion", "mine.py:"]),
         ("mine:bad_data", ["row 17"]),
         ("mine:bad_shapes", ["shapes cannot be multiplied", "torch/nn/modules/linear.py"]),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -14,12 +15,14 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     SequentialSampler,
+    SubsetRandomSampler,
     TensorDataset,
 )
 
+import layerhess as lh
 from layerhess.errors import InputError
 from layerhess.objective.batches import is_shuffling, is_stable
-from layerhess.objective.loaders import share_of
+from layerhess.objective.loaders import left_out, share_of
 
 COUNT = 13
 DATA = TensorDataset(torch.arange(COUNT))
@@ -107,6 +110,22 @@ def test_shares_that_drop_examples_are_left_as_they_are() -> None:
     assert len(seen([share_of(distributed(rank, 2, drop_last=True), 2) for rank in (0, 1)])) == 12
     even = [share_of(accelerated(DataLoader(DATA, 4, drop_last=True), rank, 2), 2) for rank in (0, 1)]
     assert seen(even) == list(range(8))
+
+
+def test_examples_that_a_loader_drops_are_told() -> None:
+    def told(loader: Any, seen: int, ranks: int = 1) -> str:
+        return left_out(loader, seen, ranks)
+
+    drops = DataLoader(DATA, 4, drop_last=True)
+    assert told(drops, 12) == "data: 1 of 13 examples are left out (the loader's drop_last=True)"
+    assert told(distributed(0, 2, drop_last=True), 12, 2).startswith("data: 1 of 13 examples")
+    chosen = DataLoader(DATA, 4, sampler=SubsetRandomSampler(range(8)), drop_last=True)
+    assert not told(chosen, 8), "what the sampler leaves out was left out on purpose"
+    assert not told(DataLoader(DATA, 4), 13) and not told([DATA], 3) and not told(drops, 0)
+    model = nn.Linear(1, 1)
+    data = TensorDataset(torch.arange(13.0)[:, None], torch.arange(13.0)[:, None])
+    found = lh.analyze(lh.Objective(model, DataLoader(data, 4, drop_last=True), nn.MSELoss()))
+    assert any("1 of 13 examples are left out" in note for note in found.notes)
 
 
 def test_shares_without_a_rank_for_each_are_refused() -> None:

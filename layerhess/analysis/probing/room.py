@@ -40,15 +40,15 @@ class Room:
         """How many whole columns of length n, each with what is made of it, fit."""
         return int(min(most, max(1, self.nbytes // (2 * ROW * n))))
 
-    def probes(self, n: int, diagonal: bool = False) -> int:
-        """How many probes of length n fit a pass.
+    def probes(self, n: int, diagonal: bool = False, kinds: str = "random probes") -> int:
+        """How many probes of length n fit a pass; ``kinds``: of estimates that were asked for and need them.
 
         Raises:
             InputError: not even one.
         """
         left = self.nbytes - (DIAGONAL * n if diagonal else 0)
         if left < PROBE * n:
-            raise self._refusal("random probes", n, PROBE + (DIAGONAL if diagonal else 0), "trace, diagonal, coupling")
+            raise self._refusal("random probes", n, PROBE + (DIAGONAL if diagonal else 0), kinds)
         return int(min(MOST_PROBES, left // (PROBE * n)))
 
     def densities(self, sizes: Mapping[str, int], probes: int, reused: bool) -> dict[str, int] | None:
@@ -90,7 +90,7 @@ class Room:
             f"the vectors of {what} do not fit into memory: for {n:,} parameters they take {size(each * n)}, and "
             f"{size(self.nbytes)} are left",
             where="memory",
-            what_to_do=f"give memory='{needed}MiB', or use full=False, smaller blocks, or leave out: {kinds}",
+            what_to_do=f"give memory='{needed}MiB', or leave out: {kinds}",
         )
 
 
@@ -123,9 +123,10 @@ def refuse_estimates(asked: EstimateOptions, sizes: Mapping[str, int], numel: in
     if asked.density is not None:
         room.densities(sizes, asked.density.probes, reused=False)
     kinds = dict(alone)
-    diagonal = asked.diagonal is not None and "diagonal" not in kinds
-    if diagonal or asked.coupling is not None or (asked.trace is not None and "trace" not in kinds):
-        room.probes(numel, diagonal)
+    given = {"trace": asked.trace, "diagonal": asked.diagonal, "coupling": asked.coupling}
+    probed = [kind for kind, options in given.items() if options is not None and kind not in kinds]
+    if probed:
+        room.probes(numel, "diagonal" in probed, ", ".join(probed))
 
 
 def keeps_bases(numel: int, options: Density, nbytes: float = SMALL_BASES) -> bool:

@@ -47,6 +47,22 @@ def recomputed(function: Function, tensors: Sequence[Tensor]) -> Results:
     return made
 
 
+def _owned(results: Results, tensors: Sequence[Tensor]) -> Results:
+    """The results, none a view where it may be none: torch lets nobody change a custom function's views in place.
+
+    A view that is all that remains of its memory, as that of a linear layer's result on (n, t, d) inputs, is as good as
+    a tensor of its own. Those that share memory with an argument, or with another result, stay what they are.
+    """
+    places = [None if r is None else r.untyped_storage().data_ptr() for r in results]
+    taken = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    return tuple(
+        r.new_empty(0).set_(r.untyped_storage(), r.storage_offset(), r.shape, r.stride())
+        if r is not None and r._is_view() and place not in taken and places.count(place) == 1
+        else r
+        for r, place in zip(results, places, strict=True)
+    )
+
+
 class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Results:
@@ -54,7 +70,7 @@ class _Recomputed(torch.autograd.Function):
         ctx.function = function
         ctx.save_for_backward(*tensors)  # parameters too: autograd then refuses those that were moved meanwhile
         ctx.set_materialize_grads(False)
-        results: Results = function(tensors)
+        results = _owned(function(tensors), tensors)
         whole = [r for r in results if r is not None and not (r.is_floating_point() or r.is_complex())]
         ctx.mark_non_differentiable(*whole)
         return results
