@@ -41,7 +41,7 @@ def ended(command: Callable[[], int], *, show_traceback: bool = False) -> int:
         notes = [note.rstrip(".") for note in notes_of(stop)]
         stopped = isinstance(stop, Terminated)
         what = "stopped by SIGTERM" if stopped else "interrupted"
-        _say([f"{what};", "; ".join(notes) or "nothing was written", "; the model is as it was"])
+        _say([f"{what};", f"{'; '.join(notes) or 'nothing was written'};", "the model is as it was"])
         return TERMINATED if stopped else INTERRUPTED
     except SystemExit as stop:  # of the user's code; a factory's is an InputError already
         refusal = InputError(
@@ -49,7 +49,7 @@ def ended(command: Callable[[], int], *, show_traceback: bool = False) -> int:
             where=innermost(stop),
             what_to_do="take the call of sys.exit out of it",
         )
-        _say(str(refusal), stop if show_traceback else None)
+        _say_error(refusal, stop if show_traceback else None)
         return UNUSABLE
     except LayerhessError as error:
         _say_error(error, error if show_traceback else None)
@@ -93,7 +93,7 @@ def _say_error(error: LayerhessError, cause: BaseException | None = None) -> Non
 
 
 def _say(parts: Sequence[str]) -> None:
-    _say_fitted(lambda room: shortened(parts, room).replace(" ;", ";"), None)
+    _say_fitted(lambda room: shortened(parts, room), None)
 
 
 def _say_fitted(write: Callable[[int], str], error: BaseException | None) -> None:
