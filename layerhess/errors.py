@@ -8,6 +8,7 @@ from typing import Any
 
 LONGEST = 400  # characters of an error's text
 MORE = " (...)"
+SHORTEST = 40  # characters of a part that are left
 
 
 class LayerhessError(Exception):
@@ -29,7 +30,11 @@ class LayerhessError(Exception):
         whole = _sentence(message, where, what_to_do)
         cut = len(whole) > LONGEST
         self.details: tuple[str, ...] = (*([whole] if cut else []), *details)
-        super().__init__(_sentence(*_shortened([message, where, what_to_do])) if cut else whole)
+        super().__init__(self.within(LONGEST) if cut else whole)
+
+    def within(self, most: int) -> str:
+        """The text, cut to about so many characters: the ends of its longest parts are left out."""
+        return _sentence(*_shortened([self.message, self.where, self.what_to_do], most))
 
 
 class InputError(LayerhessError, ValueError):
@@ -60,16 +65,16 @@ def _sentence(message: str, where: str, what_to_do: str) -> str:
     return " ".join(parts)
 
 
-def _shortened(parts: list[str]) -> list[str]:
+def _shortened(parts: list[str], most: int) -> list[str]:
     """The parts with the ends of the longest ones left out, until the sentence fits."""
-    excess = len(_sentence(*parts)) - LONGEST
-    while excess > 0:
+    excess = len(_sentence(*parts)) - most
+    while excess > 0 and max(map(len, parts)) > SHORTEST + len(MORE) + 2:
         longest = max(range(len(parts)), key=lambda i: len(parts[i]))
         others = max(len(part) for i, part in enumerate(parts) if i != longest)
-        room = max(len(parts[longest]) - excess, others - 1, 40) - len(MORE)
+        room = max(len(parts[longest]) - excess, others - 1, SHORTEST) - len(MORE)
         kept = parts[longest].removesuffix(MORE)[: min(room, len(parts[longest]) - len(MORE) - 2)]
         parts = [*parts[:longest], kept.rsplit(" ", 1)[0] + MORE, *parts[longest + 1 :]]
-        excess = len(_sentence(*parts)) - LONGEST
+        excess = len(_sentence(*parts)) - most
     return parts
 
 

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import pty
+import re
+import struct
+import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +21,9 @@ from layerhess.cli import main
 
 Capture = pytest.CaptureFixture[str]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+ESCAPE_LINE = re.compile(r"[^\n]*\x1b\[2K|\x1b\[\?25[lh]")  # a line that is drawn anew; the cursor
 
 FACTORIES = '''
 import sys, time
@@ -142,3 +151,33 @@ def zero_weights() -> dict[str, torch.Tensor]:
 def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no report: that takes most of the time of a small run, and has tests of its own."""
     monkeypatch.setattr("layerhess.show.report.as_html", lambda analysis: "<p>a report</p>")
+
+
+def on_terminal(*arguments: str, cwd: Path, columns: int = 80, **environment: str) -> tuple[int, str]:
+    """Run a command in a terminal of that width; its exit code and what the terminal was sent."""
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    surroundings = {k: v for k, v in ENVIRONMENT.items() if k not in ("COLUMNS", "NO_COLOR")} | {
+        "TERM": "xterm-256color"
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "layerhess", *arguments], cwd=cwd, env=surroundings | environment, stdin=follower,
+        stdout=follower, stderr=follower, close_fds=True,
+    )  # fmt: skip
+    os.close(follower)
+    told = b""
+    while True:
+        try:
+            part = os.read(leader, 65536)
+        except OSError:  # Linux, once the other end is closed
+            break
+        if not part:
+            break
+        told += part
+    os.close(leader)
+    return process.wait(timeout=60), told.decode().replace("\r\n", "\n")
+
+
+def seen(text: str) -> list[str]:
+    """The lines of a terminal's text, without what is drawn over later and without colours."""
+    return [ESCAPE.sub("", line.rpartition("\r")[2]) for line in ESCAPE_LINE.sub("", text).split("\n")]

@@ -16,16 +16,18 @@ from layerhess.analysis.single_operator import SingleOperator, check_operator
 from layerhess.analysis.waves import waves
 from layerhess.errors import InputError
 from layerhess.linalg.bounds import certify
+from layerhess.linalg.described import Described, Description
 from layerhess.linalg.eigen.dense import Dense
 from layerhess.linalg.eigen.lanczos import Lanczos
 from layerhess.linalg.eigen.process import Process, Wanted
+from layerhess.linalg.numbers import counted, number, with_bound
 from layerhess.linalg.random_vectors import oriented
 
 ENDS = ("LA", "SA", "LM", "BE")
 
 
-@dataclass(frozen=True)
-class Eigenpairs:
+@dataclass(frozen=True, repr=False)
+class Eigenpairs(Described):
     """Eigenpairs, in the order of ``which``.
 
     Attributes:
@@ -48,6 +50,28 @@ class Eigenpairs:
     status: str
     missed_above: float = math.inf
     missed_below: float = -math.inf
+
+    def _describe(self) -> Description:
+        n = self.vectors.shape[-1] if self.vectors.ndim else 0
+        rows = tuple(
+            (with_bound(float(value), float(bound)), "yes" if done else "NO")
+            for value, bound, done in zip(self.values, self.error_bounds, self.converged, strict=True)
+        )
+        word = self.status.split(";")[0]
+        alarm = word.upper() if word.startswith("not") or not bool(np.all(self.converged)) else ""
+        missed = f"beyond these none above {number(self.missed_above)} and none below {number(self.missed_below)}"
+        return Description(
+            f"{counted(len(rows), 'eigenpair')} of a matrix of dimension {n}",
+            (
+                ", ".join(value for value, _ in rows[:3]) + (" ..." if len(rows) > 3 else ""),
+                f"{counted(self.products, 'product')}, status: {self.status}",
+                "nothing can have been missed" if self.complete else missed,
+                ".values, .error_bounds, .vectors, .converged",
+            ),
+            alarm,
+            ("eigenvalue", "converged"),
+            rows,
+        )
 
 
 def eigsh(

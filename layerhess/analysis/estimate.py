@@ -16,10 +16,12 @@ from layerhess.checks.second_derivative import named_operations
 from layerhess.checks.survey import Survey
 from layerhess.curvature.device import memory_limit, peak_bytes, restart_peak, used_bytes
 from layerhess.errors import checked_integer
+from layerhess.linalg.described import Described, Description
 from layerhess.linalg.eigen.gram import Gram
 from layerhess.objective.blocks import Scheme, partition
 from layerhess.objective.interrupts import deferred_interrupts
 from layerhess.objective.objective import Objective
+from layerhess.show.numbers import counted, duration, size
 
 TRIAL_SECONDS = 60.0  # after the checks; what has not converged by then is extrapolated
 BANDWIDTH = 1e10  # bytes a second that a process sends, where several are asked for
@@ -28,8 +30,8 @@ CLOSER = 3.0  # over the square root of the terms of the loss: by how much more 
 START = 300.0  # a typical first residual over its tolerance
 
 
-@dataclass(frozen=True)
-class CostEstimate:
+@dataclass(frozen=True, repr=False)
+class CostEstimate(Described):
     """What an analysis is expected to cost.
 
     Attributes:
@@ -52,6 +54,19 @@ class CostEstimate:
     world: int
     examples: int
     notes: tuple[str, ...] = ()
+
+    def _describe(self) -> Description:
+        sent = f", {size(self.sent_bytes)} sent by each" if self.sent_bytes else ""
+        return Description(
+            f"Expected cost: {duration(self.seconds)}, {size(self.peak_bytes)} at the peak",
+            (
+                f"{counted(self.products, 'product')} in {counted(self.passes, 'pass', 'passes')}; one gradient takes "
+                f"{duration(self.gradient_seconds)}",
+                f"{counted(self.world, 'process', 'processes')}{sent}; {counted(self.examples, 'example')}",
+                *self.notes,
+            ),
+            "" if self.fits else "MORE MEMORY THAN THERE IS",
+        )
 
 
 def estimate(

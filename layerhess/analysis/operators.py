@@ -20,6 +20,8 @@ from layerhess.curvature.difference_graph import by_differences
 from layerhess.curvature.matrices import GAUSS_NEWTON, HESSIAN, ITEM_FISHER, TOKEN_FISHER, CurvatureMatrix
 from layerhess.curvature.operator import UncheckedOperator
 from layerhess.errors import InputError
+from layerhess.linalg.described import Described, Description, called
+from layerhess.linalg.numbers import count, counted
 from layerhess.objective.blocks import Block, Scheme, check_flat, flatten
 from layerhess.objective.item_losses import LEVELS
 from layerhess.objective.objective import Objective
@@ -31,7 +33,7 @@ HESSIAN_PATHS = ("exact", "differences")
 DENSE_CHUNK = 64  # unit vectors a pass while a dense matrix is read
 
 
-class Operator:
+class Operator(Described):
     """The base of all curvature matrices A: products with A and with its diagonal blocks A_bb.
 
     A subclass sets the matrix by its ``curvature``. Each product is one pass over the data, exact up to rounding. The
@@ -80,11 +82,11 @@ class Operator:
         """
         return BlockOperator(self, self.unchecked.spec(name))
 
-    def __repr__(self) -> str:
-        """Matrix, model, size, and whether it is checked."""
-        blocks = f"{len(self.blocks)} block{'s' if len(self.blocks) != 1 else ''}"
+    def _describe(self) -> Description:
         name = f"{type(self).__name__} of {type(self.objective.model).__name__}"
-        return f"{name}, {self.shape[0]} x {self.shape[1]}, {blocks}{'' if self.check else ', unchecked'}"
+        told = f"{name}, {self.shape[0]} x {self.shape[1]}, {counted(len(self.blocks), 'block')}"
+        rows = tuple((called(block), count(spec.numel)) for block, spec in self.blocks.items())
+        return Description(told + ("" if self.check else ", unchecked"), columns=("block", "numel"), rows=rows)
 
     @contextmanager
     def session(self) -> Iterator[DataPass]:
@@ -168,7 +170,7 @@ class Operator:
         return self.block(FULL).to_scipy()
 
 
-class BlockOperator:
+class BlockOperator(Described):
     """One diagonal block A_bb (or the full A) as an operator; made by :meth:`Operator.block`.
 
     Attributes:
@@ -181,6 +183,11 @@ class BlockOperator:
         self.name = spec.name
         self.shape = (spec.numel, spec.numel)
         self.dtype = parent.dtype
+
+    def _describe(self) -> Description:
+        of = f"{type(self.parent).__name__} of {type(self.parent.objective.model).__name__}"
+        told = f"Block {called(self.name)} of the {of}, {self.shape[0]} x {self.shape[1]}"
+        return Description(told + ("" if self.parent.check else ", unchecked"))
 
     @overload
     def matvec(self, v: Tensor) -> Tensor: ...

@@ -14,11 +14,11 @@ from layerhess.results import store
 from layerhess.results.spectrum import AnalysisRecord
 from layerhess.show.frame import to_frame
 from layerhess.show.notebook import as_html
+from layerhess.show.plots import Plots
 from layerhess.show.table import as_text
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,18 +40,16 @@ class Analysis(AnalysisRecord):
         """Write analysis.json, vectors.safetensors and report.html into the folder ``path``, atomically as a whole."""
         return store.save(self, path, _page)
 
-    def plot(self) -> Figure:
-        """Eigenvalues of each block and the full model, both ends, with error bars (a matplotlib figure)."""
-        picture: Figure = show.figures.overview(self)
-        return picture
+    @property
+    def plot(self) -> Plots:
+        """Figures: ``plot()``, ``plot.eigenvalues()``, ``plot.density()``, ``plot.coupling()``, ``plot.mass()``.
+
+        See :class:`layerhess.show.plots.Plots`.
+        """
+        return Plots(self)
 
     def __str__(self) -> str:
         return as_text(self)
-
-    def __repr__(self) -> str:
-        done = sum(s.ok for s in self.spectra())
-        total = len(self.spectra())
-        return f"Analysis({self.model or 'model'}, {len(self.blocks)} blocks, {done} of {total} spectra converged)"
 
     def _repr_html_(self) -> str:
         return as_html(self)

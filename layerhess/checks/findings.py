@@ -12,6 +12,8 @@ from layerhess.checks.known_again import Summary
 from layerhess.curvature.difference_graph import Differences
 from layerhess.curvature.same_data import loss_tolerance
 from layerhess.errors import InputError
+from layerhess.linalg.described import Described, Description, called
+from layerhess.linalg.numbers import counted
 from layerhess.objective.group import Group
 from layerhess.results.record import Check
 
@@ -24,8 +26,8 @@ NOISE = 100.0  # roundoffs of the loss
 BLURS = 5.0  # times the measured blur, since one measurement may be small by luck
 
 
-@dataclass
-class SelfCheck:
+@dataclass(repr=False)
+class SelfCheck(Described):
     """What the checks found.
 
     Attributes:
@@ -65,6 +67,16 @@ class SelfCheck:
     seen: tuple[float, float] = (0.0, 0.0)
     apart: float = 0.0
     known_again: list[Summary] = field(default_factory=list)
+
+    def _describe(self) -> Description:
+        failed = ", ".join(f"{called(check.name)} in {called(block, 30)}" for block, check in self.failed.items())
+        return Description(
+            f"Self-check: {counted(len(self.checks), 'check')}" + ("" if self.failed else ", all passed"),
+            (f"failed: {failed}" if failed else ", ".join(called(check.name) for check in self.checks), *self.notes),
+            f"{counted(len(self.failed), 'block')} FAILED" if self.failed else "",
+            ("check", "passed", "detail"),
+            tuple((called(check.name), "yes" if check.passed else "NO", check.detail) for check in self.checks),
+        )
 
     def agreed(self, group: Group) -> SelfCheck:
         """With rank 0's findings: ranks on other hardware might decide otherwise.

@@ -15,6 +15,8 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from layerhess.curvature.autograd_graph import coarsest_of, walk
+from layerhess.linalg.described import Described, Description
+from layerhess.linalg.numbers import counted
 from layerhess.objective.containers import all_finite, tensors
 from layerhess.objective.objective import Objective
 from layerhess.objective.snapshot import version_of
@@ -36,8 +38,8 @@ NO_GRAPH = "autograd.grad() without create_graph"
 MOST_STOPS = 12
 
 
-@dataclass
-class Trace:
+@dataclass(repr=False)
+class Trace(Described):
     """What one forward pass did.
 
     Attributes:
@@ -69,6 +71,11 @@ class Trace:
     nodes: set[str] = field(default_factory=set)
     coarsest: torch.dtype = torch.float64
     saturated: Callable[[], str] = lambda: ""
+
+    def _describe(self) -> Description:
+        found = {"no gradients": self.without_grad, "custom": self.custom, "stops": self.stops}
+        told = "; ".join(f"{name}: {', '.join(what[:3])}" for name, what in found.items() if what)
+        return Description(f"Trace of a forward pass: {counted(len(self.calls), 'call')}", (told,) if told else ())
 
     def modules_calling(self, names: set[str]) -> list[str]:
         """Modules that called one of the functions, each as "name (function)"."""

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from layerhess.linalg.described import Described, Description
+from layerhess.linalg.numbers import counted, number
 from layerhess.objective import batches
 from layerhess.objective.containers import tensors
 from layerhess.objective.evaluation import Seen
@@ -25,8 +27,8 @@ MANY_TERMS = 32  # of the loss in an example (the tokens of a text): then half a
 UNEVEN = 2.0  # times their mean: if no item of the output is more curved, evenly spread examples stand for all
 
 
-@dataclass(frozen=True)
-class Sample:
+@dataclass(frozen=True, repr=False)
+class Sample(Described):
     """Examples that rounding is measured on.
 
     Attributes:
@@ -42,6 +44,10 @@ class Sample:
     seen: list[Seen] = field(default_factory=list)
     whole: bool = False
     most: int | None = None
+
+    def _describe(self) -> Description:
+        of = "all the data" if self.whole else f"{number(self.excess, 2)} times as curved as the data"
+        return Description(f"Sample for rounding: {counted(len(self.pieces), 'piece')}, {of}")
 
     def cut(self, objective: Objective, size: int) -> Sample:
         """In pieces of at most so many examples (in session)."""

@@ -22,6 +22,8 @@ from layerhess.curvature.factors.output_hessian import item_curvature
 from layerhess.curvature.smaller_pieces import in_pieces, largest_batch
 from layerhess.curvature.totals import Totals, add_up
 from layerhess.errors import CheckError, InputError, add_note
+from layerhess.linalg.described import Described, Description
+from layerhess.linalg.numbers import counted, number
 from layerhess.objective import batches
 from layerhess.objective.blocks import make_block
 from layerhess.objective.containers import all_finite, tensors
@@ -38,8 +40,8 @@ LOSS, COUNT, SIZE, CURVED = "loss", "count", "size", "curved"  # kinds of sums
 CURVATURE, EXAMPLES, ITEMS, SATURATION = "curvature", "examples", "items", "saturation"
 
 
-@dataclass(frozen=True)
-class Survey:
+@dataclass(frozen=True, repr=False)
+class Survey(Described):
     """Totals over the data, and a small sample of it.
 
     Attributes:
@@ -68,6 +70,14 @@ class Survey:
     note: str = ""
     several: Any = None
     pieces: int | None = None
+
+    def _describe(self) -> Description:
+        loss = self.loss_sum / self.count if self.count else float("nan")
+        data = f"{counted(self.batches, 'batch', 'batches')}, {counted(self.examples, 'example')}"
+        return Description(
+            f"Survey of the data: loss {number(loss, 6)} over {data}",
+            (f"{counted(self.sample_size, 'example')} set aside for checks, from {', '.join(self.places)}", self.note),
+        )
 
     def cut(self, objective: Objective, size: int | None, data: bool = False) -> Survey:
         """With samples of at most so many examples, of which sums are the same (in session); ``data`` is cut too."""

@@ -1,4 +1,4 @@
-"""The command line: ``layerhess analyze | estimate | compare | report | demo | template``.
+"""The command line: ``layerhess analyze | estimate | compare | report | demo | template | doctor``.
 
 Exit codes: 0 done; 1 a result was written but something did not converge or was refused; 2 unusable input or a failed
 check (a sentence on stderr); 3 a bug of ours (the log file is named); 130 Ctrl-C.
@@ -6,23 +6,30 @@ check (a sentence on stderr); 3 a bug of ours (the log file is named); 130 Ctrl-
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
+import typer
+
 from layerhess.cli import app
+from layerhess.cli.exit_codes import INTERRUPTED, NAME, refuse_command_line
+
+# The parent of all that can be wrong with a command line, wherever Typer has it.
+COMMAND_LINE = next(kind for kind in reversed(typer.BadParameter.__mro__) if hasattr(kind, "format_message"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; ``arguments`` are those of the process when None."""
     try:
-        app.app(args=None if arguments is None else list(arguments), prog_name="layerhess")
-    except SystemExit as stop:
-        if isinstance(stop.code, int):
-            return stop.code
-        if stop.code is not None:
-            print(stop.code, file=sys.stderr)
-            return 1
-    return 0
+        code = app.app(args=None if arguments is None else list(arguments), prog_name=NAME, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except SystemExit as stop:  # of a shell that asks how a line goes on
+        return stop.code if isinstance(stop.code, int) else 0
+    except typer.Abort:
+        return INTERRUPTED
+    except Exception as error:
+        if not isinstance(error, COMMAND_LINE):
+            raise
+        return refuse_command_line(error)
 
 
 __all__ = ["main"]

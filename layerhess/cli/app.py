@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from torch import nn
 
 import layerhess
@@ -22,10 +21,14 @@ from layerhess.analysis.analyze import analyze as analyze_now
 from layerhess.analysis.compare import compare as compare_now
 from layerhess.analysis.estimate import estimate as estimate_now
 from layerhess.analysis.result import rewrite_report
+from layerhess.cli import options as given
 from layerhess.cli.demo import ASKED, PEAK_LEARNING_RATE
 from layerhess.cli.demo import build as build_demo
 from layerhess.cli.display import Display, cost_sentences
+from layerhess.cli.doctor import examine
 from layerhess.cli.exit_codes import DONE, UNFINISHED, ended, stdout_on_stderr
+from layerhess.cli.help import Command, Commands
+from layerhess.cli.lines import console, plain, width_of
 from layerhess.cli.question import NO_COST, arguments_of, objective_of, with_options_of
 from layerhess.errors import InputError
 from layerhess.objective.group import launched, world
@@ -34,12 +37,40 @@ from layerhess.results import store
 from layerhess.results.derived import compare_learning_rate
 from layerhess.show.comparison import table as comparison_table
 from layerhess.show.summary import largest
-from layerhess.show.table import as_text, renderable
+from layerhess.show.table import WIDTH, as_text, renderable
+
+EXAMPLES = {
+    "": """
+layerhess demo                                      a first look, in a minute
+layerhess template > mine.py                        ten lines to fill in
+layerhess analyze mine.py:make                      every layer, and the model
+layerhess analyze mine.py:make --all --out run      traces, densities, ... too
+layerhess report run                                its page, made anew
+layerhess doctor                                    is this machine right?
+""",
+    "analyze": """
+layerhess analyze mine.py:make
+layerhess analyze mine.py:make --blocks weight --top 5 --no-full
+layerhess analyze mine.py:make --blocks head='head.*' --blocks body='layers.*'
+layerhess analyze mine.py:make --all --examples 512 --out run
+layerhess analyze mine.py:make --top 5 --out long --resume
+layerhess analyze package.module:make --json | jq .full.eigenvalues
+""",
+    "estimate": """
+layerhess estimate mine.py:make --top 5
+layerhess estimate mine.py:make --world 8 --device-memory 80GiB --json
+""",
+    "compare": "layerhess compare before after\nlayerhess compare a b c --out compared",
+    "report": "layerhess report layerhess-results/mine-make-20300102-030405",
+    "demo": "layerhess demo --out somewhere",
+    "template": "layerhess template > mine.py",
+    "doctor": "layerhess doctor\nlayerhess doctor --json > machine.json",
+}
 
 app = typer.Typer(
+    cls=Commands,
+    epilog=EXAMPLES[""],
     help="Hessian eigenvalues of every layer of a PyTorch model, and of the whole model, each with an error bound.",
-    no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -56,16 +87,6 @@ def make() -> layerhess.Objective:
     return layerhess.Objective(model, [(inputs, targets)], torch.nn.CrossEntropyLoss())
 '''
 
-Target = Annotated[str, typer.Argument(metavar="FACTORY", help="package.module:factory or path/to/file.py:factory")]
-Blocks = Annotated[
-    list[str] | None,
-    typer.Option(help="parameter, weight, module, depth:K, or NAME=GLOB (repeat it)  [default: parameter]"),
-]
-Out = Annotated[Path | None, typer.Option(help="output folder  [default: layerhess-results/NAME-TIME]")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...  [default: where the model is]")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads  [default: torch's own choice]")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="nothing on stderr but errors")]
-
 
 def _version(asked: bool) -> None:
     if asked:
@@ -73,90 +94,69 @@ def _version(asked: bool) -> None:
         raise typer.Exit()
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print it")] = False,
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
 ) -> None:
     """Hessian eigenvalues of every layer of a PyTorch model, and of the whole model, each with an error bound."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
-@app.command()
+@app.command(cls=Command, epilog=EXAMPLES["analyze"])
 def analyze(
-    factory: Target,
-    blocks: Blocks = None,
-    operator: Annotated[
-        str, typer.Option(help="which matrix: hessian, gauss_newton, empirical_fisher, empirical_fisher:token")
-    ] = "hessian",
-    top: Annotated[int, typer.Option(help="how many of the largest eigenvalues")] = 1,
-    bottom: Annotated[int, typer.Option(help="how many of the smallest eigenvalues")] = 0,
-    full: Annotated[bool, typer.Option("--full/--no-full", help="also the matrix of the whole model")] = True,
-    trace: Annotated[bool, typer.Option("--trace", help="the trace of each, with its standard error")] = False,
-    diagonal: Annotated[bool, typer.Option("--diagonal", help="the diagonal of each")] = False,
-    density: Annotated[bool, typer.Option("--density", help="the spectral density of each")] = False,
-    coupling: Annotated[bool, typer.Option("--coupling", help="how strongly layers interact")] = False,
-    sampling: Annotated[
-        bool | None,
-        typer.Option("--sampling/--no-sampling", help="how far numbers depend on the data  [default: with --examples]"),
-    ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="all of the above, and the bottom eigenvalue")] = False,
-    trace_tol: Annotated[float | None, typer.Option(help="standard error of traces, relative  [default: 0.02]")] = None,
-    trace_method: Annotated[
-        str | None, typer.Option(help="auto, hutchinson, hutch++ or xtrace  [default: auto]")
-    ] = None,
-    diagonal_probes: Annotated[int | None, typer.Option(help="random vectors at most  [default: 32]")] = None,
-    density_probes: Annotated[int | None, typer.Option(help="random vectors a density  [default: 10]")] = None,
-    density_steps: Annotated[int | None, typer.Option(help="Lanczos steps for each of them  [default: 30]")] = None,
-    coupling_probes: Annotated[int | None, typer.Option(help="random vectors a block  [default: 8]")] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", help="of your training, to be held against 2 / lambda_max")
-    ] = None,
-    tol: Annotated[float, typer.Option(help="relative tolerance of the error bounds")] = 1e-3,
-    exclude: Annotated[
-        str, typer.Option(help="relative size beyond which no further eigenvalue is left open; none: not asked")
-    ] = "0.05",
-    copies: Annotated[
-        str, typer.Option(help="search for further copies of the eigenvalues found, or leave them unchecked")
-    ] = "search",
-    seed: Annotated[int, typer.Option(help="seed of the random starts")] = 0,
-    method: Annotated[str, typer.Option(help="lanczos, or power (power iteration)")] = "lanczos",
-    path: Annotated[
-        str,
-        typer.Option(
-            help="auto, exact, factors, gram (complete spectra), which refuse where not licensed; differences (of "
-            "gradients, where there is no second derivative)"
-        ),
-    ] = "auto",
-    memory: Annotated[
-        str | None, typer.Option(help="budget for graphs and vectors  [default: 8GiB, or 2.5 training steps]")
-    ] = None,
-    segments: Annotated[
-        list[str] | None,
-        typer.Option(help="auto, none, or modules (names, globs) whose insides every product computes anew"),
-    ] = None,
-    out: Out = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="go on with the run that was stopped while it wrote into --out")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="print analysis.json on stdout, and nothing else there")] = False,
-    device: Device = None,
-    threads: Threads = None,
-    examples: Annotated[int | None, typer.Option(help="analyse a fixed random subset of this size")] = None,
-    examples_seed: Annotated[int, typer.Option(help="which subset")] = 0,
-    eval_mode: Annotated[bool, typer.Option("--eval", help="put the model into eval mode meanwhile")] = False,
-    stop_gradients: Annotated[
-        str | None, typer.Option(help="refuse or constant: what is detached or straight-through  [default: refuse]")
-    ] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(metavar="FILE.safetensors", help="load these weights into the model first")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="split larger batches; saves memory, same result")] = None,
-    max_passes: Annotated[int, typer.Option(help="stop after this many passes over the data")] = 500,
-    time_limit: Annotated[float | None, typer.Option(help="stop after this many seconds")] = None,
-    skip_failed: Annotated[bool, typer.Option("--skip-failed", help="go on without blocks that fail a check")] = False,
-    traceback: Annotated[bool, typer.Option("--traceback", help="show the traceback of errors in your code")] = False,
-    quiet: Quiet = False,
+    factory: given.Factory,
+    blocks: given.Blocks = None,
+    operator: given.Operator = "hessian",
+    top: given.Top = 1,
+    bottom: given.Bottom = 0,
+    full: given.Full = True,
+    everything: given.Everything = False,
+    examples: given.Examples = None,
+    device: given.Device = None,
+    out: given.Out = None,
+    json: given.Json = False,
+    trace: given.Trace = False,
+    diagonal: given.Diagonal = False,
+    density: given.Density = False,
+    coupling: given.Coupling = False,
+    sampling: given.Sampling = None,
+    trace_tol: given.TraceTol = None,
+    trace_method: given.TraceMethod = None,
+    diagonal_probes: given.DiagonalProbes = None,
+    density_probes: given.DensityProbes = None,
+    density_steps: given.DensitySteps = None,
+    coupling_probes: given.CouplingProbes = None,
+    tol: given.Tol = 1e-3,
+    exclude: given.Exclude = "0.05",
+    copies: given.Copies = "search",
+    seed: given.Seed = 0,
+    method: given.Method = "lanczos",
+    path: given.Way = "auto",
+    skip_failed: given.SkipFailed = False,
+    memory: given.Memory = None,
+    segments: given.Segments = None,
+    batch_size: given.BatchSize = None,
+    max_passes: given.MaxPasses = 500,
+    time_limit: given.TimeLimit = None,
+    threads: given.Threads = None,
+    checkpoint: given.Checkpoint = None,
+    eval_mode: given.EvalMode = False,
+    stop_gradients: given.StopGradients = None,
+    examples_seed: given.ExamplesSeed = 0,
+    learning_rate: given.LearningRate = None,
+    resume: given.Resume = False,
+    traceback: given.Traceback = False,
+    quiet: given.Quiet = False,
 ) -> None:
-    """Analyse the model that FACTORY returns: every layer's eigenvalues, and the whole model's."""
+    """Analyse the model that FACTORY returns, layer by layer.
+
+    For each block and for the whole model: the largest eigenvalues, each with its error bound; a table, and a folder
+    with all numbers and a page. Exit code 1: something has not converged, or was refused.
+    """
     options = dict(locals())
     raise typer.Exit(ended(lambda: _analyze(options), show_traceback=traceback))
 
@@ -184,16 +184,15 @@ def _analyze(options: dict[str, Any]) -> int:
 
 
 def _estimate(
-    world: Annotated[int, typer.Option(min=1, help="processes that share the data")] = 1,
-    device_memory: Annotated[
-        str | None, typer.Option(help="memory of each process's device, such as 80GiB  [default: what is free here]")
-    ] = None,
+    world: given.World = 1,
+    device_memory: given.DeviceMemory = None,
     **options: Any,
 ) -> None:
-    """What `analyze` with these options would cost, from the checks and a few timed products, without a run.
+    """What `analyze` with these options would cost.
 
-    Time, passes over the data, products, and for each process its peak memory and what it sends. Where a result goes
-    and how it is shown (--out, --resume, --learning-rate) changes nothing; --max-passes and --time-limit do.
+    From the checks and a few timed products, without a run: time, passes over the data, products, and for each process
+    its peak memory and what it sends. Where a result goes and how it is shown (--out, --resume, --learning-rate)
+    changes nothing; --max-passes and --time-limit do.
     """
 
     def command() -> int:
@@ -205,18 +204,21 @@ def _estimate(
                 stack.enter_context(stdout_on_stderr())
             stack.enter_context(display.with_warnings())
             found = estimate_now(objective_of(options), **arguments, world=world, device_memory=device_memory)
-        print(dumps(asdict(found), indent=2) if options["json"] else cost_sentences(found))
+        if options["json"]:
+            print(dumps(asdict(found), indent=2))
+        else:
+            plain(cost_sentences(found))
         return DONE
 
     raise typer.Exit(ended(command, show_traceback=options["traceback"]))
 
 
-app.command("estimate")(with_options_of(analyze, _estimate))
+app.command("estimate", cls=Command, epilog=EXAMPLES["estimate"])(with_options_of(analyze, _estimate))
 
 
-@app.command()
-def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder of a saved analysis")]) -> None:
-    """Make report.html anew from a saved analysis and print its path."""
+@app.command(cls=Command, epilog=EXAMPLES["report"])
+def report(folder: given.Folder) -> None:
+    """Make the page of a saved analysis anew."""
 
     def command() -> int:
 
@@ -226,7 +228,7 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder of
     raise typer.Exit(ended(command))
 
 
-@app.command()
+@app.command(cls=Command, epilog=EXAMPLES["compare"])
 def compare(
     folders: Annotated[
         list[Path], typer.Argument(metavar="A B", help="folders of saved analyses; each is compared with the first")
@@ -242,7 +244,7 @@ def compare(
         if json:
             sys.stdout.write(found.to_json())
         elif sys.stdout.isatty():
-            Console(highlight=False).print(comparison_table.renderable(found.pairs))
+            console(sys.stdout).print(comparison_table.renderable(found.pairs))
         else:
             print(found)
         if place is not None and not json:
@@ -252,16 +254,20 @@ def compare(
     raise typer.Exit(ended(command))
 
 
-@app.command()
+@app.command(cls=Command, epilog=EXAMPLES["demo"])
 def demo(
     out: Annotated[Path, typer.Option(help="output folder")] = Path("demo-output"),
     seed: Annotated[int, typer.Option(help="seed of the training and of the analysis")] = 0,
-    top: Annotated[int, typer.Option(help="how many of the largest eigenvalues")] = 3,
-    bottom: Annotated[int, typer.Option(help="how many of the smallest eigenvalues")] = 1,
+    top: given.Top = 3,
+    bottom: given.Bottom = 1,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; more do not help so small a network")] = 1,
-    quiet: Quiet = False,
+    quiet: given.Quiet = False,
 ) -> None:
-    """Train a small residual network on real digits, analyse it layer by layer, and write a report."""
+    """Train a small network on digits, and analyse it.
+
+    A residual network with BatchNorm, on 1,437 handwritten digits: every parameter's largest and smallest eigenvalue,
+    and a page to look at. It takes about a minute.
+    """
 
     def command() -> int:
 
@@ -280,7 +286,18 @@ def demo(
     raise typer.Exit(ended(command))
 
 
-@app.command()
+@app.command(cls=Command, epilog=EXAMPLES["doctor"])
+def doctor(json: given.Json = False) -> None:
+    """Check this machine: versions, devices, derivatives.
+
+    Small networks of every kind that the library treats specially are differentiated twice and compared with
+    differences of gradients. Exit code 0 if all are right, or known to be wrong somewhere and refused by the self-check
+    of every analysis; else 1.
+    """
+    raise typer.Exit(ended(lambda: examine(json=json)))
+
+
+@app.command(cls=Command, epilog=EXAMPLES["template"])
 def template() -> None:
     """Print a ten-line factory to start from."""
     typer.echo(TEMPLATE, nl=False)
@@ -319,14 +336,14 @@ def _run(
         _print_table(analysis)
         if learning_rate is not None:
             _print_rate(analysis, learning_rate)
-        print(f"\nSaved in {folder}; the report is {folder / store.REPORT}")
+        plain(f"\nSaved in {folder}; the report is {folder / store.REPORT}")
     return DONE if analysis.converged else UNFINISHED
 
 
 def _print_table(analysis: Any) -> None:
     """On stdout: as wide as the terminal and in colour; plain and 100 columns wide where it is not a terminal."""
     if sys.stdout.isatty():
-        Console(highlight=False).print(renderable(analysis))
+        console(sys.stdout).print(renderable(analysis))
     else:
         print(as_text(analysis))
 
@@ -344,17 +361,17 @@ def _print_rate(analysis: Any, learning_rate: float) -> None:
 
     spectrum = largest(analysis)
     if spectrum is not None and (spectrum.operator != "hessian" or spectrum is not analysis.full):
-        print("The learning rate was not judged: that takes the largest eigenvalue of the full Hessian.")
+        plain("The learning rate was not judged: that takes the largest eigenvalue of the full Hessian.")
     elif spectrum is not None:
         sentence = compare_learning_rate(spectrum, learning_rate)
-        print(f"{sentence[0].upper()}{sentence[1:]}.")
+        plain(f"{sentence[0].upper()}{sentence[1:]}.")
     else:
-        print("The learning rate cannot be judged: no largest eigenvalue was asked for.")
+        plain("The learning rate cannot be judged: no largest eigenvalue was asked for.")
 
 
 def _rescued(error: Any) -> Exception:
     """Show numbers that could not be saved where they should, and save them elsewhere."""
-    print(as_text(error.analysis), file=sys.stderr)
+    print(as_text(error.analysis, width_of(sys.stderr) or WIDTH), file=sys.stderr)
     try:
         place = error.analysis.save(Path(tempfile.mkdtemp(prefix="layerhess-")) / "analysis")
     except (InputError, OSError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from layerhess.analysis.estimate import CostEstimate
 from layerhess.analysis.progress import Forecast, Snapshot
+from layerhess.cli import lines
 from layerhess.errors import LayerhessWarning
 from layerhess.show.numbers import count, counted, duration, size, span, times
 
@@ -36,7 +38,7 @@ class Display:
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None, offer_examples: bool = True) -> None:
         self.quiet = quiet
-        self.console = console if console is not None else Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = console if console is not None else lines.console(sys.stderr)
         self.offer_examples = offer_examples
         self.heading = ""  # a line to write before the next one
         self._said: set[str] = set()
@@ -133,14 +135,14 @@ def cost_sentences(cost: CostEstimate) -> str:
     each = f", of each of {cost.world} processes" if cost.world > 1 else ""
     data = f" over {counted(cost.examples, 'example')}" if cost.examples else ""
     fits = "which fits" if cost.fits else "which is more than there is"
-    lines = [
+    told = [
         f"time     about {duration(cost.seconds)}, one gradient takes {duration(cost.gradient_seconds)}",
         f"work     {counted(cost.products, 'product')} in {counted(cost.passes, 'pass', 'passes')}{data}",
         f"memory   {size(cost.peak_bytes)} at the peak{each}, {fits}",
     ]
     if cost.sent_bytes:
-        lines.append(f"sent     {size(cost.sent_bytes)} by each process")
-    return "\n".join([*lines, *(f"note: {note}" for note in cost.notes)])
+        told.append(f"sent     {size(cost.sent_bytes)} by each process")
+    return "\n".join([*told, *(f"note: {note}" for note in cost.notes)])
 
 
 def progress_sentence(snapshot: Snapshot) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.hessian_graph import HessianGraph
@@ -25,8 +25,8 @@ class CurvatureMatrix:
 
     name: str
     title: str
-    make_graph: GraphMaker
-    admit: Callable[[Objective], None] = lambda objective: None
+    make_graph: GraphMaker = field(repr=False)
+    admit: Callable[[Objective], None] = field(default=lambda objective: None, repr=False)
 
 
 def _refuse_without_output(objective: Objective) -> None:

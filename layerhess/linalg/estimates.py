@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from layerhess.linalg.described import Described, Description, called
+from layerhess.linalg.numbers import count, counted, number, rounded_up, share_with_error, with_bound
+
 Floats = NDArray[np.float64]
 
 CONFIDENCE = 0.95  # of every interval and band
 
 
-@dataclass(frozen=True)
-class TraceEstimate:
+class Tensors(Described, dict[str, Tensor]):
+    """Parameter name -> tensor, in model order; its repr has their shapes and sizes, not their entries."""
+
+    def _describe(self) -> Description:
+        first = ", ".join(f"{called(name, 30)} ({_shape(tensor)})" for name, tensor in list(self.items())[:3])
+        return Description(
+            f"{counted(len(self), 'tensor')}, {counted(sum(t.numel() for t in self.values()), 'entry', 'entries')}",
+            (first + (f" and {len(self) - 3} more" if len(self) > 3 else ""),) if self else (),
+            columns=("name", "shape", "dtype", "Euclidean norm"),
+            rows=tuple(
+                (called(name), _shape(t), str(t.dtype).removeprefix("torch."), number(_norm([t])))
+                for name, t in self.items()
+            ),
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class TraceEstimate(Described):
     """The trace of one operator.
 
     Attributes:
@@ -40,9 +60,21 @@ class TraceEstimate:
     sampling_error: float = float("nan")
     rounding: float = 0.0
 
+    def _describe(self) -> Description:
+        exact = not self.probes and self.method == "exact"
+        facts = [] if exact else [f"{CONFIDENCE:.0%} interval: {number(self.low, 6)} to {number(self.high, 6)}"]
+        if not math.isnan(self.sampling_error):
+            facts.append(f"other data would move it by {rounded_up(self.sampling_error)} (standard error)")
+        facts += [] if exact else [found_by(self.method, self.probes)]
+        return Description(
+            f"Trace {with_bound(self.value, self.rounding) if exact else standard(self.value, self.standard_error)}",
+            (*facts, f"status: {self.status}"),
+            "" if self.converged else "NOT CONVERGED",
+        )
 
-@dataclass(frozen=True)
-class DiagonalEstimate:
+
+@dataclass(frozen=True, repr=False)
+class DiagonalEstimate(Described):
     """The diagonal of one operator.
 
     Attributes:
@@ -65,14 +97,46 @@ class DiagonalEstimate:
     required: bool = False
     rounding: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("value", "standard_error"):
+            object.__setattr__(self, name, Tensors(getattr(self, name)))
+
     @property
     def ok(self) -> bool:
         """False when the error asked for was not reached."""
         return self.converged or not self.required
 
+    def _describe(self) -> Description:
+        parts = {name: (tensor, self.standard_error.get(name)) for name, tensor in self.value.items()}
+        lowest = min((float(v.min()) for v, _ in parts.values() if v.numel()), default=math.nan)
+        highest = max((float(v.max()) for v, _ in parts.values() if v.numel()), default=math.nan)
+        entries = sum(v.numel() for v, _ in parts.values())
+        norm = standard(_norm([v for v, _ in parts.values()]), _norm([e for _, e in parts.values()]))
+        return Description(
+            f"Diagonal of {counted(entries, 'entry', 'entries')}, Euclidean norm {norm}",
+            (
+                f"entries from {number(lowest)} to {number(highest)}, in {counted(len(parts), 'parameter')}: .value, "
+                ".standard_error",
+                found_by(self.method, self.probes),
+                f"status: {self.status}",
+            ),
+            "" if self.converged else "NOT CONVERGED",
+            ("parameter", "shape", "Euclidean norm", "smallest", "largest"),
+            tuple(
+                (
+                    called(name),
+                    _shape(v),
+                    standard(_norm([v]), _norm([e])),
+                    number(float(v.min()) if v.numel() else math.nan),
+                    number(float(v.max()) if v.numel() else math.nan),
+                )
+                for name, (v, e) in parts.items()
+            ),
+        )
 
-@dataclass(frozen=True)
-class DensityEstimate:
+
+@dataclass(frozen=True, repr=False)
+class DensityEstimate(Described):
     """The spectral density of one operator, smoothed with a Gaussian.
 
     Attributes:
@@ -103,9 +167,22 @@ class DensityEstimate:
     status: str
     finished: bool = True
 
+    def _describe(self) -> Description:
+        ends = f"{number(float(self.grid[0]))} to {number(float(self.grid[-1]))}" if len(self.grid) else "nothing"
+        return Description(
+            f"Spectral density, mean eigenvalue {standard(self.mean, self.mean_error)}",
+            (
+                f"mean square {standard(self.second, self.second_error)}",
+                f"{counted(len(self.grid), 'point')} from {ends}, bandwidth {number(self.bandwidth, 2)}: .grid, .value",
+                "95 % band: .low, .high" if self.probes > 1 else "exact" if not self.probes else "one vector: no band",
+                f"status: {self.status}",
+            ),
+            "" if self.finished else "STOPPED EARLY",
+        )
 
-@dataclass(frozen=True)
-class CouplingEstimate:
+
+@dataclass(frozen=True, repr=False)
+class CouplingEstimate(Described):
     """How the blocks interact: the Frobenius norms of all blocks H_bc.
 
     Attributes:
@@ -129,3 +206,57 @@ class CouplingEstimate:
     status: str
     divergence: Floats | None = None
     divergence_error: Floats | None = None
+
+    def _describe(self) -> Description:
+        pairs = sorted(
+            ((b, c) for b in range(len(self.blocks)) for c in range(b) if math.isfinite(self.value[b, c])),
+            key=lambda pair: -float(self.value[pair]),
+        )
+        rows = tuple(
+            (
+                f"{called(self.blocks[c], 30)}, {called(self.blocks[b], 30)}",
+                standard(float(self.value[b, c]), float(self.standard_error[b, c])),
+            )
+            for b, c in pairs[:MOST_PAIRS]
+        )
+        share = share_with_error(self.off_diagonal_share, self.share_error)
+        unknown = bool(len(self.blocks)) and not bool(np.isfinite(self.value).all())
+        return Description(
+            f"Coupling of {counted(len(self.blocks), 'block')}, {share} of ||A||_F^2 off the block diagonal",
+            (
+                *(f"most between {pair}: ||A_bc||_F = {size}" for pair, size in rows[:1]),
+                f"{count(len(self.blocks))} x {count(len(self.blocks))} norms: .value, .standard_error"
+                + ("" if self.divergence is None else "; distances of the densities: .divergence"),
+                f"found from {counted(self.probes, 'random vector')} a block" if self.probes else "exact",
+                f"status: {self.status}",
+            ),
+            "INCOMPLETE" if unknown else "",
+            ("pair of blocks", "||A_bc||_F ± standard error"),
+            rows,
+            max(0, len(pairs) - MOST_PAIRS),
+        )
+
+
+MOST_PAIRS = 12  # of blocks, listed in a notebook
+
+
+def standard(value: float, error: float) -> str:
+    """A value and its standard error; alone where that is zero, with "unknown" where there is none.
+
+    >>> standard(1.5, 0.25), standard(2.0, 0.0), standard(2.0, float("nan"))
+    ('1.50 ± 0.25', '2', '2 ± unknown')
+    """
+    return number(value, 6) if error == 0.0 else with_bound(value, error)
+
+
+def found_by(method: str, probes: int) -> str:
+    """How an estimate was made."""
+    return f"found by {method}, from {counted(probes, 'random vector')}" if probes else f"found by: {method}"
+
+
+def _shape(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape)) or "scalar"
+
+
+def _norm(tensors: list[Tensor | None]) -> float:
+    return math.sqrt(sum(float(t.double().square().sum()) for t in tensors if t is not None))

@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from layerhess.curvature.data_pass import FULL
+from layerhess.linalg.described import Described, Description, called
+from layerhess.linalg.numbers import counted, number, with_bound
 
 COLUMNS = ("step", "block", "lambda_max", "bound", "missed_factor", "products", "gradients")
 OPTIMIZER_COLUMNS = ("preconditioned", "preconditioned_bound", "threshold", "ratio")
 WHOLE = ("step", "products", "gradients")  # columns of integers
 
 
-@dataclass(frozen=True)
-class Reading:
+@dataclass(frozen=True, repr=False)
+class Reading(Described):
     """The largest eigenvalue of one block, or of the whole model, at one step.
 
     Attributes:
@@ -40,6 +42,19 @@ class Reading:
     preconditioned_bound: float = math.nan
     threshold: float = math.nan
     ratio: float = math.nan
+
+    def _describe(self) -> Description:
+        of = "the whole model" if self.block == FULL else called(self.block)
+        facts = []
+        if math.isfinite(self.missed_factor):
+            facts.append(f"none above {number(self.missed_factor, 3)} times that, except with a probability of 1 %")
+        if math.isfinite(self.preconditioned):
+            facts.append(
+                f"preconditioned {with_bound(self.preconditioned, self.preconditioned_bound)}, {number(self.ratio, 3)} "
+                f"times the threshold {number(self.threshold)}"
+            )
+        facts.append(f"{counted(self.products, 'product')}, {counted(self.gradients, 'gradient')}")
+        return Description(f"lambda_max of {of}: {with_bound(self.lambda_max, self.bound)}", tuple(facts))
 
     def metrics(self) -> dict[str, float]:
         """What loggers get: "curvature/<block>/lambda_max" and "/bound"; and what is known of the optimizer."""

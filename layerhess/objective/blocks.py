@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from layerhess.errors import InputError
+from layerhess.linalg.described import Described, Description, called
+from layerhess.linalg.numbers import count, counted
 
 Scheme = str | Mapping[str, str | Sequence[str]] | Callable[[str, nn.Parameter], str | None]
 ROOT = "(root)"
@@ -17,8 +19,8 @@ AT_ONCE = 1 << 20  # numbers: so many cost nothing, however few the model has
 RESERVED = ("", "(full)", "(probe)", "(not in any block)")  # these have a special meaning in results
 
 
-@dataclass(frozen=True)
-class Block:
+@dataclass(frozen=True, repr=False)
+class Block(Described):
     """A named set of whole parameter tensors; its vectors are flat, in the order of ``parameters``.
 
     Attributes:
@@ -29,6 +31,19 @@ class Block:
     parameters: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
     numel: int
+
+    def _describe(self) -> Description:
+        shapes = [" x ".join(map(str, shape)) or "scalar" for shape in self.shapes]
+        first = ", ".join(f"{called(n)} ({s})" for n, s in zip(self.parameters[:3], shapes, strict=False))
+        return Description(
+            f"Block {called(self.name)} of {counted(self.numel, 'parameter')}",
+            (first + (f" and {counted(len(shapes) - 3, 'more tensor')}" if len(shapes) > 3 else ""),),
+            columns=("tensor", "shape", "numel"),
+            rows=tuple(
+                (called(name), shape, count(size.numel()))
+                for name, shape, size in zip(self.parameters, shapes, self.shapes, strict=True)
+            ),
+        )
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """A flat (P_b,) vector as parameter-shaped views; of (s, P_b) rows (s, *shape) each."""

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from layerhess.errors import InputError
+from layerhess.linalg.described import Described, Description
+from layerhess.linalg.numbers import number
 from layerhess.objective.criteria import Pair
 
 P = ParamSpec("P")
@@ -34,8 +36,8 @@ class Judged:
     again: Callable[[Tensor], Tensor] | None = None
 
 
-@dataclass(frozen=True)
-class Seen:
+@dataclass(frozen=True, repr=False)
+class Seen(Described):
     """The pair of a batch; its output and a (perhaps approximate) loss sum as a function of it, where known.
 
     Attributes:
@@ -49,6 +51,10 @@ class Seen:
     again: Callable[[Tensor], Tensor] | None = None
     target: Any = None
     curved: int | None = None
+
+    def _describe(self) -> Description:
+        shape = "" if self.output is None else f", output {' x '.join(map(str, self.output.shape)) or 'scalar'}"
+        return Description(f"Loss sum {number(float(self.loss))} over a count of {number(self.count, 6)}{shape}")
 
 
 class Evaluation(Protocol):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from layerhess.errors import InputError
+from layerhess.linalg.described import Described, Description
 from layerhess.objective import batches
 from layerhess.objective.criteria import Criterion, Pair, check_scalar
 from layerhess.objective.evaluation import Evaluation, Judged, Seen, checked_tensor, gradients_on, kind_of
@@ -16,7 +17,7 @@ from layerhess.objective.model_call import call, listed
 from layerhess.objective.model_loss import ModelLoss
 
 
-class batch_loss:
+class batch_loss(Described):
     """Wrap ``fn(model, batch) -> (loss_sum, count)`` as the loss of an :class:`layerhess.Objective`.
 
     Args:
@@ -55,6 +56,9 @@ class batch_loss:
         self.fn = fn
         self.output = output
         self.name = f"batch_loss({getattr(fn, '__name__', type(fn).__name__)})"
+
+    def _describe(self) -> Description:
+        return Description(self.name, () if self.output is None else ("called with the model's output",))
 
     @gradients_on
     def __call__(self, model: nn.Module, batch: Any) -> Pair:

@@ -27,6 +27,7 @@ from layerhess.objective.parameters import coarsest, copied, trainable
 from layerhess.objective.plain_model import PlainTwin, needs_twin, unwrapped
 from layerhess.objective.shares import counted_once, same_model
 from layerhess.objective.snapshot import kept_attributes, preserved_random_state, restored
+from layerhess.objective.what_it_is import SaysWhatItIs
 from layerhess.objective.workers import refuse_repeated_examples
 
 MODES = ("as-is", "eval")
@@ -36,7 +37,7 @@ HALF = (torch.float16, torch.bfloat16)
 Deal = Callable[[Iterator[Any], int], Iterator[Any]]
 
 
-class Objective:
+class Objective(SaysWhatItIs):
     """A model's loss over a whole data set, as sums and counts of its batches.
 
     Args:

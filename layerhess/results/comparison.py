@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from layerhess.linalg.described import Described, Description, called
 from layerhess.linalg.estimates import Floats
+from layerhess.linalg.numbers import number, rounded_up
 from layerhess.linalg.significance import adjusted, two_sided, welch
 from layerhess.linalg.stochastic.divergence import divergences
 from layerhess.results.eigenspaces import Eigenspaces, compared_spaces
@@ -19,8 +21,8 @@ FEWEST_FREEDOM = 3.0  # of a standard error from groups whose number was not sav
 NAN = math.nan
 
 
-@dataclass(frozen=True)
-class BlockComparison:
+@dataclass(frozen=True, repr=False)
+class BlockComparison(Described):
     """One block in two analyses; "log ratio" is log(second / first), so 0.1 is about 10 % more.
 
     Attributes:
@@ -67,6 +69,28 @@ class BlockComparison:
     divergence_error: float
     status: str
     finished: bool = True
+
+    def _describe(self) -> Description:
+        of = "the full model" if self.name == "(full)" else called(self.name)
+        how = "paired" if self.paired else "not paired"
+        error = (
+            "no standard error"
+            if math.isnan(self.standard_error)
+            else f"standard error {number(self.standard_error, 2)}"
+        )
+        facts = [
+            f"lambda_max {number(self.first)} and {number(self.second)}",
+            f"status: {self.status}",
+            f"of lambda_max ||W||^2: log ratio {number(self.scale_free_log_ratio, 3)}",
+        ]
+        if not math.isnan(self.overlap):
+            facts.append(f"overlap of eigenspaces {number(self.overlap, 3)}; {self.spaces}")
+        return Description(
+            f"Comparison of {of}: log ratio {number(self.log_ratio, 3)} ± {rounded_up(self.error_bound)} (bound), "
+            f"{error} ({how})",
+            tuple(facts),
+            "" if self.finished else "NOT CONVERGED",
+        )
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
+from layerhess.linalg.described import Described, Description
 from layerhess.linalg.estimates import Floats
+from layerhess.linalg.numbers import number, with_bound
 from layerhess.results.record import SpectrumRecord
 
 SEMIDEFINITE = ("empirical_fisher", "empirical_fisher:token")
 
 
-@dataclass(frozen=True)
-class Figure:
+@dataclass(frozen=True, repr=False)
+class Figure(Described):
     """A number and its error: a bound if it comes from bounds, a standard error if it comes from random probes.
 
     Attributes:
@@ -31,12 +33,20 @@ class Figure:
         """Whether there is a number."""
         return not math.isnan(self.value)
 
+    def _describe(self) -> Description:
+        return Description(f"{self.text} ({self.kind})" if self.known else "not known: its inputs were not asked for")
+
+    @property
+    def text(self) -> str:
+        """The number and its error."""
+        return number(self.value, 6) if self.error == 0.0 else with_bound(self.value, self.error)
+
 
 UNKNOWN = Figure(math.nan, math.nan, "")
 
 
-@dataclass(frozen=True)
-class Derived:
+@dataclass(frozen=True, repr=False)
+class Derived(Described):
     """Numbers derived from one operator's eigenvalues, trace and density (A the operator, n its dimension).
 
     Attributes:
@@ -62,6 +72,20 @@ class Derived:
     effective_rank: Figure = UNKNOWN
     damping: Figure = UNKNOWN
     critical_learning_rate: Figure = UNKNOWN
+
+    def _describe(self) -> Description:
+        figures = {item.name: getattr(self, item.name) for item in fields(self)}
+        known = {name: figure for name, figure in figures.items() if figure.known}
+        unknown = [name for name in figures if name not in known]
+        return Description(
+            f"Derived numbers: {len(known)} of {len(figures)} are known",
+            (
+                "; ".join(f"{name} {figure.text}" for name, figure in known.items()),
+                f"not known, as their inputs were not asked for: {', '.join(unknown)}" if unknown else "",
+            ),
+            columns=("number", "value ± error", "kind of error"),
+            rows=tuple((name, figure.text, figure.kind) for name, figure in known.items()),
+        )
 
 
 def derive(spectrum: SpectrumRecord) -> Derived:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from layerhess.linalg.estimates import DensityEstimate, DiagonalEstimate, TraceEstimate
+from layerhess.linalg.described import Described, Description, called
+from layerhess.linalg.estimates import DensityEstimate, DiagonalEstimate, Tensors, TraceEstimate, standard
+from layerhess.linalg.numbers import count, counted, duration, number, rounded_up, share, with_bound, with_reach
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class SpectrumRecord:
+class Eigenvectors(Described, list[dict[str, Tensor]]):
+    """One dict of parameter-shaped tensors for each pair; its repr has no entries."""
+
+    def _describe(self) -> Description:
+        one = f", each of {repr(self[0]).splitlines()[0]}" if self else ""
+        return Description(f"{counted(len(self), 'eigenvector')}{one}", ("[i][name] gives a tensor",) if self else ())
+
+
+@dataclass(frozen=True, repr=False)
+class SpectrumRecord(Described):
     """Eigenpairs of one operator: a diagonal block ``H_bb``, or the full Hessian.
 
     Attributes:
@@ -103,6 +114,8 @@ class SpectrumRecord:
         return np.stack([lower, upper], axis=1)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.eigenvectors, Eigenvectors):
+            object.__setattr__(self, "eigenvectors", Eigenvectors(map(Tensors, self.eigenvectors)))
         if not len(self.sampling_errors):
             object.__setattr__(self, "sampling_errors", np.full(len(self.eigenvalues), np.nan))
         if not self.sampling_sums.size:
@@ -163,9 +176,73 @@ class SpectrumRecord:
             return None
         return float(self.spectrum[index]), float(np.max(self.error_bounds, initial=self.rounding))
 
+    @property
+    def alarm(self) -> str:
+        """What is not done, in capitals: "NOT CONVERGED", "TRACE NOT CONVERGED", "REFUSED", ...; empty if all is."""
+        if not self.solved:
+            word = self.status.split(":")[0].upper()
+            return "NOT CONVERGED" if word.startswith(("CONVERGED", "COMPLETE")) or not word else word
+        undone = [
+            ("TRACE NOT CONVERGED", self.trace is not None and not self.trace.converged),
+            ("DIAGONAL NOT CONVERGED", self.diagonal is not None and not self.diagonal.ok),
+            ("DENSITY STOPPED EARLY", self.density is not None and not self.density.finished),
+        ]
+        return ", ".join(words for words, open_ in undone if open_)
 
-@dataclass(frozen=True)
-class SampledGroups:
+    def _describe(self) -> Description:
+        of = "full model" if self.name == "(full)" else f"block {called(self.name)}"
+        values = []
+        for words, pair, reach in (
+            ("largest eigenvalue", self.top, self.highest),
+            ("smallest eigenvalue", self.bottom, self.deepest),
+        ):
+            if pair is not None:
+                values.append(f"{words} {with_reach(*pair, reach)}")
+        alarm = self.alarm
+        facts = ["; ".join(values) or "no eigenvalue", *([f"status: {self.status}"] if alarm else [])]
+        facts += [f"estimates: {'; '.join(self._estimates())}"] if self._estimates() else []
+        if len(self.eigenvalues) > len(values):
+            facts.append(f"{counted(len(self.eigenvalues), 'eigenvalue')}: .eigenvalues, .error_bounds, .eigenvectors")
+        facts += [] if alarm else [f"status: {self.status}"]
+        facts += [self._how()] if self._how() else []
+        return Description(
+            f"Spectrum of the {of} ({self.operator}, {counted(self.numel, 'parameter')})",
+            tuple(facts),
+            alarm,
+            ("eigenvalue", "end", "lower", "upper", "converged"),
+            tuple(
+                (
+                    with_bound(float(value), float(self.error_bounds[i])),
+                    self.end[i],
+                    *(number(float(end), 6) for end in self.interval[i]),
+                    "yes" if self.converged[i] else "NO",
+                )
+                for i, value in enumerate(self.eigenvalues)
+            ),
+        )
+
+    def _estimates(self) -> list[str]:
+        told = []
+        if self.trace is not None:
+            told.append(f"trace {standard(self.trace.value, self.trace.standard_error)}")
+        told += [name for name in ("diagonal", "density") if getattr(self, name) is not None]
+        if len(self.sampling_errors) and math.isfinite(self.sampling_errors[0]):
+            told.append(f"other data would move the first by {rounded_up(float(self.sampling_errors[0]))}")
+        return told
+
+    def _how(self) -> str:
+        """By which path, and what can have been missed."""
+        told = f"found by {self.path}, {counted(self.steps, 'product')}" if self.path else ""
+        if self.complete:
+            return f"{told or 'all eigenvalues were computed'}; nothing can have been missed"
+        if not told or not math.isfinite(self.missed_factor):
+            return told
+        chance = share(self.missed_probability)
+        return f"{told}; none above {number(self.missed_factor, 3)} times the largest, except with probability {chance}"
+
+
+@dataclass(frozen=True, repr=False)
+class SampledGroups(Described):
     """The groups of examples by which sampling errors were measured.
 
     Attributes:
@@ -176,9 +253,12 @@ class SampledGroups:
     fingerprint: str
     counts: Floats
 
+    def _describe(self) -> Description:
+        return Description(f"{counted(len(self.counts), 'group')} of examples, fingerprint {self.fingerprint}")
 
-@dataclass(frozen=True)
-class Check:
+
+@dataclass(frozen=True, repr=False)
+class Check(Described):
     """One self-check: its name, whether it passed, and a sentence with the measured figure."""
 
     name: str
@@ -187,9 +267,17 @@ class Check:
     block: str = ""
     module: str = ""
 
+    def _describe(self) -> Description:
+        places = [f"{kind} {called(name)}" for kind, name in (("block", self.block), ("module", self.module)) if name]
+        return Description(
+            f"Check of {called(self.name)}" + (", passed" if self.passed else ""),
+            (*([", ".join(places)] if places else []), self.detail),
+            "" if self.passed else "FAILED",
+        )
 
-@dataclass(frozen=True)
-class Counts:
+
+@dataclass(frozen=True, repr=False)
+class Counts(Described):
     """How much work the analysis took.
 
     Attributes:
@@ -208,9 +296,24 @@ class Counts:
     full_products: int
     by_phase: dict[str, dict[str, int]]
 
+    def _describe(self) -> Description:
+        kinds = ("forwards", "backwards", "products")
+        rows = tuple((called(phase), *(count(done.get(k, 0)) for k in kinds)) for phase, done in self.by_phase.items())
+        return Description(
+            f"Counts: {counted(self.passes, 'pass', 'passes')} over the data",
+            (
+                f"{counted(self.products, 'product')} of one batch, {count(self.full_products)} of them with the full "
+                "matrix",
+                f"{counted(self.forwards, 'forward pass', 'forward passes')}, {counted(self.backwards, 'gradient')}",
+                *([f"by phase: {', '.join(row[0] for row in rows)}"] if rows else []),
+            ),
+            columns=("phase", *kinds),
+            rows=rows,
+        )
 
-@dataclass(frozen=True)
-class Cost:
+
+@dataclass(frozen=True, repr=False)
+class Cost(Described):
     """The time an analysis took, in units of one gradient over the same data.
 
     Attributes:
@@ -228,3 +331,17 @@ class Cost:
     def total(self) -> float:
         """The sum over all phases."""
         return sum(self.gradients.values())
+
+    def _describe(self) -> Description:
+        phases = tuple(
+            (called(phase), number(size, 3), duration(size * self.gradient_seconds))
+            for phase, size in self.gradients.items()
+        )
+        total = f"{number(self.total, 3)} gradients of {duration(self.gradient_seconds)}"
+        return Description(
+            f"Cost: {total} each, {duration(self.total * self.gradient_seconds)} in all",
+            ((", ".join(f"{phase} {size}" for phase, size, _ in phases),) if phases else ())
+            + ((f"exact products block by block: about {number(self.one_by_one, 2)}",) if self.one_by_one else ()),
+            columns=("phase", "gradients", "time"),
+            rows=phases,
+        )

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from layerhess.errors import InputError
+from layerhess.linalg.described import Described, Description, called
 from layerhess.linalg.estimates import CouplingEstimate
+from layerhess.linalg.numbers import count, counted, number, with_reach
 from layerhess.results.derived import Derived, derive
 from layerhess.results.record import Check, Cost, Counts, SampledGroups, SpectrumRecord
 
 FULL_NAME = "(full)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Spectrum(SpectrumRecord):
     """Eigenpairs and estimates of one operator; :class:`SpectrumRecord` lists the fields."""
 
@@ -30,8 +32,49 @@ class Spectrum(SpectrumRecord):
 Spectrum.__doc__ = SpectrumRecord.__doc__  # help() says what each field holds
 
 
-@dataclass(frozen=True)
-class AnalysisRecord:
+class Blocks(Described, dict[str, Spectrum]):
+    """Block name -> :class:`Spectrum`, in model order."""
+
+    def _describe(self) -> Description:
+        return described_blocks(f"{counted(len(self), 'block')}", list(self.values()))
+
+
+def described_blocks(title: str, spectra: list[Spectrum]) -> Description:
+    """Several spectra: what is not done, the sharpest, and a row for each."""
+    undone: dict[str, list[str]] = {}
+    for s in spectra:
+        if s.alarm:
+            undone.setdefault(s.alarm, []).append(called(s.name, 30))
+    sharpest = sorted((s for s in spectra if s.top is not None), key=lambda s: -(s.top or (0.0,))[0])
+    facts = [f"{word}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}" for word, names in undone.items()]
+    if sharpest:
+        ends = [
+            f"{called(s.name, 30)} {with_reach(*s.top, s.highest)}{'' if s.settled('top') else ' (NOT CONVERGED)'}"
+            for s in sharpest[:2]
+            if s.top is not None
+        ]
+        facts.append(f"largest eigenvalues: {'; '.join(ends)}")
+    facts.append("[name] gives one: " + ", ".join(repr(called(s.name, 30)) for s in spectra[:3]) if spectra else "none")
+    return Description(
+        title,
+        tuple(facts),
+        ", ".join(f"{len(names)} {word}" for word, names in undone.items()),
+        ("block", "numel", "lambda_max", "lambda_min", "status"),
+        tuple(
+            (
+                called(s.name),
+                count(s.numel),
+                "-" if s.top is None else with_reach(*s.top, s.highest),
+                "-" if s.bottom is None else with_reach(*s.bottom, s.deepest),
+                s.alarm or s.status.split(":")[0],
+            )
+            for s in spectra
+        ),
+    )
+
+
+@dataclass(frozen=True, repr=False)
+class AnalysisRecord(Described):
     """Everything one call of :func:`layerhess.analyze` found, as it is saved.
 
     Attributes:
@@ -76,6 +119,10 @@ class AnalysisRecord:
     cost: Cost | None = None
     groups: SampledGroups | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.blocks, Blocks):
+            object.__setattr__(self, "blocks", Blocks(self.blocks))
+
     @property
     def converged(self) -> bool:
         """True when all that was asked for is done in every block and the full model, and nothing was refused."""
@@ -96,3 +143,22 @@ class AnalysisRecord:
                 where="analysis[...]",
                 what_to_do="choose one of: " + ", ".join(list(self.blocks)[:8]),
             ) from None
+
+    def _describe(self) -> Description:
+        spectra = self.spectra()
+        of = described_blocks("", [s for s in spectra if s is not self.full])
+        alarms = ["STOPPED EARLY"] if self.partial else []
+        refused = sum(s.alarm.startswith("REFUSED") for s in spectra)
+        undone = sum(bool(s.alarm) for s in spectra) - refused
+        for number_of, words in ((undone, "NOT CONVERGED"), (refused, "REFUSED")):
+            alarms += [f"{number_of} of {len(spectra)} spectra {words}"] if number_of else []
+        facts = [f"stopped early: {self.partial}"] if self.partial else []
+        facts += [f"loss {number(self.loss, 6)} over {counted(self.batches, 'batch', 'batches')}"]
+        if self.full is not None and self.full.top is not None:
+            words = f" ({self.full.alarm})" if self.full.alarm else ""
+            facts.append(f"full model: largest eigenvalue {with_reach(*self.full.top, self.full.highest)}{words}")
+        facts += [f for f in of.facts if f.startswith("largest")]
+        facts.append("print() shows the table; .blocks, .full, .to_frame(), .plot, .save()")
+        title = f"Analysis of {called(self.model or 'model')}, {counted(len(self.blocks), 'block')}"
+        done = "" if alarms else f", {len(spectra)} of {len(spectra)} spectra converged"
+        return Description(title + done, tuple(facts), ", ".join(alarms), of.columns, of.rows)

@@ -1,6 +1,6 @@
 """Displays results: tables, data frames, figures, notebook cells and the HTML report.
 
-These modules read a record and change nothing. Figures and pages are loaded when first used:
+These modules read a record and change nothing. Those that draw, and the report, are loaded when first used:
 matplotlib and Jinja2 are slow to import, and most programs that import layerhess draw nothing.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-DRAWN = ("figures", "report", "slice_figures")
+DRAWN = ("drawings", "estimate_drawings", "figures", "report", "slice_figures")
 
 
 def __getattr__(name: str) -> ModuleType:

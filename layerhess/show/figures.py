@@ -1,4 +1,4 @@
-"""Figures of an analysis: eigenvalues of each block with bounds, and how eigenvectors spread over the blocks.
+"""The overview of an analysis, every block's eigenvalues with their bounds, and what all figures share.
 
 Figures are plain ``Figure`` objects; nothing touches pyplot's global state.
 """
@@ -11,10 +11,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 
 from layerhess.results.spectrum import AnalysisRecord, Spectrum
-from layerhess.show.numbers import number, share
 from layerhess.show.style import BOTTOM, INK, MUTED, PAPER, RULE, TOP, WRONG, Picture
 from layerhess.show.summary import operator_names, operator_of
 
@@ -29,9 +27,9 @@ def overview(analysis: AnalysisRecord) -> Picture:
 
     Hollow red marks have not converged. With more than 300 blocks, those with the largest absolute eigenvalues.
     """
-    blocks, title = _shown(analysis)
+    blocks, title = shown_blocks(analysis)
     rows = [*([analysis.full] if analysis.full is not None else []), *blocks]
-    figure, axes = _canvas(len(rows), "eigenvalue")
+    figure, axes = canvas(len(rows), "eigenvalue")
     names = operator_names(operator_of(analysis))
     labels = [f"full model ({names.full})" if s is analysis.full else s.name for s in rows]
     for row, spectrum in enumerate(rows):
@@ -41,8 +39,8 @@ def overview(analysis: AnalysisRecord) -> Picture:
         for pair, colour in ((analysis.full.top, TOP), (analysis.full.bottom, BOTTOM)):
             if pair is not None:
                 axes.axvline(pair[0], color=colour, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
-    _name_rows(axes, labels, bold=analysis.full is not None)
-    _scale(axes, rows)
+    name_rows(axes, labels, bold=analysis.full is not None)
+    scale_axis(axes, rows)
     axes.set_xlabel(
         f"eigenvalue of {names.block}, each block's own {names.words}"
         + (f"; dashed: the ends of the full {names.full}" if analysis.full is not None and analysis.full.top else ""),
@@ -56,27 +54,8 @@ def overview(analysis: AnalysisRecord) -> Picture:
     return figure
 
 
-def mass(analysis: AnalysisRecord) -> Picture:
-    """Each full-model eigenvector's squared norm by block: bar charts, or a heat map for many eigenvectors.
-
-    Blocks that hold less than 0.5 % of every eigenvector are left out when there are more than 40.
-    """
-    columns = analysis.full_mass
-    names = [] if not columns else [n for n in columns[0] if any(column.get(n, 0.0) > 0 for column in columns)]
-    left_out = 0
-    if len(names) > 40:
-        kept = [n for n in names if max(column.get(n, 0.0) for column in columns) >= 0.005]
-        left_out, names = len(names) - len(kept), kept
-    titles = _vector_titles(analysis)
-    values = np.array([[column.get(name, 0.0) for column in columns] for name in names]).reshape(len(names), -1)
-    figure = _bars(names, titles, values) if len(columns) <= FEW_VECTORS else _heat(names, titles, values)
-    if left_out:
-        note = f"{left_out} blocks with less than 0.5 % of every eigenvector are not shown"
-        figure.text(0.01, 0.002, note, fontsize=8, color=MUTED)
-    return figure
-
-
-def _shown(analysis: AnalysisRecord) -> tuple[list[Spectrum], str]:
+def shown_blocks(analysis: AnalysisRecord) -> tuple[list[Spectrum], str]:
+    """The blocks that have room in a figure, and a title where these are not all."""
     blocks = list(analysis.blocks.values())
     if len(blocks) <= MOST_ROWS:
         return blocks, ""
@@ -86,11 +65,12 @@ def _shown(analysis: AnalysisRecord) -> tuple[list[Spectrum], str]:
     return [s for s in blocks if s.name in kept], title
 
 
-def _canvas(rows: int, kind: str, panels: int = 1) -> tuple[Picture, Axes]:
+def canvas(rows: int, kind: str, panels: int = 1) -> tuple[Picture, Axes]:
+    """A figure as high as its rows need, and the first of its panels."""
     height = max(2.2, 1.15 + rows * _row_height(rows))
     figure = Picture(figsize=(WIDTH, height), facecolor=PAPER)
     axes = figure.add_subplot(1, panels, 1)
-    _style(axes)
+    style_axes(axes)
     return figure, axes
 
 
@@ -98,7 +78,8 @@ def _row_height(rows: int) -> float:
     return 0.27 if rows <= 45 else 0.19
 
 
-def _style(axes: Axes) -> None:
+def style_axes(axes: Axes) -> None:
+    """Rows on a grid of values."""
     axes.set_facecolor("none")
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
@@ -109,7 +90,8 @@ def _style(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _name_rows(axes: Axes, labels: Sequence[str], *, bold: bool = False) -> None:
+def name_rows(axes: Axes, labels: Sequence[str], *, bold: bool = False) -> None:
+    """Labels at the left, from the top down."""
     size = 9.0 if len(labels) <= 45 else 7.0
     axes.set_yticks(range(len(labels)), [shortened(label) for label in labels], fontsize=size, color=INK)
     axes.set_ylim(len(labels) - 0.4, -0.6)
@@ -154,7 +136,7 @@ def _draw_spectrum(axes: Axes, row: int, spectrum: Spectrum) -> None:
         )
 
 
-def _scale(axes: Axes, rows: Iterable[Spectrum]) -> None:
+def scale_axis(axes: Axes, rows: Iterable[Spectrum]) -> None:
     """Logarithmic if everything is positive, bounds included; otherwise symmetric logarithmic, with few ticks."""
     values = np.concatenate([s.eigenvalues for s in rows] or [np.empty(0)])
     bounds = np.concatenate([s.error_bounds for s in rows] or [np.empty(0)])
@@ -226,54 +208,3 @@ def _legend(axes: Axes, rows: Iterable[Spectrum]) -> None:
             borderaxespad=0.3,
             handletextpad=0.3,
         )
-
-
-def _vector_titles(analysis: AnalysisRecord) -> list[str]:
-    full = analysis.full
-    if full is None or len(full.eigenvalues) != len(analysis.full_mass):
-        return [f"eigenvector {index + 1}" for index in range(len(analysis.full_mass))]
-    return [f"eigenvalue {number(float(value), 3)}" for value in full.eigenvalues]
-
-
-def _bars(names: Sequence[str], titles: Sequence[str], values: np.ndarray) -> Picture:
-    figure, first = _canvas(len(names), "mass", max(1, len(titles)))
-    panels = [first, *(figure.add_subplot(1, len(titles), i + 1, sharey=first) for i in range(1, len(titles)))]
-    widest = max(0.2, float(values.max(initial=0.0)))
-    for column, (axes, title) in enumerate(zip(panels, titles, strict=False)):
-        _style(axes)
-        colour = BOTTOM if "-" in title.split()[-1].split("e")[0] else TOP
-        axes.barh(range(len(names)), values[:, column], height=0.62, color=colour, zorder=2)
-        axes.set_xlim(0, 1.2 * widest)
-        ticks = [t for t in (0.0, 0.1, 0.25, 0.5, 0.75, 1.0) if t <= widest and (t != 0.1 or widest < 0.5)]
-        axes.set_xticks(ticks, [f"{100 * t:.0f} %" for t in ticks])
-        axes.set_title(title.replace("-", "−"), fontsize=9.5, color=INK, loc="left", fontweight="bold")
-        for row, value in enumerate(values[:, column]):
-            if value >= 0.005:
-                axes.text(value + 0.02 * widest, row, share(value), va="center", fontsize=7.5, color=MUTED)
-        if column:
-            axes.tick_params(labelleft=False)
-    _name_rows(first, names)
-    figure.tight_layout(w_pad=1.0)
-    return figure
-
-
-def _heat(names: Sequence[str], titles: Sequence[str], values: np.ndarray) -> Picture:
-    figure, axes = _canvas(len(names) + 3, "mass")
-    axes.grid(False)
-    for row in range(len(names)):
-        for column in range(len(titles)):
-            value = float(values[row, column])
-            cell = Rectangle((column - 0.48, row - 0.44), 0.96, 0.88, facecolor=TOP, alpha=0.04 + 0.96 * value)
-            axes.add_patch(cell)
-            if value >= 0.045 and len(titles) <= 14:
-                axes.text(column, row, f"{100 * value:.0f} %", ha="center", va="center", fontsize=7.5, color=INK)
-    axes.set_xlim(-0.5, len(titles) - 0.5)
-    _name_rows(axes, names)
-    words = [title.replace("eigenvalue ", "").replace("-", "−") for title in titles]
-    axes.set_xticks(range(len(titles)), words, rotation=40, ha="left", rotation_mode="anchor", fontsize=8)
-    axes.xaxis.tick_top()
-    axes.xaxis.set_label_position("top")
-    axes.set_xlabel("one column per eigenvector of the full model, by its eigenvalue", color=MUTED, fontsize=9)
-    axes.spines["bottom"].set_visible(False)
-    figure.tight_layout()
-    return figure

@@ -16,6 +16,11 @@ BOTTOM = "#d1602b"  # smallest eigenvalues
 WRONG = "#c62828"  # whatever has not converged
 PAPER = "#fefefe"  # background
 
+# Told apart by all kinds of colour vision (Okabe & Ito 2008); in grey, by marks, lines and hatches.
+BLUE, VERMILION, ORANGE, SKY = "#0072b2", "#d55e00", "#e69f00", "#56b4e9"
+ALARM = "#a84300"  # vermilion for text: 6.2 to 1 on white
+QUIET = "#b3bdc8"  # lines among which none is meant
+
 # In a page each colour is a variable, so that the figure follows the page's theme.
 VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", TOP: "top", BOTTOM: "bottom", WRONG: "wrong", PAPER: "paper"}
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from layerhess.linalg.estimates import DensityEstimate
 from layerhess.linalg.stochastic.density import Density, exact_density
-from layerhess.show.density_figures import densities, full_density, heat_map
-from layerhess.show.style import inline_svg
+from layerhess.show.density_figures import densities
 
 Floats = NDArray[np.float64]
 NAMES = ["stem.weight", *(f"blocks.{i}.{p}.weight" for i in range(7) for p in ("conv1", "bn1", "conv2"))]
@@ -127,108 +124,9 @@ def test_no_blocks_are_an_empty_figure() -> None:
 # -- the full model ----------------------------------------------------------------------------------------------------
 
 
-def test_outliers_of_the_full_model_are_the_eigenvalues_given_with_their_bounds() -> None:
-    found = estimate(spread(3), 6)
-    values, bounds = np.array([150.0, 40.0, -7.0]), np.array([3.0, 0.5, np.inf])
-    axes = full_density(found, values, bounds, ("top", "top", "bottom"), "Hessian H").axes[0]
-    places = [float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() in ("o", "s")]
-    assert places == [150.0, 40.0, -7.0]
-    segments = [s for c in axes.collections if hasattr(c, "get_segments") for s in c.get_segments() if len(s) == 2]
-    assert any(np.allclose(s[:, 0], [147.0, 153.0]) for s in segments)
-    low, high = axes.get_xlim()
-    assert low < -7.0 and high > 150.0
-    labels = [text.get_text() for text in axes.figure.legends[0].get_texts()]
-    assert labels == [
-        "largest eigenvalues, with error bound",
-        "smallest eigenvalues, with error bound",
-        "95 % band over 6 random vectors",
-    ]
-
-
-def test_nodes_of_the_density_are_not_marked() -> None:
-    axes = full_density(estimate(spread(3), 6), np.empty(0), np.empty(0)).axes[0]
-    assert not [line for line in axes.lines if line.get_marker() in ("o", "s")]
-
-
-def test_an_operator_without_curvature_and_unknown_eigenvalues_are_drawn() -> None:
-    drawn(full_density(estimate(np.zeros(4)), np.array([0.0]), np.array([1e-9])))
-    drawn(full_density(estimate(spread(1)), np.array([np.nan, 90.0]), np.array([np.nan, 1.0]), title="$a_b"))
-
-
 # -- heat maps ---------------------------------------------------------------------------------------------------------
 
 
 def table(count: int, decades: float = 4.0) -> Floats:
     a = 10.0 ** np.random.default_rng(0).uniform(-decades, 0.0, (count, count))
     return (a + a.T) / 2
-
-
-def test_cells_are_the_values_in_model_order() -> None:
-    matrix = table(22)
-    figure = heat_map(NAMES, matrix, "coupling", "norm")
-    axes = figure.axes[0]
-    (mesh,) = axes.collections
-    np.testing.assert_array_equal(np.asarray(mesh.get_array()).reshape(22, 22), matrix)
-    assert isinstance(mesh.norm, LogNorm)
-    assert [t.get_text() for t in axes.get_yticklabels()] == [t.get_text() for t in axes.get_xticklabels()] == NAMES
-    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first block is on top
-
-
-@pytest.mark.parametrize("count", [2, 12, 22, 40, 60, 150])
-def test_names_do_not_touch_and_stay_on_the_page(count: int) -> None:
-    names = [f"blocks.{i}.conv1.weight" for i in range(count)]
-    figure = heat_map(names, table(count), "coupling", "norm")
-    axes = figure.axes[0]
-    assert not overlapping(figure, axes, "x") and not overlapping(figure, axes, "y")
-    page = figure.bbox
-    for tick in (*axes.get_xticklabels(), *axes.get_yticklabels(), *figure.axes[1].get_yticklabels()):
-        box = tick.get_window_extent()
-        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= page.x1 and box.y1 <= page.y1
-    assert figure.axes[1].yaxis.label.get_window_extent().x1 <= page.x1
-
-
-def test_distances_have_a_fixed_scale() -> None:
-    figure = heat_map(NAMES[:5], 0.3 * table(5), "distance", "JS", limits=(0.0, 1.0))
-    (mesh,) = figure.axes[0].collections
-    assert not isinstance(mesh.norm, LogNorm) and (mesh.norm.vmin, mesh.norm.vmax) == (0.0, 1.0)
-
-
-def test_a_narrow_range_is_linear_from_zero() -> None:
-    (mesh,) = heat_map(NAMES[:5], table(5, 0.5), "coupling", "norm").axes[0].collections
-    assert not isinstance(mesh.norm, LogNorm) and mesh.norm.vmin == 0.0
-
-
-def test_small_tables_have_numbers_that_can_be_read() -> None:
-    matrix = table(4)
-    texts = heat_map(NAMES[:4], matrix, "coupling", "norm").axes[0].texts
-    assert [float(text.get_text()) for text in texts] == pytest.approx(list(matrix.ravel()), rel=0.06)
-    assert not heat_map(NAMES, table(22), "coupling", "norm").axes[0].texts
-
-
-def test_unknown_cells_are_crossed_and_zeros_have_the_lightest_colour() -> None:
-    matrix = table(5)
-    matrix[1, 2] = matrix[2, 1] = np.nan
-    matrix[4, :] = matrix[:, 4] = 0.0
-    axes = heat_map(NAMES[:5], matrix, "coupling", "norm").axes[0]
-    (crosses,) = axes.lines
-    assert {tuple(map(float, p)) for p in crosses.get_xydata()} == {(2.0, 1.0), (1.0, 2.0)}
-    (mesh,) = axes.collections
-    assert float(mesh.norm(np.asarray(mesh.get_array()).reshape(5, 5)[4, 0])) == 0.0
-
-
-@pytest.mark.parametrize("fill", [0.0, np.nan, -1.0, 1e-300, 1e300])
-def test_tables_of_one_value_can_be_drawn(fill: float) -> None:
-    drawn(heat_map(["a", "b"], np.full((2, 2), fill), "t", "l"))
-    drawn(heat_map(["a"], np.full((1, 1), fill), "t", "l"))
-
-
-def test_figures_become_part_of_a_page_in_its_colours() -> None:
-    made = {"fc.weight": estimate(spread(0), 6), "cost$_{": estimate(spread(1), 6)}
-    for figure in (
-        densities(made),
-        full_density(made["fc.weight"], np.array([3.0]), np.array([0.1])),
-        heat_map(NAMES, table(22), "t", "l"),
-    ):
-        svg = inline_svg(figure, "a figure")
-        assert svg.startswith("<svg") and "var(--top)" in svg and "var(--muted)" in svg
-        assert not re.search(r"#1f6feb|http", svg) and len(svg) < 600_000

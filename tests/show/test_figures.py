@@ -52,21 +52,6 @@ def test_unconverged_and_refused_are_marked() -> None:
     assert "refused" in [text.get_text() for text in figure.axes[0].texts]
 
 
-@pytest.mark.parametrize("vectors", [1, 3, 9])
-def test_the_mass_of_each_eigenvector_is_shown(vectors: int) -> None:
-    rng = np.random.default_rng(0)
-    names = list(fabricated.LAYERS)
-    columns = [dict(zip(names, map(float, rng.dirichlet(np.ones(7))), strict=True)) for _ in range(vectors)]
-    made = fabricated.analysis(full_mass=columns)
-    figure = figures.mass(made)
-    assert labels(figure) == names
-    if vectors <= figures.FEW_VECTORS:
-        for axes, column in zip(figure.axes, columns, strict=True):
-            assert [patch.get_width() for patch in axes.patches] == pytest.approx(list(column.values()))
-    else:
-        assert len(figure.axes[0].patches) == 7 * vectors
-
-
 @pytest.mark.parametrize("extreme", [0.0, 1e-300, 1e300, np.inf])
 def test_extreme_values_do_not_break_the_figures(extreme: float) -> None:
     block = fabricated.spectrum("w", eigenvalues=np.array([1.0, 0.5, -extreme if np.isfinite(extreme) else -1.0]))
