@@ -13,10 +13,10 @@ from layerhess.linalg.stochastic.coupling import Coupling
 from layerhess.linalg.stochastic.density import Density
 from layerhess.linalg.stochastic.diagonal import Diagonal
 from layerhess.linalg.stochastic.trace import Trace
-from layerhess.monitor.history import load_history
 from layerhess.monitor.monitor import Monitor
 from layerhess.objective.losses import batch_loss
 from layerhess.objective.objective import Objective
+from layerhess.results.history import load_history
 from layerhess.results.record import Check, Counts
 from layerhess.results.spectrum import Spectrum
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from layerhess import show
 from layerhess.errors import LayerhessWarning
 from layerhess.results import store
+from layerhess.results.atomic_folder import rewrite
+from layerhess.results.history import History, is_history, load_history
 from layerhess.results.spectrum import AnalysisRecord
 from layerhess.show.frame import to_frame
 from layerhess.show.notebook import as_html
@@ -78,7 +80,7 @@ def rewrite_report(path: str | Path) -> Path:
     """Make report.html again from the saved numbers, with this version's layout; the rest is untouched.
 
     Args:
-        path: the folder of an analysis.
+        path: the folder of an analysis, or of a monitor.
 
     Returns:
         The report's absolute path.
@@ -86,7 +88,20 @@ def rewrite_report(path: str | Path) -> Path:
     Raises:
         InputError: as for :func:`load` and :meth:`Analysis.save`.
     """
+    if is_history(path):
+        return history_page(path, load_history(path))
     return store.replace_report(path, show.report.as_html(load(path)))
+
+
+def history_page(folder: str | Path, history: History) -> Path:
+    """Write a monitor's curves into its folder as report.html; its absolute path.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    page = Path(folder).expanduser().resolve() / store.REPORT
+    rewrite(page, show.history_page.as_html(history).encode())
+    return page
 
 
 def _page(record: AnalysisRecord) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from layerhess.errors import InputError
-from layerhess.monitor.point import Point
+from layerhess.results.point import Point
 
 TABLE = "curvature.csv"
 Log = Callable[[dict[str, float], int], object]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from layerhess.analysis.result import history_page
 from layerhess.checks.second_derivative import named_operations
 from layerhess.curvature.data_pass import FULL, DataPass
 from layerhess.curvature.device import beside, budget, synchronise
@@ -20,9 +21,7 @@ from layerhess.errors import InputError, LayerhessWarning, checked_integer
 from layerhess.linalg.eigen.lanczos import Lanczos
 from layerhess.monitor.arguments import check_data, checked_overhead, usable_folder
 from layerhess.monitor.forecast import COST, first_point
-from layerhess.monitor.history import History
 from layerhess.monitor.loggers import TABLE, Log, Table, log_of, tensorboard
-from layerhess.monitor.point import Point, Reading
 from layerhess.monitor.preconditioner import Preconditioner, preconditioner, torch_optimizer
 from layerhess.monitor.soundness import Soundness
 from layerhess.monitor.spacing import Spacing
@@ -30,6 +29,9 @@ from layerhess.monitor.tracking import Tracked, Tracker
 from layerhess.monitor.untouched import as_the_training_has_it, said_of_mode
 from layerhess.objective.blocks import Block, Scheme, flatten
 from layerhess.objective.objective import Objective
+from layerhess.objective.snapshot import preserved_random_state
+from layerhess.results.history import History
+from layerhess.results.point import Point, Reading
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +57,7 @@ class Monitor:
             ``every``-th step.
         optimizer: the one that trains; its preconditioned sharpness is compared with its stability threshold
             (:mod:`layerhess.monitor.preconditioner`). out: a folder for the results
-            (:mod:`layerhess.monitor.history`); a history there is replaced. seed: of the random vectors.
+            (:mod:`layerhess.results.history`); a history there is replaced. seed: of the random vectors.
 
     Attributes:
         history: all points. notes: sentences that belong to the numbers. failure: what went wrong, or "".
@@ -158,15 +160,17 @@ class Monitor:
         self._logs.append(log_of(logger))
 
     def close(self) -> None:
-        """Write what the history file lacks yet; at the end of a training of more than a hundred points."""
+        """At the end of a training: write what the history file lacks yet, and the page of its curves."""
         if self._folder is not None and self._given.group.rank == 0 and not self.failure:
             try:
                 self._write(self._folder)
+                with preserved_random_state():  # making the page imports modules that draw random numbers
+                    history_page(self._folder, self.history)
             except Exception as error:
                 self._fail(error)
 
     def to_frame(self) -> pd.DataFrame:
-        """A row per point and block, see :meth:`layerhess.monitor.history.History.to_frame`."""
+        """A row per point and block, see :meth:`layerhess.results.history.History.to_frame`."""
         return self.history.to_frame()
 
     @property

@@ -44,7 +44,7 @@ class Tracked:
 
 @dataclass(frozen=True)
 class Largest:
-    """The largest eigenvalue that was found; see :class:`layerhess.monitor.point.Reading` for the figures."""
+    """The largest eigenvalue that was found; see :class:`layerhess.results.point.Reading` for the figures."""
 
     value: float
     bound: float

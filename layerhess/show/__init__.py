@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-DRAWN = ("drawings", "estimate_drawings", "figures", "report", "slice_figures")
+DRAWN = ("drawings", "estimate_drawings", "figures", "history_page", "report", "slice_figures")
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from functools import cache
-from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from layerhess.results.spectrum import AnalysisRecord
 from layerhess.show import estimates, numbers, summary
-from layerhess.show.page.answers import GOOD, WARN, WRONG, answers, sharpest
+from layerhess.show.page.answers import answers, sharpest
 from layerhess.show.page.coefficients import DRAWN, triangle
 from layerhess.show.page.counts import chart
 from layerhess.show.page.layers import Table, table
-
-_SIGNS = {GOOD: "M2.5 8.5l3.5 3.5 7.5-8", WARN: "M8 2v7.5M8 12.6v1.2", WRONG: "M3.5 3.5l9 9M12.5 3.5l-9 9"}
+from layerhess.show.page.templates import setting, sign, template
 
 
 def as_html(analysis: AnalysisRecord) -> str:
@@ -32,12 +27,12 @@ def as_html(analysis: AnalysisRecord) -> str:
     rows = table(analysis, found.names if found is not None else [])
     pairs = None if analysis.coupling is None else triangle(analysis.coupling)
     names = summary.names_of(analysis)
-    return _template().render(
+    return template("report.html.j2").render(
         analysis=analysis,
         title=analysis.model or "model",
         under=_under(analysis),
         answers=answers(analysis, found),
-        sign=_sign,
+        sign=sign,
         table=rows,
         columns=4 + rows.negative + rows.shares + rows.sensitivities,
         direction="top eigenvector" if names.caveat else "steepest direction",
@@ -53,51 +48,6 @@ def as_html(analysis: AnalysisRecord) -> str:
         passed=sum(check.passed for check in analysis.checks),
         lists=_lists(analysis),
     )
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("layerhess", "show/page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["mathematics"] = _mathematics
-    return environment.get_template("report.html.j2")
-
-
-_SYMBOLS = {
-    "lambda_max": "λ<sub>max</sub>",
-    "lambda_min": "λ<sub>min</sub>",
-    "λmax": "λ<sub>max</sub>",
-    "λmin": "λ<sub>min</sub>",
-    "||A||_F^2": "‖A‖<sub>F</sub>²",
-    "||A||_2^2": "‖A‖<sub>2</sub>²",
-    "|lambda|": "|λ|",
-    " * ||W||^2": "‖W‖²",
-    "H_bb": "H<sub>bb</sub>",
-    "G_bb": "G<sub>bb</sub>",
-    "F_bb": "F<sub>bb</sub>",
-    "_bc": "<sub>bc</sub>",
-    "_cc": "<sub>cc</sub>",
-}
-
-
-def _mathematics(sentence: str) -> Markup:
-    """One of our sentences, escaped, with its formulas typeset."""
-    text = str(escape(sentence))
-    for plain, typeset in _SYMBOLS.items():
-        text = text.replace(plain, typeset)
-    return Markup(text)
-
-
-def _sign(tone: str) -> Markup:
-    """A sign beside a headline, so that its colour is not all that tells."""
-    if tone not in _SIGNS:
-        return Markup("")
-    return Markup(f'<svg class="sign" viewBox="0 0 16 16" aria-hidden="true"><path d="{_SIGNS[tone]}"/></svg>')
 
 
 def _under(analysis: AnalysisRecord) -> str:
@@ -235,18 +185,6 @@ def _lists(analysis: AnalysisRecord) -> list[tuple[str, list[tuple[str, str]]]]:
     about = [("loss", repr(analysis.loss)), ("data", summary.examples(analysis))]
     if math.isfinite(analysis.gradient_norm):
         about.append(("norm of the gradient", numbers.number(analysis.gradient_norm)))
-    settings = [(key, _setting(value)) for key, value in analysis.settings.items() if key != "identity"]
+    settings = [(key, setting(value)) for key, value in analysis.settings.items() if key != "identity"]
     versions = list(analysis.versions.items())
     return [("Loss and data", about), ("Counts", told), ("Time", time), ("Versions", versions), ("Settings", settings)]
-
-
-def _setting(value: Any) -> str:
-    if value is None:
-        return "not set"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, Mapping):
-        return "; ".join(f"{key}: {_setting(item)}" for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_setting(item) for item in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import layerhess as lh
-from layerhess.monitor.history import NAME
 from layerhess.monitor.loggers import TABLE
+from layerhess.results.history import NAME
 from monitored import Explicit, data, noisy_network, tanh_network, train
 
 LOSS = nn.CrossEntropyLoss()

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import layerhess as lh
-from layerhess.monitor.history import NAME, History, load_history
 from layerhess.monitor.loggers import TABLE, Table, log_of
-from layerhess.monitor.point import COLUMNS, OPTIMIZER_COLUMNS, Point, Reading
+from layerhess.results.history import NAME, History, load_history
+from layerhess.results.point import COLUMNS, OPTIMIZER_COLUMNS, Point, Reading
 
 
 def made(optimizer: bool = True) -> History:

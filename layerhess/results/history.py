@@ -8,6 +8,7 @@ The folder of ``out=`` holds
   ``step``, ``seconds``, ``checked`` and ``rows``, a list per block with the values of ``columns`` in their order. NaN
   is null; an infinite number is "inf" or "-inf".
 - ``curvature.csv``, the same rows, one after the other as they are made.
+- ``report.html``, the curves; made by ``close()`` and by ``layerhess report``.
 - event files for TensorBoard, where that is installed.
 """
 
@@ -21,8 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerhess.errors import InputError
-from layerhess.monitor.point import COLUMNS, OPTIMIZER_COLUMNS, WHOLE, Point, Reading
 from layerhess.results import atomic_folder
+from layerhess.results.point import COLUMNS, OPTIMIZER_COLUMNS, WHOLE, Point, Reading
+from layerhess.results.store import NUMBERS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +38,7 @@ class History:
     """The points of one training, in their order.
 
     Attributes:
-        points: see :class:`layerhess.monitor.point.Point`. settings: as JSON types. notes: sentences that belong to the
+        points: see :class:`layerhess.results.point.Point`. settings: as JSON types. notes: sentences that belong to the
             numbers. share: the monitor's own time over the training's. optimizer: whether rows have its columns.
     """
 
@@ -62,7 +64,7 @@ class History:
             yield from self._rows(point)
 
     def to_frame(self) -> pd.DataFrame:
-        """A row per point and block, "(full)" the whole model; see :class:`layerhess.monitor.point.Reading`.
+        """A row per point and block, "(full)" the whole model; see :class:`layerhess.results.point.Reading`.
 
         Raises:
             InputError: pandas is not installed.
@@ -111,6 +113,12 @@ class History:
     def _rows(self, point: Point) -> Iterator[list[Any]]:
         for reading in point.readings.values():
             yield [point.step, *(getattr(reading, name) for name in self.columns[1:])]
+
+
+def is_history(folder: str | Path) -> bool:
+    """Whether a folder holds a monitor's history, and no analysis."""
+    path = Path(folder).expanduser()
+    return (path / NAME).is_file() and not (path / NUMBERS).exists()
 
 
 def load_history(folder: str | Path) -> History:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from layerhess.curvature.data_pass import FULL
 from layerhess.linalg.described import Described, Description, called
 from layerhess.linalg.numbers import counted, number, with_bound
+from layerhess.results.spectrum import FULL_NAME as FULL
 
 COLUMNS = ("step", "block", "lambda_max", "bound", "missed_factor", "products", "gradients")
 OPTIMIZER_COLUMNS = ("preconditioned", "preconditioned_bound", "threshold", "ratio")
