@@ -9,7 +9,7 @@ from layerhess.results.history import History
 from layerhess.results.point import Reading
 from layerhess.results.spectrum import FULL_NAME
 from layerhess.show import numbers
-from layerhess.show.page.answers import GOOD, PLAIN, WARN, WRONG, Answer
+from layerhess.show.page.answers import GOOD, PLAIN, WARN, WRONG, Answer, short
 from layerhess.show.page.curves import curves, threshold
 from layerhess.show.page.templates import setting, sign, template
 
@@ -83,9 +83,7 @@ def _answers(history: History) -> list[Answer]:
     if blocks:
         best = max(blocks, key=lambda reading: reading.lambda_max)
         said = [f"λmax {numbers.with_bound(best.lambda_max, best.bound)} at step {last.step:,}."]
-        found.append(
-            Answer("sharp", "Which layer is the sharpest now?", best.block.removesuffix(".weight"), PLAIN, said)
-        )
+        found.append(Answer("sharp", "Which layer is the sharpest now?", short(best.block), PLAIN, said))
     if last.full is not None:
         found.append(_trend(_readings(history, FULL_NAME)))
     if last.full is not None and math.isfinite(last.full.ratio):
@@ -115,9 +113,9 @@ def _trend(readings: list[tuple[int, Reading]]) -> Answer:
         return Answer("trust", question, "No positive curvature at an end", PLAIN, said)
     ratio = last.lambda_max / first.lambda_max
     if ratio > GREW:
-        headline = f"Sharper, {numbers.times(ratio)} times"
+        headline = f"{numbers.times(ratio)} times sharper"
     elif ratio < 1.0 / GREW:
-        headline = f"Flatter, {numbers.times(1.0 / ratio)} times"
+        headline = f"{numbers.times(1.0 / ratio)} times flatter"
     else:
         headline = "About as sharp as at first"
     return Answer("trust", question, headline, PLAIN, said)

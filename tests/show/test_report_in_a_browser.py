@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 import fabricated
+from curves_of_a_training import history
+from layerhess.show import history_page
 from layerhess.show.report import as_html
 
 CHROMIUM = next(
@@ -56,9 +58,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "bad": fabricated.estimated(fabricated.analysis(bad=True)),
         "plain": fabricated.analysis(),
     }
-    paths = {name: folder / f"{name}.html" for name in made}
+    texts = {name: as_html(found) for name, found in made.items()}
+    texts["curves"] = history_page.as_html(history())
+    paths = {name: folder / f"{name}.html" for name in texts}
     for name, path in paths.items():
-        path.write_text(as_html(made[name]), encoding="utf-8")
+        path.write_text(texts[name], encoding="utf-8")
     return paths
 
 
@@ -72,7 +76,7 @@ def opened(browser: Any, pages: dict[str, Path]) -> Iterator[Opened]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "height"), SIZES)
-@pytest.mark.parametrize("name", ["good", "bad", "plain"])
+@pytest.mark.parametrize("name", ["good", "bad", "plain", "curves"])
 def test_nothing_is_fetched_nothing_overflows_and_axe_finds_no_violation(
     browser: Any, pages: dict[str, Path], name: str, width: int, height: int, scheme: str
 ) -> None:

@@ -84,7 +84,7 @@ def _sharp(analysis: AnalysisRecord, found: Sharpest | None) -> Answer:
         if any(not s.solved for s in analysis.blocks.values()):
             headline = "Not known yet"
         return Answer("sharp", question, headline, PLAIN, [_zeros(analysis)] if _zeros(analysis) else [])
-    shown = [_short(name) for name in found.names[:MOST_NAMES]]
+    shown = [short(name) for name in found.names[:MOST_NAMES]]
     headline = " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
     if more := len(found.names) - len(shown):
         headline = f"{', '.join(shown)} and {more} more"
@@ -98,7 +98,7 @@ def _sharp(analysis: AnalysisRecord, found: Sharpest | None) -> Answer:
     if found.flattest:
         value = analysis.blocks[found.flattest].top
         assert value is not None
-        said.append(f"The smallest is that of {_short(found.flattest)}, {numbers.number(value[0], 2)}.")
+        said.append(f"The smallest is that of {short(found.flattest)}, {numbers.number(value[0], 2)}.")
     if zero := _zeros(analysis):
         said.append(zero)
     return Answer("sharp", question, headline, PLAIN, said)
@@ -121,7 +121,7 @@ def _held(analysis: AnalysisRecord) -> str:
     if count > len(order):
         return ""
     direction = "top eigenvector" if summary.names_of(analysis).caveat else "steepest direction"
-    who = _short(order[0]) if count == 1 else f"{count} of {numbers.counted(len(parts), 'layer')}"
+    who = short(order[0]) if count == 1 else f"{count} of {numbers.counted(len(parts), 'layer')}"
     hold = "holds" if count == 1 else "hold"
     return f"{who} {hold} {numbers.share(float(totals[count - 1]))} of the whole model’s {direction}."
 
@@ -182,7 +182,7 @@ def _other_data(analysis: AnalysisRecord) -> str:
     error = float(spectrum.sampling_errors[0])
     if not math.isfinite(error) or spectrum.top[0] <= 0.0:
         return "How far other data would move them was not measured (sampling=True does)."
-    of = "the whole model’s λmax" if spectrum.name == FULL_NAME else f"λmax of {_short(spectrum.name)}"
+    of = "the whole model’s λmax" if spectrum.name == FULL_NAME else f"λmax of {short(spectrum.name)}"
     return f"Other data of the same kind would move {of} by about {numbers.share(error / spectrum.top[0])}."
 
 
@@ -202,7 +202,7 @@ def _follows(analysis: AnalysisRecord) -> Answer:
     if settled and spectrum.top[0] > max(spectrum.top[1], SMALLEST_NORM):
         headline = f"Learning rate below {numbers.number(2.0 / spectrum.top[0], 3)}"
         source = (
-            "" if spectrum is analysis.full else f", by {_short(spectrum.name)} alone; the whole model may need less"
+            "" if spectrum is analysis.full else f", by {short(spectrum.name)} alone; the whole model may need less"
         )
         said.append(f"That is 2/λmax, for plain gradient descent on all data{source}; momentum and noise move it.")
         if rate is not None and spectrum is analysis.full:
@@ -225,7 +225,7 @@ def _below(analysis: AnalysisRecord) -> list[str]:
     value, bound = spectrum.bottom
     if value + bound >= 0.0:
         return ["No direction bends downwards."] if spectrum is analysis.full else []
-    where = "" if spectrum is analysis.full else f" in {_short(spectrum.name)}"
+    where = "" if spectrum is analysis.full else f" in {short(spectrum.name)}"
     damping = derive(spectrum).damping.value
     return [
         f"No minimum: the most negative eigenvalue{where} is {numbers.number(value, 3)}; damping from "
@@ -252,6 +252,11 @@ def _coupled(analysis: AnalysisRecord) -> list[str]:
     return [f"{who} {inside} of ‖{symbol}‖²; the rest lies between them."]
 
 
-def _short(name: str) -> str:
-    """A block's name without the ".weight" that most of them end with."""
-    return name.removesuffix(".weight")
+def short(name: str) -> str:
+    """A block's name without the ".weight" that most of them end with, unless a mere number remains.
+
+    >>> short("block1.conv1.weight"), short("0.weight"), short("head.bias")
+    ('block1.conv1', '0.weight', 'head.bias')
+    """
+    brief = name.removesuffix(".weight")
+    return brief if any(character.isalpha() for character in brief) else name
