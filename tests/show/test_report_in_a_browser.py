@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 import fabricated
+import layerhess as lh
 from curves_of_a_training import history
-from layerhess.show import history_page
+from layerhess.show import comparison, history_page
 from layerhess.show.report import as_html
 
 CHROMIUM = next(
@@ -60,6 +61,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
     texts = {name: as_html(found) for name, found in made.items()}
     texts["curves"] = history_page.as_html(history())
+    texts["comparison"] = comparison.page.as_html(lh.compare([made["good"], made["bad"]]).pairs)
     paths = {name: folder / f"{name}.html" for name in texts}
     for name, path in paths.items():
         path.write_text(texts[name], encoding="utf-8")
@@ -76,7 +78,7 @@ def opened(browser: Any, pages: dict[str, Path]) -> Iterator[Opened]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "height"), SIZES)
-@pytest.mark.parametrize("name", ["good", "bad", "plain", "curves"])
+@pytest.mark.parametrize("name", ["good", "bad", "plain", "curves", "comparison"])
 def test_nothing_is_fetched_nothing_overflows_and_axe_finds_no_violation(
     browser: Any, pages: dict[str, Path], name: str, width: int, height: int, scheme: str
 ) -> None:
@@ -85,8 +87,8 @@ def test_nothing_is_fetched_nothing_overflows_and_axe_finds_no_violation(
     opened = Opened(browser, pages[name], width, height, scheme)
     assert opened.asked == [pages[name].as_uri()]
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
-    end = opened.page.evaluate("document.querySelector('.answers').getBoundingClientRect().bottom")
-    assert name == "bad" or end <= height, "the three answers are above the fold"
+    end = opened.page.evaluate("document.querySelector('.answers, .answer').getBoundingClientRect().bottom")
+    assert name == "bad" or end <= height, "the answers are above the fold"
     found = Axe().run(opened.page)
     assert not [(v["id"], v["nodes"][0]["html"]) for v in found.response["violations"]]
     assert not opened.complaints
