@@ -40,7 +40,7 @@ class Room:
         """How many whole columns of length n, each with what is made of it, fit."""
         return int(min(most, max(1, self.nbytes // (2 * ROW * n))))
 
-    def probes(self, n: int, diagonal: bool = False, kinds: str = "random probes") -> int:
+    def probes(self, n: int, diagonal: bool = False, kinds: str = "") -> int:
         """How many probes of length n fit a pass; ``kinds``: of estimates that were asked for and need them.
 
         Raises:
@@ -90,7 +90,7 @@ class Room:
             f"the vectors of {what} do not fit into memory: for {n:,} parameters they take {size(each * n)}, and "
             f"{size(self.nbytes)} are left",
             where="memory",
-            what_to_do=f"give memory='{needed}MiB', or leave out: {kinds}",
+            what_to_do=f"give memory='{needed}MiB'" + (f", or leave out: {kinds}" if kinds else ""),
         )
 
 

@@ -33,16 +33,18 @@ def test_probes_columns_and_densities_fit() -> None:
 
 
 @pytest.mark.parametrize(
-    "asked",
+    ("asked", "without"),
     [
-        lambda room: room.probes(30_000),
-        lambda room: room.densities({"wte": 30_000}, 10, False),
-        lambda room: room.products(3000, 64, 32, "trace"),
+        (lambda room: room.probes(30_000), ""),
+        (lambda room: room.probes(30_000, kinds="trace, coupling"), "trace, coupling"),
+        (lambda room: room.densities({"wte": 30_000}, 10, False), "density"),
+        (lambda room: room.products(3000, 64, 32, "trace"), "trace"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_the_memory_that_would_do(asked: Any) -> None:
-    with pytest.raises(InputError, match="full=False") as refused:
+def test_what_does_not_fit_is_refused_with_the_memory_that_would_do(asked: Any, without: str) -> None:
+    with pytest.raises(InputError, match="memory") as refused:
         asked(Room(1e6, 0.1))
+    assert refused.value.what_to_do.partition("or leave out: ")[2] == without
     size = float(str(refused.value).split("memory='")[1].split("MiB")[0])
     assert asked(Room(0.1 * size * 2**20)) != 0
     assert len(str(refused.value)) <= 400
