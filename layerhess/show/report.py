@@ -91,7 +91,7 @@ def _together(analysis: AnalysisRecord) -> str:
     if found is None:
         return ""
     a = summary.names_of(analysis).full
-    said = [f"Shown is ‖{a}_bc‖ / √(‖{a}_bb‖‖{a}_cc‖), 1 where two layers bend as one."]
+    said = [f"Shown is ‖{a}_bc‖ / √(‖{a}_bb‖‖{a}_cc‖), 1 or more where two layers bend as one."]
     if not math.isnan(found.off_diagonal_share):
         share = numbers.share_with_error(found.off_diagonal_share, found.share_error)
         said.append(f"{share} of ‖{a}‖² lies between layers.")
@@ -100,7 +100,7 @@ def _together(analysis: AnalysisRecord) -> str:
         said.append("Some have no known error: they come from a single random vector.")
     elif errors.size and (estimated := (values > 0.0) & (errors > 0.0)).any():
         half = float(np.median(errors[estimated] / values[estimated]))
-        said.append(f"Half of the estimated norms have standard errors below {numbers.share(half)}.")
+        said.append(f"Half of the estimated norms have standard errors below {numbers.share(max(half, 1e-3))}.")
     return " ".join(said)
 
 

@@ -272,7 +272,7 @@ def _missed(spectrum: Spectrum) -> str:
         return "See the status."
     chance = numbers.share(spectrum.missed_probability)
     factor = numbers.number(spectrum.missed_factor, 3)
-    return f"One above {factor} times λmax is excluded, except with a probability of {chance} at most."
+    return f"A further one above {factor} times λmax is excluded, except with a probability of {chance} at most."
 
 
 def _shares(spectrum: Spectrum, analysis: AnalysisRecord) -> str:
