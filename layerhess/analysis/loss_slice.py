@@ -34,6 +34,7 @@ BLOCK = "slice"
 POINTS = {1: 41, 2: 21}
 STEPS = 11  # of differences, each half of the one before
 BEND = 0.1  # of the loss, that the curvature makes of it at the first of these
+MOVED = 0.1  # of the parameters' length: what the first of them moves at most
 LOSS_ROUNDINGS = 8.0  # eps of what is added up in a loss
 PRODUCT_ROUNDINGS = 32.0  # eps of |d| |Hd| in d'Hd
 SUM, COUNT, SIZE, SLOPE, SHIFT = "sum", "count", "size", "slope", "shift"  # kinds of sums
@@ -47,14 +48,6 @@ class LossSlice(LossSliceRecord):
         """The loss with its quadratic drawn over it: lines, or contours for two directions (a matplotlib figure)."""
         picture: Figure = show.slice_figures.drawn(self)
         return picture
-
-    def __repr__(self) -> str:
-        shape = " x ".join(map(str, self.loss.shape))
-        return (
-            f"LossSlice({shape} points, |alpha| <= {self.alpha[-1]:g}, along {' and '.join(self.directions)})\n"
-            f"loss {self.value:.6g} at 0, slope {_shown(self.slope)}, curvature {_shown(self.curvature)}\n"
-            f"{self.status}"
-        )
 
 
 def loss_slice(
@@ -147,7 +140,16 @@ def _measured(
     denominator = 1.0 if objective.evaluation.is_sum else surveyed.count
     lines = np.array([[1.0]] if len(given) == 1 else [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     bends = np.einsum("li,ij,lj->l", lines, curvature, lines)
-    steps = np.stack([_steps(radius, bend, surveyed.loss_sum / denominator) for bend in bends])
+    size = math.sqrt(
+        sum(float(objective.parameters[name].detach().double().square().sum()) for name in block.parameters)
+    )
+    nearby = [MOVED * size / length if length else math.inf for length in lines @ lengths]
+    steps = np.stack(
+        [
+            _steps(min(radius, near or radius), bend, surveyed.loss_sum / denominator)
+            for near, bend in zip(nearby, bends, strict=True)
+        ]
+    )
     near = steps[:, :, None] * lines[:, None, :]  # (lines, steps, directions)
     places = np.concatenate([grid, near.reshape(-1, len(given)), -near.reshape(-1, len(given))])
 
@@ -192,10 +194,14 @@ def _completed(part: dict[str, Tensor], block: Block, objective: Objective) -> d
     }
 
 
-def _steps(radius: float, bend: float, loss: float) -> Floats:
-    """(STEPS,) step sizes of differences: from where the curvature makes a tenth of the loss, each half of the last."""
-    first = math.sqrt(2.0 * BEND * abs(loss) / abs(bend)) if bend and loss else radius
-    return min(radius, first) * np.array([2.0**-place for place in range(STEPS)])
+def _steps(most: float, bend: float, loss: float) -> Floats:
+    """(STEPS,) step sizes of differences: from where the curvature makes a tenth of the loss, each half of the last.
+
+    Args:
+        most: of a step. Where weights change by more than a tenth, errors of differences do not fall in order yet.
+    """
+    first = math.sqrt(2.0 * BEND * abs(loss) / abs(bend)) if bend and loss else most
+    return min(most, first) * np.array([2.0**-place for place in range(STEPS)])
 
 
 def _evaluated(
@@ -258,11 +264,13 @@ def _differences(
 ) -> tuple[Floats, Floats]:
     """Second differences of the loss, each at the step whose error is least, and these errors; NaN where none is known.
 
-    The error of a step is its difference from twice the step, and what rounding of four losses makes.
+    The error of a step is the larger difference from twice and from half of it, and what rounding of four losses makes.
+    One of the two alone may be small by chance, where steps are too large for their errors to fall in order.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         bent = (forward - 2.0 * value + backward) / steps**2
-        errors = np.abs(np.diff(bent, axis=1)) + 4.0 * rounding / steps[:, 1:] ** 2
+        apart = np.abs(np.diff(bent, axis=1))
+        errors = np.maximum(apart[:, :-1], apart[:, 1:]) + 4.0 * rounding / steps[:, 1:-1] ** 2
     errors[~np.isfinite(errors)] = np.inf
     best = errors.argmin(axis=1)
     lines = np.arange(len(best))
@@ -287,7 +295,3 @@ def _status(agrees: bool, bends: Floats, bent: Floats, errors: Floats) -> str:
         f"the curvature DIFFERS from differences of the loss ({bends[worst]:.4g} against {bent[worst]:.4g} +- "
         f"{errors[worst]:.2g}): the loss has kinks along the direction, or its second derivative holds very near only"
     )
-
-
-def _shown(value: float | Floats) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(np.round(value, 6).tolist())

@@ -9,7 +9,7 @@ import numpy as np
 
 from layerhess.linalg.described import Described, Description, called
 from layerhess.linalg.estimates import Floats
-from layerhess.linalg.numbers import number, rounded_up
+from layerhess.linalg.numbers import count, counted, number, rounded_up
 from layerhess.linalg.significance import adjusted, two_sided, welch
 from layerhess.linalg.stochastic.divergence import divergences
 from layerhess.results.eigenspaces import Eigenspaces, compared_spaces
@@ -93,6 +93,26 @@ class BlockComparison(Described):
         )
 
 
+class Compared(Described, dict[str, BlockComparison]):
+    """Block name -> :class:`BlockComparison`."""
+
+    def _describe(self) -> Description:
+        different = [block for block in self.values() if block.significant]
+        undone = sum(not block.finished for block in self.values())
+        most = max(different, key=lambda block: abs(block.log_ratio), default=None)
+        facts = [] if most is None else [f"most: {called(most.name)}, log ratio {number(most.log_ratio, 3)}"]
+        return Description(
+            f"{counted(len(self), 'spectrum', 'spectra')} compared, {count(len(different))} different",
+            (*facts, "[name] gives one: " + ", ".join(repr(called(name, 30)) for name in list(self)[:3])),
+            f"{undone} NOT CONVERGED" if undone else "",
+            ("block", "log ratio", "standard error", "status"),
+            tuple(
+                (called(b.name), number(b.log_ratio, 3), number(b.standard_error, 2), b.status.split(":")[0])
+                for b in self.values()
+            ),
+        )
+
+
 @dataclass(frozen=True)
 class ComparisonRecord:
     """Two analyses block by block.
@@ -114,6 +134,9 @@ class ComparisonRecord:
     notes: tuple[str, ...]
     finished: bool
     rate: float = RATE
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", Compared(self.blocks))
 
 
 def spectra_of(analysis: AnalysisRecord) -> dict[str, Spectrum]:

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerhess.errors import InputError
+from layerhess.linalg.described import Described, Description, called
+from layerhess.linalg.numbers import counted, share
 from layerhess.results import atomic_folder
 from layerhess.results.point import COLUMNS, OPTIMIZER_COLUMNS, WHOLE, Point, Reading
 from layerhess.results.store import NUMBERS
@@ -33,8 +35,8 @@ NAME = "history.json"
 FORMAT, SCHEMA = "layerhess monitor", 1
 
 
-@dataclass
-class History:
+@dataclass(repr=False)
+class History(Described):
     """The points of one training, in their order.
 
     Attributes:
@@ -47,6 +49,19 @@ class History:
     notes: list[str] = field(default_factory=list)
     share: float = 0.0
     optimizer: bool = False
+
+    def _describe(self) -> Description:
+        if not self.points:
+            return Description("History of a training, no points")
+        first, last = self.points[0].step, self.points[-1].step
+        return Description(
+            f"History of a training: {counted(len(self.points), 'point')}, steps {first:,} to {last:,}",
+            (
+                f"{counted(len(self.blocks), 'row')} a point: " + ", ".join(called(n, 30) for n in self.blocks[:4]),
+                f"the monitor took {share(self.share)} of the training's time" if math.isfinite(self.share) else "",
+                ".points, .to_frame()",
+            ),
+        )
 
     @property
     def columns(self) -> tuple[str, ...]:

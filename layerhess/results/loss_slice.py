@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from layerhess.linalg.described import Described, Description
 from layerhess.linalg.estimates import Floats
+from layerhess.linalg.numbers import number
 
 
-@dataclass(frozen=True)
-class LossSliceRecord:
+@dataclass(frozen=True, repr=False)
+class LossSliceRecord(Described):
     """L(theta + alpha d), or L(theta + alpha d1 + beta d2), theta the model's parameters.
 
     Attributes:
@@ -41,3 +45,19 @@ class LossSliceRecord:
     directions: tuple[str, ...]
     parameters: tuple[str, ...]
     status: str
+
+    def _describe(self) -> Description:
+        shape = " x ".join(map(str, self.loss.shape))
+        return Description(
+            f"Loss along {' and '.join(self.directions)}",
+            (
+                f"loss {number(self.value, 6)}, slope {_shown(self.slope)}, curvature {_shown(self.curvature)}",
+                f"status: {self.status}",
+                f"{shape} points, |alpha| <= {self.alpha[-1]:g}: .alpha, .loss, .quadratic, .plot()",
+            ),
+            "" if self.agrees else "CURVATURE DIFFERS FROM DIFFERENCES",
+        )
+
+
+def _shown(value: float | Floats) -> str:
+    return number(value) if isinstance(value, float) else " ".join(str(np.round(value, 6).tolist()).split())

@@ -153,6 +153,21 @@ def test_in_float32_the_curvature_is_confirmed_within_its_larger_errors() -> Non
     assert abs(found.value - exact.value) <= found.rounding
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_differences_of_smooth_losses_agree_however_far_and_flat_they_are(dtype: torch.dtype) -> None:
+    """Steps that are too large can agree by chance with their neighbours, and not with the curvature."""
+    for seed in (*range(12), 27, 66, 75, 99):
+        torch.manual_seed(seed)
+        activation = (nn.Tanh(), nn.GELU(), nn.Softplus())[seed % 3]
+        model = nn.Sequential(nn.Linear(4, 5), activation, nn.Linear(5, 2)).to(dtype)
+        data = (torch.randn(30, 4).to(dtype), torch.randint(2, (30,)))
+        far = 10.0 ** (seed % 4 - 2)
+        found = lh.loss_slice(lh.Objective(model, data, nn.CrossEntropyLoss()), ("random", seed), far, points=3)
+        assert found.agrees, (seed, found)
+        apart = abs(found.difference_curvature - found.curvature)
+        assert apart <= found.difference_error  # type: ignore[operator]
+
+
 class Ramp(nn.Module):
     """mean |w - x|: straight but for a kink at every example, so that no second derivative shows how it bends."""
 

@@ -96,6 +96,18 @@ def test_every_operator_estimate_and_option_is_short(objective: lh.Objective) ->
         assert is_short(thing)
 
 
+def test_comparisons_slices_and_what_a_monitor_found_are_short(objective: lh.Objective) -> None:
+    pair = lh.compare(
+        [fabricated.estimated(fabricated.analysis()), fabricated.estimated(fabricated.analysis(bad=True))]
+    )
+    monitor = lh.Monitor(objective, every=1, overhead=None)
+    points = [monitor.step() for _ in range(3)]
+    slices = [lh.loss_slice(objective, d, points=3) for d in (("random", 0), (("random", 0), ("random", 1)))]
+    for thing in (pair, pair.blocks, *pair.blocks.values(), monitor, *points, monitor.history, points[0].full, *slices):
+        assert is_short(thing)
+    assert "NOT CONVERGED" in is_short(pair.blocks)
+
+
 def test_a_value_is_shown_with_its_bound_its_status_and_how_it_was_found(whole: Analysis) -> None:
     text = is_short(fabricated.spectrum("fc.weight"))
     assert text.splitlines()[1].startswith("  largest eigenvalue 1.20755 ± 0.00089, up to 1.256; smallest")
