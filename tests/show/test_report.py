@@ -170,7 +170,7 @@ def test_every_mark_of_a_block_has_its_name() -> None:
     page = Page(as_html(made))
     for name in made.blocks:
         named = [tag for tag, a in page.tags if a.get("data-block") == name]
-        assert {"tr", "li", "path"} <= set(named), (name, named)
+        assert {"tr", "svg", "li", "path"} <= set(named), (name, named)
     assert {a["data-block"] for _, a in page.tags if "data-block" in a} == {"(full)", *made.blocks}
 
 

@@ -104,7 +104,7 @@ def test_a_layer_under_the_pointer_is_marked_everywhere(opened: Opened) -> None:
     page.hover('tr[data-block="block1.conv1.weight"] th')
     assert lit(page) == {"block1.conv1.weight"}
     parts = page.evaluate("""[...document.querySelectorAll('.on')].map(e => e.tagName.toLowerCase())""")
-    assert sorted(parts) == ["li", "path", "path", "tr"], "row, name beside the pairs, its cross, its line"
+    assert sorted(parts) == ["li", "path", "path", "svg", "tr"], "row, marks, name beside the pairs, cross, line"
     page.hover("h1")
     assert not lit(page)
 
