@@ -1,4 +1,4 @@
-"""Write worked_example.ipynb from worked_example.py, cell by cell and without outputs; the same text every time.
+"""Write each notebook from its script, cell by cell and without outputs; the same text every time.
 
 In the script, `# %%` begins a code cell and `# %% [markdown]` one of plain words, as editors understand it.
 Run it after every change of the script: `make docs` does.
@@ -10,8 +10,7 @@ import json
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SCRIPT = HERE / "worked_example.py"
-NOTEBOOK = HERE / "worked_example.ipynb"
+NOTEBOOKS = ("worked_example", "small_transformer", "two_trainings")
 
 
 def notebook_text(script: str) -> str:
@@ -43,5 +42,7 @@ def notebook_text(script: str) -> str:
 
 
 if __name__ == "__main__":
-    NOTEBOOK.write_text(notebook_text(SCRIPT.read_text(encoding="utf-8")), encoding="utf-8")
-    print(f"wrote {NOTEBOOK}")
+    for name in NOTEBOOKS:
+        script, notebook = HERE / f"{name}.py", HERE / f"{name}.ipynb"
+        notebook.write_text(notebook_text(script.read_text(encoding="utf-8")), encoding="utf-8")
+        print(f"wrote {notebook}")

@@ -1,4 +1,4 @@
-"""The worked example, as a script and as a notebook: both run, and both give the numbers they talk about."""
+"""The notebooks and their scripts: they run, and give the numbers they talk about."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from nbclient import NotebookClient
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SCRIPT, NOTEBOOK = EXAMPLES / "worked_example.py", EXAMPLES / "worked_example.ipynb"
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 
 FULL_TOP, FULL_BOTTOM = 60 + 2 * 962**0.5, -2 * 2**0.5
 SPECTRUM = [FULL_TOP, 2 * 2**0.5, 0.0, 0.0, 60 - 2 * 962**0.5, FULL_BOTTOM]
@@ -52,18 +53,23 @@ def script_numbers() -> dict[str, Any]:
     return json.loads(printed.getvalue().removeprefix("NUMBERS"))
 
 
-@pytest.fixture(scope="module")
-def notebook_numbers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    notebook.cells.append(nbformat.v4.new_code_cell(READ_OUT))
-    folder = str(tmp_path_factory.mktemp("notebook"))
+def executed(path: Path, read_out: str, folder: str) -> dict[str, Any]:
+    """What ``read_out`` prints behind NUMBERS when it is the notebook's last cell."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(read_out))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IPYTHONDIR", folder)
         patch.setenv("PYTHONPATH", str(EXAMPLES.parent))
         client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}})
         client.execute()
+    assert all(output.output_type != "error" for cell in notebook.cells for output in cell.get("outputs", []))
     texts = [output.text for output in notebook.cells[-1].outputs if output.output_type == "stream"]
     return json.loads("".join(texts).removeprefix("NUMBERS"))
+
+
+@pytest.fixture(scope="module")
+def notebook_numbers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return executed(NOTEBOOK, READ_OUT, str(tmp_path_factory.mktemp("notebook")))
 
 
 @pytest.fixture(params=["script", "notebook"])
@@ -129,16 +135,62 @@ def test_stopping_by_change_scatters_below_the_truth(numbers: dict[str, Any]) ->
     assert share > 0.01  # 121.97 is among them
 
 
-def test_the_notebook_is_the_script() -> None:
+READ_TRANSFORMER = """
+import json
+print("NUMBERS" + json.dumps({
+    "test_loss": test_loss, "converged": bool(analysis.converged), "agrees": bool(slice_along.agrees),
+    "tops": {n: [float(b.eigenvalues[0]), float(b.error_bounds[0])] for n, b in analysis.blocks.items()},
+    "full": [float(analysis.full.eigenvalues[0]), float(analysis.full.error_bounds[0])],
+    "mass": sum(analysis.full_mass[0].values()),
+}))
+"""
+
+READ_TRAININGS = """
+import json
+print("NUMBERS" + json.dumps({name: {
+    "log_ratio": b.log_ratio, "scale_free": b.scale_free_log_ratio, "paired": bool(b.paired),
+    "significant": bool(b.significant),
+    "overlap": b.overlap, "tops": [float(b.first), float(b.second)],
+} for name, b in comparison.blocks.items()}))
+"""
+
+
+def test_the_transformer_learns_and_no_layer_is_sharper_than_the_whole(tmp_path: Path) -> None:
+    numbers = executed(EXAMPLES / "small_transformer.ipynb", READ_TRANSFORMER, str(tmp_path))
+    assert numbers["test_loss"] < 0.6 * np.log(12)
+    assert numbers["converged"] and numbers["agrees"]
+    top, bound = numbers["full"]
+    assert all(value <= top + bound + error for value, error in numbers["tops"].values())
+    assert numbers["mass"] == pytest.approx(1.0, abs=1e-4)  # the blocks cover the model
+
+
+def test_weight_decay_makes_layers_sharper_but_not_per_relative_change(tmp_path: Path) -> None:
+    blocks = executed(EXAMPLES / "two_trainings.ipynb", READ_TRAININGS, str(tmp_path))
+    assert list(blocks) == ["0.weight", "2.weight", "4.weight", "(full)"]
+    for name, block in blocks.items():
+        first, second = block["tops"]
+        assert block["log_ratio"] == pytest.approx(np.log(second / first), rel=1e-9), name
+        assert block["paired"] and block["log_ratio"] > 0.2
+        assert block["scale_free"] < block["log_ratio"] - 0.3 and abs(block["scale_free"]) < 0.6
+        assert 0 < block["overlap"] < 1
+    assert blocks["4.weight"]["significant"]  # on seven seeds, the last layer always was
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_notebook_is_the_script(notebook: Path) -> None:
     sys.path.insert(0, str(EXAMPLES))
     try:
+        from make_notebook import NOTEBOOKS as MADE
         from make_notebook import notebook_text
     finally:
         sys.path.remove(str(EXAMPLES))
-    assert NOTEBOOK.read_text(encoding="utf-8") == notebook_text(SCRIPT.read_text(encoding="utf-8"))
+    assert notebook.stem in MADE
+    script = notebook.with_suffix(".py").read_text(encoding="utf-8")
+    assert notebook.read_text(encoding="utf-8") == notebook_text(script)
 
 
-def test_the_notebook_is_stored_without_outputs() -> None:
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_notebook_is_stored_without_outputs(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert all(cell.outputs == [] for cell in notebook.cells if cell.cell_type == "code")

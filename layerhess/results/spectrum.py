@@ -18,7 +18,7 @@ FULL_NAME = "(full)"
 
 @dataclass(frozen=True, repr=False)
 class Spectrum(SpectrumRecord):
-    """Eigenpairs and estimates of one operator; :class:`SpectrumRecord` lists the fields."""
+    """Eigenpairs and estimates of one operator; :class:`layerhess.results.record.SpectrumRecord` lists the fields."""
 
     @property
     def derived(self) -> Derived:
