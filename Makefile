@@ -21,7 +21,7 @@ help:
 	@echo 'make lint       ruff (rules and format) and mypy'
 	@echo 'make format     let ruff put the code into shape'
 	@echo 'make bench      compare with other libraries, and our own figures (hours; ARGS=... for parts of it)'
-	@echo 'make docs       build the notebook from its script and run every code block of the documentation'
+	@echo 'make docs       the notebooks from their scripts, and the documentation as a site in site/ (a minute)'
 	@echo 'make clean      remove the environment, caches and outputs'
 	@echo
 	@echo 'The first call makes $(VENV) and installs into it. PYTHON=... picks the interpreter (3.10 or newer).'
@@ -53,12 +53,14 @@ ifeq ($(strip $(ARGS)),)
 	$(BENCH)/bin/python -m benchmarks.figures
 endif
 
-docs: $(VENV)/.dev
+docs: $(VENV)/.docs
 	$(BIN)/python examples/make_notebook.py
-	MPLBACKEND=Agg $(BIN)/python -m pytest tests/test_docs.py tests/test_examples.py
+	OMP_NUM_THREADS=1 $(BIN)/python docs/make_pages.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo 'Open site/index.html; for its search: $(BIN)/python -m http.server -d site'
 
 clean:
-	rm -rf $(VENV) $(BENCH) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-output
+	rm -rf $(VENV) $(BENCH) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # PyTorch first and on its own: every later install then finds it there and leaves it alone.
@@ -73,6 +75,11 @@ $(VENV)/.torch $(BENCH)/.torch: %/.torch: constraints.txt
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	@echo 'Installing layerhess and what its demo needs.'
 	$(BIN)/$(PIP) install -q -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml
+	@echo 'Installing layerhess and what its documentation needs.'
+	$(BIN)/$(PIP) install -q -c constraints.txt -e '.[docs]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml

@@ -24,7 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "build" / "pages"
-NOTEBOOKS = ("worked_example", "small_transformer", "two_trainings")
+NOTEBOOKS = ("worked_example", "small_transformer", "watched_training", "two_trainings")
 MOVED = {"CHANGELOG.md": "changelog.md", "benchmarks/README.md": "benchmarks.md"}
 PAGES = MOVED | {f"examples/{name}.ipynb": f"notebooks/{name}.md" for name in NOTEBOOKS}
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)(?=[#)])")
@@ -110,8 +110,10 @@ def drawn(formula: re.Match[str]) -> str:
 
     if formula["block"]:  # brackets are as high as what they hold only in a row of their own
         math = convert(formula["block"], display="block")
-        return "\n\n" + re.sub(r"<mo>[^<]*</mo><mtable>.*?</mtable><mo>[^<]*</mo>", r"<mrow>\g<0></mrow>", math) + "\n\n"
-    return "&#8288;" + str(convert(formula["inline"]))  # a line that begins with <math> would be a paragraph of its own
+        math = re.sub(r"<mo>[^<]*</mo><mtable>.*?</mtable><mo>[^<]*</mo>", r"<mrow>\g<0></mrow>", math)
+        return f"\n\n{math}\n\n"
+    # What begins with <math> would be a paragraph of its own.
+    return "&#8288;" + str(convert(formula["inline"]))
 
 
 def shown(output: Any, picture: Path) -> str:

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NOTEBOOKS = ("worked_example", "small_transformer", "two_trainings")
+NOTEBOOKS = ("worked_example", "small_transformer", "watched_training", "two_trainings")
 
 
 def notebook_text(script: str) -> str:

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # A small transformer, layer by layer
 #
-# A language model with the architecture of GPT-2, trained for a few seconds on a text that it can learn: which layers are
-# sharp afterwards, and what does the curvature look like between the ends of the spectrum? The model is made from a
-# configuration, so nothing is downloaded. With `from_pretrained` in its place, the rest stays as it is.
+# A language model with the architecture of GPT-2, trained for a few seconds on a text that it can learn: which layers
+# are sharp afterwards, and what does the curvature look like between the ends of the spectrum? The model is made from
+# a configuration, so nothing is downloaded. With `from_pretrained` in its place, the rest stays as it is.
 
 # %%
 import matplotlib.pyplot as plt
@@ -14,17 +14,15 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import layerhess as lh
 
 torch.manual_seed(0)
-config = GPT2Config(
-    vocab_size=12, n_positions=24, n_embd=24, n_layer=2, n_head=2, bos_token_id=None, eos_token_id=None
-)
+config = GPT2Config(vocab_size=12, n_positions=24, n_embd=24, n_layer=2, n_head=2, bos_token_id=None, eos_token_id=None)
 model = GPT2LMHeadModel(config)
 print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
 
 # %% [markdown]
 # ## A text that can be learned
 #
-# Sequences that count: each token is the one before it plus a step that stays the same within a sequence, modulo 12. To
-# predict the next token, the model has to look at two earlier ones.
+# Sequences that count: each token is the one before it plus a step that stays the same within a sequence, modulo 12.
+# To predict the next token, the model has to look at two earlier ones.
 
 # %%
 start, step = torch.randint(12, (96, 1)), torch.randint(1, 12, (96, 1))
@@ -45,8 +43,8 @@ print(f"loss on sequences it has not seen: {test_loss:.3f}; guessing: {np.log(12
 # %% [markdown]
 # ## Which layers are sharp?
 #
-# A batch of a Hugging Face model is a mapping, and the model brings its own loss. `depth:3` makes one block of each layer
-# of the transformer. Two eigenvalues of each are asked for.
+# A batch of a Hugging Face model is a mapping, and the model brings its own loss. `depth:3` makes one block of each
+# layer of the transformer. Two eigenvalues of each are asked for.
 
 # %%
 batches = [{"input_ids": train[:32], "labels": train[:32]}, {"input_ids": train[32:], "labels": train[32:]}]
@@ -65,8 +63,8 @@ figure
 # %% [markdown]
 # ## Where does the sharpest direction live?
 #
-# The eigenvector of the whole model is a direction in which all layers move. Its squared length is 1, and a part of that
-# lies in each layer.
+# The eigenvector of the whole model is a direction in which all layers move. Its squared length is 1, and a part of
+# that lies in each layer.
 
 # %%
 for name, share in analysis.full_mass[0].items():
@@ -75,8 +73,8 @@ for name, share in analysis.full_mass[0].items():
 # %% [markdown]
 # ## Is the loss a parabola there?
 #
-# Walk along that direction and look. The dots are the loss itself; the parabola is made of the gradient and the Hessian at
-# the middle.
+# Walk along that direction and look. The dots are the loss itself; the parabola is made of the gradient and the
+# Hessian at the middle.
 
 # %%
 slice_along = lh.loss_slice(objective, analysis.full.eigenvectors[0], radius=0.3, points=21)
@@ -96,8 +94,8 @@ figure
 #
 # ## What is in between?
 #
-# The trace of a block is the sum of all its eigenvalues. Divided by the number of parameters it is the average curvature,
-# by which layers are ranked for rounding.
+# The trace of a block is the sum of all its eigenvalues. Divided by the number of parameters it is the average
+# curvature, by which layers are ranked for rounding.
 
 # %%
 traces = lh.analyze(objective, blocks="depth:3", top=1, full=False, trace=lh.Trace(rel=0.1), tol=1e-1, seed=0)

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Two trainings, compared
 #
-# Does weight decay lead to flatter weights? Train the same network twice on handwritten digits, once without and once with
-# weight decay, and compare the curvature of both, layer by layer. The answer has a catch, and the comparison shows it.
+# Does weight decay lead to flatter weights? Train the same network twice on handwritten digits, once without and once
+# with weight decay, and compare the curvature of both, layer by layer. The answer has a catch, and the comparison
+# shows it.
 
 # %%
 import numpy as np
@@ -35,7 +36,8 @@ def trained(weight_decay):
         loss(model(x[chosen]), y[chosen]).backward()
         optimizer.step()
     right = (model(x[test]).argmax(dim=1) == y[test]).float().mean().item()
-    print(f"weight decay {weight_decay}: training loss {loss(model(x[train]), y[train]):.4f}, test accuracy {right:.1%}")
+    final = loss(model(x[train]), y[train]).item()
+    print(f"weight decay {weight_decay}: training loss {final:.4f}, test accuracy {right:.1%}")
     return model
 
 
@@ -44,9 +46,9 @@ plain, decayed = trained(0.0), trained(1.0)
 # %% [markdown]
 # ## Two analyses
 #
-# Both on the same examples. `sampling=True` measures how far the numbers would move with other examples, without which no
-# difference can be told from chance. `top=2` shows whether the largest eigenvalue is single, so that its direction means
-# something.
+# Both on the same examples. `sampling=True` measures how far the numbers would move with other examples, without which
+# no difference can be told from chance. `top=2` shows whether the largest eigenvalue is single, so that its direction
+# means something.
 
 
 # %%
@@ -67,8 +69,8 @@ comparison = lh.compare([first, second])
 print(comparison)
 
 # %% [markdown]
-# "Different" is said only where a difference exceeds the error bounds of both eigenvalues and what other examples would
-# make of it. The layers differ, and the other way round than one might expect: with weight decay all of them are
+# "Different" is said only where a difference exceeds the error bounds of both eigenvalues and what other examples
+# would make of it. The layers differ, and the other way round than one might expect: with weight decay all of them are
 # *sharper*, by a factor of nearly two. (A log ratio of 0.58 is a factor of 1.8.)
 
 # %%
@@ -78,10 +80,10 @@ figure
 # %% [markdown]
 # ## The catch: size
 #
-# Weight decay makes weights smaller, and the curvature depends on their size. In a ReLU network, halve the weights of one
-# layer and double those of the next: the function is the same, and the first layer's curvature is four times as large. So
-# compare the eigenvalue times the squared norm of the weights, too. It says how much a change of a fixed *relative* size
-# hurts.
+# Weight decay makes weights smaller, and the curvature depends on their size. In a ReLU network, halve the weights of
+# one layer and double those of the next: the function is the same, and the first layer's curvature is four times as
+# large. So compare the eigenvalue times the squared norm of the weights, too. It says how much a change of a fixed
+# *relative* size hurts.
 
 # %%
 for name, block in comparison.blocks.items():
@@ -97,8 +99,8 @@ for name, block in comparison.blocks.items():
 #
 # ## The same directions?
 #
-# An overlap of 1 says that the sharpest directions are the same in both networks, one near 0 that they have nothing to do
-# with one another.
+# An overlap of 1 says that the sharpest directions are the same in both networks, one near 0 that they have nothing to
+# do with one another.
 
 # %%
 for name, block in comparison.blocks.items():

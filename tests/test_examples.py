@@ -145,6 +145,16 @@ print("NUMBERS" + json.dumps({
 }))
 """
 
+READ_WATCHED = """
+import json
+print("NUMBERS" + json.dumps({
+    "losses": [losses[0], losses[-1]], "points": len(whole), "limit": 2 / learning_rate,
+    "ratios": whole.ratio.tolist(), "failure": monitor.failure, "blocks": list(frame.block.unique()),
+    "last": [float(last.lambda_max), float(last.bound)],
+    "again": [float(again.full.eigenvalues[0]), float(again.full.error_bounds[0])],
+}))
+"""
+
 READ_TRAININGS = """
 import json
 print("NUMBERS" + json.dumps({name: {
@@ -162,6 +172,16 @@ def test_the_transformer_learns_and_no_layer_is_sharper_than_the_whole(tmp_path:
     top, bound = numbers["full"]
     assert all(value <= top + bound + error for value, error in numbers["tops"].values())
     assert numbers["mass"] == pytest.approx(1.0, abs=1e-4)  # the blocks cover the model
+
+
+def test_a_watched_training_settles_at_the_edge_of_stability(tmp_path: Path) -> None:
+    numbers = executed(EXAMPLES / "watched_training.ipynb", READ_WATCHED, str(tmp_path))
+    assert numbers["failure"] == "" and numbers["points"] == 40
+    assert numbers["blocks"] == ["0.weight", "2.weight", "4.weight", "(full)"]
+    assert numbers["losses"][1] < 0.1 * numbers["losses"][0]
+    assert numbers["ratios"][0] < 0.9
+    assert np.mean(numbers["ratios"][-10:]) == pytest.approx(1.0, abs=0.05)
+    assert abs(numbers["last"][0] - numbers["again"][0]) <= numbers["last"][1] + numbers["again"][1]
 
 
 def test_weight_decay_makes_layers_sharper_but_not_per_relative_change(tmp_path: Path) -> None:

@@ -42,7 +42,10 @@ SUM, COUNT, SIZE, SLOPE, SHIFT = "sum", "count", "size", "slope", "shift"  # kin
 
 @dataclass(frozen=True, repr=False)
 class LossSlice(LossSliceRecord):
-    """What :func:`layerhess.loss_slice` returns; :class:`layerhess.results.loss_slice.LossSliceRecord` lists the fields."""
+    """What :func:`layerhess.loss_slice` returns.
+
+    The fields are those of :class:`layerhess.results.loss_slice.LossSliceRecord`.
+    """
 
     def plot(self) -> Figure:
         """The loss with its quadratic drawn over it: lines, or contours for two directions (a matplotlib figure)."""

@@ -102,7 +102,10 @@ def test_probes_do_not_make_a_sampling_error() -> None:
 
 @pytest.mark.slow
 def test_sampling_errors_cover_the_spread_between_fresh_data_sets() -> None:
-    """The same weights, 40 data sets: never much too small, too large where neighbours are close (docs/concepts.md)."""
+    """The same weights, 40 data sets: never much too small, too large where neighbours are close.
+
+    docs/explanation/uncertainty.md has the figures.
+    """
     torch.manual_seed(0)
     teacher = nn.Sequential(nn.Linear(10, 20), nn.Tanh(), nn.Linear(20, 3)).double()
     torch.manual_seed(1)
