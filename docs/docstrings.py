@@ -1,27 +1,52 @@
-"""Docstrings as the reference shows them: doctests as code, cross-references as links (an extension of Griffe)."""
+"""Docstrings as the reference shows them: doctests as code, roles as links, an entry for each name (for Griffe).
+
+Docstrings of the code name several arguments or attributes in one entry, where they belong together; a reader of the
+reference looks for each name at the beginning of an entry.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import griffe
 
-REFERENCE = Path(__file__).parent / "reference"
 ROLE = re.compile(r":(?:class|func|meth|mod|attr|exc|data):`~?([\w.]+)`")
 DOCTEST = re.compile(r"^( *)>>> .*(?:\n\1\S.*)*", re.MULTILINE)
-SHOWN = {name for page in REFERENCE.glob("*.md") for name in re.findall(r"^::: ([\w.]+)", page.read_text(), re.M)}
+SECTION = re.compile(r"^(?:Args|Attributes|Raises):\n(?:(?: .*)?\n?)+", re.MULTILINE)
+PAGES = Path(__file__).parent / "reference"
+SHOWN = {name for page in PAGES.glob("*.md") for name in re.findall(r"^::: ([\w.]+)", page.read_text(), re.MULTILINE)}
+ERRORS = ("InputError", "CheckError", "ProcessError", "KeyboardInterrupt")
 
 
 class Docstrings(griffe.Extension):
-    """Rewrite each docstring once, when its object has been read."""
+    """Rewrite each docstring once, when its object has been read with all its members."""
 
-    def on_object(self, *, obj: Any, **_: Any) -> None:
-        """Fence the doctests, and turn roles into links to what the reference shows."""
-        if obj.docstring is not None:
-            text = DOCTEST.sub(fenced, obj.docstring.value)
-            obj.docstring.value = ROLE.sub(linked, text)
+    def on_function(self, *, func: Any, **_: Any) -> None:
+        """A function's arguments are its parameters."""
+        rewrite(func, [parameter.name for parameter in func.parameters])
+
+    def on_class_members(self, *, cls: Any, **_: Any) -> None:
+        """A class has its members, and the parameters of __init__."""
+        init = cls.members.get("__init__")
+        parameters = init.parameters if init is not None and init.is_function else ()
+        rewrite(cls, [*cls.members, *(parameter.name for parameter in parameters)])
+
+    def on_attribute(self, *, attr: Any, **_: Any) -> None:
+        """An attribute, or a property."""
+        rewrite(attr, ())
+
+
+def rewrite(obj: Any, names: Iterable[str]) -> None:
+    """Fence the doctests, give every name an entry, and turn roles into links to what the reference shows."""
+    if obj.docstring is None:
+        return
+    known = "|".join(sorted({*names, *ERRORS} - {"self"}))
+    inside = re.compile(rf"(?<=[.;)])(?: |\n +)({known}): ")
+    text = SECTION.sub(lambda section: inside.sub(r"\n    \1: ", section[0]), obj.docstring.value)
+    obj.docstring.value = ROLE.sub(linked, DOCTEST.sub(fenced, text))
 
 
 def fenced(doctest: re.Match[str]) -> str:

@@ -107,9 +107,10 @@ def analyze(
         :class:`layerhess.Analysis`.
 
     Raises:
-        InputError: unusable arguments, model, data or loss. CheckError: the self-check failed. KeyboardInterrupt, or
-        SystemExit(143) after SIGTERM: with the place of the partial result in its notes. Exceptions of the model, the
-        loss or the data come through unchanged. In every case the model is as it was.
+        InputError: unusable arguments, model, data or loss. CheckError: the self-check failed.
+        KeyboardInterrupt: or SystemExit(143) after SIGTERM, with the place of the partial result in its notes.
+
+    Exceptions of the model, the loss or the data come through unchanged. In every case the model is as it was.
 
     >>> import torch, layerhess as lh
     >>> model = torch.nn.Linear(2, 1, bias=False).double()
