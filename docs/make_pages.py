@@ -1,5 +1,7 @@
 """Gather the pages of the documentation site in build/pages, from which mkdocs.yml builds it: `make docs` does both.
 
+(SITE_PAGES names another folder, for both.)
+
 Beside the pages of docs/, as they are:
 
 - The changelog and the benchmarks are pages of the site, and stay where people look for them in the repository.
@@ -37,7 +39,7 @@ def main() -> None:
     """Make the pages anew."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--no-run", action="store_true", help="do not execute the notebooks")
-    gather(TARGET, run=not parser.parse_args().no_run)
+    gather(Path(os.environ.get("SITE_PAGES", TARGET)), run=not parser.parse_args().no_run)
 
 
 def gather(target: Path, *, run: bool) -> None:
