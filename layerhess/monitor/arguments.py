@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from layerhess.errors import InputError
+from layerhess.results.store import NUMBERS
 
 
 def checked_overhead(overhead: Any) -> float | None:
@@ -47,9 +48,17 @@ def usable_folder(path: str | Path) -> Path:
     """The folder for results, made if it is missing.
 
     Raises:
-        InputError: it cannot be made or written.
+        InputError: no path; it cannot be made or written; it holds an analysis, whose page would be replaced.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"out is {path!r}", where="out", what_to_do="give the path of a folder")
     folder = Path(path).expanduser().absolute()
+    if (folder / NUMBERS).exists():
+        raise InputError(
+            "the results folder holds an analysis, whose page the monitor would replace",
+            where=str(folder),
+            what_to_do="choose another out=",
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -160,14 +160,18 @@ class Monitor:
         self._logs.append(log_of(logger))
 
     def close(self) -> None:
-        """At the end of a training: write what the history file lacks yet, and the page of its curves."""
-        if self._folder is not None and self._given.group.rank == 0 and not self.failure:
+        """At the end of a training: write what the history file lacks yet, and the page of its curves.
+
+        After a failure too: the points until then hold, and a note says why there are no more.
+        """
+        if self._folder is not None and self._given.group.rank == 0:
             try:
                 self._write(self._folder)
                 with preserved_random_state():  # making the page imports modules that draw random numbers
                     history_page(self._folder, self.history)
             except Exception as error:
-                self._fail(error)
+                if not self.failure:  # else it was said already
+                    self._fail(error)
 
     def to_frame(self) -> pd.DataFrame:
         """A row per point and block, see :meth:`layerhess.results.history.History.to_frame`."""
@@ -369,6 +373,7 @@ class Monitor:
     def _fail(self, error: Exception) -> None:
         said = str(error).strip().splitlines()
         self.failure = f"{type(error).__name__}: {said[0] if said else 'no message'}"
+        self.notes.append(f"the monitor stopped at step {self._count}: {self.failure}")
         self._tracker.forget()
         warnings.warn(
             f"the curvature monitor stopped at step {self._count} and says nothing more; the training is not changed "

@@ -53,7 +53,8 @@ def described_blocks(title: str, spectra: list[Spectrum]) -> Description:
             for s in sharpest[:2]
             if s.top is not None
         ]
-        facts.append(f"largest eigenvalues: {'; '.join(ends)}")
+        known = "" if len(sharpest) == len(spectra) else f", of {len(sharpest)} of {len(spectra)} blocks"
+        facts.append(f"largest eigenvalues{known}: {'; '.join(ends)}")
     facts.append("[name] gives one: " + ", ".join(repr(called(s.name, 30)) for s in spectra[:3]) if spectra else "none")
     return Description(
         title,

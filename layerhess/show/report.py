@@ -16,6 +16,8 @@ from layerhess.show.page.counts import chart
 from layerhess.show.page.layers import Table, table
 from layerhess.show.page.templates import setting, sign, template
 
+LONGEST = 40  # characters of a block scheme at the head
+
 
 def as_html(analysis: AnalysisRecord) -> str:
     """The report of an analysis as one self-contained HTML document, readable in light and in dark.
@@ -56,10 +58,16 @@ def _under(analysis: AnalysisRecord) -> str:
     parts = [
         f"{words[0].upper()}{words[1:]}{summary.condition(analysis)}; loss {numbers.number(analysis.loss)} on "
         f"{summary.examples(analysis)}",
-        f"{numbers.counted(len(analysis.blocks), 'layer')} (blocks by {analysis.settings.get('blocks', 'parameter')}), "
+        f"{numbers.counted(len(analysis.blocks), 'layer')} (blocks {_scheme(analysis)}), "
         f"{numbers.counted(analysis.total_numel, 'parameter')}",
     ]
     return " · ".join([*parts, *([analysis.created[:10]] if analysis.created else [])])
+
+
+def _scheme(analysis: AnalysisRecord) -> str:
+    """How layers were made blocks: a word. Patterns of one's own are listed with the settings."""
+    scheme = analysis.settings.get("blocks", "parameter")
+    return f"by {scheme}" if isinstance(scheme, str) and len(scheme) <= LONGEST else "of your own"
 
 
 def _legend(analysis: AnalysisRecord, rows: Table) -> str:
@@ -91,7 +99,15 @@ def _together(analysis: AnalysisRecord) -> str:
     if found is None:
         return ""
     a = summary.names_of(analysis).full
-    said = [f"Shown is ‖{a}_bc‖ / √(‖{a}_bb‖‖{a}_cc‖), 1 or more where two layers bend as one."]
+    pairs = triangle(found)
+    said = [
+        f"Shown is ‖{a}_bc‖ / √(‖{a}_bb‖‖{a}_cc‖), 0 where two layers do not act on each other, 1 for a layer itself."
+    ]
+    if pairs is not None and pairs.most > 1.05 and not summary.names_of(analysis).caveat:
+        said.append(
+            f"Above 1, here up to {numbers.number(pairs.most, 2)}, there is more curvature between two layers than of "
+            "their own."
+        )
     if not math.isnan(found.off_diagonal_share):
         share = numbers.share_with_error(found.off_diagonal_share, found.share_error)
         said.append(f"{share} of ‖{a}‖² lies between layers.")

@@ -406,6 +406,34 @@ def test_tensorboard_gets_the_figures_where_it_is_installed(tmp_path: Path, monk
     assert ("curvature/(full)/lambda_max", point.full.lambda_max, 1) in written
 
 
+def test_after_a_failure_the_points_until_then_are_kept_and_the_history_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monitor = lh.Monitor(lh.Objective(tanh_network(), data(4), LOSS), every=1, overhead=None, blocks=None, out=tmp_path)
+    monkeypatch.setattr("layerhess.monitor.monitor.OFTEN", 1)  # so that the file lacks points until it is closed
+    for _ in range(3):
+        monitor.step()
+    monkeypatch.setattr(monitor, "_point", lambda: 1 / 0)
+    with pytest.warns(lh.LayerhessWarning, match="stopped at step 4"):
+        monitor.step()
+    monitor.close()
+    history = lh.load_history(tmp_path)
+    assert [point.step for point in history.points] == [1, 2, 3]
+    assert any("stopped at step 4: ZeroDivisionError" in note for note in history.notes)
+    assert "stopped at step 4" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_folder_with_an_analysis_is_not_taken_for_a_history(tmp_path: Path) -> None:
+    objective = lh.Objective(tanh_network(), data(), LOSS)
+    lh.analyze(objective, "weight", full=False, out=tmp_path / "a")
+    page = (tmp_path / "a" / "report.html").read_bytes()
+    with pytest.raises(lh.InputError, match="holds an analysis"):
+        lh.Monitor(objective, out=tmp_path / "a")
+    assert (tmp_path / "a" / "report.html").read_bytes() == page
+    with pytest.raises(lh.InputError, match="out is 5"):
+        lh.Monitor(objective, out=5)  # type: ignore[arg-type]
+
+
 def test_the_history_of_a_long_training_is_complete_once_it_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

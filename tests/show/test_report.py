@@ -200,6 +200,32 @@ def test_names_and_sentences_cannot_break_out() -> None:
     assert page.text.count("alert(1)") >= 12, "shown as text"
 
 
+def test_a_name_cannot_turn_around_or_break_what_follows_it() -> None:
+    made = fabricated.analysis()
+    name = "a\u202eb\x1b[31m\nc"
+    sharp = dataclasses.replace(made.blocks["stem.weight"], name=name, eigenvalues=np.array([99.0, 1.0, -0.1]))
+    html = as_html(dataclasses.replace(made, blocks={**made.blocks, name: sharp}, model="M\u202e"))
+    page = Page(html)
+    assert "\u202e" not in " ".join(page.words) and "\x1b" not in " ".join(page.words)
+    assert any("a\\u202eb\\x1b[31m\\nc" in word for word in page.words)
+    assert any(attributes.get("data-block") == name for _, attributes in page.tags), "marks keep the true name"
+
+
+def test_parts_of_names_are_not_taken_for_formulas() -> None:
+    made = fabricated.analysis()
+    name = "proj_bc.loss_bce_cc"
+    sharp = dataclasses.replace(made.blocks["stem.weight"], name=name, eigenvalues=np.array([99.0, 1.0, -0.1]))
+    html = as_html(dataclasses.replace(made, blocks={**made.blocks, name: sharp}))
+    assert f">{name}</p>" in html and "H<sub>bb</sub>" in html
+
+
+def test_a_long_block_scheme_does_not_push_the_answers_down() -> None:
+    made = fabricated.analysis()
+    scheme = str({f"group {i}": f"layers.{i}.*" for i in range(50)})
+    html = as_html(dataclasses.replace(made, settings={**made.settings, "blocks": scheme}))
+    assert "(blocks of your own)" in html and html.count("layers.49.*") == 1
+
+
 def test_an_empty_and_a_full_less_analysis_have_reports_too() -> None:
     empty = Page(as_html(fabricated.analysis(blocks={}, full=None, full_mass=[], checks=(), notes=(), settings={})))
     assert "table" not in {t for t, _ in empty.tags}

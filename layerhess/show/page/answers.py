@@ -42,6 +42,7 @@ class Sharpest:
     names: list[str]
     flattest: str
     left_out: int  # blocks that have not converged
+    not_asked: int  # and blocks whose largest eigenvalue was not asked for, nor found with the whole spectrum
 
 
 def sharpest(analysis: AnalysisRecord) -> Sharpest | None:
@@ -58,7 +59,10 @@ def sharpest(analysis: AnalysisRecord) -> Sharpest | None:
     order = sorted(tops, key=lambda name: -tops[name])
     best = known[order[0]]
     tied = [name for name in order if name == best.name or _tie(best, known[name])]
-    return Sharpest(tied, order[-1] if len(order) > len(tied) else "", len(asked) - len(known))
+    not_asked = len(analysis.blocks) - len(asked)
+    everything = len(known) == len(analysis.blocks) == len(order)  # else the smallest may be one of the others
+    flattest = order[-1] if everything and len(order) > len(tied) else ""
+    return Sharpest(tied, flattest, len(asked) - len(known), not_asked)
 
 
 def _tie(best: Spectrum, other: Spectrum) -> bool:
@@ -93,6 +97,8 @@ def _sharp(analysis: AnalysisRecord, found: Sharpest | None) -> Answer:
     said = [f"λmax {' and '.join(values) if len(values) < 3 else ', '.join(values)}{tied}."]
     if found.left_out:
         said.append(f"{numbers.counted(found.left_out, 'layer')} not converged or refused: they may be sharper.")
+    if found.not_asked:
+        said.append(f"Of {numbers.counted(found.not_asked, 'layer')} no largest eigenvalue was asked for (top=1 does).")
     if held := _held(analysis):
         said.append(held)
     if found.flattest:

@@ -37,6 +37,7 @@ class Triangle:
         shades: (opacity, path): the cells that have that shade, as an SVG path.
         crosses: for each block the path of its row and column.
         values: the coefficients row by row, in hundredths, for the pointer; -1 where unknown.
+        most: the coefficient of the darkest shade, 1 or more: above 1 where the matrix is indefinite.
     """
 
     blocks: Sequence[str]
@@ -45,6 +46,7 @@ class Triangle:
     crosses: list[str]
     values: list[int]
     size: int
+    most: float
 
 
 def triangle(found: CouplingEstimate) -> Triangle | None:
@@ -53,6 +55,7 @@ def triangle(found: CouplingEstimate) -> Triangle | None:
     if not 2 <= size <= DRAWN:
         return None
     values = coefficients(found)
+    most = max(1.0, float(np.max(values[np.isfinite(values)], initial=1.0)))
     cells: dict[int, list[str]] = {}
     flat: list[int] = []
     for row in range(size):
@@ -60,8 +63,8 @@ def triangle(found: CouplingEstimate) -> Triangle | None:
             value = float(values[row, column])
             flat.append(round(100.0 * value) if math.isfinite(value) else -1)
             if math.isfinite(value):
-                level = min(LEVELS, math.ceil(LEVELS * value - 1e-9))
+                level = min(LEVELS, math.ceil(LEVELS * value / most - 1e-9))
                 cells.setdefault(level, []).append(f"M{column} {row}h1v1h-1z")
     shades = [(level / LEVELS, "".join(parts)) for level, parts in sorted(cells.items()) if level > 0]
     crosses = [f"M0 {b}h{b + 1}v{size - b}h-1v{b + 1 - size}h-{b}z" for b in range(size)]
-    return Triangle(found.blocks, size <= NAMED, shades, crosses, flat, size)
+    return Triangle(found.blocks, size <= NAMED, shades, crosses, flat, size, most)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from layerhess.linalg.described import plain
 from layerhess.linalg.estimates import CouplingEstimate
 from layerhess.results.spectrum import AnalysisRecord, Spectrum
 from layerhess.show import estimates, numbers
@@ -85,7 +86,8 @@ def table(analysis: AnalysisRecord, sharpest: Sequence[str]) -> Table:
     """
     axis = LogAxis.over(size for spectrum in analysis.spectra() for size in sizes(spectrum))
     full, blocks = analysis.full, list(analysis.blocks.values())
-    mass = analysis.full_mass[0] if analysis.full_mass and full is not None and "top" in full.end else {}
+    found = full is not None and "top" in full.end and full.settled("top")  # else its eigenvector is not known
+    mass = analysis.full_mass[0] if analysis.full_mass and found else {}
     weighed = {s.name: _sensitivity(s) for s in blocks}
     longest = max((w for w in weighed.values() if math.isfinite(w)), default=0.0)
     most = max((mass.get(s.name, 0.0) for s in blocks), default=0.0)
@@ -188,7 +190,7 @@ def _tags(spectrum: Spectrum, sharpest: bool) -> tuple[str, ...]:
 
 def _parts(name: str) -> tuple[str, str]:
     """The name up to its last dot, and the rest."""
-    prefix, dot, last = name.rpartition(".")
+    prefix, dot, last = plain(name).rpartition(".")
     return prefix + dot, last
 
 
@@ -281,8 +283,8 @@ def _shares(spectrum: Spectrum, analysis: AnalysisRecord) -> str:
         return ""
     parts = [
         f"{numbers.share(row[spectrum.name])} of that with eigenvalue {numbers.number(float(value))}"
-        for value, row in zip(full.eigenvalues, analysis.full_mass, strict=True)
-        if spectrum.name in row
+        for value, row, done in zip(full.eigenvalues, analysis.full_mass, full.converged, strict=True)
+        if done and spectrum.name in row
     ]
     return "; ".join(parts[:5])
 

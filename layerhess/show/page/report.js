@@ -86,7 +86,9 @@
       const value = values[(row * (row + 1)) / 2 + column];
       light(row === column ? [names[row]] : [names[row], names[column]]);
       const told = value < 0 ? "not known (a layer without curvature)" : (value / 100).toFixed(2);
-      said.textContent = row === column ? names[row] : `${names[row]} with ${names[column]}: ${told}`;
+      const plain = (name) => name.replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
+      const first = plain(names[row]);
+      said.textContent = row === column ? first : `${first} with ${plain(names[column])}: ${told}`;
     });
   }
 }

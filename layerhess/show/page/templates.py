@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
+from layerhess.linalg.described import plain
 from layerhess.show.page.answers import GOOD, WARN, WRONG
 
 _SIGNS = {GOOD: "M2.5 8.5l3.5 3.5 7.5-8", WARN: "M8 2v7.5M8 12.6v1.2", WRONG: "M3.5 3.5l9 9M12.5 3.5l-9 9"}
@@ -25,6 +27,7 @@ def template(name: str) -> Template:
         lstrip_blocks=True,
     )
     environment.filters["mathematics"] = _mathematics
+    environment.filters["plain"] = plain  # a name as text: it may hold characters that turn around what follows
     return environment.get_template(name)
 
 
@@ -37,19 +40,15 @@ _SYMBOLS = {
     "||A||_2^2": "‖A‖<sub>2</sub>²",
     "|lambda|": "|λ|",
     " * ||W||^2": "‖W‖²",
-    "H_bb": "H<sub>bb</sub>",
-    "G_bb": "G<sub>bb</sub>",
-    "F_bb": "F<sub>bb</sub>",
-    "_bc": "<sub>bc</sub>",
-    "_cc": "<sub>cc</sub>",
 }
+_PARTS = re.compile(r"(?<![\w.])([AFGH])_(bb|bc|cc)(?![\w.])")  # of a matrix, and not of a name such as w_bc.weight
 
 
 def _mathematics(sentence: str) -> Markup:
-    """One of our sentences, escaped, with its formulas typeset."""
-    text = str(escape(sentence))
-    for plain, typeset in _SYMBOLS.items():
-        text = text.replace(plain, typeset)
+    """One of our sentences, escaped, with its formulas typeset; names in it may hold anything."""
+    text = _PARTS.sub(r"\1<sub>\2</sub>", str(escape(plain(sentence))))
+    for written, typeset in _SYMBOLS.items():
+        text = text.replace(written, typeset)
     return Markup(text)
 
 

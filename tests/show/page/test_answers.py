@@ -98,3 +98,35 @@ def test_the_share_of_the_steepest_direction_is_that_of_the_fewest_layers() -> N
     mass = [{"a.weight": 0.25, "b.weight": 0.75}] * 3
     found = text(said(dataclasses.replace(made, full=full, full_mass=mass))["sharp"])
     assert "b holds 75 % of the whole model’s steepest direction" in found
+
+
+def test_a_layer_whose_largest_eigenvalue_was_not_asked_for_is_told_beside_the_headline() -> None:
+    made = two(3.0, 2.0)
+    b = made.blocks["b.weight"]
+    below = dataclasses.replace(
+        b,
+        **{name: getattr(b, name)[2:] for name in ("eigenvalues", "error_bounds", "conditional_bounds", "converged")},
+        sampling_errors=b.sampling_errors[2:],
+        eigenvectors=b.eigenvectors[2:],
+        end=("bottom",),
+    )
+    found = said(dataclasses.replace(made, blocks={**made.blocks, "b.weight": below}))["sharp"]
+    assert found.headline == "a" and "Of 1 layer no largest eigenvalue was asked for" in text(found)
+
+
+def test_the_smallest_is_named_only_where_all_are_known() -> None:
+    names = ("a.weight", "b.weight", "c.weight")
+    tops = dict(zip(names, (3.0, 2.0, 0.01), strict=True))
+    blocks = {
+        name: fabricated.spectrum(
+            name,
+            eigenvalues=np.array([top, 0.005, -0.1]),
+            error_bounds=np.full(3, 1e-9),
+            sampling_errors=np.full(3, np.nan),
+        )
+        for name, top in tops.items()
+    }
+    made = dataclasses.replace(two(3.0, 2.0), blocks=blocks)
+    assert "The smallest is that of c, 0.01" in text(said(made)["sharp"])
+    blocks["c.weight"] = fabricated.unconverged(blocks["c.weight"])
+    assert "smallest" not in text(said(dataclasses.replace(made, blocks=blocks))["sharp"])

@@ -47,3 +47,11 @@ def test_a_layer_without_curvature_has_no_cell() -> None:
 
 def test_of_one_block_there_is_no_picture() -> None:
     assert triangle(coupled(some(1))) is None
+
+
+def test_shades_reach_to_the_largest_coefficient_where_that_is_above_one() -> None:
+    value = np.array([[1.0, 2.0, 9.0], [2.0, 1.0, 0.5], [9.0, 0.5, 1.0]])  # of an indefinite matrix
+    made = triangle(coupled(value))
+    assert made is not None and made.most == 9.0
+    shade = {cell: opacity for opacity, path in made.shades for cell in re.findall(r"M(\d+ \d+)h", path)}
+    assert shade["0 2"] == 1.0 and shade["0 1"] == 0.25 and shade["1 2"] == 0.1

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fabricated
+from layerhess.show.numbers import number
 from layerhess.show.page.layers import table
 
 
@@ -85,3 +86,13 @@ def test_rows_are_grouped_by_the_module_path(names: list[str], began: list[bool]
     blocks = {name: fabricated.spectrum(name) for name in names}
     made = table(fabricated.analysis(blocks=blocks, full=None, full_mass=[]), [])
     assert [r.first for r in made.rows] == began
+
+
+def test_shares_of_an_eigenvector_that_has_not_converged_are_not_shown() -> None:
+    made = fabricated.analysis()
+    assert table(made, []).shares
+    assert made.full is not None
+    stopped = table(dataclasses.replace(made, full=fabricated.unconverged(made.full)), [])
+    assert not stopped.shares and all(row.share is None for row in stopped.rows)
+    told = [text for row in stopped.rows for term, text in row.details if term.startswith("share of")]
+    assert told and not any(f"eigenvalue {number(float(made.full.eigenvalues[0]))}" in text for text in told)
