@@ -236,7 +236,7 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="print the numbers on stdout, and nothing else there")] = False,
     out: Annotated[Path | None, typer.Option(help="also write comparison.html and comparison.json there")] = None,
 ) -> None:
-    """Which layers' curvature differs between saved analyses, and by more than chance?"""
+    """Which layers differ between saved analyses, by more than chance?"""
 
     def command() -> int:
         found = compare_now(folders)

@@ -20,9 +20,10 @@ LEAST = 40  # characters of each part of an error that are kept
 
 
 def width_of(stream: IO[str]) -> int | None:
-    """Columns of the terminal that shows ``stream``, or those that COLUMNS asks for; None for a pipe or a file."""
-    if os.environ.get("COLUMNS", "").isdecimal() and int(os.environ["COLUMNS"]) > 0:
-        return int(os.environ["COLUMNS"])
+    """Columns of the terminal that shows ``stream`` (COLUMNS may say otherwise); None for a pipe or a file.
+
+    Programs read those by the line, and inherit COLUMNS from whoever started them.
+    """
     return shutil.get_terminal_size((WIDTH, 24)).columns if stream.isatty() else None
 
 

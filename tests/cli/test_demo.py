@@ -65,6 +65,7 @@ def test_the_whole_demo_converges_and_writes_a_report(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("layerhess.cli.app.build_demo", lambda seed, report: problem)  # trained once
+    monkeypatch.setitem(demo.ASKED, "density", lh.Density(probes=1, steps=10))  # most of its time, else
     assert main(["demo", "--threads", "1", "--out", "result"]) == 0
     assert (tmp_path / "result" / "report.html").stat().st_size > 10_000
 

@@ -137,7 +137,7 @@ def test_a_layer_without_a_second_derivative_is_not_right() -> None:
 
 
 def test_the_command_says_so_in_lines_and_with_its_exit_code(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("layerhess.cli.lines.width_of", lambda stream: 80)
     state = torch.get_rng_state()
     began = time.monotonic()
     assert main(["doctor"]) == 0

@@ -14,7 +14,7 @@ import pytest
 from commands import ENVIRONMENT, Capture, quick_report, workplace
 from layerhess.cli import app, main, options
 
-COMMANDS = ("analyze", "estimate", "report", "demo", "doctor", "template")
+COMMANDS = ("analyze", "estimate", "compare", "report", "demo", "doctor", "template")
 
 
 def told(capsys: Capture, *arguments: str) -> str:

@@ -50,13 +50,17 @@ def test_a_sentence_with_a_path_keeps_the_path() -> None:
     assert lines.wrapped("as it is, however long " * 9, None) == "as it is, however long " * 9
 
 
-def test_the_width_is_that_asked_for_or_the_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)
-    assert lines.width_of(io.StringIO()) is None
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_width_is_the_terminals_or_that_asked_for_and_a_pipe_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "72")
-    assert lines.width_of(io.StringIO()) == 72
-    monkeypatch.setenv("COLUMNS", "nonsense")
+    assert lines.width_of(Terminal()) == 72
     assert lines.width_of(io.StringIO()) is None
+    monkeypatch.setenv("COLUMNS", "nonsense")
+    assert lines.width_of(Terminal()) == lines.WIDTH
 
 
 @pytest.mark.parametrize(
@@ -72,7 +76,7 @@ def test_the_width_is_that_asked_for_or_the_terminals(monkeypatch: pytest.Monkey
 def test_no_error_has_more_than_four_lines_of_80_columns(
     here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("layerhess.cli.exit_codes.width_of", lambda stream: 80)
     assert main(arguments) == 2
     streams = capsys.readouterr()
     told = streams.err.rstrip("\n").split("\n")
@@ -81,7 +85,7 @@ def test_no_error_has_more_than_four_lines_of_80_columns(
 
 
 def test_a_bug_names_its_log_within_four_lines(here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("layerhess.cli.exit_codes.width_of", lambda stream: 80)
     monkeypatch.setattr("layerhess.cli.app.arguments_of", operator.methodcaller("no_such_method" * 40))
     assert main(["analyze", "mine:make"]) == 3
     told = capsys.readouterr().err

@@ -86,7 +86,10 @@ def test_a_subset_is_the_same_on_any_number_of_ranks(ranks: int, tmp_path: Path)
         np.testing.assert_allclose(joined, sorted(rows), rtol=1e-14)
 
 
-@pytest.mark.parametrize(("how", "ranks"), [("killed", 2), ("raises", 2), ("killed", 1), ("killed", 3)])
+@pytest.mark.parametrize(
+    ("how", "ranks"),
+    [("killed", 2), ("raises", 2), *(pytest.param("killed", n, marks=pytest.mark.slow) for n in (1, 3))],
+)
 def test_passes_are_kept_when_a_rank_fails(
     how: str, ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,7 +54,7 @@ def assert_same_numbers(every: list[Any], whole: dict[str, Any]) -> None:
         assert all(np.array_equal(every[0][name], other[name]) for other in every)
 
 
-@pytest.mark.parametrize("devices", ["analysed", "analysed_on_two_devices"])
+@pytest.mark.parametrize("devices", ["analysed", pytest.param("analysed_on_two_devices", marks=pytest.mark.slow)])
 def test_an_analysis_slices_its_bases_where_they_do_not_fit(devices: str, tmp_path: Path) -> None:
     every, whole = returned(2, devices, tmp_path), sliced_bases.analysed()
     assert whole.pop("columns") == {n: n for n in (40, 400, 800, 1250)}
