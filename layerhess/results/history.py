@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerhess.errors import InputError
+from layerhess.linalg.described import Described, Description, called
+from layerhess.linalg.numbers import counted, share, with_bound
 from layerhess.results import atomic_folder
 from layerhess.results.point import COLUMNS, OPTIMIZER_COLUMNS, WHOLE, Point, Reading
 from layerhess.results.store import NUMBERS
@@ -31,10 +33,11 @@ if TYPE_CHECKING:
 
 NAME = "history.json"
 FORMAT, SCHEMA = "layerhess monitor", 1
+STOPPED = "the monitor stopped"  # begins the note on a failure
 
 
-@dataclass
-class History:
+@dataclass(repr=False)
+class History(Described):
     """The points of one training, in their order.
 
     Attributes:
@@ -47,6 +50,16 @@ class History:
     notes: list[str] = field(default_factory=list)
     share: float = 0.0
     optimizer: bool = False
+
+    def _describe(self) -> Description:
+        model = called(self.settings.get("model", "a model"))
+        facts = [f"{share(self.share)} of the training's time"] if self.points else []
+        if self.points:
+            rows = sorted(self.points[-1].readings.values(), key=lambda reading: -reading.lambda_max)
+            shown = [f"{called(r.block, 30)} {with_bound(r.lambda_max, r.bound)}" for r in rows[:2]]
+            facts.append(f"at step {self.points[-1].step}: {'; '.join(shown)}")
+        facts.append(".points, .to_frame()")
+        return Description(f"History of {model}, {counted(len(self.points), 'point')}", tuple(facts))
 
     @property
     def columns(self) -> tuple[str, ...]:

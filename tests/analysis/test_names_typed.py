@@ -16,6 +16,7 @@ import torch
 
 import fabricated
 import layerhess as lh
+from curves_of_a_training import history
 from layerhess.analysis.result import Analysis
 from layerhess.linalg.estimates import CouplingEstimate, DensityEstimate, DiagonalEstimate, TraceEstimate
 from layerhess.results.derived import Figure
@@ -94,6 +95,15 @@ def test_every_operator_estimate_and_option_is_short(objective: lh.Objective) ->
     ]  # fmt: skip
     for thing in [*made, *parts(hessian, set()), *parts(hessian.verify(), set())]:
         assert is_short(thing)
+
+
+def test_what_a_comparison_and_a_history_lead_to_is_short(whole: Analysis) -> None:
+    compared = lh.compare([whole, whole])
+    assert is_short(compared.blocks).startswith(f"{len(whole.blocks) + 1} blocks compared, 0 different")
+    followed = history(names=(HOSTILE, *(f"b{index}.weight" for index in range(60))), points=300)
+    for thing in [*parts(compared, set()), *parts(followed, set())][:90]:
+        is_short(thing)
+    assert is_short(followed).startswith("History of Net, 300 points")
 
 
 def test_a_value_is_shown_with_its_bound_its_status_and_how_it_was_found(whole: Analysis) -> None:
