@@ -105,3 +105,9 @@ def test_without_a_point_a_failure_is_the_reason() -> None:
     made.notes.append("the monitor stopped at step 4: ZeroDivisionError: division by zero")
     page = as_html(made)
     assert "The monitor stopped at step 4: ZeroDivisionError" in page and "no time for a point" not in page
+
+
+def test_a_name_cannot_turn_around_the_numbers_that_follow_it() -> None:
+    name = "a\u202eb"
+    page = as_html(history(names=(name,)))
+    assert page.count("\u202e") == page.count(f'data-block="{name}"') > 0 and "a\\u202eb" in page
