@@ -30,7 +30,7 @@ from layerhess.monitor.untouched import as_the_training_has_it, said_of_mode
 from layerhess.objective.blocks import Block, Scheme, flatten
 from layerhess.objective.objective import Objective
 from layerhess.objective.snapshot import preserved_random_state
-from layerhess.results.history import History
+from layerhess.results.history import STOPPED, History
 from layerhess.results.point import Point, Reading
 
 if TYPE_CHECKING:
@@ -373,7 +373,7 @@ class Monitor:
     def _fail(self, error: Exception) -> None:
         said = str(error).strip().splitlines()
         self.failure = f"{type(error).__name__}: {said[0] if said else 'no message'}"
-        self.notes.append(f"the monitor stopped at step {self._count}: {self.failure}")
+        self.notes.append(f"{STOPPED} at step {self._count}: {self.failure}")
         self._tracker.forget()
         warnings.warn(
             f"the curvature monitor stopped at step {self._count} and says nothing more; the training is not changed "

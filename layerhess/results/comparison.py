@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from layerhess.linalg.described import Described, Description, called
+from layerhess.linalg.described import MOST_ROWS, Described, Description, called
 from layerhess.linalg.estimates import Floats
-from layerhess.linalg.numbers import count, counted, number, rounded_up
+from layerhess.linalg.numbers import counted, number, rounded_up
 from layerhess.linalg.significance import adjusted, two_sided, welch
 from layerhess.linalg.stochastic.divergence import divergences
 from layerhess.results.eigenspaces import Eigenspaces, compared_spaces
@@ -93,23 +93,22 @@ class BlockComparison(Described):
         )
 
 
-class Compared(Described, dict[str, BlockComparison]):
-    """Block name -> :class:`BlockComparison`."""
+class ComparedBlocks(Described, dict[str, BlockComparison]):
+    """Block name -> :class:`BlockComparison`, in model order."""
 
     def _describe(self) -> Description:
-        different = [block for block in self.values() if block.significant]
-        undone = sum(not block.finished for block in self.values())
-        most = max(different, key=lambda block: abs(block.log_ratio), default=None)
-        facts = [] if most is None else [f"most: {called(most.name)}, log ratio {number(most.log_ratio, 3)}"]
+        different = [called(name, 30) for name, block in self.items() if block.significant]
+        shown = ", ".join(different[:4]) + (" ..." if len(different) > 4 else "")
         return Description(
-            f"{counted(len(self), 'spectrum', 'spectra')} compared, {count(len(different))} different",
-            (*facts, "[name] gives one: " + ", ".join(repr(called(name, 30)) for name in list(self)[:3])),
-            f"{undone} NOT CONVERGED" if undone else "",
-            ("block", "log ratio", "standard error", "status"),
+            f"{counted(len(self), 'block')} compared, {len(different)} different{': ' if shown else ''}{shown}",
+            ("[name] gives one: " + ", ".join(repr(called(name, 30)) for name in list(self)[:3]),) if self else (),
+            "" if all(block.finished for block in self.values()) else "NOT CONVERGED",
+            ("block", "log ratio", "s.e.", "status"),
             tuple(
                 (called(b.name), number(b.log_ratio, 3), number(b.standard_error, 2), b.status.split(":")[0])
-                for b in self.values()
+                for b in list(self.values())[:MOST_ROWS]
             ),
+            max(0, len(self) - MOST_ROWS),
         )
 
 
@@ -136,7 +135,7 @@ class ComparisonRecord:
     rate: float = RATE
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "blocks", Compared(self.blocks))
+        object.__setattr__(self, "blocks", ComparedBlocks(self.blocks))
 
 
 def spectra_of(analysis: AnalysisRecord) -> dict[str, Spectrum]:
@@ -286,16 +285,19 @@ def _judged(
     every = list(blocks.values())
     plain = tested([b.log_ratio for b in every])
     free = tested([b.scale_free_log_ratio for b in every])
-    return {
-        b.name: replace(
-            b,
-            p_value=float(p),
-            significant=bool(p <= RATE),
-            scale_free_significant=bool(q <= RATE),
-            status=b.status or _status(b, float(p), *spectra[b.name]),
+    return ComparedBlocks(
+        (
+            b.name,
+            replace(
+                b,
+                p_value=float(p),
+                significant=bool(p <= RATE),
+                scale_free_significant=bool(q <= RATE),
+                status=b.status or _status(b, float(p), *spectra[b.name]),
+            ),
         )
         for b, p, q in zip(every, plain, free, strict=True)
-    }
+    )
 
 
 def _status(block: BlockComparison, p: float, a: Spectrum, b: Spectrum) -> str:

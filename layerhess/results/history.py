@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerhess.errors import InputError
 from layerhess.linalg.described import Described, Description, called
-from layerhess.linalg.numbers import counted, share
+from layerhess.linalg.numbers import counted, share, with_bound
 from layerhess.results import atomic_folder
 from layerhess.results.point import COLUMNS, OPTIMIZER_COLUMNS, WHOLE, Point, Reading
 from layerhess.results.store import NUMBERS
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 NAME = "history.json"
 FORMAT, SCHEMA = "layerhess monitor", 1
+STOPPED = "the monitor stopped"  # begins the note on a failure
 
 
 @dataclass(repr=False)
@@ -51,17 +52,14 @@ class History(Described):
     optimizer: bool = False
 
     def _describe(self) -> Description:
-        if not self.points:
-            return Description("History of a training, no points")
-        first, last = self.points[0].step, self.points[-1].step
-        return Description(
-            f"History of a training: {counted(len(self.points), 'point')}, steps {first:,} to {last:,}",
-            (
-                f"{counted(len(self.blocks), 'row')} a point: " + ", ".join(called(n, 30) for n in self.blocks[:4]),
-                f"the monitor took {share(self.share)} of the training's time" if math.isfinite(self.share) else "",
-                ".points, .to_frame()",
-            ),
-        )
+        model = called(self.settings.get("model", "a model"))
+        facts = [f"{share(self.share)} of the training's time"] if self.points else []
+        if self.points:
+            rows = sorted(self.points[-1].readings.values(), key=lambda reading: -reading.lambda_max)
+            shown = [f"{called(r.block, 30)} {with_bound(r.lambda_max, r.bound)}" for r in rows[:2]]
+            facts.append(f"at step {self.points[-1].step}: {'; '.join(shown)}")
+        facts.append(".points, .to_frame()")
+        return Description(f"History of {model}, {counted(len(self.points), 'point')}", tuple(facts))
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -89,6 +89,6 @@ class Point:
     def __repr__(self) -> str:
         """The step and its sharpest rows."""
         rows = sorted(self.readings.values(), key=lambda reading: -reading.lambda_max)
-        shown = [f"  {r.block}: lambda_max = {r.lambda_max:.4g} +- {r.bound:.1g}" for r in rows[:4]]
+        shown = [f"  {called(r.block)}: lambda_max = {r.lambda_max:.4g} +- {r.bound:.1g}" for r in rows[:4]]
         more = [f"  and {len(rows) - 4} more blocks"] if len(rows) > 4 else []
         return "\n".join([f"Point at step {self.step}, {self.seconds:.2g} s", *shown, *more])

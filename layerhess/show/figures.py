@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from layerhess.linalg.described import plain
 from layerhess.results.spectrum import AnalysisRecord, Spectrum
 from layerhess.show.style import BOTTOM, INK, MUTED, PAPER, RULE, TOP, WRONG, Picture
 from layerhess.show.summary import operator_names, operator_of
@@ -101,6 +102,7 @@ def name_rows(axes: Axes, labels: Sequence[str], *, bold: bool = False) -> None:
 
 def shortened(label: str, most: int = 44) -> str:
     """A long name without its middle, with the characters escaped that matplotlib takes for mathematics."""
+    label = plain(label)
     short = label if len(label) <= most else f"{label[: most // 3]}…{label[-(2 * most // 3) :]}"
     return short.replace("$", r"\$")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from layerhess.results.history import History
+from layerhess.results.history import STOPPED, History
 from layerhess.results.point import Reading
 from layerhess.results.spectrum import FULL_NAME
 from layerhess.show import numbers
@@ -76,6 +76,8 @@ def _readings(history: History, block: str) -> list[tuple[int, Reading]]:
 def _answers(history: History) -> list[Answer]:
     if not history.points:
         nothing = "There was no time for a point; use a larger overhead, less data, or overhead=None."
+        if history.notes and STOPPED in history.notes[-1]:
+            nothing = f"{history.notes[-1][0].upper()}{history.notes[-1][1:]}"
         return [Answer("sharp", "Which layers are sharp?", "Not known: no point", WRONG, [nothing])]
     last = history.points[-1]
     blocks = [reading for name, reading in last.readings.items() if name != FULL_NAME]
@@ -88,11 +90,17 @@ def _answers(history: History) -> list[Answer]:
         found.append(_trend(_readings(history, FULL_NAME)))
     if last.full is not None and math.isfinite(last.full.ratio):
         ratio = last.full.ratio
-        tone = WARN if ratio > 1.0 else GOOD
+        step, most = max(
+            ((step, r.ratio) for step, r in _readings(history, FULL_NAME) if math.isfinite(r.ratio)),
+            key=lambda found: found[1],
+        )
+        tone = WARN if ratio > 1.0 else GOOD if most <= 1.0 else PLAIN
         said = [
             f"Preconditioned sharpness {numbers.number(last.full.preconditioned)} against "
             f"{numbers.number(last.full.threshold)}. At 1 the optimizer is at the edge of stability."
         ]
+        if most > max(ratio, 1.0):
+            said.append(f"It was {numbers.number(most, 3)} times the threshold at step {step:,}.")
         headline = f"{numbers.number(ratio, 3)} times the threshold"
         found.append(Answer("follows", "Is the learning rate too large?", headline, tone, said))
     elif last.full is not None and last.full.lambda_max > 0.0:

@@ -83,8 +83,9 @@ def _legend(analysis: AnalysisRecord, rows: Table) -> str:
         said.append("The line is ± 2 sampling errors (other data of the same kind).")
     bounds = [s.top[1] / abs(s.top[0]) for s in analysis.spectra() if s.top and s.settled("top") and s.top[0]]
     if bounds and max(bounds) <= 0.02:
+        numbers_of = "converged numbers" if any(not s.solved for s in analysis.spectra()) else "the numbers"
         said.append(
-            "Error bounds of the numbers are smaller than a dot; a number without ± is right to its last digit."
+            f"Error bounds of {numbers_of} are smaller than a dot; a number without ± is right to its last digit."
         )
     if any(not s.solved for s in analysis.spectra()):
         said.append("Red rings have NOT CONVERGED: the dashed line is what is known.")

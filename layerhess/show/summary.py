@@ -201,6 +201,8 @@ def stable_step(analysis: AnalysisRecord) -> Fact:
     """
     spectrum = largest(analysis)
     if spectrum is None or spectrum.top is None:
+        if any(not s.solved for s in analysis.spectra()):
+            return Fact("unknown", "No largest eigenvalue is known: see what is not done.")
         return Fact("unknown", "No largest eigenvalue was asked for; ask for top=1.")
     value, bound = spectrum.top
     names = operator_names(spectrum.operator)

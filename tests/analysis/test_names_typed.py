@@ -16,6 +16,7 @@ import torch
 
 import fabricated
 import layerhess as lh
+from curves_of_a_training import history
 from layerhess.analysis.result import Analysis
 from layerhess.linalg.estimates import CouplingEstimate, DensityEstimate, DiagonalEstimate, TraceEstimate
 from layerhess.results.derived import Figure
@@ -106,6 +107,15 @@ def test_comparisons_slices_and_what_a_monitor_found_are_short(objective: lh.Obj
     for thing in (pair, pair.blocks, *pair.blocks.values(), monitor, *points, monitor.history, points[0].full, *slices):
         assert is_short(thing)
     assert "NOT CONVERGED" in is_short(pair.blocks)
+
+
+def test_what_a_comparison_and_a_history_lead_to_is_short(whole: Analysis) -> None:
+    compared = lh.compare([whole, whole])
+    assert is_short(compared.blocks).startswith(f"{len(whole.blocks) + 1} blocks compared, 0 different")
+    followed = history(names=(HOSTILE, *(f"b{index}.weight" for index in range(60))), points=300)
+    for thing in [*parts(compared, set()), *parts(followed, set())][:90]:
+        is_short(thing)
+    assert is_short(followed).startswith("History of Net, 300 points")
 
 
 def test_a_value_is_shown_with_its_bound_its_status_and_how_it_was_found(whole: Analysis) -> None:

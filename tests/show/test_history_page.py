@@ -89,3 +89,25 @@ def test_the_report_command_draws_a_monitors_folder(tmp_path: Path, capsys: pyte
     assert (tmp_path / "report.html").read_text() == as_html(lh.load_history(tmp_path))
     assert capsys.readouterr().out.strip() == str((tmp_path / "report.html").resolve())
     assert rewrite_report(tmp_path) == (tmp_path / "report.html").resolve()
+
+
+def test_a_threshold_that_was_passed_before_the_end_is_told() -> None:
+    made = history()
+    ratios = [point.full.ratio for point in made.points if point.full is not None]
+    assert ratios[0] > 1.0 > ratios[-1]
+    page = as_html(made)
+    assert f"It was {ratios[0]:.3g} times the threshold at step 10." in page and 'class="big good"' not in page
+
+
+def test_without_a_point_a_failure_is_the_reason() -> None:
+    made = history(points=0)
+    assert "no time for a point" in as_html(made)
+    made.notes.append("the monitor stopped at step 4: ZeroDivisionError: division by zero")
+    page = as_html(made)
+    assert "The monitor stopped at step 4: ZeroDivisionError" in page and "no time for a point" not in page
+
+
+def test_a_name_cannot_turn_around_the_numbers_that_follow_it() -> None:
+    name = "a\u202eb"
+    page = as_html(history(names=(name,)))
+    assert page.count("\u202e") == page.count(f'data-block="{name}"') > 0 and "a\\u202eb" in page

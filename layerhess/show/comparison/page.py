@@ -8,6 +8,7 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from layerhess.linalg.described import plain
 from layerhess.results.comparison import BlockComparison, ComparisonRecord
 from layerhess.show.comparison import figures
 from layerhess.show.comparison import table as comparison_table
@@ -41,6 +42,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["plain"] = plain
     return environment.get_template("comparison.html.j2")
 
 

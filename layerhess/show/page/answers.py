@@ -201,7 +201,9 @@ def _follows(analysis: AnalysisRecord) -> Answer:
     step, spectrum = summary.stable_step(analysis), summary.largest(analysis)
     rate = analysis.settings.get("learning_rate")
     if spectrum is None or spectrum.top is None:
-        return Answer("follows", question, "No largest eigenvalue was asked", PLAIN, [step.sentence, *coupled])
+        undone = any(not s.solved for s in analysis.spectra())
+        headline, tone = ("Not known yet", WRONG) if undone else ("No largest eigenvalue was asked", PLAIN)
+        return Answer("follows", question, headline, tone, [step.sentence, *coupled])
     settled = spectrum.settled("top")
     headline, tone = f"Learning rate: {step.value}", PLAIN if settled else WRONG
     said = []

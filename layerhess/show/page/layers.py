@@ -134,7 +134,7 @@ def table(analysis: AnalysisRecord, sharpest: Sequence[str]) -> Table:
         negative=any(is_negative(s) for s in analysis.spectra()),
         shares=bool(mass),
         sensitivities=longest > 0.0,
-        whole_at=axis.at(full.top[0]) if full is not None and full.top is not None and full.settled("top") else None,
+        whole_at=axis.at(full.top[0]) if full and full.top and full.settled("top") and full.top[0] > 0.0 else None,
     )
 
 

@@ -17,8 +17,9 @@ LEAST_WIDTH = 0.4  # per cent of the axis: a shorter whisker is hidden by its do
 def marks(spectrum: Spectrum, axis: LogAxis, *, further: int = MOST_FURTHER) -> Markup:
     """The dots and whiskers of one row, placed by the size of the eigenvalue.
 
-    A filled circle is the largest eigenvalue, a square the most negative one, rings are further ones. The thick line is
-    two sampling errors long either way, the thin one the interval that is known where the search has not ended.
+    A filled circle is the largest eigenvalue, a square the most negative one, rings are further ones. A largest one
+    that is negative has no circle: it has no place among the positive ones. The thick line is two sampling errors long
+    either way, the thin one the interval that is known where the search has not ended.
 
     Args:
         further: how many further eigenvalues are drawn at each end.
@@ -27,12 +28,14 @@ def marks(spectrum: Spectrum, axis: LogAxis, *, further: int = MOST_FURTHER) -> 
     top = [i for i, end in enumerate(spectrum.end) if end == "top"]
     bottom = [i for i, end in enumerate(spectrum.end) if end == "bottom" and _below_zero(spectrum, i)]
     for index in top[1 : 1 + further]:
+        if float(spectrum.eigenvalues[index]) <= 0.0:
+            continue
         parts.append(_ring(axis.at(float(spectrum.eigenvalues[index]))))
     for index in bottom[::-1][1 : 1 + further]:
         parts.append(_ring(axis.at(-float(spectrum.eigenvalues[index])), "more below"))
     if bottom:
         parts += _extreme(spectrum, bottom[-1], axis, below=True)
-    if top:
+    if top and not _below_zero(spectrum, top[0]):
         parts += _extreme(spectrum, top[0], axis, below=False)
     elif not spectrum.end and (pair := spectrum.top) is not None:
         parts.append(f'<circle class="pt" cx="{axis.at(pair[0]):.2f}%" cy="50%" r="4.4"/>')

@@ -135,3 +135,9 @@ def test_names_on_the_page_may_contain_anything() -> None:
     page = Page(as_html(found(NASTY).pairs))
     assert "script" not in {tag for tag, _ in page.tags} and "img" not in {tag for tag, _ in page.tags}
     assert any(attributes.get("data-block") == NASTY for _, attributes in page.tags)
+
+
+def test_a_name_cannot_turn_around_the_numbers_that_follow_it() -> None:
+    name = "a\u202eb"
+    html = as_html(found(name).pairs)
+    assert html.count("\u202e") == html.count(f'data-block="{name}"') > 0 and "a\\u202eb" in html

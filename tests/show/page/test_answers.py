@@ -130,3 +130,13 @@ def test_the_smallest_is_named_only_where_all_are_known() -> None:
     assert "The smallest is that of c, 0.01" in text(said(made)["sharp"])
     blocks["c.weight"] = fabricated.unconverged(blocks["c.weight"])
     assert "smallest" not in text(said(dataclasses.replace(made, blocks=blocks))["sharp"])
+
+
+def test_what_was_asked_and_not_begun_is_not_said_to_be_unasked() -> None:
+    made = two(3.0, 2.0)
+    none = {
+        name: dataclasses.replace(fabricated.refused(name), status="not converged: stopped before its first product")
+        for name in made.blocks
+    }
+    found = said(dataclasses.replace(made, blocks=none))
+    assert found["follows"].headline == "Not known yet" and "asked" not in text(found["follows"])

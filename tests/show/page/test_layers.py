@@ -96,3 +96,10 @@ def test_shares_of_an_eigenvector_that_has_not_converged_are_not_shown() -> None
     assert not stopped.shares and all(row.share is None for row in stopped.rows)
     told = [text for row in stopped.rows for term, text in row.details if term.startswith("share of")]
     assert told and not any(f"eigenvalue {number(float(made.full.eigenvalues[0]))}" in text for text in told)
+
+
+def test_a_largest_eigenvalue_that_is_negative_has_no_dot_among_the_positive_ones() -> None:
+    spectrum = fabricated.spectrum("w", eigenvalues=np.array([-0.4, -0.5, -0.6]), error_bounds=np.full(3, 1e-9))
+    made = table(fabricated.one(spectrum), [])
+    assert "<circle" not in made.rows[0].marks and "below" in made.rows[0].marks
+    assert made.rows[0].top == "-0.4" and made.whole_at is None
