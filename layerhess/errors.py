@@ -73,7 +73,8 @@ def _shortened(parts: list[str], most: int) -> list[str]:
         others = max(len(part) for i, part in enumerate(parts) if i != longest)
         room = max(len(parts[longest]) - excess, others - 1, SHORTEST) - len(MORE)
         kept = parts[longest].removesuffix(MORE)[: min(room, len(parts[longest]) - len(MORE) - 2)]
-        parts = [*parts[:longest], kept.rsplit(" ", 1)[0] + MORE, *parts[longest + 1 :]]
+        words = kept.rsplit(" ", 1)[0]  # a word without end is divided
+        parts = [*parts[:longest], (words if 2 * len(words) > len(kept) else kept) + MORE, *parts[longest + 1 :]]
         excess = len(_sentence(*parts)) - most
     return parts
 

@@ -331,13 +331,18 @@ def _notes(
         said.append("not paired: the groups of examples are not the same, so standard errors add in quadrature")
         if any(a.groups is None for a in (first, second)):
             said.append(
-                "one of them was saved before groups were kept: nothing can be paired, and four groups are assumed"
+                "one of them at least was saved before groups were kept: nothing can be paired, and four are assumed"
             )
         if first.examples != second.examples and first.examples and second.examples:
             said.append(
                 f"{first.examples:,} and {second.examples:,} examples: the largest eigenvalue of fewer examples tends "
                 "to be larger, which no standard error shows"
             )
+    losses = [a.settings.get("loss") for a in (first, second)]
+    if losses[0] != losses[1]:
+        said.append(
+            f"the losses differ: {losses[0]} and {losses[1]}, so that ratios say nothing about the weights alone"
+        )
     if first.total_numel != second.total_numel:
         said.append(f"the models differ: {first.total_numel:,} and {second.total_numel:,} parameters")
     said += [

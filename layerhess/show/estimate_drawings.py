@@ -16,8 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter
 
-from layerhess.linalg.estimates import DensityEstimate, Floats
-from layerhess.linalg.stochastic.probe_statistics import half_width
+from layerhess.linalg.estimates import Floats
+from layerhess.linalg.stochastic.counts import band_of_counts, counts_above
 from layerhess.results.spectrum import FULL_NAME, AnalysisRecord, Spectrum
 from layerhess.show import density_figures
 from layerhess.show.drawings import line, shades
@@ -120,21 +120,6 @@ def coupling(analysis: AnalysisRecord) -> Picture:
     return figure
 
 
-def _above(density: DensityEstimate, numel: int, points: Floats) -> tuple[Floats, Floats, Floats]:
-    """By each random vector: the number of eigenvalues above each point, at least and at most; (probes, points) each.
-
-    What a vector sees above a point lies between its quadrature's weights beyond the next node and those from the last
-    one on (inequalities of Chebyshev, Markov and Stieltjes; Szego 1939, theorem 3.41.1).
-    """
-    found, least, most = np.empty((3, len(density.nodes), len(points)))
-    for row, (nodes, weights) in enumerate(zip(density.nodes, density.weights, strict=True)):
-        kept = np.argsort(nodes)[weights[np.argsort(nodes)] > 0.0]
-        beyond = numel * np.concatenate([np.cumsum(weights[kept][::-1])[::-1], [0.0, 0.0]])
-        place = np.searchsorted(nodes[kept], points, side="right")
-        found[row], least[row], most[row] = beyond[place], beyond[place + 1], beyond[np.maximum(place - 1, 0)]
-    return found, least, most
-
-
 def _points(spectrum: Spectrum) -> Floats:
     """Where the count changes, from twice the bandwidth on; empty where nothing is that large."""
     density = spectrum.density
@@ -150,7 +135,7 @@ def _draw_counts(axes: Axes, spectrum: Spectrum, **look: Any) -> list[float]:
     density, points = spectrum.density, _points(spectrum)
     if density is None or not len(points):
         return []
-    number_of = _above(density, spectrum.numel, points)[0].mean(axis=0)
+    number_of = counts_above(density, spectrum.numel, points)[0].mean(axis=0)
     number_of[-1] = max(number_of[-1], 1e-3)  # zero from the last node on: the line goes down there
     axes.step(points, number_of, where="post", **look)
     return [float(points[0]), float(points[-1])]
@@ -160,19 +145,9 @@ def _band(axes: Axes, spectrum: Spectrum) -> bool:
     density, points = spectrum.density, _points(spectrum)
     if density is None or density.probes < 2 or not len(points):
         return False
-    low, high = _band_of(density, spectrum.numel, points)
+    low, high = band_of_counts(density, spectrum.numel, points)
     axes.fill_between(points, np.maximum(low, 1e-3), high, step="post", color=INK, alpha=0.15, linewidth=0, zorder=4)
     return True
-
-
-def _band_of(density: DensityEstimate, numel: int, points: Floats) -> tuple[Floats, Floats]:
-    """The 95 % band over the random vectors, with the error of their quadratures."""
-    _, least, most = _above(density, numel, points)
-    ends = []
-    for rows, sign in ((least, -1.0), (most, 1.0)):
-        error = rows.std(axis=0, ddof=1) / math.sqrt(len(rows))
-        ends.append(rows.mean(axis=0) + sign * half_width(1.0, len(rows)) * error)
-    return ends[0], ends[1]
 
 
 def _warn(figure: Picture, analysis: AnalysisRecord) -> None:

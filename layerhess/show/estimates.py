@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from layerhess.linalg.described import plain
 from layerhess.linalg.estimates import CONFIDENCE
 from layerhess.results.derived import Figure, derive
 from layerhess.results.spectrum import FULL_NAME, AnalysisRecord, Spectrum
@@ -150,7 +151,7 @@ def _line(spectrum: Spectrum) -> Line:
     sampled = float(spectrum.sampling_errors[0]) if len(spectrum.sampling_errors) else math.nan
     of_trace = trace.sampling_error if trace is not None else math.nan
     return Line(
-        name="full model" if spectrum.name == FULL_NAME else spectrum.name,
+        name="full model" if spectrum.name == FULL_NAME else plain(spectrum.name),
         cells={
             "trace": "-" if trace is None else _figure(found.trace),
             "mean": _figure(found.mean_curvature),

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from layerhess.linalg.bounds import SMALLEST_NORM
+from layerhess.linalg.described import plain
 from layerhess.results.spectrum import FULL_NAME, AnalysisRecord, Spectrum
 from layerhess.show.numbers import count, counted, duration, number, share, with_bound, with_reach
 
@@ -165,7 +166,7 @@ def not_begun(analysis: AnalysisRecord) -> list[str]:
 
 
 def _called(spectrum: Spectrum) -> str:
-    return "full model" if spectrum.name == FULL_NAME else spectrum.name
+    return "full model" if spectrum.name == FULL_NAME else plain(spectrum.name)
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
@@ -222,8 +223,8 @@ def stable_step(analysis: AnalysisRecord) -> Fact:
     return Fact(
         f"≤ {number(2 / value)}",
         f"The largest stable step of plain gradient descent is at most this: 2/lambda_max({names.block}) of the block "
-        f"{spectrum.name} = 2 / ({shown}). There is no result for the full {names.words}; its largest eigenvalue is at "
-        "least as large.",
+        f"{plain(spectrum.name)} = 2 / ({shown}). There is no result for the full {names.words}; its largest "
+        "eigenvalue is at least as large.",
     )
 
 
@@ -232,7 +233,7 @@ def _step_so_far(analysis: AnalysisRecord, spectrum: Spectrum) -> Fact:
     names = operator_names(spectrum.operator)
     least, source = max((s.top[0] - s.top[1], _called(s)) for s in analysis.spectra() if s.top is not None)
     most = spectrum.highest if spectrum is analysis.full else math.inf
-    of = f"the full {names.words}" if spectrum is analysis.full else f"the block {spectrum.name}"
+    of = f"the full {names.words}" if spectrum is analysis.full else f"the block {plain(spectrum.name)}"
     end = f"at most {number(most)}" if math.isfinite(most) else "not bounded above yet"
     why = "has not converged" if not spectrum.settled("top") else "may be positive or not"
     sentence = f"lambda_max of {of} {why}: it is at least {number(least)} (from {source}) and {end}."
@@ -254,7 +255,7 @@ def most_negative(analysis: AnalysisRecord) -> Fact:
     value, bound = spectrum.bottom
     names = operator_names(spectrum.operator)
     full = spectrum is analysis.full
-    of = f"the full {names.words} {names.full}" if full else f"{names.block} of the block {spectrum.name}"
+    of = f"the full {names.words} {names.full}" if full else f"{names.block} of the block {plain(spectrum.name)}"
     most, source = min((s.bottom[0] + s.bottom[1], _called(s)) for s in analysis.spectra() if s.bottom is not None)
     # Without the full model any block may hold the smallest one.
     among = [spectrum] if full else list(analysis.blocks.values())
@@ -342,15 +343,15 @@ def interlacing(analysis: AnalysisRecord) -> str:
         name = max(tops, key=lambda key: tops[key][0])
         value, bound = tops[name]
         ratio = analysis.full.top[0] / value if value > 0 else math.nan
-        times = f", {number(ratio, 3)} times that" if math.isfinite(ratio) else ""
+        times = f", {number(ratio, 3)} times that" if math.isfinite(ratio) and number(ratio, 3) != "1" else ""
         parts.append(
-            f"The largest block eigenvalue is {with_bound(value, bound)} ({names.block} of {name}); the full "
+            f"The largest block eigenvalue is {with_bound(value, bound)} ({names.block} of {plain(name)}); the full "
             f"{names.words} {names.full} reaches {with_bound(*analysis.full.top)}{times}."
         )
     if bottoms and analysis.full.bottom is not None and analysis.full.settled("bottom"):
         name = min(bottoms, key=lambda key: bottoms[key][0])
         parts.append(
-            f"The smallest block eigenvalue is {with_bound(*bottoms[name])} ({names.block} of {name}); "
+            f"The smallest block eigenvalue is {with_bound(*bottoms[name])} ({names.block} of {plain(name)}); "
             f"{names.full} goes down to {with_bound(*analysis.full.bottom)}."
         )
     if not parts:

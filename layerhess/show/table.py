@@ -10,6 +10,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
+from layerhess.linalg.described import plain
 from layerhess.results.spectrum import AnalysisRecord, Spectrum
 from layerhess.show import estimates, summary
 from layerhess.show.numbers import count, counted, number, with_reach
@@ -73,7 +74,7 @@ class Eigenvalues:
         """One table."""
         spectra = self.analysis.spectra()
         names = summary.operator_names(summary.operator_of(self.analysis))
-        called = [f"full model ({names.full})" if s is self.analysis.full else s.name for s in spectra]
+        called = [f"full model ({names.full})" if s is self.analysis.full else plain(s.name) for s in spectra]
         columns = {f"block ({names.block})": called, "numel": [count(s.numel) for s in spectra]}
         if any(s.top is not None for s in spectra):
             columns["lambda_max"] = [_end(s.top, s.highest) for s in spectra]

@@ -17,6 +17,7 @@ import fabricated
 import layerhess as lh
 from layerhess.analysis.result import Analysis
 from layerhess.linalg.estimates import CouplingEstimate, DensityEstimate
+from layerhess.linalg.stochastic.counts import band_of_counts
 from layerhess.linalg.stochastic.density import Density, exact_density
 from layerhess.results.spectrum import FULL_NAME, Spectrum
 from layerhess.show import drawings, estimate_drawings, style
@@ -115,7 +116,7 @@ def test_the_band_of_the_full_model_holds_the_true_counts() -> None:
     for seed in range(10):
         density = lh.density(np.diag(values), probes=6, steps=30, seed=seed)
         points = np.geomspace(2.0 * density.bandwidth, 25.0, 40)
-        low, high = estimate_drawings._band_of(density, len(values), points)
+        low, high = band_of_counts(density, len(values), points)
         truth = np.array([(values > point).sum() for point in points])
         inside.append(((low <= truth) & (truth <= high)).mean())
         assert np.median((high - low) / truth) < 1.0

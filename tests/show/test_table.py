@@ -76,3 +76,10 @@ def test_only_the_ends_that_were_asked_for_have_columns() -> None:
     )
     text = as_text(one(top))
     assert "lambda_max" in text and "lambda_min" not in text and "Most negative" not in text
+
+
+def test_names_cannot_move_the_cursor_or_break_the_line() -> None:
+    hostile = "a\x1b[2J\nb"
+    made = fabricated.analysis(blocks={hostile: fabricated.spectrum(hostile)}, full=None, full_mass=[])
+    text = as_text(made, 200)
+    assert "\x1b" not in text and "a\\x1b[2J\\nb" in text

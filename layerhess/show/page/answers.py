@@ -263,8 +263,10 @@ def _coupled(analysis: AnalysisRecord) -> list[str]:
 def short(name: str) -> str:
     """A block's name without the ".weight" that most of them end with, unless a mere number remains.
 
-    >>> short("block1.conv1.weight"), short("0.weight"), short("head.bias")
-    ('block1.conv1', '0.weight', 'head.bias')
+    >>> short("block1.conv1.weight"), short("0.weight"), short("head.bias"), short("3")
+    ('block1.conv1', '0.weight', 'head.bias', 'layer 3')
     """
     brief = name.removesuffix(".weight")
-    return brief if any(character.isalpha() for character in brief) else name
+    if any(character.isalpha() for character in brief):
+        return brief
+    return f"layer {name}" if brief == name else name

@@ -28,6 +28,8 @@ class LogAxis:
     [4, 50, 96, 0, 100]
     >>> [(round(tick.at), tick.label) for tick in axis.ticks()]
     [(4, '0.01'), (50, '0.1'), (96, '1')]
+    >>> [tick.label for tick in LogAxis.over([0.3, 6.0]).ticks()]
+    ['0.5', '1', '2', '5']
     """
 
     low: float
@@ -57,7 +59,20 @@ class LogAxis:
         powers = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
         step = max(1, math.ceil(len(powers) / MOST_LABELS))
         labelled = set(powers[::-1][::step])
+        if len(powers) < 3:  # else there would be hardly a number to read a place by
+            between = [(k, m) for k in range(powers.start - 1, powers.stop) for m in (1, 2, 5)]
+            shown = [(k, m) for k, m in between if self.low * (1 - 1e-9) <= m * 10.0**k <= self.high * (1 + 1e-9)]
+            return [Tick(self.at(m * 10.0**k), times_power_of_ten(m, k)) for k, m in shown]
         return [Tick(self.at(10.0**k), power_of_ten(k) if k in labelled else "") for k in powers]
+
+
+def times_power_of_ten(digit: int, exponent: int) -> str:
+    """A digit times a power of ten.
+
+    >>> times_power_of_ten(2, -2), times_power_of_ten(5, 3), times_power_of_ten(5, 6)
+    ('0.02', '5,000', '5e6')
+    """
+    return power_of_ten(exponent).replace("1", str(digit), 1)
 
 
 def power_of_ten(exponent: int) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from layerhess.linalg.estimates import Floats
+from layerhess.linalg.stochastic.counts import band_of_counts, counts_above
 from layerhess.results.spectrum import AnalysisRecord, Spectrum
 from layerhess.show import numbers
 from layerhess.show.page.axis import LogAxis, Tick
@@ -39,10 +39,13 @@ class Chart:
 
 @dataclass(frozen=True)
 class Counted:
-    """Of one spectrum: the eigenvalues above a threshold, from ``least`` on, and the standard error of that."""
+    """Of one spectrum: the eigenvalues above a threshold, from ``least`` on, and the 95 % band of that number.
+
+    The band has the spread over the random vectors and the error of their quadratures; NaN from one vector.
+    """
 
     above: Callable[[float], float]
-    error: Callable[[float], float]
+    band: Callable[[float], tuple[float, float]]
     least: float
     most: float
 
@@ -80,7 +83,11 @@ def counted(spectrum: Spectrum) -> Counted | None:
         if largest <= 0.0:
             return None
         floor = max(2.0 * float(np.max(spectrum.error_bounds, initial=0.0)), largest * 10.0**-DECADES)
-        return Counted(lambda x: float((whole > x).sum()), lambda x: 0.0, floor, largest)
+
+        def exact(x: float) -> float:
+            return float((whole > x).sum())
+
+        return Counted(exact, lambda x: (exact(x), exact(x)), floor, largest)
     if density is None or not density.probes or not density.finished:
         return None
     largest = max(float(np.max(density.nodes, initial=0.0)), 0.0 if spectrum.top is None else spectrum.top[0])
@@ -88,14 +95,16 @@ def counted(spectrum: Spectrum) -> Counted | None:
     if not 0.0 < floor < largest:
         return None
 
-    def of_probes(x: float) -> Floats:
-        return np.array([n * float(w[v > x].sum()) for v, w in zip(density.nodes, density.weights, strict=True)])
+    def above(x: float) -> float:
+        return float(counts_above(density, n, np.array([x]))[0].mean())
 
-    def error(x: float) -> float:
-        each = of_probes(x)
-        return float(each.std(ddof=1) / math.sqrt(len(each))) if len(each) > 1 else math.nan
+    def band(x: float) -> tuple[float, float]:
+        if density.probes < 2:
+            return math.nan, math.nan
+        low, high = band_of_counts(density, n, np.array([x]))
+        return max(0.0, float(low[0])), float(high[0])
 
-    return Counted(lambda x: float(of_probes(x).mean()), error, floor, largest)
+    return Counted(above, band, floor, largest)
 
 
 def _path(points: list[tuple[float, float]], across: LogAxis, up: LogAxis) -> str:
@@ -121,11 +130,13 @@ def _sentence(analysis: AnalysisRecord, found: dict[str, Counted]) -> str:
     threshold = threshold if threshold >= made.least else 10.0 ** math.ceil(math.log10(made.least))
     if not made.least <= threshold < full.top[0]:
         return ""
-    count, error = made.above(threshold), made.error(threshold)
-    if math.isnan(error):
+    (low, high), count = made.band(threshold), made.above(threshold)
+    if math.isnan(low):
         told = f"about {numbers.number(count, 2)} (one random vector: no error is known)"
+    elif low == high:
+        told = numbers.count(count)
     else:
-        told = numbers.count(count) if error == 0.0 else f"{count:.0f} ± {max(1.0, math.ceil(error)):.0f}"
+        told = f"{numbers.count(math.floor(low))} to {numbers.count(math.ceil(high))} (95 %)"
     return (
         f"Of {numbers.counted(full.numel, 'direction')} of the whole model {told} bend more than "
         f"{numbers.number(threshold)}, λmax being {numbers.number(full.top[0])}."
