@@ -22,7 +22,7 @@ def alone() -> dict[str, dict[str, Any]]:
     return on_ranks.values()
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_the_numbers_are_those_of_one_process(ranks: int, alone: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     every = run_ranks(ranks, "on_ranks", "values", tmp_path)
     assert [one.code for one in every] == [0] * ranks, [one.stderr[-1500:] for one in every]

@@ -89,6 +89,7 @@ def test_slices_of_a_run_that_was_killed_go_on_elsewhere(first: int, then: int, 
     assert [path.name for path in runs.iterdir()] == ["fits"]
 
 
+@pytest.mark.slow
 def test_where_one_process_has_no_room_for_what_two_had_it_is_refused_and_two_go_on(runs: Path, tmp_path: Path) -> None:
     begin(2, "dies_where_it_fits_in_two", tmp_path / "first")
     journal = store.journal_path(runs / "fits in two")
