@@ -75,9 +75,8 @@ def begin(ranks: int, function: str, folder: Path) -> None:
         assert one.code == -signal.SIGKILL, one.stderr[-1500:]
 
 
-@pytest.mark.parametrize(
-    ("first", "then"), [(2, 1), *(pytest.param(*ranks, marks=pytest.mark.slow) for ranks in ((1, 2), (2, 3)))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2), (2, 3)])
 def test_slices_of_a_run_that_was_killed_go_on_elsewhere(first: int, then: int, runs: Path, tmp_path: Path) -> None:
     begin(first, "dies_where_it_fits", tmp_path / "first")
     every = returned(then, "goes_on", tmp_path / "then")
