@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,3 +86,45 @@ class Explicit:
         """All eigenvalues of a block, or of "(full)", descending."""
         part = self.matrix if name == "(full)" else self.matrix[np.ix_(self.places[name], self.places[name])]
         return np.linalg.eigvalsh(part)[::-1]
+
+
+def seed_all(seed: int = 0) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def nesterov(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3)
+
+
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=0.01)
+
+
+def bits(value: Any) -> Any:
+    """A value that is equal only if all bits are."""
+    if isinstance(value, Tensor):
+        return str(value.dtype), tuple(value.shape), value.detach().contiguous().numpy().tobytes()
+    if isinstance(value, np.ndarray):
+        return value.tobytes()
+    if isinstance(value, dict):
+        return {key: bits(item) for key, item in value.items()}
+    return [bits(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    modes = {name: module.training for name, module in model.named_modules()}
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    return bits([model.state_dict(), gradients, modes, optimizer.state_dict(), states])
+
+
+def bounds_hold(model: nn.Module, point: Any) -> None:
+    truth = Explicit.of(model, data())
+    for name, reading in point.readings.items():
+        values = truth.values(name)
+        assert np.abs(values - reading.lambda_max).min() <= reading.bound, (point.step, name)
+        assert reading.lambda_max <= values[0] + reading.bound
+        assert not values[0] > 1.0001 * reading.missed_factor * reading.lambda_max
+        assert 0.0 < reading.bound <= 0.02 * values[0]

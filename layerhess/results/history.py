@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from layerhess.errors import InputError
 from layerhess.linalg.described import Described, Description, called
 from layerhess.linalg.numbers import counted, share, with_bound
-from layerhess.results import atomic_folder
+from layerhess.results import atomic_folder, json_format
+from layerhess.results.data_frame import data_frame
 from layerhess.results.point import COLUMNS, OPTIMIZER_COLUMNS, WHOLE, Point, Reading
 from layerhess.results.store import NUMBERS
 
@@ -82,16 +83,8 @@ class History(Described):
         Raises:
             InputError: pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise InputError(
-                "to_frame() makes a pandas table, and pandas is not installed",
-                where="to_frame",
-                what_to_do="pip install pandas, or read the points directly",
-            ) from error
         kinds = {name: "int64" if name in WHOLE else object if name == "block" else "float64" for name in self.columns}
-        return pd.DataFrame(list(self.rows()), columns=list(self.columns)).astype(kinds)
+        return data_frame(list(self.rows()), self.columns, "to_frame", "read the points directly").astype(kinds)
 
     def save(self, folder: Path) -> None:
         """Write ``history.json``, atomically.
@@ -142,7 +135,7 @@ def load_history(folder: str | Path) -> History:
     """
     path = Path(folder).expanduser() / NAME
     try:
-        document = json.loads(path.read_bytes(), parse_constant=_refuse)
+        document = json.loads(path.read_bytes(), parse_constant=json_format.refuse_constant)
     except OSError as error:
         raise _unusable(path, f"it cannot be read ({error.strerror})", "give the folder of Monitor(out=)") from error
     except ValueError as error:
@@ -183,9 +176,7 @@ def _decoded(document: dict[str, Any]) -> History:
 
 
 def _plain(value: Any) -> Any:
-    if not isinstance(value, float) or math.isfinite(value):
-        return value
-    return None if math.isnan(value) else "inf" if value > 0 else "-inf"
+    return json_format.plain_float(value) if isinstance(value, float) else value
 
 
 def _number(value: Any) -> float:
@@ -202,10 +193,6 @@ def _integer(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{value!r} is not an integer")
     return value
-
-
-def _refuse(name: str) -> float:
-    raise ValueError(f"{name} is not valid JSON")
 
 
 def _unusable(path: Path, why: str, what_to_do: str) -> InputError:

@@ -71,7 +71,7 @@ def loads(content: bytes) -> dict[str, Any]:
     Raises:
         ValueError: not strict JSON, or not an object.
     """
-    document = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
+    document = json.loads(content.decode("utf-8"), parse_constant=refuse_constant)
     if not isinstance(document, dict):
         raise ValueError(f"it holds {_kind(document)}, not an object")
     return document
@@ -170,7 +170,7 @@ def _plain(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
-        return _float(value)
+        return plain_float(value)
     if is_dataclass(value) and not isinstance(value, type):
         made = {f.name: _plain(getattr(value, f.name), f"{where}.{f.name}", tensors) for f in fields(value)}
         if isinstance(value, Spectrum):
@@ -186,7 +186,8 @@ def _plain(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     return getattr(value, "__qualname__", None) or repr(value)
 
 
-def _float(value: float) -> float | str | None:
+def plain_float(value: float) -> float | str | None:
+    """As it is written: see above."""
     if math.isnan(value):
         return None
     if math.isinf(value):
@@ -317,5 +318,6 @@ def _kind(value: Any) -> str:
     return "null" if value is None else _WORDS.get(type(value), type(value).__name__)
 
 
-def _refuse_constant(name: str) -> float:
+def refuse_constant(name: str) -> float:
+    """For NaN and Infinity, which strict JSON has not."""
     raise ValueError(f"{name} is not valid JSON")

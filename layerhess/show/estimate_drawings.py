@@ -23,6 +23,7 @@ from layerhess.show import density_figures
 from layerhess.show.drawings import line, shades
 from layerhess.show.figures import shortened, tick_label
 from layerhess.show.numbers import number, share_with_error
+from layerhess.show.page.coefficients import coefficients
 from layerhess.show.style import ALARM, BLUE, INK, MUTED, ORANGE, PAPER, QUIET, SKY, VERMILION, Picture
 from layerhess.show.summary import operator_names, operator_of, some
 
@@ -104,10 +105,8 @@ def coupling(analysis: AnalysisRecord) -> Picture:
     """
     found = analysis.coupling
     assert found is not None
-    size = np.diag(found.value)
+    matrix = coefficients(found)
     with np.errstate(divide="ignore", invalid="ignore"):
-        scale = np.sqrt(np.outer(size, size))
-        matrix = np.where(scale > 0.0, found.value / scale, np.nan)
         unsure = found.standard_error / found.value > UNSURE
     names, symbol = found.blocks, operator_names(operator_of(analysis))
     lower = np.tril(np.ones_like(matrix, dtype=bool))

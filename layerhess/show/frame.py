@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layerhess.errors import InputError
+from layerhess.results.data_frame import data_frame
 from layerhess.results.derived import Derived, derive
 from layerhess.results.spectrum import AnalysisRecord, Spectrum
 from layerhess.show.summary import operator_of
@@ -86,19 +87,12 @@ def to_frame(analysis: AnalysisRecord, table: str = "eigenvalues") -> pd.DataFra
             where="Analysis.to_frame",
             what_to_do="use " + " or ".join(repr(name) for name in TABLES),
         )
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise InputError(
-            "to_frame() makes a pandas table, and pandas is not installed",
-            where="Analysis.to_frame",
-            what_to_do="pip install pandas, or read analysis.blocks[name].eigenvalues directly",
-        ) from error
-    columns = list(TABLES[table])
-    if table == "diagonal":
-        return pd.DataFrame(_diagonals(analysis), columns=columns)
-    makers = {"eigenvalues": _eigenvalues, "blocks": _blocks, "density": _densities, "coupling": _couplings}
-    return pd.DataFrame(makers[table](analysis), columns=columns)
+    makers = {
+        "eigenvalues": _eigenvalues, "blocks": _blocks, "density": _densities, "diagonal": _diagonals,
+        "coupling": _couplings,
+    }  # fmt: skip
+    otherwise = "read analysis.blocks[name].eigenvalues directly"
+    return data_frame(makers[table](analysis), TABLES[table], "Analysis.to_frame", otherwise)
 
 
 def _blocks(analysis: AnalysisRecord) -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ def as_html(history: History) -> str:
         said = "Bold: the preconditioned sharpness of the whole model; dashed: above it the optimizer is unstable."
         charts.append(("How near the edge of stability?", said, optimizer))
     steps = f"steps {points[0].step:,} to {points[-1].step:,}" if points else "no point"
-    return template("history.html.j2").render(
+    return template("page/history.html.j2").render(
         title=history.settings.get("model") or "model",
         under=f"Curvature while it trained · {numbers.counted(len(points), 'point')}, {steps} · "
         f"{numbers.share(history.share)} of the training’s time",

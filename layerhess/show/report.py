@@ -29,7 +29,7 @@ def as_html(analysis: AnalysisRecord) -> str:
     rows = table(analysis, found.names if found is not None else [])
     pairs = None if analysis.coupling is None else triangle(analysis.coupling)
     names = summary.names_of(analysis)
-    return template("report.html.j2").render(
+    return template("page/report.html.j2").render(
         analysis=analysis,
         title=analysis.model or "model",
         under=_under(analysis),

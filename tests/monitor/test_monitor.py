@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import random
 import sys
 import warnings
 from pathlib import Path
@@ -18,41 +17,21 @@ from torch import Tensor, nn
 import layerhess as lh
 from layerhess.monitor.loggers import TABLE
 from layerhess.results.history import NAME
-from monitored import Explicit, data, noisy_network, tanh_network, train
+from monitored import (
+    Explicit,
+    adamw,
+    bits,
+    bounds_hold,
+    data,
+    nesterov,
+    noisy_network,
+    seed_all,
+    state,
+    tanh_network,
+    train,
+)
 
 LOSS = nn.CrossEntropyLoss()
-
-
-def seed_all(seed: int = 0) -> None:
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
-
-
-def nesterov(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3)
-
-
-def adamw(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), lr=0.01)
-
-
-def bits(value: Any) -> Any:
-    """A value that is equal only if all bits are."""
-    if isinstance(value, Tensor):
-        return str(value.dtype), tuple(value.shape), value.detach().contiguous().numpy().tobytes()
-    if isinstance(value, np.ndarray):
-        return value.tobytes()
-    if isinstance(value, dict):
-        return {key: bits(item) for key, item in value.items()}
-    return [bits(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
-    gradients = {name: p.grad for name, p in model.named_parameters()}
-    modes = {name: module.training for name, module in model.named_modules()}
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    return bits([model.state_dict(), gradients, modes, optimizer.state_dict(), states])
 
 
 @pytest.mark.parametrize("mode", ["as-is", "eval"])
@@ -81,16 +60,6 @@ def test_training_is_the_same_bit_by_bit_with_and_without_the_monitor(make, mode
         return seen
 
     assert run(True) == run(False)
-
-
-def bounds_hold(model: nn.Module, point: Any) -> None:
-    truth = Explicit.of(model, data())
-    for name, reading in point.readings.items():
-        values = truth.values(name)
-        assert np.abs(values - reading.lambda_max).min() <= reading.bound, (point.step, name)
-        assert reading.lambda_max <= values[0] + reading.bound
-        assert not values[0] > 1.0001 * reading.missed_factor * reading.lambda_max
-        assert 0.0 < reading.bound <= 0.02 * values[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -217,134 +186,6 @@ def test_groups_with_rates_of_their_own_are_compared_with_their_own_limits() -> 
     full = monitor.points[-1].full
     assert full is not None and full.ratio == pytest.approx(least, abs=full.preconditioned_bound / full.threshold)
     assert stable < 1.1 and full.threshold == pytest.approx(20.0)
-
-
-# -- failures ---------------------------------------------------------------------------------------------------------
-
-
-def failing(model: nn.Module, after: int, error: BaseException) -> Any:
-    calls = [0]
-
-    def loss(net: nn.Module, batch: Any) -> tuple[Tensor, float]:
-        calls[0] += 1
-        if calls[0] > after:
-            raise error
-        return nn.functional.cross_entropy(net(batch[0]), batch[1], reduction="sum"), float(len(batch[1]))
-
-    return lh.Objective(model, data(), lh.batch_loss(loss))
-
-
-@pytest.mark.parametrize("after", [0, 3, 25])
-@pytest.mark.parametrize("error", [RuntimeError("boom\nmore"), ZeroDivisionError("boom")])
-def test_a_failure_warns_once_and_is_silent_from_then_on(after: int, error: Exception) -> None:
-    def run(monitored: bool) -> Any:
-        seed_all()
-        model = tanh_network()
-        optimizer = nesterov(model)
-        monitor = lh.Monitor(failing(model, after, error), every=2, overhead=None) if monitored else None
-        train(model, optimizer, 20, lambda step: monitor.step() if monitor else None)
-        return state(model, optimizer), monitor
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        ours, monitor = run(True)
-    said = [str(w.message) for w in caught if issubclass(w.category, lh.LayerhessWarning)]
-    assert len(said) == 1 and "boom" in said[0] and "\n" not in said[0] and "training is not changed" in said[0]
-    assert monitor.step() is None and "boom" in monitor.failure
-    assert ours == run(False)[0]
-
-
-def test_ctrl_c_reaches_the_caller_with_the_model_as_it_was() -> None:
-    model = tanh_network()
-    optimizer = nesterov(model)
-    monitor = lh.Monitor(failing(model, 30, KeyboardInterrupt()), every=1, overhead=None)
-    train(model, optimizer, 1)
-    before = state(model, optimizer)
-    with pytest.raises(KeyboardInterrupt):
-        for _ in range(40):
-            monitor.step()
-    assert state(model, optimizer) == before and not monitor.failure
-
-
-def test_products_that_are_wrong_are_never_shown() -> None:
-    """Old weight_norm under reverse over reverse is 10 to 45 % off, without an error."""
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        layer = torch.nn.utils.weight_norm(nn.Linear(6, 5))
-    model = nn.Sequential(layer, nn.Tanh(), nn.Linear(5, 3))
-    monitor = lh.Monitor(lh.Objective(model, data(), LOSS), every=1, overhead=None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", lh.LayerhessWarning)
-        point = monitor.step()
-    if point is None:
-        assert "CheckError" in monitor.failure
-    else:  # a torch that does it right
-        assert monitor.points[0].readings
-
-
-def test_a_model_that_is_changed_during_training_is_seen() -> None:
-    model = tanh_network()
-    monitor = lh.Monitor(lh.Objective(model, data(), LOSS), every=1, overhead=None)
-    assert monitor.step() is not None
-    model[0].weight.requires_grad_(False)
-    with pytest.warns(lh.LayerhessWarning, match="stopped at step 2"):
-        assert monitor.step() is None
-
-
-class Careless(torch.autograd.Function):
-    """tanh, whose backward cannot be differentiated in what it remembers: its gradient is right, its Hessian wrong."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.slope = 1.0 - torch.tanh(x).square().detach()
-        return torch.tanh(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient * ctx.slope
-
-
-class Turning(nn.Module):
-    """Right at first."""
-
-    careless = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        return Careless.apply(x) if self.careless else torch.tanh(x)
-
-
-def test_operators_are_looked_at_again_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("layerhess.monitor.soundness.EVERY", 3)
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 5), Turning(), nn.Linear(5, 3)).double()
-    x, y = data()
-    monitor = lh.Monitor(lh.Objective(model, (x.double(), y), LOSS), every=1, overhead=None)
-
-    def step() -> Any:
-        with torch.no_grad():
-            model[0].weight.mul_(1.01)
-        return monitor.step()
-
-    assert all(step() is not None for _ in range(5))
-    assert [point.checked for point in monitor.points] == [True, False, False, True, False]
-    model[1].careless = True
-    with pytest.warns(lh.LayerhessWarning, match="CheckError") as caught:
-        after = [step() for _ in range(4)]
-    assert after[1:] == [None] * 3 and len(caught) == 1
-
-
-def test_rounding_is_measured_again_where_a_norm_has_changed_much() -> None:
-    model = tanh_network()
-    monitor = lh.Monitor(lh.Objective(model, data(), LOSS), every=1, overhead=None, blocks="parameter")
-    for factor in (1.0, 1.0, 30.0, 1.0):
-        with torch.no_grad():
-            model[2].weight.mul_(factor)
-        bounds_hold(model, monitor.step())
-    assert [point.checked for point in monitor.points] == [True, False, False, True]
-
-
-# -- the rest ---------------------------------------------------------------------------------------------------------
 
 
 def test_results_go_to_the_folder_and_to_every_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -521,48 +362,3 @@ def test_a_monitor_without_points_says_when_there_is_time_for_one() -> None:
     monitor._spacing.expect(0.004, 0.006)
     train(model, nesterov(model), 20, lambda step: monitor.step())
     assert "time for the first one after 1e+01 s" in repr(monitor) and not monitor.points
-
-
-# -- the bar on the digits --------------------------------------------------------------------------------------------
-
-
-def digits_network() -> tuple[nn.Module, Tensor, Tensor]:
-    from sklearn.datasets import load_digits
-
-    found = load_digits()
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(),
-        nn.AvgPool2d(2), nn.Flatten(), nn.Dropout(0.1), nn.Linear(256, 10),
-    )  # fmt: skip
-    return model, torch.tensor(found.images / 8 - 1, dtype=torch.float32)[:, None], torch.tensor(found.target)
-
-
-def train_digits(model: nn.Module, x: Tensor, y: Tensor, steps: int, after: Any) -> None:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    for step in range(steps):
-        index = torch.arange(64) + 64 * (step % 28)
-        optimizer.zero_grad()
-        LOSS(model(x[index % len(x)]), y[index % len(x)]).backward()
-        optimizer.step()
-        after(step + 1)
-
-
-@pytest.mark.slow
-def test_on_the_digits_bounds_hold_at_every_point() -> None:
-    model, x, y = digits_network()
-    batch = (x[:256], y[:256])
-    monitor = lh.Monitor(lh.Objective(model, batch, LOSS, mode="eval"), every=20, overhead=None)
-    errors = []
-
-    def after(step: int) -> None:
-        if (point := monitor.step()) is None:
-            return
-        hessian = lh.Hessian(lh.Objective(model, batch, LOSS, mode="eval"), "weight", check=False)
-        for name, reading in point.readings.items():
-            truth = lh.eigsh(hessian.block(name), tol=1e-5)
-            assert abs(truth.values[0] - reading.lambda_max) <= reading.bound + truth.error_bounds[0], (step, name)
-            errors.append(1.0 - reading.lambda_max / truth.values[0])
-
-    train_digits(model, x, y, 400, after)
-    assert len(errors) == 20 * 4 and max(errors) < 0.01  # nothing was missed either

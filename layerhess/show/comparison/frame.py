@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from layerhess.errors import InputError
 from layerhess.results.comparison import BlockComparison, ComparisonRecord
+from layerhess.results.data_frame import data_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,16 +27,8 @@ def to_frame(pairs: Sequence[ComparisonRecord]) -> pd.DataFrame:
     Raises:
         InputError: pandas is not installed.
     """
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise InputError(
-            "to_frame() needs pandas, which is not installed",
-            where="pandas",
-            what_to_do="pip install 'layerhess[pandas]'",
-        ) from error
     rows = [_row(pair, block) for pair in pairs for block in pair.blocks.values()]
-    return pd.DataFrame({column: [row[column] for row in rows] for column in COLUMNS})
+    return data_frame(rows, COLUMNS, "Comparison.to_frame", "read comparison.blocks[name] directly")
 
 
 def _row(pair: ComparisonRecord, block: BlockComparison) -> dict[str, Any]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from layerhess.linalg.described import plain
 from layerhess.results.comparison import BlockComparison, ComparisonRecord
 from layerhess.show.comparison import figures
 from layerhess.show.comparison import table as comparison_table
 from layerhess.show.numbers import number, rounded_up
+from layerhess.show.page.templates import template
 from layerhess.show.style import inline_svg
 from layerhess.show.summary import operator_names
 
@@ -24,26 +22,13 @@ def as_html(pairs: Sequence[ComparisonRecord]) -> str:
         pairs: of other analyses with the same first one; names in them may contain anything, they are escaped.
     """
     figure = figures.log_ratios(pairs)
-    return _template().render(
+    return template("comparison/comparison.html.j2").render(
         pairs=pairs,
         names=operator_names(pairs[0].operator),
         figure=Markup(inline_svg(figure, "Log ratio of the largest eigenvalue of each block with its errors")),
         table=comparison_table,
         row=_row,
     )
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("layerhess", "show/comparison"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["plain"] = plain
-    return environment.get_template("comparison.html.j2")
 
 
 def _row(block: BlockComparison) -> dict[str, str]:

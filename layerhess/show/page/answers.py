@@ -11,6 +11,7 @@ from layerhess.linalg.bounds import SMALLEST_NORM
 from layerhess.results.derived import derive
 from layerhess.results.spectrum import FULL_NAME, AnalysisRecord, Spectrum
 from layerhess.show import numbers, summary
+from layerhess.show.page.layers import value_of
 
 TIE = 2.0  # combined standard errors within which two eigenvalues are a tie
 MOST_NAMES = 3  # in a headline
@@ -92,7 +93,7 @@ def _sharp(analysis: AnalysisRecord, found: Sharpest | None) -> Answer:
     headline = " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
     if more := len(found.names) - len(shown):
         headline = f"{', '.join(shown)} and {more} more"
-    values = [_with_error(analysis.blocks[name]) for name in found.names[:MOST_NAMES]]
+    values = [value_of(analysis.blocks[name], "top") for name in found.names[:MOST_NAMES]]
     tied = ": a tie on these data" if len(found.names) > 1 else ""
     said = [f"λmax {' and '.join(values) if len(values) < 3 else ', '.join(values)}{tied}."]
     if found.left_out:
@@ -130,15 +131,6 @@ def _held(analysis: AnalysisRecord) -> str:
     who = short(order[0]) if count == 1 else f"{count} of {numbers.counted(len(parts), 'layer')}"
     hold = "holds" if count == 1 else "hold"
     return f"{who} {hold} {numbers.share(float(totals[count - 1]))} of the whole model’s {direction}."
-
-
-def _with_error(spectrum: Spectrum) -> str:
-    assert spectrum.top is not None
-    value, bound = spectrum.top
-    error = float(spectrum.sampling_errors[0]) if spectrum.end else math.nan
-    if math.isfinite(error) and error > bound:
-        return numbers.with_bound(value, error)
-    return numbers.number(value) if bound <= 5e-4 * abs(value) else numbers.with_bound(value, bound)
 
 
 def _trusted(analysis: AnalysisRecord) -> Answer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,21 +20,31 @@ SCALE = 1000.0  # units of the chart's own coordinates, either way
 
 @dataclass(frozen=True)
 class Line:
-    """One spectrum: its name, and an SVG path in 0 to 1,000 either way, the origin at the upper left."""
+    """One spectrum: its name, and an SVG path in 0 to 1,000 either way, the origin at the upper left.
+
+    Attributes:
+        whole: it is the whole model's. limit: it is what another line is held against.
+    """
 
     block: str
     path: str
     whole: bool
+    limit: bool = False
 
 
 @dataclass(frozen=True)
 class Chart:
-    """The lines, and the ticks of both axes in per cent (of the height from above)."""
+    """The lines, and the ticks of both axes in per cent (of the height from above).
+
+    Attributes:
+        bands: areas beneath the lines. sentence: on what is seen.
+    """
 
     lines: list[Line]
     x: list[Tick]
     y: list[Tick]
-    sentence: str
+    bands: list[Line] = field(default_factory=list)
+    sentence: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ def chart(analysis: AnalysisRecord) -> Chart | None:
             lines.append(Line(name, path, name == whole))
     lines.sort(key=lambda line: line.whole)  # the whole model is drawn over the others
     ticks = [Tick(100.0 - tick.at, tick.label) for tick in up.ticks()]
-    return Chart(lines, across.ticks(), ticks, _sentence(analysis, found))
+    return Chart(lines, across.ticks(), ticks, sentence=_sentence(analysis, found))
 
 
 def counted(spectrum: Spectrum) -> Counted | None:

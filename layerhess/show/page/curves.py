@@ -3,44 +3,30 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from layerhess.results.history import History
 from layerhess.results.spectrum import FULL_NAME
 from layerhess.show.page.axis import LogAxis, Tick
-from layerhess.show.page.counts import SCALE, Line
+from layerhess.show.page.counts import SCALE, Chart, Line
 
 MOST_TICKS = 7
+SHARPNESS, LIMIT = "preconditioned sharpness", "threshold"  # of the whole model
 
 
-@dataclass(frozen=True)
-class Curves:
-    """Lines over the steps, their bands, and the ticks of both axes in per cent (of the height from above).
-
-    Attributes:
-        lines: one a block, the whole model last. bands: where the largest eigenvalue may lie, bound included.
-    """
-
-    lines: list[Line]
-    bands: list[Line]
-    x: list[Tick]
-    y: list[Tick]
-
-
-def curves(history: History) -> Curves | None:
-    """The largest eigenvalues; None where no point has a positive one."""
+def curves(history: History) -> Chart | None:
+    """The largest eigenvalues over the steps, in bands as wide as their bounds; None where none is positive."""
     found = {name: _values(history, name, "lambda_max", "bound") for name in history.blocks}
     found = {name: points for name, points in found.items() if points}
-    return _drawn(found, history) if found else None
+    return _drawn(found, history, whole=FULL_NAME) if found else None
 
 
-def threshold(history: History) -> Curves | None:
+def threshold(history: History) -> Chart | None:
     """The preconditioned sharpness and the optimizer's threshold; None where no optimizer was watched."""
     parts = {
-        "preconditioned sharpness": _values(history, FULL_NAME, "preconditioned", "preconditioned_bound"),
-        "threshold": _values(history, FULL_NAME, "threshold", ""),
+        SHARPNESS: _values(history, FULL_NAME, "preconditioned", "preconditioned_bound"),
+        LIMIT: _values(history, FULL_NAME, "threshold", ""),
     }
-    return _drawn({name: points for name, points in parts.items() if points}, history) if all(parts.values()) else None
+    return _drawn(parts, history, whole=SHARPNESS, limit=LIMIT) if all(parts.values()) else None
 
 
 Values = list[tuple[int, float, float]]  # step, value, bound
@@ -56,7 +42,7 @@ def _values(history: History, block: str, name: str, bound: str) -> Values:
     return found
 
 
-def _drawn(found: dict[str, Values], history: History) -> Curves:
+def _drawn(found: dict[str, Values], history: History, whole: str, limit: str | None = None) -> Chart:
     up = LogAxis.over(value for points in found.values() for _, value, _ in points)
     first, last = history.points[0].step, history.points[-1].step
     span = max(1, last - first)
@@ -68,13 +54,13 @@ def _drawn(found: dict[str, Values], history: History) -> Curves:
     for name, points in found.items():
         corners = [at(step, value) for step, value, _ in points]
         path = "M" + "L".join(f"{x} {y}" for x, y in corners)
-        lines.append(Line(name, path if len(corners) > 1 else f"{path}h0", name == FULL_NAME))
+        lines.append(Line(name, path if len(corners) > 1 else f"{path}h0", name == whole, name == limit))
         high = [at(step, value + bound) for step, value, bound in points]
         low = [at(step, max(value - bound, 0.0)) for step, value, bound in points]
-        bands.append(Line(name, "M" + "L".join(f"{x} {y}" for x, y in [*high, *low[::-1]]) + "z", name == FULL_NAME))
-    lines.sort(key=lambda line: line.whole)
+        bands.append(Line(name, "M" + "L".join(f"{x} {y}" for x, y in [*high, *low[::-1]]) + "z", name == whole))
+    lines.sort(key=lambda line: line.block == FULL_NAME)
     ticks = [Tick(100.0 - tick.at, tick.label) for tick in up.ticks()]
-    return Curves(lines, bands, _steps(first, last), ticks)
+    return Chart(lines, _steps(first, last), ticks, bands)
 
 
 def _steps(first: int, last: int) -> list[Tick]:

@@ -91,8 +91,8 @@ def table(analysis: AnalysisRecord, sharpest: Sequence[str]) -> Table:
     weighed = {s.name: _sensitivity(s) for s in blocks}
     longest = max((w for w in weighed.values() if math.isfinite(w)), default=0.0)
     most = max((mass.get(s.name, 0.0) for s in blocks), default=0.0)
-    lines = {line.name: line for line in estimates.lines(analysis)[1]}
-    columns = estimates.lines(analysis)[0]
+    columns, estimated = estimates.lines(analysis)
+    lines = {line.name: line for line in estimated}
     coupled, alike = _coupled(analysis.coupling), _alike(analysis.coupling)
     rows = []
     groups = _groups([s.name for s in blocks])
@@ -109,8 +109,8 @@ def table(analysis: AnalysisRecord, sharpest: Sequence[str]) -> Table:
                 prefix=prefix,
                 last=last,
                 numel=numbers.count(spectrum.numel),
-                top=_value(spectrum, "top"),
-                bottom=_value(spectrum, "bottom") if is_negative(spectrum) else "",
+                top=value_of(spectrum, "top"),
+                bottom=value_of(spectrum, "bottom") if is_negative(spectrum) else "",
                 share=None if math.isnan(part) else Bar(numbers.share(part), 100.0 * part / most if most else 0.0),
                 sensitivity=None
                 if math.isnan(weight)
@@ -145,7 +145,7 @@ def _sensitivity(spectrum: Spectrum) -> float:
     return spectrum.top[0] * spectrum.weight_norm_squared
 
 
-def _value(spectrum: Spectrum, end: str) -> str:
+def value_of(spectrum: Spectrum, end: str) -> str:
     """An eigenvalue with as many digits as it deserves; its error where that shows in four digits."""
     pair = spectrum.top if end == "top" else spectrum.bottom
     if pair is None:

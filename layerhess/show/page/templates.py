@@ -18,9 +18,9 @@ _SIGNS = {GOOD: "M2.5 8.5l3.5 3.5 7.5-8", WARN: "M8 2v7.5M8 12.6v1.2", WRONG: "M
 
 @cache
 def template(name: str) -> Template:
-    """A template of the folder ``show/page``."""
+    """A template of a page, by its path below ``show``."""
     environment = Environment(
-        loader=PackageLoader("layerhess", "show/page"),
+        loader=PackageLoader("layerhess", "show"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
