@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor
@@ -50,8 +50,7 @@ class Quantize(Described):
     scale: str = "minmax"
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.bits, Integral) and not isinstance(self.bits, bool)
-        if not whole or not 1 <= self.bits <= MOST_BITS:
+        if not _whole(self.bits) or not 1 <= self.bits <= MOST_BITS:
             raise InputError(
                 f"weights cannot be quantised to {self.bits!r} bits",
                 where="options",
@@ -120,15 +119,15 @@ class Prune(Described):
     sparsity: float | str
 
     def __post_init__(self) -> None:
-        number = isinstance(self.sparsity, Real) and not isinstance(self.sparsity, bool)
-        if self.sparsity != "2:4" and not (number and 0.0 <= float(self.sparsity) < 1.0):
+        if self.sparsity == "2:4":
+            return
+        if not _number(self.sparsity) or not 0.0 <= float(self.sparsity) < 1.0:
             raise InputError(
                 f"a sparsity of {self.sparsity!r} cannot be reached",
                 where="options",
                 what_to_do="use the share of zeros, such as 0.5, or '2:4'",
             )
-        if number:
-            object.__setattr__(self, "sparsity", float(self.sparsity))
+        object.__setattr__(self, "sparsity", float(self.sparsity))
 
     @property
     def share(self) -> float:
@@ -187,6 +186,14 @@ class Function(Described):
 Option = Quantize | Prune | Function
 
 
+def _whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def option_of(value: Any) -> Option:
     """The option that a user's value stands for.
 
@@ -195,12 +202,12 @@ def option_of(value: Any) -> Option:
     """
     if isinstance(value, (Quantize, Prune, Function)):
         return value
-    if isinstance(value, Integral) and not isinstance(value, bool):
+    if _whole(value):
         return Quantize(int(value))
     if callable(value) and not isinstance(value, type):
         name = getattr(value, "__name__", type(value).__name__)
         bits = getattr(value, "bits", None)
-        if bits is not None and not (isinstance(bits, Real) and 0.0 < float(bits) < math.inf):
+        if bits is not None and not (_number(bits) and 0.0 < float(bits) < math.inf):
             raise InputError(f"{name}.bits is {bits!r}", where="options", what_to_do="use a number > 0")
         return Function(name, value, None if bits is None else float(bits))
     raise InputError(f"unknown option {value!r}", where="options", what_to_do=f"use {KINDS}")
