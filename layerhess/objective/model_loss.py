@@ -33,6 +33,12 @@ class ModelLoss:
         return self._pair(model, batch, self._loss(model(**accepted(model, batch)), model))
 
     @gradients_on
+    def with_result(self, model: nn.Module, batch: Any) -> tuple[Tensor, float, Any]:
+        """The pair and all that the same forward pass returned."""
+        result = model(**accepted(model, batch))
+        return *self._pair(model, batch, self._loss(result, model)), result
+
+    @gradients_on
     def with_output(self, model: nn.Module, batch: Any) -> Judged:
         """The pair and the ``.logits`` of the same forward pass.
 

@@ -173,17 +173,18 @@ class Objective(SaysWhatItIs):
 
     def with_mode(self, mode: str) -> Objective:
         """The same objective in another mode."""
-        return self._varied(mode=mode)
+        return self.varied(mode=mode)
 
     def with_batch_size(self, batch_size: int | None) -> Objective:
         """The same objective, split into batches of another size."""
-        return self._varied(batch_size=batch_size)
+        return self.varied(batch_size=batch_size)
 
     def with_stop_gradients(self, stop_gradients: str) -> Objective:
         """The same objective, where stopped gradients are refused or constants."""
-        return self._varied(stop_gradients=stop_gradients)
+        return self.varied(stop_gradients=stop_gradients)
 
-    def _varied(self, **changed: Any) -> Objective:
+    def varied(self, **changed: Any) -> Objective:
+        """The same objective but for these arguments of its making."""
         given = {"model": self._given, "data": self.data, "loss": self.loss, "batch_size": self.batch_size}
         return Objective(**{**given, "mode": self.mode, "stop_gradients": self.stop_gradients, **changed})
 
@@ -206,7 +207,7 @@ class Objective(SaysWhatItIs):
             return self
         with self.whole_weights():
             model = copied(self.model).to(target)
-        moved = self._varied(model=model)
+        moved = self.varied(model=model)
         moved.evaluation = self.evaluation.to(self.dtype, target)
         return moved
 
@@ -268,7 +269,7 @@ class Objective(SaysWhatItIs):
             index = chosen[(chosen >= start) & (chosen < end)] - start
             if len(index):
                 data.append(batches.take(batch, torch.from_numpy(index)))
-        made = self._varied(data=data)
+        made = self.varied(data=data)
         made.notes.append(
             f"a random subset of {examples} of {total} examples (seed {seed}): the numbers are exact for the subset"
         )

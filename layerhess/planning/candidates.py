@@ -1,0 +1,89 @@
+"""Candidate plans: by each way to score single layers, with and without interactions, and uniform ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from layerhess.linalg.estimates import Floats
+from layerhess.planning.allocation import allocate
+from layerhess.planning.budget import Budget
+from layerhess.planning.exchange import exchanged, judged
+from layerhess.planning.judgement import Judgement
+from layerhess.planning.layers import Layers
+from layerhess.planning.problem import Problem
+from layerhess.planning.table import Table
+
+Plan = tuple[int, ...]  # the place of an option for every layer
+EVALUATIONS = 20_000  # of plans, by the loss at the sum, in one search
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan before it is measured.
+
+    Attributes:
+        name: how it was found. gap, optimal: of its problem, NaN and False where nothing is proven. gap_of: of which.
+    """
+
+    name: str
+    choice: Plan
+    gap: float = math.nan
+    optimal: bool = False
+    gap_of: str = ""
+
+
+class Search:
+    """Finds plans within a budget, or, for other points of the frontier, within mean bits (``bits``) instead."""
+
+    def __init__(self, layers: Layers, table: Table, budget: Budget, seed: int) -> None:
+        self.layers, self.table, self.budget = layers, table, budget
+        self._seed = seed
+
+    def problem(self, cost: Floats, bits: float | None = None) -> Problem:
+        """The problem with these costs."""
+        uses, own = list(self.budget.uses), list(self.budget.limits)
+        if bits is not None:
+            uses, own = [self.budget.bits], [bits * self.budget.numel]
+        return Problem(cost, uses=uses, limits=own, tied=self.layers.tied, pinned=self.layers.pinned)
+
+    def additive(self, column: str, bits: float | None = None) -> Candidate | None:
+        """The best plan if layers did not interact, by a column of the table; None where that is not known."""
+        cost = self.table.scores(column)
+        if cost is None:
+            return None
+        problem = self.problem(cost, bits=bits)
+        found = allocate(cost, problem.uses, problem.limits, tied=self.layers.tied, pinned=self.layers.pinned)
+        of = f"the sum of the {column} increases"
+        return Candidate(column, tuple(map(int, found.choice)), found.gap, found.optimal, of)
+
+    def coupled(self, cost: Floats, couplings: Floats, starts: Sequence[Plan], bits: float | None = None) -> Candidate:
+        """A good plan of the quadratic of single increases and interactions of pairs."""
+        found = exchanged(self.problem(cost, bits), couplings, starts, seed=self._seed)
+        return Candidate("couplings", tuple(map(int, found)))
+
+    def by_outputs(self, judgement: Judgement, starts: Sequence[Plan], bits: float | None = None) -> Candidate:
+        """A good plan by the loss at the sum of the changes of the outputs."""
+        out = np.array([[math.inf if why else 0.0 for why in row] for row in self.table.why_not])
+        found = judged(self.problem(out, bits), starts, judgement.increase, evaluations=EVALUATIONS)
+        return Candidate("outputs", tuple(map(int, found)))
+
+    def uniform(self, option: int) -> Plan:
+        """The same option everywhere; where it is not allowed, the allowed one next to it in stored bits."""
+        out = np.array([[math.inf if why else 0.0 for why in row] for row in self.table.why_not])
+        problem = Problem(out, tied=self.layers.tied, pinned=self.layers.pinned)
+        groups = problem.groups
+        places = []
+        for group, members in enumerate(groups.members):
+            allowed = np.flatnonzero(groups.allowed[group])
+            apart = np.abs(self.budget.bits[members[0], allowed] - self.budget.bits[members[0], option])
+            places.append(option if option in allowed else int(allowed[np.argmin(apart)]))
+        return tuple(map(int, problem.of_layers(np.array(places))))
+
+    def fits(self, plan: Plan) -> bool:
+        """Whether a plan is within the budget, tied and pinned layers are as they should be, and no option is out."""
+        out = np.array([[math.inf if why else 0.0 for why in row] for row in self.table.why_not])
+        return bool(self.problem(out).feasible(np.array(plan)))
