@@ -12,7 +12,7 @@ from layerhess.errors import InputError
 from layerhess.planning import held
 from layerhess.planning.applicable import Target, targets
 from layerhess.planning.applied import changed
-from layerhess.planning.torchao_library import torchao
+from layerhess.planning.torchao_library import INSTALL, torchao
 from layerhess.results.options import Quantize
 from layerhess.results.plan import PlanRecord
 
@@ -100,7 +100,14 @@ def _put_into(library: SimpleNamespace, model: nn.Module, taken: list[Target]) -
         if config is not None and target.parameter.is_contiguous():
             configs[names[id(target.parameter)]] = config
     if configs:
-        library.quantize_(model, held.config_by_name(library, configs), filter_fn=None)
+        try:
+            library.quantize_(model, held.config_by_name(library, configs), filter_fn=None)
+        except Exception as error:
+            raise InputError(
+                f"torchao {library.version} cannot make what was planned: {type(error).__name__}: {error}",
+                where="lh.apply_plan(backend='torchao')",
+                what_to_do=f"use backend='fake', or a newer version: {INSTALL} --upgrade",
+            ) from error
     for target in taken:
         assert isinstance(target.option, Quantize)
         (module, name), *others = target.places

@@ -27,9 +27,12 @@ def can_hold(option: Option, weight: Tensor, places: Sequence[tuple[nn.Module, s
 
 
 def _is_known(module: nn.Module) -> bool:
-    """Whether it is one of ``LAYERS`` with the forward of that class; renormed embeddings write into their weight."""
-    same = any(isinstance(module, layer) and type(module).forward is layer.forward for layer in LAYERS)
-    return same and "forward" not in module.__dict__ and getattr(module, "max_norm", None) is None
+    """Whether its forward hands the weight to a function that torchao's tensors know.
+
+    Subclasses may do something else (the projection inside torch's attention is transposed there), and an embedding
+    with ``max_norm`` writes into its weight.
+    """
+    return type(module) in LAYERS and "forward" not in module.__dict__ and getattr(module, "max_norm", None) is None
 
 
 def config_for(library: SimpleNamespace, option: Quantize, shape: Sequence[int]) -> Any:

@@ -17,6 +17,7 @@ from layerhess.errors import CheckError, InputError
 from layerhess.planning import apply as module_of_apply
 from layerhess.planning.applied import changed
 from layerhess.planning.apply import apply_plan
+from layerhess.planning.torchao_library import torchao
 from layerhess.results.options import Function, Prune, Quantize, option_of
 from plans import plan_of
 
@@ -130,6 +131,38 @@ def test_layers_that_use_their_weight_in_another_way_are_not_given_to_torchao() 
     names = ["0.weight", "1.weight", "2.weight"]
     assert apply_plan(model, plan_of(model, dict.fromkeys(names, Quantize(4))), backend="torchao") == names
     model[1](torch.ones(2, 8))
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_torchs_attention_runs_afterwards(train: bool) -> None:
+    """It hands the weight of its output projection to a function of its own, which transposes it."""
+    pytest.importorskip("torchao")
+    fake = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True).train(train)
+    real = copy.deepcopy(fake)
+    plan = plan_of(fake, {name: Quantize(4) for name, weight in fake.named_parameters() if weight.ndim == 2})
+    apply_plan(fake, plan)
+    assert apply_plan(real, plan, backend="torchao") == ["self_attn.in_proj_weight", "self_attn.out_proj.weight"]
+    x = torch.randn(2, 5, 16)
+    for context in (torch.no_grad, torch.enable_grad, torch.inference_mode):
+        with context():
+            torch.testing.assert_close(real(x), fake(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_version_of_torchao_that_cannot_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = pytest.importorskip("torchao") and torchao("test")
+
+    def failing(*args: object, **options: object) -> None:
+        raise NotImplementedError("not yet")
+
+    model = Small()
+    before = state(model)
+    monkeypatch.setattr(library, "quantize_", failing)
+    monkeypatch.setattr(module_of_apply, "torchao", lambda where: library)
+    with pytest.raises(
+        InputError, match=r"torchao [\d.]+\S* cannot make what was planned: NotImplementedError: not yet"
+    ):
+        apply_plan(model, plan_of(model, CHOICE | {"hidden.weight": Quantize(4)}), backend="torchao")
+    assert same(state(model), before)
 
 
 def test_a_torchao_model_is_saved_and_loaded() -> None:
