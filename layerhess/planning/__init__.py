@@ -1,0 +1,1 @@
+"""From curvature to a decision: which layer gets how many bits, or how much pruning."""
