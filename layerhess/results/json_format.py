@@ -21,17 +21,21 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from layerhess.errors import InputError
+from layerhess.results.options import Option, as_json, from_json
 from layerhess.results.record import Floats
 from layerhess.results.spectrum import AnalysisRecord, Spectrum
 
 FORMAT = "layerhess analysis"
 SCHEMA = 2  # 1: without the sums of each eigenpair by group of examples
+
+T = TypeVar("T")
 
 
 class NewerSchemaError(ValueError):
@@ -55,9 +59,33 @@ def encode(analysis: AnalysisRecord) -> tuple[dict[str, Any], dict[str, Tensor]]
 
 
 def document(record: Any, name: str) -> dict[str, Any]:
-    """A dataclass without tensors in JSON types, marked as being of the format ``name``."""
-    plain: dict[str, Any] = _plain(record, "", {})
-    return {"format": name, "schema": 1, **plain}
+    """A dataclass without tensors in JSON types, marked as being of the format ``name``.
+
+    Options of layers are written by name; what they are is added as ``defined_options``.
+    """
+    named: dict[str, Any] = {}
+    plain: dict[str, Any] = _plain(record, "", named)
+    defined = {key: as_json(value) for key, value in named.items()}
+    return {"format": name, "schema": 1, **plain, **({"defined_options": defined} if defined else {})}
+
+
+def of_document(kind: type[T], document: dict[str, Any]) -> T:
+    """The way back from :func:`document`.
+
+    Raises:
+        ValueError: a key is missing, or a value has the wrong type; the sentence says which.
+    """
+    named = {}
+    for name, content in _items(dict, document.get("defined_options", {}), "defined_options"):
+        try:
+            named[name] = from_json(_exactly(dict, content, f"defined_options.{name}"))
+        except (InputError, TypeError, KeyError) as error:
+            raise ValueError(f"defined_options.{name} is no option ({error})") from error
+        if named[name].name != name:
+            raise ValueError(f"defined_options.{name} is {named[name].name!r}")
+    made = _decode(kind, document, "", named)
+    assert isinstance(made, kind)
+    return made
 
 
 def dumps(document: dict[str, Any]) -> str:
@@ -77,25 +105,25 @@ def loads(content: bytes) -> dict[str, Any]:
     return document
 
 
-def is_ours(document: dict[str, Any]) -> bool:
-    """True for a document of this format, of any version."""
-    return document.get("format") == FORMAT
+def is_ours(document: dict[str, Any], name: str = FORMAT) -> bool:
+    """True for a document of the format ``name``, of any version."""
+    return document.get("format") == name
 
 
-def check_schema(document: dict[str, Any]) -> None:
-    """Refuse a document of another format or of a later version.
+def check_schema(document: dict[str, Any], name: str = FORMAT, latest: int = SCHEMA) -> None:
+    """Refuse a document of another format than ``name``, or of a later version than ``latest``.
 
     Raises:
         NewerSchemaError: written by a later version.
         ValueError: another format.
     """
-    if not is_ours(document):
-        raise ValueError(f"it is not marked as a {FORMAT}")
+    if not is_ours(document, name):
+        raise ValueError(f"it is not marked as a {name}")
     schema = document.get("schema")
     if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
         raise ValueError(f"its schema version is {schema!r}")
-    if schema > SCHEMA:
-        raise NewerSchemaError(f"its schema is version {schema}, and this layerhess reads up to version {SCHEMA}")
+    if schema > latest:
+        raise NewerSchemaError(f"its schema is version {schema}, and this layerhess reads up to version {latest}")
 
 
 def vectors_digest(document: dict[str, Any]) -> str:
@@ -154,33 +182,37 @@ def _keep(tensor: Tensor, name: str, tensors: dict[str, Tensor]) -> str:
     return name
 
 
-def _plain(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
-    """Any value of a result in JSON types; a tensor goes into ``tensors`` under the name ``where``.
+def _plain(value: Any, where: str, named: dict[str, Any]) -> Any:
+    """Any value of a result in JSON types.
 
-    What JSON has no type for becomes its text.
+    A tensor goes into ``named`` under the name ``where``, an option under its own. What JSON has no type for becomes
+    its text.
     """
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, Tensor):
-        return _keep(value, where, tensors)
+        return _keep(value, where, named)
+    if isinstance(value, Option):
+        named[value.name] = value
+        return value.name
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist(), where, tensors)
+        return _plain(value.tolist(), where, named)
     if isinstance(value, np.generic):
-        return _plain(value.item(), where, tensors)
+        return _plain(value.item(), where, named)
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
         return plain_float(value)
     if is_dataclass(value) and not isinstance(value, type):
-        made = {f.name: _plain(getattr(value, f.name), f"{where}.{f.name}", tensors) for f in fields(value)}
+        made = {f.name: _plain(getattr(value, f.name), f"{where}.{f.name}", named) for f in fields(value)}
         if isinstance(value, Spectrum):
-            interval = _plain(value.interval, where, tensors)
-            return made | {"ok": value.ok, "interval": interval, "derived": _plain(value.derived, where, tensors)}
+            interval = _plain(value.interval, where, named)
+            return made | {"ok": value.ok, "interval": interval, "derived": _plain(value.derived, where, named)}
         return made
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{where}.{key}", tensors) for key, item in value.items()}
+        return {str(key): _plain(item, f"{where}.{key}", named) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item, f"{where}[{index}]", tensors) for index, item in enumerate(value)]
+        return [_plain(item, f"{where}[{index}]", named) for index, item in enumerate(value)]
     if isinstance(value, PurePath | torch.dtype | torch.device):
         return str(value)
     return getattr(value, "__qualname__", None) or repr(value)
@@ -217,8 +249,11 @@ def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def _decode(kind: Any, value: Any, where: str, tensors: Mapping[str, Tensor]) -> Any:
-    """``value`` as the type ``kind`` of a field of the results; ``where`` is its path, for error messages."""
+def _decode(kind: Any, value: Any, where: str, named: Mapping[str, Any]) -> Any:
+    """``value`` as the type ``kind`` of a field of the results; ``where`` is its path, for error messages.
+
+    ``named``: tensors and options, which documents hold by name.
+    """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
@@ -228,30 +263,35 @@ def _decode(kind: Any, value: Any, where: str, tensors: Mapping[str, Tensor]) ->
         return _exactly(kind, value, where)
     if kind is Tensor:
         name = _exactly(str, value, where)
-        if name not in tensors:
+        if name not in named:
             raise ValueError(f"{where}: the vectors file has no tensor named {name!r}")
-        return tensors[name]
+        return named[name]
+    if kind == Option:
+        name = _exactly(str, value, where)
+        if name not in named:
+            raise ValueError(f"{where}: defined_options has no {name!r}")
+        return named[name]
     if origin is np.ndarray:
         return _to_array(kind, value, where)
     if origin in (typing.Union, types.UnionType):
-        return None if value is None else _decode(arguments[0], value, where, tensors)
+        return None if value is None else _decode(arguments[0], value, where, named)
     if origin is tuple:
-        return tuple(_decode(arguments[0], v, f"{where}[{i}]", tensors) for i, v in _items(list, value, where))
+        return tuple(_decode(arguments[0], v, f"{where}[{i}]", named) for i, v in _items(list, value, where))
     if origin is list:
-        return [_decode(arguments[0], v, f"{where}[{i}]", tensors) for i, v in _items(list, value, where)]
+        return [_decode(arguments[0], v, f"{where}[{i}]", named) for i, v in _items(list, value, where)]
     if origin is not None and issubclass(origin, Mapping):
-        return {k: _decode(arguments[1], v, f"{where}.{k}", tensors) for k, v in _items(dict, value, where)}
-    return _to_dataclass(kind, value, where, tensors)
+        return {k: _decode(arguments[1], v, f"{where}.{k}", named) for k, v in _items(dict, value, where)}
+    return _to_dataclass(kind, value, where, named)
 
 
-def _to_dataclass(kind: Any, value: Any, where: str, tensors: Mapping[str, Tensor]) -> Any:
+def _to_dataclass(kind: Any, value: Any, where: str, named: Mapping[str, Any]) -> Any:
     entries = dict(_items(dict, value, where))
     arguments = {}
     for item in fields(kind):
         path = f"{where}.{item.name}".lstrip(".")
         if item.name not in entries:
             raise ValueError(f"{path} is missing")
-        arguments[item.name] = _decode(_hints(kind)[item.name], entries[item.name], path, tensors)
+        arguments[item.name] = _decode(_hints(kind)[item.name], entries[item.name], path, named)
     return kind(**arguments)
 
 

@@ -8,6 +8,7 @@ import math
 import numpy as np
 from markupsafe import Markup
 
+from layerhess.results.plan import PlanRecord
 from layerhess.results.spectrum import AnalysisRecord
 from layerhess.show import estimates, numbers, summary
 from layerhess.show.page.answers import answers, sharpest
@@ -15,15 +16,17 @@ from layerhess.show.page.coefficients import DRAWN, triangle
 from layerhess.show.page.counts import chart
 from layerhess.show.page.layers import Table, table
 from layerhess.show.page.templates import setting, sign, template
+from layerhess.show.plan import page as plan_page
 
 LONGEST = 40  # characters of a block scheme at the head
 
 
-def as_html(analysis: AnalysisRecord) -> str:
+def as_html(analysis: AnalysisRecord, plan: PlanRecord | None = None) -> str:
     """The report of an analysis as one self-contained HTML document, readable in light and in dark.
 
     Args:
         analysis: complete or partial; names and sentences in it may contain anything, they are escaped.
+        plan: of the same model; it has a section then.
     """
     found = sharpest(analysis)
     rows = table(analysis, found.names if found is not None else [])
@@ -49,6 +52,7 @@ def as_html(analysis: AnalysisRecord) -> str:
         verdict=summary.verdict(analysis),
         passed=sum(check.passed for check in analysis.checks),
         lists=_lists(analysis),
+        plan=None if plan is None else plan_page.section(plan),
     )
 
 

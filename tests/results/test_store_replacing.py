@@ -14,7 +14,7 @@ import fabricated
 import layerhess as lh
 from layerhess.analysis.result import Analysis, rewrite_report
 from layerhess.errors import InputError, LayerhessWarning
-from layerhess.results import atomic_folder, store
+from layerhess.results import atomic_folder, result_folder
 from likeness import same, snapshot
 
 
@@ -165,7 +165,7 @@ def test_a_reader_never_mixes_two_results(saved: Path, monkeypatch: pytest.Monke
         return content
 
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
-    monkeypatch.setattr(store, "_is_analysis", lambda folder: True)
+    monkeypatch.setattr(result_folder, "kind_of", lambda folder: result_folder.ANALYSIS)
     assert same(second, lh.load(saved))
 
 

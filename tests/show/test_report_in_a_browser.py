@@ -15,15 +15,18 @@ import pytest
 
 import fabricated
 import layerhess as lh
+import plans_by_hand
 from curves_of_a_training import history
 from layerhess.show import comparison, history_page
+from layerhess.show.plan import page as plan_page
 from layerhess.show.report import as_html
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
 )
 SIZES = [(1600, 900), (900, 1100), (400, 800)]
-OTHERS = ("bad", "plain", "curves", "comparison")
+OTHERS = ("bad", "plain", "curves", "comparison", "planned")
+PLANS = ("plan", "undone", "large")
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +65,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
     texts = {name: as_html(found) for name, found in made.items()}
     texts["curves"] = history_page.as_html(history())
+    texts["planned"] = as_html(made["good"], plans_by_hand.plan())
+    texts["plan"] = plan_page.as_html(plans_by_hand.plan())
+    texts["undone"] = plan_page.as_html(plans_by_hand.undone())
+    layers = {f"encoder.layers.{i // 4}.{'qkvo'[i % 4]}.weight": (64, 64) for i in range(200)}
+    texts["large"] = plan_page.as_html(plans_by_hand.plan(layers, (2, 3, 4, 8) * 50))
     texts["comparison"] = comparison.page.as_html(lh.compare([made["good"], made["bad"]]).pairs)
     paths = {name: folder / f"{name}.html" for name in texts}
     for name, path in paths.items():
@@ -83,6 +91,8 @@ def opened(browser: Any, pages: dict[str, Path]) -> Iterator[Opened]:
         *(("good", *size, scheme) for size in SIZES for scheme in ("light", "dark")),
         *((name, *SIZES[0], "light") for name in OTHERS),
         *((name, *SIZES[2], "dark") for name in OTHERS),
+        *(("plan", *size, scheme) for size in SIZES for scheme in ("light", "dark")),
+        *((name, *SIZES[i], "light") for name in PLANS[1:] for i in (0, 2)),
     ],
 )
 def test_nothing_is_fetched_nothing_overflows_and_axe_finds_no_violation(
@@ -188,3 +198,23 @@ def test_without_scripts_all_details_are_there(browser: Any, pages: dict[str, Pa
     page.goto(pages["plain"].as_uri())
     assert page.locator(".detail:visible").count() == 8
     context.close()
+
+
+def test_a_layer_of_a_plan_is_marked_in_strip_table_and_pairs_and_sorts(browser: Any, pages: dict[str, Path]) -> None:
+    opened, made = Opened(browser, pages["plan"]), plans_by_hand.plan()
+    page = opened.page
+    page.hover('tr[data-block="mixer.weight"] th')
+    assert lit(page) == {"mixer.weight"}
+    parts = page.evaluate("[...document.querySelectorAll('.on')].map(e => e.tagName.toLowerCase())")
+    assert {"g", "li", "path", "svg", "tr"} <= set(parts), "bars, name and cross of the pairs, marks, row"
+    alone = {r.layer: r.measured for r in made.rows if made.choice[r.layer] == r.option}
+    page.click('#layers thead button[data-key="top"]')
+    assert order(page) == sorted(alone, key=lambda name: -alone[name])
+    page.fill("#find", "block2 conv1")
+    visible = page.evaluate("[...document.querySelectorAll('#layers .row:not([hidden])')].map(r => r.dataset.block)")
+    assert visible == ["block2.conv1.weight"]
+    page.click('tr[data-block="block2.conv1.weight"] button')
+    assert "w4, chosen" in page.inner_text('tr[data-block="block2.conv1.weight"] + .detail')
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1600
+    assert not opened.complaints
+    page.close()
