@@ -16,13 +16,19 @@ from layerhess.linalg.stochastic.trace import Trace
 from layerhess.monitor.monitor import Monitor
 from layerhess.objective.losses import batch_loss
 from layerhess.objective.objective import Objective
+from layerhess.planning.allocation import Allocation, allocate
+from layerhess.planning.apply import apply_plan
+from layerhess.planning.plan import plan
+from layerhess.planning.result import Plan, load_plan
 from layerhess.results.history import load_history
+from layerhess.results.options import Prune, Quantize
 from layerhess.results.record import Check, Counts
 from layerhess.results.spectrum import Spectrum
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Allocation",
     "Analysis",
     "Check",
     "CheckError",
@@ -41,10 +47,15 @@ __all__ = [
     "LossSlice",
     "Monitor",
     "Objective",
+    "Plan",
     "ProcessError",
+    "Prune",
+    "Quantize",
     "Spectrum",
     "Trace",
+    "allocate",
     "analyze",
+    "apply_plan",
     "batch_loss",
     "compare",
     "coupling",
@@ -54,6 +65,8 @@ __all__ = [
     "estimate",
     "load",
     "load_history",
+    "load_plan",
     "loss_slice",
+    "plan",
     "trace",
 ]

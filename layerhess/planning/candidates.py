@@ -14,11 +14,16 @@ from layerhess.planning.budget import Budget
 from layerhess.planning.exchange import exchanged, judged
 from layerhess.planning.judgement import Judgement
 from layerhess.planning.layers import Layers
+from layerhess.planning.linearised import linearised, number_of_products
 from layerhess.planning.problem import Problem
+from layerhess.planning.quadratic import Quadratic
 from layerhess.planning.table import Table
 
 Plan = tuple[int, ...]  # the place of an option for every layer
-EVALUATIONS = 20_000  # of plans, by the loss at the sum, in one search
+EVALUATIONS = 8_000  # of plans, by the loss at the sum, in one search
+STARTS = 3  # of such a search
+FEW_PRODUCTS = 1_000  # of options of pairs: so many are solved as a linear program
+SECONDS = 2.0  # for a proof
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,11 @@ class Search:
         self.layers, self.table, self.budget = layers, table, budget
         self._seed = seed
 
+    @property
+    def _allowed(self) -> Floats:
+        """(L, K): 0, and inf for what may not be chosen."""
+        return np.array([[math.inf if why else 0.0 for why in row] for row in self.table.why_not])
+
     def problem(self, cost: Floats, bits: float | None = None) -> Problem:
         """The problem with these costs."""
         uses, own = list(self.budget.uses), list(self.budget.limits)
@@ -61,20 +71,30 @@ class Search:
         return Candidate(column, tuple(map(int, found.choice)), found.gap, found.optimal, of)
 
     def coupled(self, cost: Floats, couplings: Floats, starts: Sequence[Plan], bits: float | None = None) -> Candidate:
-        """A good plan of the quadratic of single increases and interactions of pairs."""
-        found = exchanged(self.problem(cost, bits), couplings, starts, seed=self._seed)
-        return Candidate("couplings", tuple(map(int, found)))
+        """The best plan found of the quadratic of single increases and interactions of pairs."""
+        layers, options = cost.shape
+        quadratic = Quadratic(self.problem(cost, bits), couplings.reshape(layers, options, layers, options))
+        fitting = [start for start in dict.fromkeys(starts) if bool(quadratic.problem.feasible(np.array(start)))]
+        small = number_of_products(quadratic) <= FEW_PRODUCTS
+        solve = linearised if small else exchanged
+        found = solve(quadratic, fitting, seed=self._seed, time_limit=SECONDS)
+        of = "the sum of the measured increases and of interactions of pairs"
+        return Candidate("couplings", tuple(map(int, found.choice)), found.gap, found.optimal, of)
 
     def by_outputs(self, judgement: Judgement, starts: Sequence[Plan], bits: float | None = None) -> Candidate:
-        """A good plan by the loss at the sum of the changes of the outputs."""
-        out = np.array([[math.inf if why else 0.0 for why in row] for row in self.table.why_not])
-        found = judged(self.problem(out, bits), starts, judgement.increase, evaluations=EVALUATIONS)
-        return Candidate("outputs", tuple(map(int, found)))
+        """A good plan by the loss at the sum of the changes of the outputs: from the best of the starts."""
+        problem = self.problem(self._allowed, bits)
+        fitting = [start for start in dict.fromkeys(starts) if bool(problem.feasible(np.array(start)))]
+        values = np.nan_to_num(judgement.increase(np.array(fitting)), nan=math.inf)
+        begun = [fitting[int(place)] for place in np.argsort(values, kind="stable")[:STARTS]]
+        each = max(1, EVALUATIONS // len(begun))
+        found = [judged(problem, start, judgement.increase, evaluations=each) for start in begun]
+        best = min(found, key=lambda one: one.objective)
+        return Candidate("outputs", tuple(map(int, best.choice)))
 
     def uniform(self, option: int) -> Plan:
         """The same option everywhere; where it is not allowed, the allowed one next to it in stored bits."""
-        out = np.array([[math.inf if why else 0.0 for why in row] for row in self.table.why_not])
-        problem = Problem(out, tied=self.layers.tied, pinned=self.layers.pinned)
+        problem = Problem(self._allowed, tied=self.layers.tied, pinned=self.layers.pinned)
         groups = problem.groups
         places = []
         for group, members in enumerate(groups.members):
@@ -85,5 +105,4 @@ class Search:
 
     def fits(self, plan: Plan) -> bool:
         """Whether a plan is within the budget, tied and pinned layers are as they should be, and no option is out."""
-        out = np.array([[math.inf if why else 0.0 for why in row] for row in self.table.why_not])
-        return bool(self.problem(out).feasible(np.array(plan)))
+        return bool(self.problem(self._allowed).feasible(np.array(plan)))

@@ -28,7 +28,7 @@ from layerhess.planning.planner import Planner, Question
 from layerhess.planning.result import Plan
 from layerhess.planning.rows_file import RowsFile
 from layerhess.planning.verification import Verified, verified
-from layerhess.results import plan_file
+from layerhess.results import result_folder, store
 from layerhess.results.options import as_json
 from layerhess.results.plan import COUPLINGS, CRITERIA, ForwardCounts
 
@@ -114,7 +114,7 @@ def plan(
         planned = layers_of(objective, options, layers, allowed=allowed, pinned=pinned, tied=tied)
         within = budget_of(budget, planned)
         held = None if held_out is None else _held_out(objective, held_out)
-        folder = None if out is None or group.rank else plan_file.check_writable(out)
+        folder = None if out is None or group.rank else result_folder.check_writable(out, result_folder.PLAN)
         settings: dict[str, Any] = {
             "model": type(objective.model).__name__,
             "options": [as_json(option) for option in planned.options],
@@ -174,7 +174,7 @@ class _Run:
         known = identity.of_call(self.objective, divided, self.settings, versions) | {
             "data": identity.of_data(surveyed, content.with_others(self.objective.group))
         }
-        path = None if self.folder is None else plan_file.rows_path(self.folder)
+        path = None if self.folder is None else store.journal_path(self.folder)
         rows = RowsFile(path, self.objective, known, resume=self.resume)
         try:
             free = memory_budget(self.objective.devices, group=self.objective.group).room

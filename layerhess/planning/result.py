@@ -5,21 +5,47 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from layerhess.planning.export.export import export
 from layerhess.results import plan_file
 from layerhess.results.plan import PlanRecord
+from layerhess.show import plan as drawn
+from layerhess.show.plan.plots import PlanPlots
+from layerhess.show.plan.table import as_text
 
 
 @dataclass(frozen=True, repr=False)
 class Plan(PlanRecord):
-    """A plan; the fields are those of :class:`layerhess.results.plan.PlanRecord`."""
+    """An option for every planned weight, and what it was held against.
+
+    The fields are those of :class:`layerhess.results.plan.PlanRecord`. Display, storage and export are imported here,
+    so that the record does not depend on them.
+    """
 
     def save(self, folder: str | Path) -> Path:
         """Write plan.json, table.csv and report.html into a folder, atomically as a whole."""
-        return plan_file.save(self, folder)
+        return plan_file.save(self, folder, drawn.page.as_html)
+
+    def export(self, kind: str, path: str | Path) -> list[str]:
+        """Write the plan for another library: "torchao", "transformers", "gguf" or "nncf".
+
+        See :func:`layerhess.planning.export.export.export`.
+        """
+        return export(self, kind, path)
+
+    @property
+    def plot(self) -> PlanPlots:
+        """Figures: ``plot()``, ``plot.frontier()``, ``plot.predicted()``; see :class:`~.PlanPlots`."""
+        return PlanPlots(self)
+
+    def __str__(self) -> str:
+        return as_text(self)
+
+
+Plan.__doc__ = PlanRecord.__doc__  # help() says what each field holds
 
 
 def load_plan(folder: str | Path) -> Plan:
-    """Read a saved plan.
+    """Read a saved plan, every number as it was saved.
 
     Raises:
         InputError: no plan there, a damaged one, or one of a newer version.
