@@ -128,7 +128,7 @@ def measured(kind: str, seed: int) -> dict[str, float]:
         }
     verification.RANDOM, was = RANDOM, verification.RANDOM
     try:
-        plan = lh.plan(objective, (3, 4, 8), "8bit", seed=seed, curvature=False)
+        plan = lh.plan(objective, (3, 4, 8), "4.5bit", seed=seed, curvature=False)
     finally:
         verification.RANDOM = was
     predicted, seen = (np.array([getattr(one, name) for one in plan.random]) for name in ("predicted", "measured"))

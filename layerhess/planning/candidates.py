@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from layerhess.linalg.estimates import Floats
 from layerhess.planning.allocation import allocate
 from layerhess.planning.budget import Budget
 from layerhess.planning.exchange import exchanged, judged
-from layerhess.planning.judgement import Judgement
+from layerhess.planning.judgement import Choices, Judgement
 from layerhess.planning.layers import Layers
 from layerhess.planning.linearised import linearised, number_of_products
 from layerhess.planning.problem import Problem
@@ -20,6 +20,7 @@ from layerhess.planning.quadratic import Quadratic
 from layerhess.planning.table import Table
 
 Plan = tuple[int, ...]  # the place of an option for every layer
+Guess = Callable[[Choices], Floats]
 EVALUATIONS = 8_000  # of plans, by the loss at the sum, in one search
 STARTS = 3  # of such a search
 FEW_PRODUCTS = 1_000  # of options of pairs: so many are solved as a linear program
@@ -81,14 +82,21 @@ class Search:
         of = "the sum of the measured increases and of interactions of pairs"
         return Candidate("couplings", tuple(map(int, found.choice)), found.gap, found.optimal, of)
 
-    def by_outputs(self, judgement: Judgement, starts: Sequence[Plan], bits: float | None = None) -> Candidate:
-        """A good plan by the loss at the sum of the changes of the outputs: from the best of the starts."""
+    def by_outputs(
+        self, judgement: Judgement, starts: Sequence[Plan], bits: float | None = None, guess: Guess | None = None
+    ) -> Candidate:
+        """A good plan by the loss at the sum of the changes of the outputs: from the best of the starts.
+
+        Args:
+            guess: values of plans that say which are to be judged first.
+        """
+        judgement = judgement.rough()
         problem = self.problem(self._allowed, bits)
         fitting = [start for start in dict.fromkeys(starts) if bool(problem.feasible(np.array(start)))]
         values = np.nan_to_num(judgement.increase(np.array(fitting)), nan=math.inf)
         begun = [fitting[int(place)] for place in np.argsort(values, kind="stable")[:STARTS]]
         each = max(1, EVALUATIONS // len(begun))
-        found = [judged(problem, start, judgement.increase, evaluations=each) for start in begun]
+        found = [judged(problem, start, judgement.increase, evaluations=each, guess=guess) for start in begun]
         best = min(found, key=lambda one: one.objective)
         return Candidate("outputs", tuple(map(int, best.choice)))
 

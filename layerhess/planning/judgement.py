@@ -8,6 +8,7 @@ the pair (l, k), (m, j) adds the mean of dz_lk' S dz_mj, with S = d2 loss / dz2.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,6 +25,7 @@ Choices = npt.NDArray[np.int64]
 Outputs = list[tuple[Judge, Tensor]]  # of batches: the loss as a function of the output, and the output
 LEAST_ROWS = 64  # of a sample of outputs
 AT_ONCE = 1 << 22  # numbers of outputs that are looked at together
+ROUGHLY = 1 << 17  # numbers of the outputs that a search looks at
 
 
 def float_outputs(model: FloatModel, group: Group) -> Outputs | None:
@@ -66,7 +68,7 @@ class Judgement:
         scale: float,
         count: float,
     ) -> None:
-        layers, self._options = increases.shape
+        self._options = increases.shape[1]
         self._batches: list[tuple[Judge, Tensor, Tensor]] = []
         kept = 0.0
         for place, (judge, output) in enumerate(outputs):
@@ -82,12 +84,15 @@ class Judgement:
             at_base = output.double() if base is None else output.double() + moved.to(output.device).double()
             self._batches.append((judge, at_base, torch.stack(whole).to(output.device)))
             kept += float(judge.counts.sum())
-        self._scale = scale * (kept / count if count else 1.0)
+        self._increases, self._start = increases, start
+        self._settle(increases, scale * (kept / count if count else 1.0))
+
+    def _settle(self, increases: Floats, scale: float) -> None:
+        """What single steps do to the loss of the kept rows; what they do to all data is known."""
+        self._scale = scale
         self._zero = self._losses(np.zeros((1, 0), dtype=np.int64))[0]
-        every = np.arange(layers * self._options)[:, None]
-        alone = (self._losses(every) - self._zero).reshape(layers, self._options) / self._scale
+        alone = (self._losses(np.arange(increases.size)[:, None]) - self._zero).reshape(increases.shape) / scale
         self._correction = np.where(np.isfinite(increases), increases, 0.0) - np.nan_to_num(alone)
-        self._start = start
 
     def increase(self, choices: Choices) -> Floats:
         """(n,) predicted increases of the loss over the float model's, for (n, L) choices of an option."""
@@ -95,6 +100,28 @@ class Judgement:
         together = (self._losses(layers * self._options + choices) - self._zero) / self._scale
         found: Floats = self._start + together + self._correction[layers, choices].sum(axis=1)
         return found
+
+    def rough(self) -> Judgement:
+        """The same by evenly spaced rows of the outputs, for searches; itself where these are few anyway."""
+        numbers = sum(output.numel() for _, output, _ in self._batches)
+        step = -(-numbers // ROUGHLY)
+        if step == 1:
+            return self
+        made = copy.copy(self)
+        made._batches, kept = [], 0.0
+        for judge, output, changes in self._batches:
+            index = torch.arange(0, len(output), step)
+            taken = judge.taken(index)
+            if taken is None:
+                return self
+            made._batches.append((taken, output[::step], changes[:, ::step]))
+            kept += float(taken.counts.sum())
+        if not kept:
+            return self
+        made._settle(
+            self._increases, self._scale * kept / sum(float(judge.counts.sum()) for judge, _, _ in self._batches)
+        )
+        return made
 
     def _losses(self, places: Choices) -> Floats:
         """(n,) loss sums with the changes at these places, (n, any number), added up."""

@@ -14,7 +14,7 @@ from layerhess.linalg.estimates import Floats
 from layerhess.objective.objective import Objective
 from layerhess.planning.budget import Budget
 from layerhess.planning.candidates import Candidate, Plan, Search
-from layerhess.planning.judgement import Judgement, Outputs, float_outputs, quadratic
+from layerhess.planning.judgement import Choices, Judgement, Outputs, float_outputs, quadratic
 from layerhess.planning.layers import Layers
 from layerhess.planning.measuring import Meter, Room
 from layerhess.planning.portfolio import Portfolio, neighbours
@@ -176,7 +176,7 @@ class Planner:
         if self.couplings is not None:
             self.portfolio.add([self.search.coupled(cost, self.couplings, starts)])
         if self.judgement is not None:
-            self.portfolio.add([self.search.by_outputs(self.judgement, starts)])
+            self.portfolio.add([self.search.by_outputs(self.judgement, starts, guess=self._guess)])
             self._look_around(starts)
         if self.budget.increase is not None:
             return self._smallest(cost, starts)
@@ -288,7 +288,7 @@ class Planner:
             self._outputs, steps, increases, base=measured, start=start, scale=self.meter.scale, count=self._count
         )
         best = self.portfolio.best()
-        found_now = self.search.by_outputs(self.judgement, [*starts, *([best] if best else [])])
+        found_now = self.search.by_outputs(self.judgement, [*starts, *([best] if best else [])], guess=self._guess)
         self.portfolio.add([replace(found_now, name="outputs around a uniform plan")])
 
     def _last_exchanges(self, cost: Floats) -> Plan | None:
@@ -320,6 +320,13 @@ class Planner:
             found = found + quadratic(self.couplings, choices, len(self.layers.options))
         return found
 
+    def _guess(self, choices: Choices) -> Floats:
+        """By the quadratic at the float model: cheap."""
+        assert self.couplings is not None
+        cost = np.where(self.out, np.inf, self.table.measured)
+        alone: Floats = cost[np.arange(choices.shape[1]), choices].sum(axis=1)
+        return alone + quadratic(self.couplings, choices, len(self.layers.options))
+
     def predicted_block(self, plans: Sequence[Plan]) -> Floats:
         """The sums over layers of the increases by one option alone."""
         choices = np.array(plans, dtype=np.int64).reshape(len(plans), len(self.layers.weights))
@@ -346,7 +353,7 @@ class Planner:
             except InputError:  # no plan is as small as that within the other limits
                 continue
             if found is not None and self.judgement is not None:
-                found = self.search.by_outputs(self.judgement, [found.choice], bits=float(level))
+                found = self.search.by_outputs(self.judgement, [found.choice], bits=float(level), guess=self._guess)
             if found is not None:
                 plans.append(found.choice)
         return plans

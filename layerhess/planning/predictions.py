@@ -29,7 +29,7 @@ from layerhess.objective.objective import Objective
 from layerhess.planning.applied import changed
 from layerhess.planning.layers import Layers
 
-TRACE = Trace(rel=0.05)  # of HAWQ-V2: its scores need no more
+TRACE, TOL = Trace(rel=0.1), 0.05  # of scores that order layers: they need no more
 COLUMNS = ("curvature", "gauss_newton", "hawq_v2", "hawq", "fisher")
 SLOPE = "slope"
 
@@ -107,6 +107,8 @@ def predictions(
             blocks=lambda name, parameter: name if name in names else None,
             full=False,
             top=1,
+            tol=TOL,
+            exclude=None,
             trace=TRACE if "hawq_v2" in wanted else False,
             seed=seed,
         )
