@@ -16,7 +16,6 @@ from layerhess.results.options import Function, Option, Quantize
 from layerhess.results.plan import PlannedWeight, PlanRecord
 
 SHOWN = 3  # names in a sentence
-NORMS = ("WeightNorm", "SpectralNorm")  # hooks that compute a weight before every forward pass
 
 
 @dataclass(frozen=True)
@@ -142,8 +141,8 @@ def _refuse_unusable(target: Target) -> None:
         raise InputError(
             "the layer's weight is computed from this parameter before every forward pass",
             where=name,
-            what_to_do="make it a plain weight first: torch.nn.utils.parametrize.remove_parametrizations, or "
-            "remove_weight_norm",
+            what_to_do="make it a plain weight first, by torch.nn.utils.parametrize.remove_parametrizations, "
+            "remove_weight_norm or prune.remove",
         )
     if reason := fits(option, parameter.shape):
         raise InputError(f"the option {option.name!r} cannot be done: {reason}", where=name, what_to_do="plan again")
@@ -158,8 +157,10 @@ def _refuse_unusable(target: Target) -> None:
 
 
 def _is_computed(module: nn.Module, attribute: str) -> bool:
-    hooks = [hook for hook in module._forward_pre_hooks.values() if type(hook).__name__ in NORMS]
-    return any(attribute.startswith(f"{getattr(hook, 'name', attribute)}_") for hook in hooks)
+    """Whether a hook makes the layer's weight of this parameter: weight_norm, spectral_norm or pruning of torch."""
+    hooks = module._forward_pre_hooks.values()
+    made = [getattr(hook, "name", None) or getattr(hook, "_tensor_name", None) for hook in hooks]
+    return any(isinstance(name, str) and attribute.startswith(f"{name}_") for name in made)
 
 
 def _refuse_two_options(found: list[Target]) -> None:

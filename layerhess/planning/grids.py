@@ -10,7 +10,7 @@ from torch import Tensor
 from layerhess.planning.quantization import block_of, in_rows
 from layerhess.results.options import Quantize
 
-ROWS = 64  # blocks that are looked at
+ROWS, OF_A_ROW = 64, 4096  # blocks that are looked at, and weights of each
 SURE = 100.0  # decimal digits of improbability from which a weight counts as rounded
 LARGEST = sorted({2 ** (b - 1) - i for b in range(2, 9) for i in (0, 1)})  # |q| at the end of a symmetric grid
 STEPS = sorted({2**b - i for b in range(2, 9) for i in (1, 2)})  # of a whole asymmetric one
@@ -32,9 +32,11 @@ def rounded_before(option: Quantize, weight: Tensor) -> bool:
     (False, True)
     """
     rows = in_rows(weight.detach(), block_of(option, weight.shape))
-    rows = rows[:: math.ceil(len(rows) / ROWS)].double()
-    ends = rows.abs().amax(1, keepdim=True)
-    spans = rows.amax(1, keepdim=True).clamp(min=0.0) - rows.amin(1, keepdim=True).clamp(max=0.0)
+    rows = rows[:: math.ceil(len(rows) / ROWS)]
+    high = rows.amax(1, keepdim=True).clamp(min=0.0).double()
+    low = rows.amin(1, keepdim=True).clamp(max=0.0).double()
+    ends, spans = torch.maximum(high, -low), high - low
+    rows = rows[:, :: math.ceil(rows.shape[1] / OF_A_ROW)].double()
     roundoff = torch.finfo(weight.dtype).eps
     best = torch.full((len(rows),), -math.inf, dtype=torch.float64, device=rows.device)
     for size, counts in ((ends, LARGEST), (spans, STEPS)):

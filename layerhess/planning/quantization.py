@@ -16,7 +16,7 @@ from torch import Tensor
 from layerhess.results.options import Quantize
 
 SHRINKING = tuple(1.0 - step / 100.0 for step in range(96))  # shares of the whole range that "mse" tries, 1 first
-CHUNK = 1 << 22  # weights whose errors are looked at together
+CHUNK = 1 << 16  # weights whose errors are looked at together
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -94,7 +94,8 @@ def codes(option: Quantize, weight: Tensor) -> Codes:
     blocks = _in_blocks(weight.contiguous(), block)
     scale, zero = _whole_range(option, blocks)
     if option.scale == "mse":
-        scale = _of_least_error(option, blocks, scale, zero)
+        rows = in_rows(weight.contiguous(), block)
+        scale = _of_least_error(option, rows, scale.reshape(-1, 1), zero.reshape(-1, 1)).reshape(scale.shape)
     counts = tuple(n // side for n, side in zip(weight.shape, block, strict=True))
     values = _rounded(option, blocks, scale, zero).reshape(weight.shape)
     return Codes(values, scale.reshape(counts), zero.reshape(counts), block)
@@ -153,17 +154,20 @@ def _meant(values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     return (values - zero) * scale
 
 
-def _of_least_error(option: Quantize, blocks: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """The scale among the shares of ``scale`` that leaves the least squared error in each block, summed in float64."""
-    rows = max(1, CHUNK // max(1, blocks[0].numel()))
+def _of_least_error(option: Quantize, rows: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """The scale among the shares of ``scale`` that leaves the least squared error, summed in float64, in each row.
+
+    Rows are looked at in pieces that a processor's cache holds.
+    """
+    smallest = torch.finfo(rows.dtype).smallest_normal
+    some = max(1, CHUNK // rows.shape[1])
     found = []
-    for weights, whole, zeros in zip(*(torch.split(t, rows) for t in (blocks, scale, zero)), strict=True):
-        best, least = whole, torch.full_like(whole, math.inf, dtype=torch.float64)
-        for share in SHRINKING:
-            tried = (whole * share).clamp(min=torch.finfo(whole.dtype).smallest_normal)
-            missed = _meant(_rounded(option, weights, tried, zeros), tried, zeros).double() - weights.double()
-            error = missed.square_().sum(_sides(blocks), keepdim=True)
-            best = torch.where(error < least, tried, best)
-            least = torch.minimum(least, error)
-        found.append(best)
+    for weights, whole, zeros in zip(*(torch.split(t, some) for t in (rows, scale, zero)), strict=True):
+        tried = torch.stack([(whole * share).clamp(min=smallest) for share in SHRINKING])
+        errors = torch.zeros(tried.shape, dtype=torch.float64, device=rows.device)
+        for piece in torch.split(weights, CHUNK, dim=1):
+            for error, one in zip(errors, tried, strict=True):
+                missed = _meant(_rounded(option, piece, one, zeros), one, zeros).double().sub_(piece)
+                error += missed.square_().sum(1, keepdim=True)
+        found.append(tried.gather(0, errors.argmin(0, keepdim=True))[0])
     return torch.cat(found)

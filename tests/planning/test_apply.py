@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import Tensor, nn
 
 from layerhess.errors import CheckError, InputError
@@ -312,7 +313,13 @@ def test_a_model_that_the_plan_is_not_for_is_refused_and_stays(
     assert [(id(p), p._version) for p in model.parameters()] == before
 
 
-@pytest.mark.parametrize("made", [weight_normed, old_weight_normed])
+def masked() -> nn.Module:
+    model = Small()
+    nn.utils.prune.l1_unstructured(model.head, "weight", 0.5)
+    return model
+
+
+@pytest.mark.parametrize("made", [weight_normed, old_weight_normed, masked])
 def test_weights_that_are_computed_from_others_are_refused(made: Callable[[], nn.Module]) -> None:
     model = made()
     name = next(n for n, p in model.named_parameters() if n.startswith("head") and p.ndim == 2 and p.shape[1] > 1)

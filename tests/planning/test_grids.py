@@ -43,3 +43,10 @@ def test_initial_values_prove_nothing() -> None:
         assert not rounded_before(Quantize(4), weight)
         assert not rounded_before(Quantize(4, "tensor"), weight)
     assert not rounded_before(Quantize(4), torch.arange(12.0).reshape(3, 4))  # too few to be sure
+
+
+def test_of_a_large_tensor_a_sample_is_enough() -> None:
+    weight = torch.randn(300, 500)
+    assert rounded_before(Quantize(4, "tensor"), changed(Quantize(4, "tensor"), weight))
+    assert rounded_before(Quantize(4), changed(Quantize(4), weight))
+    assert not rounded_before(Quantize(4, "tensor"), weight)

@@ -73,10 +73,15 @@ def test_two_of_every_four_inputs_are_zero(shape: tuple[int, ...], dtype: torch.
         assert after.is_contiguous()
 
 
-def test_torch_takes_the_pattern_for_its_own() -> None:
-    """A row of four with two numbers left keeps both in torch's compressed form."""
-    after = pruned(Prune("2:4"), torch.randn(32, 64))
-    assert ((after.reshape(-1, 4) != 0.0).sum(1) == 2).all()
+def test_torchs_compressed_form_holds_the_pattern() -> None:
+    """Two numbers of every four and their places give the weight back; those of a dense one do not."""
+    from torch.sparse import _semi_structured_conversions as conversions
+
+    dense = torch.randn(64, 128).half()
+    for weight, held in ((pruned(Prune("2:4"), dense), True), (dense, False)):
+        numbers, places = conversions.sparse_semi_structured_from_dense_cutlass(weight)
+        assert numbers.shape == (64, 64)
+        assert torch.equal(conversions.sparse_semi_structured_to_dense_cutlass(numbers, places), weight) == held
 
 
 @pytest.mark.parametrize(
