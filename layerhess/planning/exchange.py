@@ -18,23 +18,33 @@ from layerhess.planning.problem import Choices, Problem
 from layerhess.planning.quadratic import Quadratic
 
 PROVEN = 1e-9  # of |objective|: so near to its bound it is optimal
+MOST_WORK, FEWEST, MOST = 2_000_000, 2, 12  # entries of interactions looked at; random starts
+KICKS = 2  # for each random start
+REDRAWN = 5.0  # layers, in the mean
 MOST_NEIGHBOURS = 4_000_000  # numbers in all exchanges of two layers
 BATCH = 64  # plans judged at a time
 HALVINGS = 30  # of the interval in which the smallest size is sought
 
 
 def exchanged(
-    quadratic: Quadratic, starts: Sequence[Any] = (), *, random: int = 4, seed: int = 0, time_limit: float | None = 5.0
+    quadratic: Quadratic,
+    starts: Sequence[Any] = (),
+    *,
+    random: int | None = None,
+    seed: int = 0,
+    time_limit: float | None = 5.0,
 ) -> Allocation:
     """The best plan that local search finds, with a bound that is proven.
 
-    It starts at the given plans, at the best one of the additive problem, and at ``random`` random ones; from each it
-    goes on until no change of one or two layers improves (:func:`~layerhess.planning.descent.descended`). The same
-    seed gives the same plan.
+    It starts at the given plans, at the best one of the additive problem, and at random ones; from each it goes on
+    until no change of one or two layers improves (:func:`~layerhess.planning.descent.descended`). Then, twice as
+    often, a few layers of the best plan are drawn anew and search begins there (iterated local search, Lourenço, Martin
+    & Stützle 2003). The same seed gives the same plan.
 
     Args:
         quadratic: costs, interactions and limits. starts: plans (L,) within the limits. random: number of random
-            starts. seed: of these. time_limit: seconds for the bound, see :func:`lower_bound`.
+            starts; None: 2 to 12, fewer for large problems. seed: of these. time_limit: seconds for the bound, see
+            :func:`~layerhess.planning.lower_bound.lower_bound`.
 
     Returns:
         The plan; ``bound`` and ``gap`` say how far from the optimum it may be at most, ``optimal`` that it is none.
@@ -52,11 +62,22 @@ def exchanged(
                 "a start is no plan within the limits", where=f"starts[{i}]", what_to_do="start at one that meets them"
             )
         plans.append(plan)
-    plans += list(random_plans(problem, random, np.random.default_rng(seed)))
-    found = [
-        problem.of_layers(descended(quadratic.groups, problem.of_groups(plan), quadratic.group_pairs)) for plan in plans
-    ]
+    if random is None:
+        random = int(np.clip(MOST_WORK // quadratic.groups.cost.size**2, FEWEST, MOST))
+    rng = np.random.default_rng(seed)
+    plans += list(random_plans(problem, random, rng))
+    found = [_improved(quadratic, plan) for plan in plans]
+    best = found[int(np.argmin(quadratic.objective(np.stack(found))))]
+    for _ in range(KICKS * random):
+        kicked = random_plans(problem, 1, rng, near=best, redrawn=min(0.5, REDRAWN / len(quadratic.groups.cost)))[0]
+        found.append(_improved(quadratic, kicked))
+        best = min(best, found[-1], key=lambda plan: float(quadratic.objective(plan)))
     return judged_against(quadratic, found, lower_bound(quadratic, time_limit=time_limit).value)
+
+
+def _improved(quadratic: Quadratic, plan: Choices) -> Choices:
+    problem = quadratic.problem
+    return problem.of_layers(descended(quadratic.groups, problem.of_groups(plan), quadratic.group_pairs))
 
 
 def judged_against(quadratic: Quadratic, plans: Sequence[Choices], bound: float, near: float = 0.0) -> Allocation:
@@ -169,7 +190,7 @@ def smallest_exchanged(
     cap: float,
     starts: Sequence[Any] = (),
     *,
-    random: int = 4,
+    random: int | None = None,
     seed: int = 0,
     time_limit: float | None = 5.0,
 ) -> Allocation:

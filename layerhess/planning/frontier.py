@@ -34,13 +34,19 @@ def pareto(sizes: Any, values: Any) -> Choices:
     return np.asarray(order[np.concatenate([[True], value[order][1:] < best[:-1]])])
 
 
-def random_plans(problem: Problem, number: int, rng: np.random.Generator) -> Choices:
+def random_plans(
+    problem: Problem, number: int, rng: np.random.Generator, *, near: Any = None, redrawn: float = 1.0
+) -> Choices:
     """Random plans (number, L) that meet the limits and spend them.
 
     Each layer's option is drawn uniformly from those allowed. While the plan breaks a limit, a layer drawn at random
     goes to its next smaller option; then layers in random order go to their next larger one, again and again, until no
     layer can. A layer's options are ordered by the sum of their uses, each relative to its limit. Tied layers are one
     layer. Without limits the plans are uniform; plans may be equal.
+
+    Args:
+        problem: options and limits. number: of plans. rng: draws them. near: (L,) a plan of which only some layers are
+            drawn anew. redrawn: the probability of that for each layer.
 
     Raises:
         InputError: no plan meets the limits.
@@ -59,8 +65,11 @@ def random_plans(problem: Problem, number: int, rng: np.random.Generator) -> Cho
         safe = np.argmax(order == choice[:, None], axis=1)
     every = np.arange(len(size))
     plans = np.empty((number, len(size)), dtype=np.int64)
+    kept = None if near is None else np.argmax(order == problem.of_groups(near)[:, None], axis=1)
     for plan in plans:
         place = rng.integers(0, steps)
+        if kept is not None:
+            place = np.where(rng.random(len(place)) < redrawn, place, kept)
         if len(room):
             _lowered(place, safe, sorted_uses, room, rng)
             _raised(place, steps, sorted_uses, room, rng)

@@ -15,12 +15,17 @@ from layerhess.planning.problem import Choices
 from layerhess.planning.quadratic import Quadratic
 
 MOST_PRODUCTS = 60_000  # of a pair's options; the linear program alone takes minutes beyond
-UNITS = 1e4  # the objective's spread in the program's units: HiGHS stops at a distance of 1e-6 of them
-DISTANCE = 2e-6  # of its bound from the truth, and so subtracted
+UNITS = 1e4  # the objective's range in the program's units: HiGHS stops at a distance of 1e-6 of them
+DISTANCE = 5e-5  # of its bound from the truth at most, by its tolerances; and so subtracted
 
 
 def linearised(
-    quadratic: Quadratic, starts: Sequence[Any] = (), *, time_limit: float = 5.0, random: int = 4, seed: int = 0
+    quadratic: Quadratic,
+    starts: Sequence[Any] = (),
+    *,
+    time_limit: float = 5.0,
+    random: int | None = None,
+    seed: int = 0,
 ) -> Allocation:
     """The best plan, proven where time allows; never worse than :func:`~layerhess.planning.exchange.exchanged`.
 

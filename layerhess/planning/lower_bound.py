@@ -12,7 +12,7 @@ from layerhess.planning.allocation import allocated
 from layerhess.planning.problem import Choices, Problem
 from layerhess.planning.quadratic import Quadratic
 
-MOST = 60  # tangents
+MOST = 40  # tangents
 CLOSE = 1e-4  # of the convex objective: what is left to gain is not worth more tangents
 
 

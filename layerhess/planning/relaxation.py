@@ -100,7 +100,7 @@ def rounded(groups: Groups, relaxation: Relaxation) -> Choices | None:
     """
     every = np.arange(len(groups.cost))
     choice: Choices = np.argmin(relaxation.excess, axis=1)
-    scale = np.where(np.isfinite(groups.room), np.maximum(np.abs(groups.room), np.finfo(float).tiny), 1.0)
+    scale = np.where(np.isfinite(groups.room) & (groups.room != 0.0), np.abs(groups.room), 1.0)
     for _ in range(4 * len(choice)):
         used = groups.uses[:, every, choice]
         over = used.sum(axis=1) - groups.room

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy.optimize import Bounds, LinearConstraint, milp
 
 from layerhess.errors import CheckError, InputError
 from layerhess.planning.allocation import allocate, allocated, smallest
@@ -179,6 +180,40 @@ def test_a_large_problem_has_the_optimum_of_dynamic_programming() -> None:
         best = after
     found = allocate(cost, [use], [limit])
     assert found.optimal and found.objective == pytest.approx(best.min(), rel=1e-12)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(problem=problems())
+def test_dividing_alone_finds_the_optimum_too(monkeypatch: pytest.MonkeyPatch, problem: dict[str, Any]) -> None:
+    """Nothing may be counted out: every problem is divided until each layer has one option."""
+    monkeypatch.setattr("layerhess.planning.branching.SMALL", 0.0)
+    monkeypatch.setattr("layerhess.planning.branching.GREAT", 0.0)
+    truth = cheapest(**problem)
+    if truth == np.inf:
+        with pytest.raises(InputError):
+            allocate(**problem)
+        return
+    assert allocate(**problem).objective == pytest.approx(truth, rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["network", "random", "falling"])
+def test_an_integer_program_has_the_same_optimum(kind: str) -> None:
+    cost, uses = table(kind, 7, layers=40)
+    limits = [0.6 * use[:, 7].sum() for use in uses]
+    one = np.kron(np.eye(40), np.ones((1, 8)))
+    unit = np.abs(cost).max() / 1e4
+    solved = milp(
+        cost.ravel() / unit,
+        integrality=np.ones(320, dtype=int),
+        bounds=Bounds(0, 1),
+        constraints=[LinearConstraint(one, 1, 1)]
+        + [LinearConstraint(use.reshape(1, -1) / limit, -np.inf, 1) for use, limit in zip(uses, limits, strict=True)],
+        options={"mip_rel_gap": 0},
+    )
+    # Its plans may be above a limit by a millionth, so its optimum may be a little lower than what is possible.
+    found = allocate(cost, uses, limits)
+    assert found.optimal and found.objective == pytest.approx(solved.fun * unit, rel=1e-4)
+    assert found.objective >= (solved.mip_dual_bound - 1e-6) * unit
 
 
 def test_a_plan_that_uses_exactly_the_limit_fits_and_one_a_millionth_above_does_not() -> None:
