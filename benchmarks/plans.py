@@ -103,7 +103,7 @@ def trained(kind: str, seed: int) -> tuple[nn.Module, list[tuple[Tensor, Tensor]
             optimizer.step()
         schedule.step()
     model.eval()
-    calibration = 512 if kind == "transformer" else kept
+    calibration = 128 if kind == "transformer" else kept
     return model, [(x[:calibration], y[:calibration])], (x[kept:], y[kept:])
 
 

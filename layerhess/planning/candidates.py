@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from layerhess.linalg.estimates import Floats
-from layerhess.planning.allocation import allocate
+from layerhess.planning.allocation import allocated
 from layerhess.planning.budget import Budget
 from layerhess.planning.exchange import exchanged, judged
 from layerhess.planning.judgement import Choices, Judgement
@@ -24,7 +24,7 @@ Guess = Callable[[Choices], Floats]
 EVALUATIONS = 8_000  # of plans, by the loss at the sum, in one search
 STARTS = 3  # of such a search
 FEW_PRODUCTS = 1_000  # of options of pairs: so many are solved as a linear program
-SECONDS = 2.0  # for a proof
+SECONDS, ADDITIVE_SECONDS = 2.0, 10.0  # for a proof
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Search:
         if cost is None:
             return None
         problem = self.problem(cost, bits=bits)
-        found = allocate(cost, problem.uses, problem.limits, tied=self.layers.tied, pinned=self.layers.pinned)
+        found = allocated(problem, ADDITIVE_SECONDS)
         of = f"the sum of the {column} increases"
         return Candidate(column, tuple(map(int, found.choice)), found.gap, found.optimal, of)
 
