@@ -60,7 +60,7 @@ def answers(plan: PlanRecord) -> list[str]:
         words.between_layers(plan),
         words.search(plan),
         metric_sentence(plan),
-        plain(plan.verdict),
+        words.verdict(plan),
     ]
     return [sentence for sentence in said if sentence]
 
