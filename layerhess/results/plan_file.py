@@ -88,17 +88,6 @@ def load(path: str | Path) -> PlanRecord:
     return plan
 
 
-def check_writable(path: str | Path) -> Path:
-    """Check, before any work, that a plan can be saved as ``path``: see :func:`result_folder.check_writable`."""
-    return result_folder.check_writable(path, PLAN)
-
-
-def rows_path(path: str | Path) -> Path:
-    """Where what is measured is written down while a plan is made that goes into ``path``: a hidden file beside it."""
-    folder = result_folder.absolute(path)
-    return folder.parent / f".{folder.name}.rows"
-
-
 def replace_report(path: str | Path, page: str) -> Path:
     """Put another report.html into the folder of a plan: see :func:`result_folder.replace_report`."""
     return result_folder.replace_report(path, page, PLAN)

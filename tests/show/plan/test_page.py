@@ -201,7 +201,7 @@ def test_a_report_has_the_plans_section_if_one_is_given() -> None:
     page = Page(with_plan)
     assert "Plan: which layer gets how many bits" in page.text
     assert made.verdict[1:] in page.text
-    assert "uniform w8, too large" in page.text
+    assert "uniform w8, over budget" in page.text
     blocks = {attributes.get("data-block") for tag, attributes in page.tags if tag == "g"}
     assert blocks == set(made.choice), "marked together with the layer's row"
     ids = [attributes["id"] for _, attributes in page.tags if attributes.get("id")]

@@ -70,7 +70,7 @@ def test_what_was_held_against_is_a_row_each_and_the_plan_the_first() -> None:
         "plan",
         "uniform w4",
         "hawq_v2",
-        "uniform w8, too large",
+        "uniform w8, over budget",
         "median of 40 random",
     ]
     assert rows[1]["against it"].startswith("worse than the plan, +")
