@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, fields
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerhess import show
-from layerhess.errors import LayerhessWarning
 from layerhess.results import plan_file, store
 from layerhess.results.atomic_folder import rewrite
 from layerhess.results.history import History, is_history, load_history
@@ -18,6 +15,7 @@ from layerhess.results.plan import PlanRecord
 from layerhess.results.spectrum import AnalysisRecord
 from layerhess.show.frame import to_frame
 from layerhess.show.notebook import as_html
+from layerhess.show.page.failed import page_or_reason
 from layerhess.show.plots import Plots
 from layerhess.show.table import as_text
 
@@ -132,14 +130,5 @@ def history_page(folder: str | Path, history: History) -> Path:
 
 
 def _page(record: AnalysisRecord) -> str:
-    """The report, or a page that says why there is none: an error in a figure must not lose the numbers."""
-    try:
-        page: str = show.report.as_html(record)
-        return page
-    except Exception as error:
-        reason = f"the report could not be made ({type(error).__name__}: {error}); the numbers are saved and complete"
-        warnings.warn(reason, LayerhessWarning, stacklevel=3)
-        return (
-            "<!doctype html><html lang='en'><meta charset='utf-8'><title>layerhess</title>"
-            f"<p>{escape(reason[0].upper() + reason[1:])}. Try again with <code>layerhess report DIR</code>.</p></html>"
-        )
+    """The report, or a page that says why there is none."""
+    return page_or_reason(lambda: show.report.as_html(record))

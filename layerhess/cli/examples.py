@@ -8,7 +8,7 @@ layerhess demo                                      a first look, in a minute
 layerhess template > mine.py                        ten lines to fill in
 layerhess analyze mine.py:make                      every layer, and the model
 layerhess analyze mine.py:make --all --out run      traces, densities, ... too
-layerhess plan mine.py:make --budget 4bit           which layer gets how many bits
+layerhess plan mine.py:make --budget 4bit           bits for every layer
 layerhess report run                                its page, made anew
 layerhess doctor                                    is this machine right?
 """,
@@ -23,7 +23,8 @@ layerhess analyze package.module:make --json | jq .full.eigenvalues
     "plan": """
 layerhess plan mine.py:make --budget 4bit
 layerhess plan mine.py:make --bits 4,8 --budget 3.5MB --granularity group:32
-layerhess plan mine.py:make --pin head.weight=8 --allow 'layers.*'=2,4
+layerhess plan mine.py:make --pin head.weight=8 --budget 5bit
+layerhess plan mine.py:make --allow 'layers.*'=2,4 --tie q.weight,k.weight
 layerhess plan mine.py:make --metric accuracy --held-out mine.py:test
 layerhess plan mine.py:make --bits none --sparsity 0.5,2:4 --budget 2MB
 layerhess plan mine.py:make --out plan --export torchao=torchao.json
