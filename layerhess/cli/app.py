@@ -15,9 +15,10 @@ from torch import nn
 import layerhess
 from layerhess.analysis.compare import compare as compare_now
 from layerhess.analysis.estimate import estimate as estimate_now
-from layerhess.analysis.result import rewrite_report
+from layerhess.analysis.result import rewrite_report, with_plan
 from layerhess.cli import options as given
-from layerhess.cli.demo import ASKED, PEAK_LEARNING_RATE
+from layerhess.cli.accuracy import accuracy
+from layerhess.cli.demo import ASKED, PEAK_LEARNING_RATE, PLANNED
 from layerhess.cli.demo import build as build_demo
 from layerhess.cli.display import Display, cost_sentences
 from layerhess.cli.doctor import examine
@@ -25,13 +26,13 @@ from layerhess.cli.examples import EXAMPLES, TEMPLATE
 from layerhess.cli.exit_codes import DONE, UNFINISHED, ended, stdout_on_stderr
 from layerhess.cli.help import Command, Commands
 from layerhess.cli.lines import console, plain
-from layerhess.cli.plan_command import plan
+from layerhess.cli.plan_command import metric_failed, plan, planned, shown
 from layerhess.cli.question import NO_COST, arguments_of, objective_of, with_options_of
 from layerhess.cli.running import checked_rate, default_folder, run, use_threads
 from layerhess.errors import InputError
 from layerhess.objective.group import launched
 from layerhess.objective.objective import Objective
-from layerhess.results import store
+from layerhess.results import plan_file, store
 from layerhess.show.comparison import table as comparison_table
 
 app = typer.Typer(
@@ -222,25 +223,33 @@ def demo(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; more do not help so small a network")] = 1,
     quiet: given.Quiet = False,
 ) -> None:
-    """Train a small network on digits, and analyse it.
+    """Train a small network on digits, analyse it, and plan its bits.
 
     A residual network with BatchNorm, on 1,437 handwritten digits: every parameter's largest and smallest eigenvalue,
-    and a page to look at. It takes about a minute.
+    bits for every layer, and a page to look at. It takes about a minute.
     """
 
     def command() -> int:
-
         folder = store.check_writable(out)
         use_threads(threads)
+        display, made = Display(quiet=quiet), []
 
         def objective() -> Objective:
-
-            problem = build_demo(seed, Display(quiet=quiet).say)
-            return Objective(problem.model, problem.batches, nn.CrossEntropyLoss())
+            problem = build_demo(seed, display.say)
+            made.append((problem, Objective(problem.model, problem.batches, nn.CrossEntropyLoss())))
+            return made[0][1]
 
         rate = PEAK_LEARNING_RATE
         asked = {"top": top, "bottom": bottom, "seed": seed, "learning_rate": rate, **ASKED}
-        return run(objective, asked, folder, quiet=quiet, offer_examples=False, learning_rate=rate)
+        code = run(objective, asked, folder, quiet=quiet, offer_examples=False, learning_rate=rate)
+        problem, subject = made[0]
+        plain("\nWhich layer could do with how many bits? At 4 bits in the mean, judged on digits held out:\n")
+        wanted = {**PLANNED, "metric": accuracy, "held_out": problem.held_out, "seed": seed}
+        with display.with_warnings():
+            found = planned(subject, wanted, folder / plan_file.INSIDE, display)
+        with_plan(folder, found)
+        shown(found, folder / plan_file.INSIDE, json=False)
+        return code or (UNFINISHED if metric_failed(found) else DONE)
 
     raise typer.Exit(ended(command))
 

@@ -14,8 +14,8 @@ import typer
 
 from layerhess.cli import options as given
 from layerhess.cli.display import Display
-from layerhess.cli.exit_codes import DONE, UNFINISHED, ended, stdout_on_stderr
-from layerhess.cli.lines import console, plain, width_of
+from layerhess.cli.exit_codes import DONE, NAME, UNFINISHED, ended, stdout_on_stderr
+from layerhess.cli.lines import console, plain, width_of, wrapped
 from layerhess.cli.plan_question import arguments_of, exports_of
 from layerhess.cli.question import objective_of
 from layerhess.cli.running import default_folder, use_threads
@@ -92,7 +92,7 @@ def _plan(options: Mapping[str, Any]) -> int:
         objective = objective_of(options)
         arguments = arguments_of(options)
         found = planned(objective, arguments, folder, display)
-        failures = handed_on(found, exports, display) if group.rank == 0 else 0
+        failures = handed_on(found, exports) if group.rank == 0 else 0
     if group.rank == 0:
         shown(found, folder, json=options["json"])
     unfinished = failures or (options["metric"] is not None and metric_failed(found))
@@ -113,14 +113,15 @@ def planned(objective: Objective, arguments: Mapping[str, Any], folder: Path, di
         raise _rescued(error) from error
 
 
-def handed_on(plan: PlanRecord, exports: Sequence[tuple[str, str]], display: Display) -> int:
-    """Write what other libraries read; how many could not be written, of which a note tells."""
+def handed_on(plan: PlanRecord, exports: Sequence[tuple[str, str]]) -> int:
+    """Write what other libraries read; how many could not be written, each with a sentence on stderr."""
     failures = 0
     for kind, path in exports:
         try:
             export(plan, kind, path)
         except InputError as error:
-            display.note(f"not exported to {kind}: {error}")
+            said = f"{NAME}: not exported to {kind}: {error}"
+            print(wrapped(said, width_of(sys.stderr)), file=sys.stderr, flush=True)
             failures += 1
     return failures
 

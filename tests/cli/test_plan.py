@@ -107,7 +107,7 @@ def test_a_metric_that_fails_leaves_the_plan_and_the_exit_code_is_one(
 def test_other_libraries_files_are_written_and_a_failure_is_a_note_and_exit_code_one(
     here: Path, capsys: Capture
 ) -> None:
-    asked = ["plan", "mine.py:make", *QUICK, "--out", "plan"]
+    asked = ["plan", "mine.py:make", *QUICK, "--out", "plan", "-q"]
     assert main([*asked, "--export", "nncf=nncf.json"]) == 0
     assert json.loads((here / "nncf.json").read_text())
     capsys.readouterr()
