@@ -93,6 +93,19 @@ def bad_data():
 def refused_input():
     return lh.Objective(torch.nn.Linear(3, 2), [], torch.nn.MSELoss())
 
+def score(output, target):
+    return -(output - target).square().mean(dim=1)
+
+def broken_score(output, target):
+    raise ValueError("no such class")
+
+def nan_score(model):
+    return float("nan")
+
+def integers():
+    model = torch.nn.Linear(3, 2)
+    return lh.Objective(model, data(), lambda output, target: (output - target).square().mean() * float("nan"))
+
 def tied():
     class Tied(torch.nn.Module):
         def __init__(self):
@@ -150,7 +163,7 @@ def zero_weights() -> dict[str, torch.Tensor]:
 
 def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no report: that takes most of the time of a small run, and has tests of its own."""
-    monkeypatch.setattr("layerhess.show.report.as_html", lambda analysis: "<p>a report</p>")
+    monkeypatch.setattr("layerhess.show.report.as_html", lambda analysis, plan=None: "<p>a report</p>")
 
 
 def on_terminal(*arguments: str, cwd: Path, columns: int = 80, **environment: str) -> tuple[int, str]:

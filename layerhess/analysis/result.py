@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import warnings
+import math
 from dataclasses import dataclass, fields
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerhess import show
-from layerhess.errors import LayerhessWarning
-from layerhess.results import store
+from layerhess.results import plan_file, store
 from layerhess.results.atomic_folder import rewrite
 from layerhess.results.history import History, is_history, load_history
+from layerhess.results.plan import PlanRecord
 from layerhess.results.spectrum import AnalysisRecord
 from layerhess.show.frame import to_frame
 from layerhess.show.notebook import as_html
+from layerhess.show.page.failed import page_or_reason
 from layerhess.show.plots import Plots
 from layerhess.show.table import as_text
 
 if TYPE_CHECKING:
     import pandas as pd
+
+SAME_LOSS = 1e-4  # relative: the mean loss of the same weights and data, added up in other ways
 
 
 @dataclass(frozen=True, repr=False)
@@ -80,7 +82,7 @@ def rewrite_report(path: str | Path) -> Path:
     """Make report.html again from the saved numbers, with this version's layout; the rest is untouched.
 
     Args:
-        path: the folder of an analysis, or of a monitor.
+        path: the folder of an analysis, of a plan, or of a monitor.
 
     Returns:
         The report's absolute path.
@@ -90,7 +92,30 @@ def rewrite_report(path: str | Path) -> Path:
     """
     if is_history(path):
         return history_page(path, load_history(path))
-    return store.replace_report(path, show.report.as_html(load(path)))
+    if plan_file.is_plan(path):
+        return plan_file.replace_report(path, show.plan.page.as_html(plan_file.load(path)))
+    return with_plan(path)
+
+
+def with_plan(path: str | Path, plan: PlanRecord | None = None) -> Path:
+    """Make the report of a saved analysis again, with the section of a plan.
+
+    Args:
+        path: the analysis' folder.
+        plan: of the same model; None: that in the folder's own folder "plan", if it is of the same loss.
+
+    Returns:
+        The report's absolute path.
+
+    Raises:
+        InputError: as for :func:`load` and :meth:`Analysis.save`.
+    """
+    analysis, inside = load(path), Path(path).expanduser() / plan_file.INSIDE
+    if plan is None and plan_file.is_plan(inside):
+        found = plan_file.load(inside)
+        # A folder that was analysed again, of other weights or data, keeps the plan that was in it.
+        plan = found if math.isclose(found.loss, analysis.loss, rel_tol=SAME_LOSS) else None
+    return store.replace_report(path, show.report.as_html(analysis, plan))
 
 
 def history_page(folder: str | Path, history: History) -> Path:
@@ -105,14 +130,5 @@ def history_page(folder: str | Path, history: History) -> Path:
 
 
 def _page(record: AnalysisRecord) -> str:
-    """The report, or a page that says why there is none: an error in a figure must not lose the numbers."""
-    try:
-        page: str = show.report.as_html(record)
-        return page
-    except Exception as error:
-        reason = f"the report could not be made ({type(error).__name__}: {error}); the numbers are saved and complete"
-        warnings.warn(reason, LayerhessWarning, stacklevel=3)
-        return (
-            "<!doctype html><html lang='en'><meta charset='utf-8'><title>layerhess</title>"
-            f"<p>{escape(reason[0].upper() + reason[1:])}. Try again with <code>layerhess report DIR</code>.</p></html>"
-        )
+    """The report, or a page that says why there is none."""
+    return page_or_reason(lambda: show.report.as_html(record))

@@ -1,4 +1,4 @@
-"""The command line: ``layerhess analyze | estimate | compare | report | demo | template | doctor``.
+"""The command line: ``layerhess analyze | estimate | plan | compare | report | demo | template | doctor``.
 
 Exit codes: 0 done; 1 a result was written but something did not converge or was refused; 2 unusable input or a failed
 check (a sentence on stderr); 3 a bug of ours (the log file is named); 130 Ctrl-C.

@@ -2,70 +2,38 @@
 
 from __future__ import annotations
 
-import re
 import sys
-import tempfile
-import time
 from contextlib import ExitStack
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from torch import nn
 
 import layerhess
-from layerhess.analysis.analyze import analyze as analyze_now
 from layerhess.analysis.compare import compare as compare_now
 from layerhess.analysis.estimate import estimate as estimate_now
-from layerhess.analysis.result import rewrite_report
+from layerhess.analysis.result import rewrite_report, with_plan
 from layerhess.cli import options as given
-from layerhess.cli.demo import ASKED, PEAK_LEARNING_RATE
+from layerhess.cli.accuracy import accuracy
+from layerhess.cli.demo import ASKED, PEAK_LEARNING_RATE, PLANNED
 from layerhess.cli.demo import build as build_demo
 from layerhess.cli.display import Display, cost_sentences
 from layerhess.cli.doctor import examine
+from layerhess.cli.examples import EXAMPLES, TEMPLATE
 from layerhess.cli.exit_codes import DONE, UNFINISHED, ended, stdout_on_stderr
 from layerhess.cli.help import Command, Commands
-from layerhess.cli.lines import console, plain, width_of
+from layerhess.cli.lines import console, plain
+from layerhess.cli.plan_command import metric_failed, plan, planned, shown
 from layerhess.cli.question import NO_COST, arguments_of, objective_of, with_options_of
+from layerhess.cli.running import checked_rate, default_folder, run, use_threads
 from layerhess.errors import InputError
-from layerhess.objective.group import launched, world
+from layerhess.objective.group import launched
 from layerhess.objective.objective import Objective
-from layerhess.results import store
-from layerhess.results.derived import compare_learning_rate
+from layerhess.results import plan_file, store
 from layerhess.show.comparison import table as comparison_table
-from layerhess.show.summary import largest
-from layerhess.show.table import WIDTH, as_text, renderable
-
-EXAMPLES = {
-    "": """
-layerhess demo                                      a first look, in a minute
-layerhess template > mine.py                        ten lines to fill in
-layerhess analyze mine.py:make                      every layer, and the model
-layerhess analyze mine.py:make --all --out run      traces, densities, ... too
-layerhess report run                                its page, made anew
-layerhess doctor                                    is this machine right?
-""",
-    "analyze": """
-layerhess analyze mine.py:make
-layerhess analyze mine.py:make --blocks weight --top 5 --no-full
-layerhess analyze mine.py:make --blocks head='head.*' --blocks body='layers.*'
-layerhess analyze mine.py:make --all --examples 512 --out run
-layerhess analyze mine.py:make --top 5 --out long --resume
-layerhess analyze package.module:make --json | jq .full.eigenvalues
-""",
-    "estimate": """
-layerhess estimate mine.py:make --top 5
-layerhess estimate mine.py:make --world 8 --device-memory 80GiB --json
-""",
-    "compare": "layerhess compare before after\nlayerhess compare a b c --out compared",
-    "report": "layerhess report layerhess-results/mine-make-20300102-030405",
-    "demo": "layerhess demo --out somewhere",
-    "template": "layerhess template > mine.py",
-    "doctor": "layerhess doctor\nlayerhess doctor --json > machine.json",
-}
 
 app = typer.Typer(
     cls=Commands,
@@ -75,17 +43,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-TEMPLATE = '''"""Run it with: layerhess analyze factory.py:make"""
-import torch
-import layerhess
-
-def make() -> layerhess.Objective:
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(20, 32), torch.nn.Tanh(), torch.nn.Linear(32, 3))  # your model
-    inputs, targets = torch.randn(256, 20), torch.randint(3, (256,))  # your data: batches like this, or a DataLoader
-    return layerhess.Objective(model, [(inputs, targets)], torch.nn.CrossEntropyLoss())
-'''
 
 
 def _version(asked: bool) -> None:
@@ -167,19 +124,19 @@ def _analyze(options: dict[str, Any]) -> int:
     if options["resume"] and out is None:
         missing = "--resume needs the folder of the run that is to go on"
         raise InputError(missing, where="--out", what_to_do="give it with --out")
-    folder = out if out is not None else _default_folder(options["factory"])
-    _use_threads(options["threads"])
+    folder = out if out is not None else default_folder(options["factory"])
+    use_threads(options["threads"])
     with launched() as group:
         if group.rank == 0:  # which writes and prints for all
             folder = store.check_writable(folder)
-        return _run(
+        return run(
             lambda: objective_of(options),
             arguments,
             folder,
             quiet=options["quiet"],
             json=options["json"],
             offer_examples=options["examples"] is None,
-            learning_rate=_checked_rate(options["learning_rate"]),
+            learning_rate=checked_rate(options["learning_rate"]),
         )
 
 
@@ -197,7 +154,7 @@ def _estimate(
 
     def command() -> int:
         arguments = {name: value for name, value in arguments_of(options).items() if name not in NO_COST}
-        _use_threads(options["threads"])
+        use_threads(options["threads"])
         display = Display(quiet=options["quiet"], offer_examples=False)
         with ExitStack() as stack:
             if options["json"]:
@@ -216,9 +173,12 @@ def _estimate(
 app.command("estimate", cls=Command, epilog=EXAMPLES["estimate"])(with_options_of(analyze, _estimate))
 
 
+app.command("plan", cls=Command, epilog=EXAMPLES["plan"])(plan)
+
+
 @app.command(cls=Command, epilog=EXAMPLES["report"])
 def report(folder: given.Folder) -> None:
-    """Make the page of a saved analysis anew."""
+    """Make the page of a saved analysis, or of a plan, anew."""
 
     def command() -> int:
 
@@ -263,25 +223,33 @@ def demo(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; more do not help so small a network")] = 1,
     quiet: given.Quiet = False,
 ) -> None:
-    """Train a small network on digits, and analyse it.
+    """Train a small network on digits, analyse it, and plan its bits.
 
     A residual network with BatchNorm, on 1,437 handwritten digits: every parameter's largest and smallest eigenvalue,
-    and a page to look at. It takes about a minute.
+    bits for every layer, and a page to look at. It takes about a minute.
     """
 
     def command() -> int:
-
         folder = store.check_writable(out)
-        _use_threads(threads)
+        use_threads(threads)
+        display, made = Display(quiet=quiet), []
 
         def objective() -> Objective:
-
-            problem = build_demo(seed, Display(quiet=quiet).say)
-            return Objective(problem.model, problem.batches, nn.CrossEntropyLoss())
+            problem = build_demo(seed, display.say)
+            made.append((problem, Objective(problem.model, problem.batches, nn.CrossEntropyLoss())))
+            return made[0][1]
 
         rate = PEAK_LEARNING_RATE
         asked = {"top": top, "bottom": bottom, "seed": seed, "learning_rate": rate, **ASKED}
-        return _run(objective, asked, folder, quiet=quiet, offer_examples=False, learning_rate=rate)
+        code = run(objective, asked, folder, quiet=quiet, offer_examples=False, learning_rate=rate)
+        problem, subject = made[0]
+        plain("\nWhich layer could do with how many bits? At 4 bits in the mean, judged on digits held out:\n")
+        wanted = {**PLANNED, "metric": accuracy, "held_out": problem.held_out, "seed": seed}
+        with display.with_warnings():
+            found = planned(subject, wanted, folder / plan_file.INSIDE, display)
+        with_plan(folder, found)
+        shown(found, folder / plan_file.INSIDE, json=False)
+        return code or (UNFINISHED if metric_failed(found) else DONE)
 
     raise typer.Exit(ended(command))
 
@@ -301,89 +269,3 @@ def doctor(json: given.Json = False) -> None:
 def template() -> None:
     """Print a ten-line factory to start from."""
     typer.echo(TEMPLATE, nl=False)
-
-
-def _run(
-    make: Any,
-    arguments: dict[str, Any],
-    folder: Path,
-    *,
-    quiet: bool,
-    json: bool = False,
-    offer_examples: bool = True,
-    learning_rate: float | None = None,
-) -> int:
-    """Analyse what ``make()`` returns, save into ``folder``, and print the table or the JSON; the exit code."""
-    first = world().rank == 0
-    display = Display(quiet=quiet or not first, offer_examples=offer_examples)
-    with ExitStack() as stack:
-        if json:
-            stack.enter_context(stdout_on_stderr())
-        stack.enter_context(display.with_warnings())
-        objective = make()
-        display.heading = f"the result will be in {folder}"  # once the arguments have passed
-        try:
-            with display:
-                analysis = analyze_now(objective, **arguments, out=folder, progress=display)
-        except store.SaveError as error:
-            raise _rescued(error) from error
-    if not first:
-        return DONE if analysis.converged else UNFINISHED
-    if json:
-        sys.stdout.write(store.json_text(folder))
-        sys.stdout.flush()
-    else:
-        _print_table(analysis)
-        if learning_rate is not None:
-            _print_rate(analysis, learning_rate)
-        plain(f"\nSaved in {folder}; the report is {folder / store.REPORT}")
-    return DONE if analysis.converged else UNFINISHED
-
-
-def _print_table(analysis: Any) -> None:
-    """On stdout: as wide as the terminal and in colour; plain and 100 columns wide where it is not a terminal."""
-    if sys.stdout.isatty():
-        console(sys.stdout).print(renderable(analysis))
-    else:
-        print(as_text(analysis))
-
-
-def _checked_rate(learning_rate: float | None) -> float | None:
-
-    if learning_rate is not None and not 0.0 < learning_rate < float("inf"):
-        raise InputError(
-            f"the learning rate is {learning_rate}", where="--learning-rate", what_to_do="give a number above 0"
-        )
-    return learning_rate
-
-
-def _print_rate(analysis: Any, learning_rate: float) -> None:
-
-    spectrum = largest(analysis)
-    if spectrum is not None and (spectrum.operator != "hessian" or spectrum is not analysis.full):
-        plain("The learning rate was not judged: that takes the largest eigenvalue of the full Hessian.")
-    elif spectrum is not None:
-        sentence = compare_learning_rate(spectrum, learning_rate)
-        plain(f"{sentence[0].upper()}{sentence[1:]}.")
-    else:
-        plain("The learning rate cannot be judged: no largest eigenvalue was asked for.")
-
-
-def _rescued(error: Any) -> Exception:
-    """Show numbers that could not be saved where they should, and save them elsewhere."""
-    print(as_text(error.analysis, width_of(sys.stderr) or WIDTH), file=sys.stderr)
-    try:
-        place = error.analysis.save(Path(tempfile.mkdtemp(prefix="layerhess-")) / "analysis")
-    except (InputError, OSError):
-        return InputError(error.message, where=error.where, what_to_do="the numbers are above; nothing could be saved")
-    return InputError(error.message, where=error.where, what_to_do=f"nothing is lost: the analysis is in {place}")
-
-
-def _default_folder(factory: str) -> Path:
-    label = re.sub(r"[^\w.-]+", "-", factory.replace(".py:", ":").rpartition("/")[2].replace(":", "-")).strip("-.")
-    return Path("layerhess-results") / time.strftime(f"{label or 'analysis'}-%Y%m%d-%H%M%S")
-
-
-def _use_threads(threads: int | None) -> None:
-    if threads is not None:
-        torch.set_num_threads(threads)

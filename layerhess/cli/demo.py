@@ -1,9 +1,9 @@
 """The demo's model and data: a small residual ReLU network, trained on the spot on real handwritten digits.
 
-Everything here is ordinary PyTorch; the analysis gets only the trained model and the training batches. The network is
-small (about 6,000 parameters), so that training it and analysing all its parameters on the whole training set takes
-a minute or two on two slow cores. It has what real networks have: convolutions, BatchNorm, residual connections,
-a strided stage with a projected shortcut, a linear head.
+Everything here is ordinary PyTorch; the analysis gets only the trained model and the training batches, the plan of its
+bits the test digits too. The network is small (about 6,000 parameters), so that training it and analysing all its
+parameters on the whole training set takes a minute or two on two slow cores. It has what real networks have:
+convolutions, BatchNorm, residual connections, a strided stage with a projected shortcut, a linear head.
 
 The data are the 1,797 digits of 8 x 8 pixels that come with scikit-learn (Alpaydin and Kaynak, 1998, UCI Machine
 Learning Repository: Optical Recognition of Handwritten Digits); nothing is downloaded.
@@ -31,6 +31,7 @@ PEAK_LEARNING_RATE = 0.2
 WEIGHT_DECAY = 2e-3
 TEST_SHARE = 0.2
 SPLIT_SEED = 0
+PLANNED = {"options": (2, 3, 4, 8), "budget": "4bit"}
 ASKED = {"trace": True, "density": Density(probes=4), "coupling": True, "sampling": True}  # beside eigenvalues
 
 
@@ -46,6 +47,7 @@ class DemoProblem:
         test_accuracy: the same for the held-out examples.
         seconds: wall-clock seconds that loading and training took.
         names: for each parameter, by its name in `model.named_parameters()`, what it is in plain words.
+        held_out: the test set, in batches of the same form; None where there is none.
     """
 
     model: nn.Module
@@ -54,6 +56,7 @@ class DemoProblem:
     test_accuracy: float
     seconds: float
     names: dict[str, str]
+    held_out: list[tuple[Tensor, Tensor]] | None = None
 
     @property
     def examples(self) -> int:
@@ -139,8 +142,8 @@ def build(seed: int = 0, report: Callable[[str], None] | None = None) -> DemoPro
         train_accuracy, test_accuracy = _accuracy(model, train_x, train_y), _accuracy(model, test_x, test_y)
     seconds = time.perf_counter() - started
     tell(f"trained in {seconds:.0f} s: {train_accuracy:.1%} of the training and {test_accuracy:.1%} of the test digits")
-    batches = list(zip(torch.split(train_x, ANALYSIS_BATCH), torch.split(train_y, ANALYSIS_BATCH), strict=True))
-    return DemoProblem(model, batches, train_accuracy, test_accuracy, seconds, _names(model))
+    batches, held_out = _batches(train_x, train_y), _batches(test_x, test_y)
+    return DemoProblem(model, batches, train_accuracy, test_accuracy, seconds, _names(model), held_out)
 
 
 def objective(seed: int = 0) -> Objective:
@@ -151,6 +154,11 @@ def objective(seed: int = 0) -> Objective:
     """
     problem = build(seed)
     return Objective(problem.model, problem.batches, nn.CrossEntropyLoss())
+
+
+def _batches(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The examples in order, 512 at a time."""
+    return list(zip(torch.split(x, ANALYSIS_BATCH), torch.split(y, ANALYSIS_BATCH), strict=True))
 
 
 def _quiet(line: str) -> None:

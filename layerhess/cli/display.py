@@ -79,6 +79,13 @@ class Display:
                 description=progress_sentence(snapshot),
             )
 
+    def passes(self, done: float, most: float, what: str) -> None:
+        """Redraw the live line: forward passes so far, how many there will be at most, and for what."""
+        if self._live is not None:
+            self._live.update(
+                self._task, total=most, completed=done, description=f"{what}: {times(done)} of {times(most)} passes"
+            )
+
     def note(self, sentence: str) -> None:
         """Write a note, once."""
         if sentence not in self._said:

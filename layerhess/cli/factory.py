@@ -37,17 +37,7 @@ def load_objective(target: str) -> Objective:
         InputError: the target is malformed or cannot be found, or the factory returns something else.
         UserCodeError: the user's module or factory raised; the sentence has the file and the line.
     """
-    place, colon, name = target.rpartition(":")
-    if not colon or not place or not name or name.startswith(("/", "\\")):
-        raise InputError(
-            f"{target!r} does not say which function to call",
-            where="the first argument of analyze",
-            what_to_do=f"write {FORMS}; layerhess template prints a factory to start from",
-        )
-    is_file = place.endswith(".py") or "/" in place or os.sep in place
-    module = _from_file(place) if is_file else _from_name(place)
-    factory = _attribute(module, name, place)
-    made = _call(factory, target)
+    made, factory, name = _made(target, "the first argument", "; layerhess template prints a factory to start from")
     if not isinstance(made, Objective):
         returned = "None (is a return missing?)" if made is None else f"{_article(type(made).__name__)}"
         raise InputError(
@@ -56,6 +46,50 @@ def load_objective(target: str) -> Objective:
             what_to_do="end it with: return layerhess.Objective(model, data, loss)",
         )
     return made
+
+
+def load_data(target: str, flag: str) -> Any:
+    """Call a factory of data; of an Objective that it returns, the data.
+
+    Raises:
+        InputError: as for :func:`load_objective`; it returned nothing.
+    """
+    made, factory, name = _made(target, flag)
+    if made is None:
+        raise InputError(
+            f"the factory {name} returned None (is a return missing?)",
+            where=_definition(factory) or target,
+            what_to_do="end it with: return data",
+        )
+    return made.data if isinstance(made, Objective) else made
+
+
+def load_function(target: str, flag: str) -> Callable[..., Any]:
+    """Import the module and find the function, without calling it.
+
+    Raises:
+        InputError: the target is malformed or cannot be found. UserCodeError: the user's module raised.
+    """
+    return _found(target, flag)[0]
+
+
+def _made(target: str, where: str, hint: str = "") -> tuple[Any, Callable[[], Any], str]:
+    """What the factory returns, the factory, and its name."""
+    factory, name, place = _found(target, where, hint)
+    _refuse_arguments(factory, name, place)
+    return _call(factory, target), factory, name
+
+
+def _found(target: str, where: str, hint: str = "") -> tuple[Callable[..., Any], str, str]:
+    """The function, its name, and its module as it was given."""
+    place, colon, name = target.rpartition(":")
+    if not colon or not place or not name or name.startswith(("/", "\\")):
+        raise InputError(
+            f"{target!r} does not say which function to call", where=where, what_to_do=f"write {FORMS}{hint}"
+        )
+    is_file = place.endswith(".py") or "/" in place or os.sep in place
+    module = _from_file(place) if is_file else _from_name(place)
+    return _attribute(module, name, place), name, place
 
 
 def _from_file(place: str) -> ModuleType:
@@ -109,7 +143,7 @@ def _from_name(place: str) -> ModuleType:
         raise _blamed(error, f"importing {place}") from error
 
 
-def _attribute(module: ModuleType, name: str, place: str) -> Callable[[], Any]:
+def _attribute(module: ModuleType, name: str, place: str) -> Callable[..., Any]:
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
@@ -130,17 +164,20 @@ def _attribute(module: ModuleType, name: str, place: str) -> Callable[[], Any]:
             where=str(getattr(module, "__file__", place)),
             what_to_do=f"wrap it in a function that returns it: def factory(): return {name}",
         )
+    return found  # type: ignore[no-any-return]
+
+
+def _refuse_arguments(factory: Callable[..., Any], name: str, place: str) -> None:
     try:
-        inspect.signature(found).bind()
+        inspect.signature(factory).bind()
     except TypeError as error:
         raise InputError(
             f"the factory {name} cannot be called without arguments ({error})",
-            where=_definition(found) or place,
+            where=_definition(factory) or place,
             what_to_do="give its parameters defaults, or write a function without parameters that calls it",
         ) from None
     except ValueError:  # no signature: calling it will tell
         pass
-    return found  # type: ignore[no-any-return]
 
 
 def _call(factory: Callable[[], Any], target: str) -> Any:

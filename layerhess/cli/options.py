@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from layerhess.planning.export.export import FORMATS
+from layerhess.results.plan import COUPLINGS, CRITERIA
+
 COMMON = "Options"
 ESTIMATES = "More of each spectrum"
 EXACTNESS = "How exactly, and by which way"
@@ -14,6 +17,8 @@ ROOM = "Memory and time"
 SUBJECT = "Model and data"
 RUNNING = "The run and its errors"
 COST = "Where it would run"
+CHOICES = "What may be done to a layer"
+JUDGED = "How it is judged"
 
 OPERATORS = ("hessian", "gauss_newton", "empirical_fisher", "empirical_fisher:token")
 SCHEMES = ("parameter", "weight", "module", "depth:2")
@@ -180,6 +185,74 @@ Resume = Annotated[
 ]
 Traceback = Annotated[bool, _option("--traceback", group=RUNNING, help="show the traceback of errors in your code")]
 Quiet = Annotated[bool, _option("--quiet", "-q", group=RUNNING, help="nothing on stderr but errors")]
+
+# -- of `plan` ---------------------------------------------------------------------------------------------------------
+
+Bits = Annotated[str, _option(metavar="LIST", help="bits that a layer may get, such as 2,3,4,8; none: no rounding")]
+Budget = Annotated[
+    str,
+    _option(metavar="SIZE", help="4bit (mean of the weights), 3.5MB, or increase=X (the smallest that costs no more)"),
+]
+Sparsity = Annotated[str | None, _option(metavar="LIST", help="also pruning: shares of zeros, 2:4, or both: 0.5,2:4")]
+MetricOf = Annotated[
+    str | None,
+    _option(
+        "--metric", metavar="WHAT", words=("accuracy",),
+        help="accuracy, or mine.py:function of (output, target) or of (model)",
+    ),
+]  # fmt: skip
+HeldOut = Annotated[str | None, _option(metavar="FACTORY", help="mine.py:factory of data that the plan is verified on")]
+Layers = Annotated[str, _option(metavar="SCHEME", group=CHOICES, words=SCHEMES, help="weight, module or depth:K")]
+Granularity = Annotated[
+    str,
+    _option(
+        metavar="HOW", group=CHOICES, words=("channel", "tensor", "group:32"),
+        help="what shares a scale: channel, tensor or group:SIZE",
+    ),
+]  # fmt: skip
+Asymmetric = Annotated[bool, _option("--asymmetric", group=CHOICES, help="with zero points")]
+ScaleOf = Annotated[
+    str,
+    _option(
+        "--scale", metavar="HOW", group=CHOICES, words=("minmax", "mse"), help="minmax, or mse: least squared error"
+    ),
+]  # fmt: skip
+Pin = Annotated[
+    list[str] | None,
+    _option(
+        metavar="NAME=OPTION", group=CHOICES, help="its option: bits, or a sparsity (repeat it; NAME may be a glob)"
+    ),
+]
+Allow = Annotated[
+    list[str] | None, _option(metavar="GLOB=LIST", group=CHOICES, help="only these options for them (repeat it)")
+]
+Tie = Annotated[
+    list[str] | None, _option(metavar="A,B", group=CHOICES, help="layers that take the same option (repeat it)")
+]
+Criterion = Annotated[
+    str,
+    _option(
+        metavar="NAME", group=JUDGED, words=CRITERIA,
+        help="measured; or curvature, gauss_newton, hawq_v2, hawq, fisher",
+    ),
+]  # fmt: skip
+Couplings = Annotated[
+    str, _option(metavar="HOW", group=JUDGED, words=COUPLINGS, help="interactions from outputs, by hessian, or none")
+]
+Verify = Annotated[
+    bool, _option("--verify/--no-verify", group=JUDGED, help="hold it against uniform, HAWQ-V2 and random plans")
+]
+Curvature = Annotated[
+    bool, _option("--curvature/--no-curvature", group=JUDGED, help="show what curvature predicts, beside")
+]
+PlanSeed = Annotated[int, _option("--seed", metavar="N", group=JUDGED, help="of random vectors and random plans")]
+Export = Annotated[
+    list[str] | None,
+    _option(
+        metavar="KIND=FILE", group=RUNNING, words=tuple(f"{kind}=" for kind in FORMATS),
+        help="also for torchao, transformers, gguf or nncf (repeat it)",
+    ),
+]  # fmt: skip
 
 # -- of `estimate` -----------------------------------------------------------------------------------------------------
 

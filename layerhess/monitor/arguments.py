@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from layerhess.errors import InputError
-from layerhess.results.store import NUMBERS
+from layerhess.results.result_folder import ANALYSIS, PLAN
 
 
 def checked_overhead(overhead: Any) -> float | None:
@@ -48,14 +48,15 @@ def usable_folder(path: str | Path) -> Path:
     """The folder for results, made if it is missing.
 
     Raises:
-        InputError: no path; it cannot be made or written; it holds an analysis, whose page would be replaced.
+        InputError: no path; it cannot be made or written; it holds an analysis or a plan, whose page would be replaced.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"out is {path!r}", where="out", what_to_do="give the path of a folder")
     folder = Path(path).expanduser().absolute()
-    if (folder / NUMBERS).exists():
+    held = next((kind for kind in (ANALYSIS, PLAN) if (folder / kind.numbers).exists()), None)
+    if held is not None:
         raise InputError(
-            "the results folder holds an analysis, whose page the monitor would replace",
+            f"the results folder holds {held.article} {held.noun}, whose page the monitor would replace",
             where=str(folder),
             what_to_do="choose another out=",
         )

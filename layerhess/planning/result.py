@@ -9,6 +9,7 @@ from layerhess.planning.export.export import export
 from layerhess.results import plan_file
 from layerhess.results.plan import PlanRecord
 from layerhess.show import plan as drawn
+from layerhess.show.page.failed import page_or_reason
 from layerhess.show.plan.plots import PlanPlots
 from layerhess.show.plan.table import as_text
 
@@ -23,7 +24,7 @@ class Plan(PlanRecord):
 
     def save(self, folder: str | Path) -> Path:
         """Write plan.json, table.csv and report.html into a folder, atomically as a whole."""
-        return plan_file.save(self, folder, drawn.page.as_html)
+        return plan_file.save(self, folder, lambda plan: page_or_reason(lambda: drawn.page.as_html(plan)))
 
     def export(self, kind: str, path: str | Path) -> list[str]:
         """Write the plan for another library: "torchao", "transformers", "gguf" or "nncf".

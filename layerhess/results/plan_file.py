@@ -88,6 +88,11 @@ def load(path: str | Path) -> PlanRecord:
     return plan
 
 
+def replace_report(path: str | Path, page: str) -> Path:
+    """Put another report.html into the folder of a plan: see :func:`result_folder.replace_report`."""
+    return result_folder.replace_report(path, page, PLAN)
+
+
 def is_plan(path: str | Path) -> bool:
     """Whether a folder holds a plan."""
     return result_folder.kind_of(result_folder.absolute(path)) is PLAN

@@ -358,3 +358,4 @@ def test_the_demo_analyses_what_it_trained(here: Path, capsys: Capture, monkeypa
     streams = capsys.readouterr()
     assert "trained" in streams.err and "Everything converged" in streams.out
     assert lh.load(here / "demo-output").converged
+    assert set(lh.load_plan(here / "demo-output" / "plan").choice) == {"weight"}

@@ -31,6 +31,8 @@ def test_the_batches_are_the_whole_training_set(problem: demo.DemoProblem) -> No
     assert images.shape[1:] == (1, 8, 8)
     assert images.min() == -1
     assert images.max() == 1
+    assert problem.held_out is not None
+    assert sum(len(labels) for _, labels in problem.held_out) == 360
     counts = torch.cat([labels for _, labels in problem.batches]).bincount()
     assert counts.min() / counts.max() > 0.9  # stratified: the ten classes are about equally frequent
 
@@ -80,3 +82,14 @@ def test_the_whole_demo_converges_and_writes_a_report(
         assert block.top[0] - block.top[1] <= full_top + bound
         assert block.bottom[0] + block.bottom[1] >= 0
     assert full_bottom + bottom_bound < 0
+
+    plan = lh.load_plan(tmp_path / "result" / "plan")
+    large = [name for name, weight in problem.model.named_parameters() if weight.ndim >= 2]
+    assert list(plan.choice) == large and len(large) == 7
+    assert plan.mean_bits <= 4.0
+    assert plan.metric_float is not None
+    assert plan.metric_float.value == pytest.approx(problem.test_accuracy, abs=1e-9), "on the test digits"
+    page = (tmp_path / "result" / "report.html").read_text()
+    assert "Plan: which layer gets how many bits" in page
+    assert main(["report", "result"]) == 0
+    assert (tmp_path / "result" / "report.html").read_text() == page

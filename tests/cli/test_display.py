@@ -36,6 +36,16 @@ def test_a_terminal_sees_live_progress() -> None:
     assert text.count("note with [markup]") == 1
 
 
+def test_a_plans_passes_are_counted_in_the_live_line() -> None:
+    with Display(console=console(True)) as display:
+        display.passes(12.0, 84.0, "each layer with each option")
+        display._live.refresh()  # type: ignore[union-attr]
+    assert "each layer with each option: 12 of 84 passes" in written(display)
+    with Display(console=console(False)) as display:
+        display.passes(12.0, 84.0, "x")
+    assert written(display) == ""
+
+
 def test_elsewhere_only_the_forecast_and_the_notes_are_written() -> None:
     with Display(console=console(False)) as display:
         display.forecast(FORECAST)

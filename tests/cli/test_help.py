@@ -14,7 +14,22 @@ import pytest
 from commands import ENVIRONMENT, Capture, quick_report, workplace
 from layerhess.cli import app, main, options
 
-COMMANDS = ("analyze", "estimate", "compare", "report", "demo", "doctor", "template")
+COMMANDS = ("analyze", "estimate", "plan", "compare", "report", "demo", "doctor", "template")
+
+
+HERE = {  # what the examples of `plan` name, and what there is in the tests' folder
+    "'layers.*'": "'2.*'",
+    "head.weight": "0.weight",
+    "q.weight,k": "0.weight,2",
+    "accuracy": "mine.py:score",
+    "mine.py:test": "mine.py:make",
+    "3.5MB": "40B",
+    "2MB": "1kB",
+    "group:32": "tensor",
+    "4bit": "8bit --no-curvature",
+    "5bit": "8bit",
+    "torchao=torchao.json": "nncf=nncf.json",  # the model there is one of float64
+}
 
 
 def told(capsys: Capture, *arguments: str) -> str:
@@ -64,6 +79,19 @@ def test_the_common_ten_come_first_and_every_option_has_its_group(capsys: Captur
     assert set(groups(told(capsys, "estimate"))) == {*found, options.COST}
 
 
+def test_a_plan_is_asked_for_by_ten_common_options_and_the_others_in_groups(capsys: Capture) -> None:
+    found = groups(told(capsys, "plan"))
+    assert found["Options"] == [
+        "--bits", "--budget", "--sparsity", "--metric", "--held-out", "--examples", "--device", "--out", "--json",
+        "--help",
+    ]  # fmt: skip
+    assert list(found) == [
+        "Options", options.CHOICES, options.JUDGED, options.ROOM, options.SUBJECT, options.RUNNING,
+    ]  # fmt: skip
+    flags = {flag for group in found.values() for flag in group}
+    assert len(flags) == len(inspect.signature(app.plan).parameters)  # --help for FACTORY
+
+
 def test_a_default_is_not_divided_between_lines(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     text = told(capsys, "analyze")
@@ -91,6 +119,10 @@ def test_the_examples_are_commands_that_run(tmp_path: Path, monkeypatch: pytest.
                 line = line.replace("--blocks head='head.*' --blocks body='layers.*'", made["head"])
                 line = line.replace("package.module", "package.inner").split(" | ")[0].replace("--top 5", "--top 2")
                 assert main(shlex.split(line)[1:]) == 0, line
+        for line in app.EXAMPLES["plan"].strip().splitlines():
+            for shown, here in HERE.items():
+                line = line.replace(shown, here)
+            assert main(shlex.split(line)[1:]) == 0, line
     for line in app.EXAMPLES[""].strip().splitlines():
         assert line.split()[1] in COMMANDS
 
@@ -112,6 +144,7 @@ def test_a_shell_completes_commands_options_and_values(capsys: Capture, monkeypa
     assert completed("layerhess analyze --trace") == ["--trace", "--trace-tol", "--trace-method", "--traceback"]
     assert completed("layerhess analyze mine.py:make --operator g") == ["gauss_newton"]
     assert completed("layerhess analyze mine.py:make --path fa") == ["factors"]
+    assert completed("layerhess plan mine.py:make --couplings h") == ["hessian"]
     assert "doctor" in " ".join(completed("layerhess do", "zsh"))
 
 

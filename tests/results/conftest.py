@@ -13,7 +13,7 @@ import fabricated
 def quick_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time of a save; only the tests about the report draw it."""
     if "report" not in request.node.name:
-        monkeypatch.setattr("layerhess.show.report.as_html", lambda analysis: "<p>a report</p>")
+        monkeypatch.setattr("layerhess.show.report.as_html", lambda analysis, plan=None: "<p>a report</p>")
 
 
 @pytest.fixture

@@ -115,6 +115,14 @@ def test_a_plan_is_replaced_as_a_whole_and_other_files_are_kept(tmp_path: Path) 
     assert (folder / "mine.txt").read_text() == "kept"
 
 
+def test_the_page_alone_can_be_replaced(tmp_path: Path) -> None:
+    made = plans_by_hand.plan(random=1)
+    folder = plan_file.save(made, tmp_path / "plan", page)
+    assert plan_file.is_plan(folder) and not plan_file.is_plan(tmp_path)
+    assert plan_file.replace_report(folder, "<p>another</p>").read_text() == "<p>another</p>"
+    assert same(plan_file.load(folder), made)
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 

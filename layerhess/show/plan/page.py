@@ -47,6 +47,7 @@ def as_html(plan: PlanRecord) -> str:
         triangle=charts.signed_triangle(plan),
         pairs=[(pair, words.increase(pair.share), _part(plan, pair.share)) for pair in words.pairs(plan)],
         told_pairs=words.told_pairs(plan),
+        verdict=words.verdict(plan),
         between=words.between_layers(plan),
         cost=words.cost(plan),
         meaning=MEANING,
@@ -110,7 +111,7 @@ def _better(plan: PlanRecord) -> Answer:
     question = "Is it better than the simple ways?"
     other = words.uniform(plan)
     score = None if other is None else other.against_plan
-    said = [plain(plan.verdict)] if plan.verdict else []
+    said = [words.verdict(plan)] if plan.verdict else []
     if other is None or score is None or math.isnan(score.value):
         return Answer("better", question, "Not verified", PLAIN, said)
     word = words.against(plan, other)

@@ -60,7 +60,7 @@ def answers(plan: PlanRecord) -> list[str]:
         words.between_layers(plan),
         words.search(plan),
         metric_sentence(plan),
-        plain(plan.verdict),
+        words.verdict(plan),
     ]
     return [sentence for sentence in said if sentence]
 
@@ -108,7 +108,7 @@ def plan_cells(plan: PlanRecord, one: MeasuredPlan) -> dict[str, str]:
         return dict.fromkeys(PLAN_COLUMNS, "-") | {"plan": plain(one.name), "against it": plain(one.failed)}
     held = "-" if one.held_out is None else words.increase(one.held_out.value, one.held_out.error)
     return {
-        "plan": plain(one.name) + ("" if one.fits else ", too large"),
+        "plan": plain(one.name) + ("" if one.fits else ", over budget"),
         "bits": number(one.mean_bits, 3),
         "size": words.megabytes(one.size_bytes),
         "loss increase": words.increase(one.measured, one.measured_error),

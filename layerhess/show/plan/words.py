@@ -57,10 +57,9 @@ def chosen_rows(plan: PlanRecord) -> dict[str, PlanRow | None]:
 
 def own(plan: PlanRecord) -> MeasuredPlan:
     """The plan among what was measured, with its held-out scores where it has them."""
-    named = [*plan.baselines.items(), *plan.candidates.items()]
-    for name, found in named:
-        if name in (PLAN, plan.found_by) and dict(found.choice) == dict(plan.choice):
-            return found
+    everything = [*plan.baselines.values(), *plan.candidates.values(), *plan.frontier]
+    same = [one for one in everything if dict(one.choice) == dict(plan.choice)]
+    held = next((one.held_out for one in same if one.held_out is not None), None)
     return MeasuredPlan(
         name=PLAN,
         choice=plan.choice,
@@ -70,6 +69,7 @@ def own(plan: PlanRecord) -> MeasuredPlan:
         predicted_block=plan.predicted_block,
         mean_bits=plan.mean_bits,
         size_bytes=plan.size_bytes,
+        held_out=held,
         metric=plan.metric,
     )
 
@@ -92,9 +92,18 @@ def measured_plans(plan: PlanRecord) -> list[MeasuredPlan]:
 
 
 def uniform(plan: PlanRecord) -> MeasuredPlan | None:
-    """The uniform plan with the most bits that meets the budget: what most people would do."""
-    fitting = [one for one in held_against(plan) if one.name.startswith("uniform") and one.fits and not one.failed]
-    return max(fitting, key=lambda one: one.mean_bits, default=None)
+    """The uniform plan it is held against: the largest that meets the budget; if none does, the one nearest in size."""
+    known = [one for one in held_against(plan) if one.name.startswith("uniform") and not one.failed]
+    fitting = [one for one in known if one.fits]
+    if fitting:
+        return max(fitting, key=lambda one: (one.size_bytes, -one.measured))
+    return min(known, key=lambda one: abs(one.size_bytes - plan.size_bytes), default=None)
+
+
+def verdict(plan: PlanRecord) -> str:
+    """The verdict as a sentence."""
+    said = plain(plan.verdict).rstrip(".")
+    return f"{said[0].upper()}{said[1:]}." if said else ""
 
 
 def tally(plan: PlanRecord) -> str:

@@ -89,6 +89,10 @@ def test_the_uniform_plan_it_is_held_against_is_the_largest_that_fits() -> None:
     found = words.uniform(plans_by_hand.plan())
     assert found is not None and found.name == "uniform w4"
     assert words.uniform(plans_by_hand.undone()) is None
+    made = plans_by_hand.plan()
+    none_fits = {name: dataclasses.replace(one, fits=False) for name, one in made.baselines.items()}
+    nearest = words.uniform(dataclasses.replace(made, baselines=none_fits, size_bytes=5000.0))
+    assert nearest is not None and nearest.name == "uniform w8"
 
 
 def test_what_it_took_is_counted_apart() -> None:
