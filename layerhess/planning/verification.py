@@ -98,7 +98,7 @@ def verified(
     found.candidates = {name: whole(name, plan) for name, plan in candidates.items()}
     found.random = tuple(whole(name, plan) for name, plan in named.items() if name.startswith("random"))
     found.frontier = _frontier(planner, chosen)
-    found.verdict = _verdict(found, held_out is not None) if verify else ""
+    found.verdict = _verdict(planner, found, held_out is not None) if verify else ""
     return found
 
 
@@ -141,34 +141,46 @@ def _frontier(planner: Planner, chosen: Plan) -> tuple[MeasuredPlan, ...]:
     )
 
 
-def reference(baselines: Mapping[str, MeasuredPlan], plan: MeasuredPlan) -> MeasuredPlan | None:
-    """The uniform plan to compare with: the largest one that fits; if none does, the one of the nearest size."""
+def reference(
+    baselines: Mapping[str, MeasuredPlan], plan: MeasuredPlan, *, smallest: bool = False
+) -> MeasuredPlan | None:
+    """The uniform plan to compare with: the largest that fits (the smallest, under a cap), else the nearest in size."""
     uniform = [one for name, one in baselines.items() if name.startswith("uniform") and not one.failed]
     fitting = [one for one in uniform if one.fits]
+    if fitting and smallest:
+        return min(fitting, key=lambda one: (one.size_bytes, one.measured))
     if fitting:
         return max(fitting, key=lambda one: (one.size_bytes, -one.measured))
     return min(uniform, key=lambda one: abs(one.size_bytes - plan.size_bytes), default=None)
 
 
-def _verdict(found: Verified, held_out: bool) -> str:
+def _verdict(planner: Planner, found: Verified, held_out: bool) -> str:
     """In words, whether the plan is better than uniform bits on the data it is judged on."""
-    other = reference(found.baselines, found.plan)
+    plan, cap = found.plan, planner.budget.increase
+    other = reference(found.baselines, plan, smallest=cap is not None)
     if other is None or other.against_plan is None:
         return ""
+    criterion = planner.question.criterion
+    if other.choice == plan.choice:
+        nothing = ": nothing better was found within the budget" if criterion == "measured" else ""
+        return f"the plan is {other.name}{nothing}"
+    if cap is not None:
+        share = 1.0 - plan.size_bytes / other.size_bytes
+        keeps = "the smallest uniform plan within the cap" if other.fits else "which does not keep the cap"
+        return f"the plan is {abs(share):.1%} {'smaller' if share >= 0.0 else 'LARGER'} than {other.name}, {keeps}"
     where = "on held-out data" if held_out else "on the data it was chosen on"
     apart = other.against_plan
-    if other.choice == found.plan.choice:
-        return f"the plan is {other.name}: nothing better was found within the budget"
-    size = (
-        "" if other.fits else f", which has {other.mean_bits:.3g} bits a weight instead of {found.plan.mean_bits:.3g}"
-    )
-    if math.isnan(apart.error) or not math.isfinite(apart.value):
-        return f"the plan's loss is lower than that of {other.name}{size} by {number(apart.value)} {where}"
+    size = "" if other.fits else f", which has {other.mean_bits:.3g} bits a weight instead of {plan.mean_bits:.3g},"
+    if not math.isfinite(apart.value):
+        return f"the loss of {other.name} is not finite {where}, the plan's is"
+    better = "better" if apart.value > 0.0 else "WORSE"
+    if math.isnan(apart.error):
+        by = f"{number(abs(apart.value))} of loss {where}, with no error known"
+        return f"the plan is {better} than {other.name}{size} by {by}"
     if abs(apart.value) <= SURE * apart.error:
         return (
             f"the plan and {other.name}{size} are not distinguishable {where} "
             f"(difference {number(apart.value)} +- {number(apart.error, 2)})"
         )
-    better = "better" if apart.value > 0.0 else "WORSE"
     by = f"{number(abs(apart.value))} +- {number(apart.error, 2)} of loss"
     return f"the plan is {better} than {other.name}{size} by {by} {where}"
