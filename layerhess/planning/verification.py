@@ -180,7 +180,7 @@ def _verdict(planner: Planner, found: Verified, held_out: bool) -> str:
     if abs(apart.value) <= SURE * apart.error:
         return (
             f"the plan and {other.name}{size} are not distinguishable {where} "
-            f"(difference {number(apart.value)} +- {number(apart.error, 2)})"
+            f"(difference {number(apart.value)} ± {number(apart.error, 2)})"
         )
-    by = f"{number(abs(apart.value))} +- {number(apart.error, 2)} of loss"
+    by = f"{number(abs(apart.value))} ± {number(apart.error, 2)} of loss"
     return f"the plan is {better} than {other.name}{size} by {by} {where}"
