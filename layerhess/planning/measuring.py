@@ -151,6 +151,7 @@ class Meter:
         if coarse and not was:  # the output does not explain the loss: by batch then
             self.reader.coarse = True
             return self._float_model()
+        self.reader.settled = True
         made.losses, made.counts = _joined(totals.listed(LOSS)), _joined(totals.listed(COUNT))
         return made
 
