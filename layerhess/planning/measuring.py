@@ -184,7 +184,7 @@ class Meter:
             One for each choice. One whose loss is NaN or infinite says why.
 
         Raises:
-            InputError: the data changed; weights that cannot be made. Exceptions of the model, data and loss come through.
+            InputError: the data changed; weights that cannot be made. Exceptions of model, data and loss come through.
         """
         names = [name for name in self.objective.parameters if any(name in choice for choice in choices)]
         weights = {name: self.objective.parameters[name] for name in names}

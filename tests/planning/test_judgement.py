@@ -163,7 +163,9 @@ def test_couplings_are_gauss_newton_forms_of_the_changes(name: str) -> None:
         found = judgement.couplings()
     parameters = {name: value.detach() for name, value in model.named_parameters()}
     names = weights(model)
-    jacobian = jacrev(lambda own: functional_call(model, {**parameters, **own}, (X,)))({n: parameters[n] for n in names})
+    jacobian = jacrev(lambda own: functional_call(model, {**parameters, **own}, (X,)))(
+        {n: parameters[n] for n in names}
+    )
     moved = []
     for own in names:
         for option in options:
@@ -190,7 +192,9 @@ def test_couplings_are_the_second_differences_of_the_loss_at_the_sum() -> None:
     choices = every(3)
     together = judgement.increase(choices) - increases[np.arange(3), choices].sum(1)
     assert np.abs(together).max() > 1e-8
-    np.testing.assert_allclose(quadratic(couplings, choices, 2), together, rtol=2e-2, atol=1e-2 * np.abs(together).max())
+    np.testing.assert_allclose(
+        quadratic(couplings, choices, 2), together, rtol=2e-2, atol=1e-2 * np.abs(together).max()
+    )
 
 
 def test_the_quadratic_sums_each_pair_once() -> None:

@@ -82,7 +82,9 @@ def test_a_shared_weight_is_planned_once_under_both_names() -> None:
 
 
 def test_globs_allow_pin_and_tie() -> None:
-    layers = made(allowed={"blocks.*": [2], "*": [2, 4]}, pinned={"head*": 8}, tied=[["stem.weight", "blocks.?.weight"]])
+    layers = made(
+        allowed={"blocks.*": [2], "*": [2, 4]}, pinned={"head*": 8}, tied=[["stem.weight", "blocks.?.weight"]]
+    )
     assert usable(layers) == {
         "stem.weight": ["w2", "w4"], "blocks.0.weight": ["w2"], "blocks.1.weight": ["w2"], "head.weight": ["w8"],
     }  # fmt: skip

@@ -183,11 +183,10 @@ def test_batch_norm_in_training_is_measured_with_its_own_batches_and_comes_back(
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)).train()
     made = lh.Objective(model, (X, Y), CE)
-    with untouched(model):
-        with made.session():
-            meter = Meter(made)
-            meter.refuse_random()
-            score = meter.increase(meter.measure(CHOICES[:1])[0])
+    with untouched(model), made.session():
+        meter = Meter(made)
+        meter.refuse_random()
+        score = meter.increase(meter.measure(CHOICES[:1])[0])
     apart = losses(with_choice(model, CHOICES[0])) - losses(copy.deepcopy(model))
     assert score.value == pytest.approx(apart.sum() / 15, rel=1e-5)
 
@@ -195,7 +194,11 @@ def test_batch_norm_in_training_is_measured_with_its_own_batches_and_comes_back(
 def test_active_dropout_is_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 3)).train()
     made = lh.Objective(model, (X, Y), CE)
-    with untouched(model), pytest.raises(CheckError, match="another when it is computed again") as caught, made.session():
+    with (
+        untouched(model),
+        pytest.raises(CheckError, match="another when it is computed again") as caught,
+        made.session(),
+    ):
         Meter(made).refuse_random()
     assert "Dropout" in str(caught.value) or "1" in caught.value.where
     off = lh.Objective(model, (X, Y), CE, mode="eval")
