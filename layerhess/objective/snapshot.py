@@ -83,7 +83,8 @@ def kept_values(parameters: Iterable[Tensor], values: Iterable[Tensor] | None = 
         yield values
     finally:
         with uninterrupted(), torch.no_grad():
-            torch._foreach_copy_(tensors, values)  # as torch's optimisers: one call for all of them
+            if tensors:
+                torch._foreach_copy_(tensors, values)  # as torch's optimisers: one call for all of them
 
 
 @contextmanager

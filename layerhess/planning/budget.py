@@ -15,6 +15,7 @@ from layerhess.curvature.device import UNITS
 from layerhess.errors import InputError
 from layerhess.linalg.estimates import Floats
 from layerhess.planning.layers import Layers
+from layerhess.results.options import option_of
 
 KEYS = ("bits", "bytes", "latency", "bops", "increase")
 SPELLED = (
@@ -162,15 +163,16 @@ def _latencies(table: Mapping[str, Any], layers: Layers) -> Floats:
     rows = []
     for weight, entry in zip(layers.weights, _entries(table, layers, "latency"), strict=True):
         by_option = entry
-        if isinstance(entry, Mapping):
-            by_option = [entry.get(option, entry.get(option.name)) for option in layers.options]
+        if isinstance(entry, Mapping):  # by option, by its name, or by the number of bits that stands for it
+            known = {option_of(key).name if isinstance(key, int) else str(key): value for key, value in entry.items()}
+            by_option = [known[option.name] for option in layers.options if option.name in known]
         try:
             row = np.asarray(by_option, dtype=np.float64)
         except (TypeError, ValueError):
             row = np.zeros(0)
         if row.shape != (len(layers.options),):
             raise InputError(
-                f"the latencies of {weight.name!r} are {by_option!r}",
+                f"the latencies of {weight.name!r} are {entry!r}",
                 where="budget",
                 what_to_do=f"give one number for each of {', '.join(option.name for option in layers.options)}",
             )

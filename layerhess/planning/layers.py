@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from layerhess.errors import InputError
 from layerhess.linalg.numbers import counted
@@ -110,11 +110,10 @@ def layers_of(
     for block in divided.blocks:
         inside = tuple(by_name[n] for n in block.parameters if n in by_name)
         groups += [inside] if len(inside) > 1 else []
-    left_out = [n for n in objective.frozen if "." in n or n]
+    left_out = list(objective.frozen)
+    stay = "stays as it is" if len(left_out) == 1 else "stay as they are"
     notes = (
-        (f"{counted(len(left_out), 'frozen parameter')} stay as they are ({', '.join(left_out[:SHOWN])})",)
-        if left_out
-        else ()
+        (f"{counted(len(left_out), 'frozen parameter')} {stay} ({', '.join(left_out[:SHOWN])})",) if left_out else ()
     )
     return Layers(
         weights,
@@ -160,13 +159,14 @@ def _refuse_quantised(objective: Objective) -> None:
         for own, value in [*module._parameters.items(), *module._buffers.items()]:
             if isinstance(value, Tensor) and _is_quantised(value):
                 raise _quantised(f"{name}.{own}".lstrip("."), value)
-        for own in ("weight", "_packed_params"):
-            value = module.__dict__.get(own)
-            if isinstance(value, Tensor) and _is_quantised(value):
-                raise _quantised(f"{name}.{own}".lstrip("."), value)
+        packed = getattr(module, "weight", None)  # of torch.ao's layers a method, or a plain tensor
+        packed = packed() if callable(packed) and hasattr(module, "_packed_params") else packed
+        if isinstance(packed, Tensor) and _is_quantised(packed):
+            raise _quantised(f"{name}.weight".lstrip("."), packed)
+    weights = dict(objective.model.named_parameters(remove_duplicate=False))
     for name in objective.frozen:
-        weight = dict(objective.model.named_parameters(remove_duplicate=False)).get(name)
-        if isinstance(weight, nn.Parameter) and weight.ndim >= 2 and not weight.is_floating_point():
+        weight = weights.get(name)
+        if weight is not None and weight.ndim >= 2 and not weight.is_complex() and weight.dtype not in DTYPES:
             raise _quantised(name, weight)
 
 

@@ -53,8 +53,8 @@ class FloatModel:
     Attributes:
         losses, counts: (units,) of all data. outputs, judges, rows, targets: of each batch of this process: the kept
             rows of the output, the loss as a function of them, which rows these are (None: all), and the judge of all.
-            None where the loss is no known function of one output, or where outputs do not fit. share: of all rows
-            that is kept.
+            None where the loss is no known function of one output, or where outputs do not fit. own_counts: of each of
+            these batches. share: of all rows that is kept.
     """
 
     losses: Floats
@@ -63,6 +63,7 @@ class FloatModel:
     judges: list[Judge | None] = field(default_factory=list)
     rows: list[Tensor | None] = field(default_factory=list)
     targets: list[Judge | None] = field(default_factory=list)
+    own_counts: list[Tensor] = field(default_factory=list)
     share: float = 1.0
 
     @property
@@ -151,6 +152,7 @@ class Meter:
         if coarse and not was:  # the output does not explain the loss: by batch then
             self.reader.coarse = True
             return self._float_model()
+        self.reader.settled = True
         made.losses, made.counts = _joined(totals.listed(LOSS)), _joined(totals.listed(COUNT))
         return made
 
@@ -158,6 +160,7 @@ class Meter:
         """Keep a batch's output, or a random sample of its rows where all would not fit."""
         output, judge = reading.output, reading.judge
         made.targets.append(judge)
+        made.own_counts.append(reading.counts)
         rows = None
         if output is not None:
             width = 8 if output.dtype == torch.float64 else 4
@@ -178,10 +181,10 @@ class Meter:
             outputs: keep the changes of the outputs, where those of the float model are kept.
 
         Returns:
-            One for each choice. One whose loss is NaN or infinite, or whose weights cannot be made, says why.
+            One for each choice. One whose loss is NaN or infinite says why.
 
         Raises:
-            InputError: the data changed. Exceptions of the model, data and loss come through.
+            InputError: the data changed; weights that cannot be made. Exceptions of model, data and loss come through.
         """
         names = [name for name in self.objective.parameters if any(name in choice for choice in choices)]
         weights = {name: self.objective.parameters[name] for name in names}
@@ -249,8 +252,10 @@ class Meter:
             totals.append((OUTPUT, number), self.float_model.change(place, reading.output))
 
     def _refuse_other(self, place: int, reading: Reading) -> None:
-        judge = self.float_model.targets[place] if place < self._batches else None
-        if place >= self._batches or (
+        if place >= self._batches:
+            raise self._changed_data(f"it has more than {self._batches} batches now")
+        judge, counts = self.float_model.targets[place], self.float_model.own_counts[place]
+        if not torch.equal(reading.counts, counts) or (
             judge is not None and reading.judge is not None and not reading.judge.same_as(judge)
         ):
             raise self._changed_data(f"the targets of batch {place} are others")

@@ -14,12 +14,14 @@ from layerhess.analysis.identity import Content
 from layerhess.checks.survey import survey
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.device import budget as memory_budget
+from layerhess.curvature.record_file import digest_of
 from layerhess.errors import InputError, add_note, checked_integer
 from layerhess.objective.blocks import Scheme, partition
 from layerhess.objective.group import world
 from layerhess.objective.interrupts import STOPS, deferred_interrupts
 from layerhess.objective.objective import Objective
 from layerhess.objective.shares import same_question
+from layerhess.planning.applied import changed
 from layerhess.planning.budget import Budget, budget_of
 from layerhess.planning.layers import Layers, layers_of
 from layerhess.planning.measuring import fixed
@@ -29,7 +31,7 @@ from layerhess.planning.result import Plan
 from layerhess.planning.rows_file import RowsFile
 from layerhess.planning.verification import Verified, verified
 from layerhess.results import result_folder, store
-from layerhess.results.options import as_json
+from layerhess.results.options import Function, as_json
 from layerhess.results.plan import COUPLINGS, CRITERIA, ForwardCounts
 
 Told = Callable[[float, float, str], None]
@@ -172,7 +174,8 @@ class _Run:
         versions = identity.versions()
         divided = partition(self.objective.model, self.objective.parameters, self.objective.frozen, "parameter")
         known = identity.of_call(self.objective, divided, self.settings, versions) | {
-            "data": identity.of_data(surveyed, content.with_others(self.objective.group))
+            "data": identity.of_data(surveyed, content.with_others(self.objective.group)),
+            "planned": {"the digest of the weights' options": _digest(self.objective, self.layers)},
         }
         path = None if self.folder is None else store.journal_path(self.folder)
         rows = RowsFile(path, self.objective, known, resume=self.resume)
@@ -269,6 +272,17 @@ class _Run:
             ),
             settings={**self.settings, "versions": dict(versions)},
         )
+
+
+def _digest(objective: Objective, layers: Layers) -> str:
+    """Of what every weight may become: of options by name, of a user's function by what it makes."""
+    parts: list[Any] = []
+    for weight, row in zip(layers.weights, layers.why_not, strict=True):
+        for option, why in zip(layers.options, row, strict=True):
+            own = objective.parameters[weight.name]
+            made = changed(option, own, weight.name) if isinstance(option, Function) and not why else option.name
+            parts += [weight.name, why, made]
+    return digest_of(parts)
 
 
 def _held_out(objective: Objective, held_out: Any) -> Objective:

@@ -82,6 +82,8 @@ class Planner:
         self.meter = Meter(objective, room=room, told=lambda forwards: told(forwards, self._what))
         self.meter.refuse_random()
         self._outputs = self._outputs_kept()
+        kept = None if self._outputs is None else [len(output) for _, output in self._outputs]
+        rows.pair(self.meter.float_model.losses, kept)
         measure = question.criterion == "measured" or self._outputs is not None
         self.table = self._table(measure)
         self.search = Search(layers, self.table, budget, question.seed)
@@ -95,8 +97,8 @@ class Planner:
 
     @property
     def room(self) -> float:
-        """Forward passes that are left."""
-        return ROOM * self.table.measured.size - self.meter.forwards
+        """Forward passes that are left; those of an earlier run that this one goes on with are spent."""
+        return round(ROOM * self.table.measured.size - self.meter.forwards - self.rows.spared, 6)
 
     # -- the table ----------------------------------------------------------------------------------------------------
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from layerhess.errors import CheckError
 from layerhess.objective import batches
 from layerhess.objective.criteria import Criterion, Pair
 from layerhess.objective.evaluation import Evaluation, gradients_on
@@ -22,6 +23,7 @@ AT_ONCE = 1 << 24  # numbers of an output that are taken to float64 together
 GROUPS = 32  # of examples, where a loss of its own for every example would take one call each
 SAME_LOSS = {torch.float64: 1e-6, torch.float32: 1e-4}  # relative; other dtypes: SAME_LOSS_HALF
 SAME_LOSS_HALF = 0.05
+ROUNDINGS = 2.0  # of the largest output, by which one loss may be off beside that
 
 
 class Judge(Protocol):
@@ -46,7 +48,7 @@ class Judge(Protocol):
         """(units,) sums of KL(output || other) over predictions, and their number; None where there are none."""
 
     def same_as(self, other: Judge) -> bool:
-        """Whether both are of the same targets."""
+        """Whether both are of the same targets, as far as that is known."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,13 @@ class Reader:
 
     Attributes:
         coarse: losses are known by batch only. A reader becomes so where the losses it made of an output do not add up
-            to the loss itself; what was read before is then to be read again.
+            to the loss itself; what was read before is then to be read again. settled: what was read stays as it is: no
+            batch may make the reader coarse any more.
     """
 
     def __init__(self, evaluation: Evaluation) -> None:
         self.evaluation = evaluation
-        self.coarse = False
+        self.coarse = self.settled = False
         self._form = ""  # of a model's own loss, once known
         self._exact: dict[torch.device, Criterion] = {}
 
@@ -84,10 +87,21 @@ class Reader:
         """One forward pass (in session).
 
         Raises:
-            Exception: whatever the model or the loss raise.
+            CheckError: settled, and the losses of this output do not add up to the loss. Whatever the model or the loss
+                raise.
         """
         made: Reading = _read(self, model, batch)
         return made
+
+    def unexplained(self) -> None:
+        """The output does not explain a loss."""
+        if self.settled:
+            raise CheckError(
+                "the loss is a function of the model's output before the weights are changed, and no longer afterwards",
+                where="loss",
+                what_to_do="give lh.batch_loss(fn) with fn(model, batch) -> (loss_sum, count)",
+            )
+        self.coarse = True
 
     def criterion(self, criterion: Criterion, device: torch.device) -> Criterion:
         """The same in float64."""
@@ -124,9 +138,12 @@ class Reader:
             rows, target = z.reshape(-1, z.shape[-1]), y.reshape(-1)
             judge = CriterionJudge(_CROSS_ENTROPY, rows.shape, target, units=len(labels))
             losses = judge.losses(rows[None])[0]
-            if _same(float(losses.sum()), loss, logits.dtype) and float(judge.counts.sum()) == count:
+            reading = Reading(losses, judge.counts, rows, judge)
+            if self._form and not math.isfinite(loss):
+                return reading
+            if _explains(reading, loss, logits.dtype) and float(judge.counts.sum()) == count:
                 self._form = form
-                return Reading(losses, judge.counts, rows, judge)
+                return reading
         return None
 
 
@@ -150,15 +167,17 @@ def _read(reader: Reader, model: nn.Module, batch: Any) -> Reading:
     elif isinstance(evaluation, ModelLoss) and batches.is_mapping(batch):
         loss, count, result = evaluation.with_result(model, batch)
         found = reader.of_model(result, batch.get("labels"), float(loss), count)
-        reader.coarse = reader.coarse or (found is None and count > 0.0)
+        if found is None and count > 0.0:
+            reader.unexplained()
     else:
         loss, count = evaluation(model, batch)
     value = float(loss.detach().double())
     if found is None:
         return _whole((loss, count))
-    dtype = loss.dtype
-    if not _same(float(found.losses.sum()), value, dtype) or not _same(float(found.counts.sum()), count, torch.float64):
-        reader.coarse = reader.coarse or value == value  # NaN of a bad option says nothing about the reader
+    if not math.isfinite(value):  # so it is in the model's dtype; it says nothing about the reader
+        return replace(found, losses=torch.full_like(found.losses, value))
+    if not _explains(found, value, loss.dtype) or not _same(float(found.counts.sum()), count):
+        reader.unexplained()
     return found
 
 
@@ -177,9 +196,20 @@ def _by_example(found: Reading, examples: int | None) -> Reading:
     return found
 
 
-def _same(value: float, other: float, dtype: torch.dtype) -> bool:
-    tolerance = SAME_LOSS.get(dtype, SAME_LOSS_HALF)
-    return abs(value - other) <= tolerance * max(abs(value), abs(other)) + 1e-30
+def _explains(found: Reading, loss: float, dtype: torch.dtype) -> bool:
+    """Whether the losses add up to the loss that was computed in this dtype.
+
+    A loss of a sure prediction is a difference of large outputs, so it is rounded as they are.
+    """
+    assert found.output is not None
+    output = found.output.detach()
+    losses = output.numel() / (output.shape[1] if getattr(found.judge, "has_classes", False) else 1)
+    rounding = ROUNDINGS * torch.finfo(output.dtype).eps * float(output.abs().max()) * losses if output.numel() else 0.0
+    return _same(float(found.losses.sum()), loss, SAME_LOSS.get(dtype, SAME_LOSS_HALF), rounding)
+
+
+def _same(value: float, other: float, tolerance: float = SAME_LOSS[torch.float64], rounding: float = 0.0) -> bool:
+    return abs(value - other) <= tolerance * max(abs(value), abs(other)) + rounding + 1e-30
 
 
 class CriterionJudge:
@@ -199,9 +229,10 @@ class CriterionJudge:
         units: int | None = None,
     ) -> None:
         self.criterion, self.target, self._shape = criterion, target, shape
-        self.aligned = target.ndim > 0 and len(target) == shape[0]
+        self.has_classes = criterion.has_classes
+        self._indices = self.has_classes and not target.is_floating_point()
+        self.aligned = _is_aligned(criterion, shape, target)
         self._units = units or (shape[0] if self.aligned else 1)
-        self._indices = criterion.has_classes and not target.is_floating_point()
         kept = self._kept()
         share = kept.reshape(self._units, -1).sum(1)
         self._predictions = share
@@ -290,6 +321,16 @@ class CriterionJudge:
         return isinstance(other, CriterionJudge) and torch.equal(self.target, other.target)
 
 
+def _is_aligned(criterion: Criterion, shape: torch.Size, target: Tensor) -> bool:
+    """Whether every row of the output has a row of the target, and weights of the criterion are none of rows."""
+    indices = not target.is_floating_point() and (criterion.has_classes or type(criterion.loss) is nn.MultiMarginLoss)
+    fewer = indices and target.ndim == len(shape) - 1
+    if target.ndim == 0 or len(target) != shape[0] or not (target.ndim == len(shape) or fewer):
+        return False
+    own = [getattr(criterion.loss, name, None) for name in ("weight", "pos_weight")]
+    return all(w is None or w.ndim < len(shape) or len(w) == 1 for w in own)
+
+
 def _divergence(z: Tensor, w: Tensor, classes: bool) -> Tensor:
     if classes:
         p, q = F.log_softmax(z, 1), F.log_softmax(w, 1)
@@ -337,8 +378,8 @@ class FunctionJudge:
         """Unknown."""
 
     def same_as(self, other: Judge) -> bool:
-        """Whether the counts are the same: what the function compares with is not known."""
-        return isinstance(other, FunctionJudge) and torch.equal(self.counts, other.counts)
+        """What the function compares with is not known."""
+        return isinstance(other, FunctionJudge)
 
 
 _CROSS_ENTROPY = Criterion(nn.CrossEntropyLoss(ignore_index=HF_IGNORE_INDEX))

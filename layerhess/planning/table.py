@@ -82,7 +82,7 @@ def measured_table(
     table = Table(layers=layers, predictions=predictions, steps=steps, why_not=why_not, **columns)
     for i, weight in enumerate(layers.weights) if measure else ():
         places = [k for k in range(shape[1]) if not why_not[i][k]]
-        found = rows.known(weight.name, len(places))
+        found = rows.known(weight.name, len(places), outputs=outputs)
         if found is None:
             found = meter.measure([{weight.name: layers.options[k]} for k in places], outputs=outputs)
             rows.keep(weight.name, found)
@@ -119,7 +119,7 @@ def around(
     if sum(map(len, wanted)) + 1 > room:
         return None
     name = f"around {','.join(map(str, place_of))}"
-    found = rows.known(name, 1)
+    found = rows.known(name, 1, outputs=True)
     if found is None:
         found = meter.measure([layers.choice(place_of)], outputs=True)
         rows.keep(name, found)
@@ -134,7 +134,7 @@ def around(
             other = list(place_of)
             other[i] = k
             choices.append(layers.choice(other))
-        own = rows.known(f"{name} {weight.name}", len(choices))
+        own = rows.known(f"{name} {weight.name}", len(choices), outputs=True)
         if own is None:
             own = meter.measure(choices, outputs=True) if choices else []
             rows.keep(f"{name} {weight.name}", own)
