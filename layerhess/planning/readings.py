@@ -20,6 +20,7 @@ from layerhess.objective.losses import CriterionLoss, batch_loss
 from layerhess.objective.model_loss import HF_IGNORE_INDEX, ModelLoss
 
 AT_ONCE = 1 << 24  # numbers of an output that are taken to float64 together
+PIECES = 16  # of a batch whose loss says nothing of single examples
 GROUPS = 32  # of examples, where a loss of its own for every example would take one call each
 SAME_LOSS = {torch.float64: 1e-6, torch.float32: 1e-4}  # relative; other dtypes: SAME_LOSS_HALF
 SAME_LOSS_HALF = 0.05
@@ -80,6 +81,7 @@ class Reader:
         self.evaluation = evaluation
         self.coarse = self.settled = False
         self._form = ""  # of a model's own loss, once known
+        self._piecewise: bool | None = None  # a batch's loss is the sum of those of its pieces
         self._exact: dict[torch.device, Criterion] = {}
 
     @torch.no_grad()
@@ -125,6 +127,26 @@ class Reader:
         judge = FunctionJudge(pair, output.detach(), whole)
         return Reading(judge.losses(output[None])[0], judge.counts, output, judge)
 
+    def of_whole(self, model: nn.Module, batch: Any) -> Reading:
+        """Of a loss that says nothing of single examples: by a few pieces of the batch, so that errors are known.
+
+        By the whole batch where its first one is not the sum of its pieces (BatchNorm in train mode), or cannot be cut.
+        """
+        size = batches.leading_size(batch)
+        if self._piecewise is False or not size or size < 2:
+            return _whole(self.evaluation(model, batch))
+        edges = torch.linspace(0, size, min(size, PIECES) + 1).round().long().tolist()
+        pairs = [self.evaluation(model, batches.take(batch, slice(a, b))) for a, b in itertools.pairwise(edges)]
+        made = [_whole((loss.detach(), count)) for loss, count in pairs]
+        found = Reading(torch.cat([one.losses for one in made]), torch.cat([one.counts for one in made]))
+        if self._piecewise is None:
+            whole = _whole(self.evaluation(model, batch))
+            tolerance = SAME_LOSS.get(pairs[0][0].dtype, SAME_LOSS_HALF)
+            alike = _same(float(found.losses.sum()), float(whole.losses), tolerance)
+            self._piecewise = alike and _same(float(found.counts.sum()), float(whole.counts))
+            return found if self._piecewise else whole
+        return found
+
     def of_model(self, result: Any, labels: Any, loss: float, count: float) -> Reading | None:
         """Of a model's own loss, where it is a cross entropy of its logits, at each label or at the next one."""
         logits = getattr(result, "logits", None)
@@ -151,7 +173,7 @@ class Reader:
 def _read(reader: Reader, model: nn.Module, batch: Any) -> Reading:
     evaluation = reader.evaluation
     if reader.coarse:
-        return _whole(evaluation(model, batch))
+        return reader.of_whole(model, batch)
     found: Reading | None = None
     if isinstance(evaluation, CriterionLoss):
         output, target = evaluation.output_and_target(model, batch)
@@ -170,7 +192,7 @@ def _read(reader: Reader, model: nn.Module, batch: Any) -> Reading:
         if found is None and count > 0.0:
             reader.unexplained()
     else:
-        loss, count = evaluation(model, batch)
+        return reader.of_whole(model, batch)
     value = float(loss.detach().double())
     if found is None:
         return _whole((loss, count))

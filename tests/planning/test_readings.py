@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import layerhess as lh
 from layerhess.planning import readings
-from layerhess.planning.readings import Reader, Reading
+from layerhess.planning.readings import PIECES, Reader, Reading
 
 N, C = 7, 4
 
@@ -223,7 +223,7 @@ def test_a_callable_is_read_by_example_or_by_group_of_them() -> None:
     np.testing.assert_array_equal(reading.counts.numpy(), np.diff(edges))
 
 
-def test_a_batch_loss_with_an_output_is_read_by_group_and_one_without_by_batch() -> None:
+def test_a_batch_loss_with_an_output_is_read_by_group_and_one_without_by_piece() -> None:
     def squared(z: Tensor, batch: Any) -> tuple[Tensor, float]:
         return ((z - batch[1]) ** 2).sum(), batch[1].numel()
 
@@ -235,7 +235,30 @@ def test_a_batch_loss_with_an_output_is_read_by_group_and_one_without_by_batch()
     assert reading.output is not None and reading.output.shape == (N, 2)
     _, whole = read(objective(output, target, lh.batch_loss(lambda model, batch: squared(model(batch[0]), batch))))
     assert whole.output is None and whole.judge is None
-    np.testing.assert_allclose(whole.losses.numpy(), [wanted.sum()], rtol=1e-5)
+    np.testing.assert_allclose(whole.losses.numpy(), wanted, rtol=1e-5)  # seven examples are seven pieces
+    np.testing.assert_array_equal(whole.counts.numpy(), np.full(N, 2.0))
+
+
+def test_pieces_are_at_most_sixteen_and_those_that_do_not_add_up_are_not_used() -> None:
+    def squared(model: nn.Module, batch: Any) -> tuple[Tensor, float]:
+        return ((model(batch[0]) - batch[1]) ** 2).sum(), batch[1].numel()
+
+    def spread(model: nn.Module, batch: Any) -> tuple[Tensor, float]:
+        z = model(batch[0])
+        return (z - z.mean(0)).pow(2).sum(), z.numel()
+
+    output, target = drawn(40, 2), drawn(40, 2, seed=3)
+    made = objective(output, target, lh.batch_loss(squared))
+    _, reading = read(made)
+    assert len(reading.losses) == PIECES == 16
+    with made.session():
+        (batch,) = made.batches()
+        assert float(reading.losses.sum()) == pytest.approx(float(made.terms(batch)[0].detach()), rel=1e-6)
+    made = objective(output, target, lh.batch_loss(spread))
+    _, reading = read(made)
+    with made.session():
+        (batch,) = made.batches()
+        assert reading.losses.tolist() == [float(made.terms(batch)[0].detach())]
 
 
 def test_a_loss_that_looks_at_the_whole_batch_is_read_by_batch() -> None:
@@ -329,7 +352,7 @@ def test_a_sequence_classification_model_is_read_by_sequence() -> None:
 
 
 @pytest.mark.parametrize("case", ["numbers", "more than the logits say"])
-def test_a_loss_that_the_logits_do_not_explain_is_read_by_batch(case: str) -> None:
+def test_a_loss_that_the_logits_do_not_explain_is_read_by_piece(case: str) -> None:
     numbers = case == "numbers"
     model = Classifier(1 if numbers else 3, extra=0.0 if numbers else 0.1)
     labels = torch.linspace(0.0, 1.0, 5) if numbers else torch.tensor([0, 1, 2, 1, 0])
@@ -339,7 +362,8 @@ def test_a_loss_that_the_logits_do_not_explain_is_read_by_batch(case: str) -> No
     with made.session():
         (batch,) = made.batches()
         again = reader.read(made.model, batch)
-        assert again.output is None and again.losses.tolist() == [float(made.terms(batch)[0].detach())]
+        assert again.output is None and len(again.losses) == 5
+        assert float(again.losses.sum()) == pytest.approx(float(made.terms(batch)[0].detach()), rel=1e-6)
 
 
 def test_labels_beside_a_criterion_are_read_by_sequence() -> None:
