@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from layerhess.errors import InputError
+from layerhess.errors import CheckError, InputError
 from layerhess.linalg.estimates import Floats
 from layerhess.objective.objective import Objective
 from layerhess.planning.budget import Budget
@@ -69,13 +69,15 @@ class Planner:
         self._what = "the float model"
         self.notes: list[str] = []
         self.judgement: Judgement | None = None
+        self._first: Judgement | None = None  # at the float model
+        self._around: set[Plan] = set()  # plans whose measurements went into the judgement at another one
         self.couplings: Floats | None = None
         self.measuring = 0.0
         self.curvature_gradients = 0.0
         room = Room(
             weights=question.free * WEIGHT_SHARE,
             outputs=min(question.free * OUTPUT_SHARE, MOST_OUTPUTS),
-            copies=2.0 * len(layers.weights) * len(layers.options) if question.couplings == "outputs" else 0.0,
+            copies=4.0 * len(layers.weights) * len(layers.options) if question.couplings == "outputs" else 0.0,
             batches=question.batches,
             seed=question.seed,
         )
@@ -239,11 +241,18 @@ class Planner:
             self.judgement = Judgement(
                 self._outputs, self.table.steps, self.table.measured, scale=self.meter.scale, count=self._count
             )
+            self._first = self.judgement
             self.couplings = self.judgement.couplings()
         elif self.question.couplings != "none":
-            self.couplings, gradients = hessian_couplings(
-                self.objective, self.layers, lambda what: self._told(0.0, what)
-            )
+            try:
+                self.couplings, gradients = hessian_couplings(
+                    self.objective, self.layers, lambda what: self._told(0.0, what)
+                )
+            except (InputError, CheckError) as error:
+                if self.question.couplings == "hessian":
+                    raise
+                self.notes.append(f"interactions between layers are not known: {error.message}")
+                return
             self.curvature_gradients += gradients
 
     @property
@@ -280,11 +289,13 @@ class Planner:
             return
         measured, steps, increases = found
         self.portfolio.know(base, measured)
+        self._around.add(base)
         for i, row in enumerate(steps):
             for k, step in enumerate(row):
                 if step is not None and k != base[i]:
                     plan = (*base[:i], k, *base[i + 1 :])
                     self.portfolio.know(plan, replace(step, outputs=()))
+                    self._around.add(plan)
         start = self.meter.increase(measured).value
         self.judgement = Judgement(
             self._outputs, steps, increases, base=measured, start=start, scale=self.meter.scale, count=self._count
@@ -313,10 +324,19 @@ class Planner:
         return best
 
     def predicted(self, plans: Sequence[Plan]) -> Floats:
-        """The increases that are predicted for plans, with interactions where they are known."""
+        """The increases that are predicted for plans, with interactions where they are known.
+
+        From the float model for plans whose own measurements went into the judgement around another plan: what was
+        measured cannot be predicted.
+        """
         choices = np.array(plans, dtype=np.int64).reshape(len(plans), len(self.layers.weights))
-        if self.judgement is not None:
-            return self.judgement.increase(choices)
+        if self.judgement is not None and self._first is not None:
+            known = np.array([tuple(plan) in self._around for plan in plans], dtype=bool)
+            values = np.empty(len(plans))
+            for judgement, some in ((self._first, known), (self.judgement, ~known)):
+                if some.any():
+                    values[some] = judgement.increase(choices[some])
+            return values
         found = self.predicted_block(plans)
         if self.couplings is not None:
             found = found + quadratic(self.couplings, choices, len(self.layers.options))

@@ -188,7 +188,7 @@ def _read(reader: Reader, model: nn.Module, batch: Any) -> Reading:
             found = reader.of_function(output, (output, batch), lambda z, part: evaluation.judge(z, part[1]))
     elif isinstance(evaluation, ModelLoss) and batches.is_mapping(batch):
         loss, count, result = evaluation.with_result(model, batch)
-        found = reader.of_model(result, batch.get("labels"), float(loss), count)
+        found = reader.of_model(result, batch.get("labels"), float(loss.detach()), count)
         if found is None and count > 0.0:
             reader.unexplained()
     else:

@@ -79,6 +79,9 @@ class Score:
     value: float
     error: float = NAN
 
+    def __float__(self) -> float:
+        return self.value
+
 
 @dataclass(frozen=True, repr=False)
 class MeasuredPlan(Described):
