@@ -15,6 +15,10 @@ from layerhess.results.options import Function, Option, Prune, Quantize
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+class NotFiniteError(InputError):
+    """An option leaves weights that are infinite or NaN."""
+
+
 def fits(option: Option, shape: Sequence[int]) -> str:
     """Why an option cannot be done to a weight of this shape; "" if it can.
 
@@ -58,7 +62,7 @@ def changed(option: Option, weight: Tensor, where: str = "") -> Tensor:
         else:
             after = _by_function(option, whole, where)
         if not torch.isfinite(after).all():
-            raise InputError(
+            raise NotFiniteError(
                 f"the option {option.name!r} leaves weights that are infinite or NaN",
                 where=where,
                 what_to_do="leave the option out, or use a dtype of a larger range",

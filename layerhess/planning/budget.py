@@ -113,7 +113,7 @@ def _text(parsed: Mapping[str, Any]) -> str:
         if key == "bits":
             said.append(f"{limit:g} bits a weight")
         elif key == "bytes":
-            said.append(f"{float(limit) / 1e6:.4g} MB")
+            said.append(f"{float(limit) / 1e6:.4g} MB" if float(limit) >= 1e4 else f"{float(limit):.6g} bytes")
         elif key == "increase":
             said.append(f"a loss increase of at most {limit:g}")
         else:
@@ -124,7 +124,8 @@ def _text(parsed: Mapping[str, Any]) -> str:
 def _limit(value: Any, key: str) -> float:
     number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
     if not number or math.isnan(float(value)) or float(value) < 0.0 or (float(value) == 0.0 and key != "increase"):
-        raise InputError(f"the limit of {key} is {value!r}", where="budget", what_to_do="use a number > 0")
+        least = ">= 0" if key == "increase" else "> 0"
+        raise InputError(f"the limit of {key} is {value!r}", where="budget", what_to_do=f"use a number {least}")
     return float(value)
 
 

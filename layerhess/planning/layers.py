@@ -14,8 +14,8 @@ from layerhess.errors import InputError
 from layerhess.linalg.numbers import counted
 from layerhess.objective.blocks import Scheme, partition
 from layerhess.objective.objective import Objective
-from layerhess.planning.applied import DTYPES, fits
-from layerhess.results.options import Option, option_of, options_of
+from layerhess.planning.applied import DTYPES, NotFiniteError, changed, fits
+from layerhess.results.options import Function, Option, option_of, options_of
 from layerhess.results.plan import PlannedWeight
 
 SHOWN = 6  # names in a message
@@ -97,7 +97,9 @@ def layers_of(
     why_not = []
     for place, weight in enumerate(weights):
         usable = (pins[place],) if place in pins else own.get(place, known)
-        sentences = tuple(fits(option, weight.shape) if option in usable else NOT_ALLOWED for option in everything)
+        sentences = tuple(
+            _why_not(option, objective, weight) if option in usable else NOT_ALLOWED for option in everything
+        )
         if all(sentences):
             reasons = "; ".join(dict.fromkeys(s for s in sentences if s != NOT_ALLOWED)) or NOT_ALLOWED
             raise InputError(
@@ -123,6 +125,22 @@ def layers_of(
         tuple(why_not),
         notes,
     )
+
+
+def _why_not(option: Option, objective: Objective, weight: PlannedWeight) -> str:
+    """Why an option cannot be done to a weight; "" if it can. A function of the user's is tried.
+
+    Raises:
+        InputError: a function that returns no tensor like the weight.
+    """
+    reason = fits(option, weight.shape)
+    if reason or not (isinstance(option, Function) or weight.dtype == "float16"):
+        return reason
+    try:
+        changed(option, objective.parameters[weight.name], weight.name)
+    except NotFiniteError as error:
+        return error.message
+    return ""
 
 
 def _described(objective: Objective, name: str) -> PlannedWeight:

@@ -23,10 +23,11 @@ from layerhess.objective.objective import Objective
 from layerhess.objective.shares import same_question
 from layerhess.planning.applied import changed
 from layerhess.planning.budget import Budget, budget_of
-from layerhess.planning.layers import Layers, layers_of
+from layerhess.planning.layers import NOT_ALLOWED, Layers, layers_of
 from layerhess.planning.measuring import fixed
 from layerhess.planning.metric import Metric, metric_of
 from layerhess.planning.planner import Planner, Question
+from layerhess.planning.reach import refuse_unreachable
 from layerhess.planning.result import Plan
 from layerhess.planning.rows_file import RowsFile
 from layerhess.planning.verification import Verified, verified
@@ -115,6 +116,7 @@ def plan(
     with world().together() as group:
         planned = layers_of(objective, options, layers, allowed=allowed, pinned=pinned, tied=tied)
         within = budget_of(budget, planned)
+        refuse_unreachable(planned, within, planned.why_not)
         held = None if held_out is None else _held_out(objective, held_out)
         folder = None if out is None or group.rank else result_folder.check_writable(out, result_folder.PLAN)
         settings: dict[str, Any] = {
@@ -225,10 +227,10 @@ class _Run:
             interactions = planner.couplings[np.ix_(places, places)] / 2.0
             np.fill_diagonal(interactions, 0.0)
         out = [
-            f"{name} is not quantised to {option.name}: {why}"
+            f"{option.name} is out for {name}: {why}"
             for name, row, first in zip(layers.names, table.why_not, layers.why_not, strict=True)
             for option, why, before in zip(layers.options, row, first, strict=True)
-            if why and not before
+            if why and before != NOT_ALLOWED
         ]
         plan = found.plan
         return Plan(

@@ -19,6 +19,7 @@ from layerhess.planning.layers import Layers
 from layerhess.planning.measuring import Meter, Room
 from layerhess.planning.portfolio import Portfolio, neighbours
 from layerhess.planning.predictions import hessian_couplings, predictions, unknown
+from layerhess.planning.reach import refuse_unreachable
 from layerhess.planning.rows_file import RowsFile
 from layerhess.planning.table import Table, around, measured_table
 
@@ -146,6 +147,7 @@ class Planner:
                     where="options",
                     what_to_do="allow more bits for it, or leave it out with layers=",
                 )
+        refuse_unreachable(self.layers, self.budget, self.table.why_not)
         if self.question.criterion != "measured" and self.table.scores(self.question.criterion) is None:
             why = next((note for note in self.notes if self.question.criterion in note), "it is not known")
             raise InputError(
@@ -271,9 +273,8 @@ class Planner:
         return found.choice
 
     def _uniform(self) -> list[Candidate]:
-        return [
-            Candidate(f"uniform {option.name}", self.search.uniform(k)) for k, option in enumerate(self.layers.options)
-        ]
+        plans = [(k, self.search.uniform(k)) for k in range(len(self.layers.options))]
+        return [Candidate(f"uniform {self.layers.options[k].name}", plan) for k, plan in plans if k in plan]
 
     def _look_around(self, starts: list[Plan]) -> None:
         """Measure every step again, from the largest uniform plan within the budget, where plans are judged."""
