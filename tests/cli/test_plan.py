@@ -203,8 +203,9 @@ def test_a_plan_that_cannot_be_saved_is_shown_and_saved_elsewhere(
     assert set(lh.load_plan(place).choice) == {"0.weight", "2.weight"}
 
 
-def test_ctrl_c_ends_with_130_and_the_run_can_go_on(here: Path) -> None:
-    command = [sys.executable, "-m", "layerhess", "plan", "mine.py:slow", "--no-curvature", "--out", "plan"]
+def test_ctrl_c_ends_with_130_and_the_run_can_go_on(here: Path, capsys: Capture) -> None:
+    asked = ["plan", "mine.py:slow", *QUICK, "--out", "plan"]
+    command = [sys.executable, "-m", "layerhess", *asked]
     process = subprocess.Popen(command, cwd=here, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     rows, deadline = here / ".plan.journal", time.monotonic() + 60
     while time.monotonic() < deadline and not (rows.exists() and rows.stat().st_size > 2000):
@@ -212,7 +213,11 @@ def test_ctrl_c_ends_with_130_and_the_run_can_go_on(here: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
+    assert "resume goes on from there" in told and str(rows) in told
     assert not (here / "plan").exists()
+    assert main([*asked, "--resume"]) == 0
+    assert plan_file.is_plan(here / "plan") and not rows.exists()
+    assert "Saved in" in capsys.readouterr().out
 
 
 # -- reports -----------------------------------------------------------------------------------------------------------

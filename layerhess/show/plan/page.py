@@ -27,6 +27,17 @@ MEANING = [
     "activations are not counted, nor what a file format adds.",
 ]
 
+VERDICTS = (  # what a verdict says -> the headline and its tone: the verdict alone judges; the first that fits
+    ("does not keep the cap", "No uniform plan keeps the cap", PLAIN),
+    ("WORSE", "No, uniform bits are better", WRONG),
+    ("LARGER", "No, larger than uniform bits", WRONG),
+    ("not distinguishable", "Not told apart from uniform bits", WARN),
+    ("is not finite", "Yes, with uniform bits the loss is lost", GOOD),
+    ("better than", "Yes, better than uniform bits", GOOD),
+    ("smaller than", "Yes, smaller than uniform bits", GOOD),
+    ("the plan is uniform", "It is the uniform plan", PLAIN),
+)
+
 
 def as_html(plan: PlanRecord) -> str:
     """The plan as one self-contained HTML document, readable in light and in dark.
@@ -108,21 +119,13 @@ def _costs(plan: PlanRecord) -> Answer:
 
 
 def _better(plan: PlanRecord) -> Answer:
-    question = "Is it better than the simple ways?"
-    other = words.uniform(plan)
-    score = None if other is None else other.against_plan
-    said = [words.verdict(plan)] if plan.verdict else []
-    if other is None or score is None or math.isnan(score.value):
-        return Answer("better", question, "Not verified", PLAIN, said)
-    word = words.against(plan, other)
-    name = plain(other.name)
-    if word == "the same plan":
-        return Answer("better", question, f"It is {name}", PLAIN, said)
-    if word.startswith("worse"):
-        return Answer("better", question, f"Yes, better than {name}", GOOD, said)
-    if word.startswith("better"):
-        return Answer("better", question, f"No, {name} is better", WRONG, said)
-    return Answer("better", question, f"Not told apart from {name}", WARN, said)
+    question, said = "Is it better than the simple ways?", words.verdict(plan)
+    if not said:
+        return Answer("better", question, "Not verified", PLAIN, [])
+    for word, headline, tone in VERDICTS:
+        if word in plan.verdict:
+            return Answer("better", question, headline, tone, [said])
+    return Answer("better", question, "Judged", PLAIN, [said])
 
 
 def _part(plan: PlanRecord, value: float) -> str:

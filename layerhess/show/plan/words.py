@@ -91,15 +91,6 @@ def measured_plans(plan: PlanRecord) -> list[MeasuredPlan]:
     return list(found.values())
 
 
-def uniform(plan: PlanRecord) -> MeasuredPlan | None:
-    """The uniform plan it is held against: the largest that meets the budget; if none does, the one nearest in size."""
-    known = [one for one in held_against(plan) if one.name.startswith("uniform") and not one.failed]
-    fitting = [one for one in known if one.fits]
-    if fitting:
-        return max(fitting, key=lambda one: (one.size_bytes, -one.measured))
-    return min(known, key=lambda one: abs(one.size_bytes - plan.size_bytes), default=None)
-
-
 def verdict(plan: PlanRecord) -> str:
     """The verdict as a sentence."""
     said = plain(plan.verdict).rstrip(".")
@@ -138,8 +129,9 @@ def between_layers(plan: PlanRecord) -> str:
     missed = (measured - block) / abs(measured)
     if abs(missed) < 0.005:
         return f"{said} Nothing to speak of lies between the layers."
-    which = "would have been missed" if missed > 0.0 else "more would have been expected"
-    return f"{said} Without interactions {share(abs(missed))} of the increase {which}."
+    if missed > 0.0:
+        return f"{said} Without interactions {share(missed)} of the increase would have been missed."
+    return f"{said} Without interactions the increase would have been overstated by {share(-missed)}."
 
 
 @dataclass(frozen=True)

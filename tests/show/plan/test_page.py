@@ -13,7 +13,7 @@ import fabricated
 import plans_by_hand
 from html_page import Page
 from layerhess.results.options import Quantize
-from layerhess.results.plan import PlanRecord, Score
+from layerhess.results.plan import PlanRecord
 from layerhess.show import report
 from layerhess.show.plan import charts
 from layerhess.show.plan.layers import table
@@ -82,23 +82,30 @@ def test_the_answers_say_what_it_is_what_it_costs_and_whether_it_is_better() -> 
     assert chosen.headline == "3.72 bits a weight, 2.63 kB"
     assert costs.headline.startswith("Loss +0.1276 ±")
     assert "On held-out data: +0.140" in " ".join(costs.sentences)
-    assert (better.headline, better.tone) == ("Yes, better than uniform w4", "good")
+    assert (better.headline, better.tone) == ("Yes, better than uniform bits", "good")
     assert better.sentences == [f"T{made.verdict[1:]}."]
 
 
 @pytest.mark.parametrize(
-    ("score", "headline", "tone"),
+    ("verdict", "headline", "tone"),
     [
-        (Score(0.01, 0.02), "Not told apart from uniform w4", "warn"),
-        (Score(-0.2, 0.02), "No, uniform w4 is better", "wrong"),
-        (None, "Not verified", ""),
+        ("the plan and uniform w4 are not distinguishable here", "Not told apart from uniform bits", "warn"),
+        ("the plan is WORSE than uniform w4 by 0.1 ± 0.02 of loss", "No, uniform bits are better", "wrong"),
+        ("the plan is better than uniform w4 by 0.1 ± 0.02 of loss", "Yes, better than uniform bits", "good"),
+        ("the plan is 12.0% smaller than uniform w8, the smallest uniform plan within the cap",
+         "Yes, smaller than uniform bits", "good"),
+        ("the plan is 2.0% LARGER than uniform w4, the smallest uniform plan within the cap",
+         "No, larger than uniform bits", "wrong"),
+        ("the plan is 2.0% LARGER than uniform w4, which does not keep the cap", "No uniform plan keeps the cap", ""),
+        ("the plan is uniform w4: nothing better was found within the budget", "It is the uniform plan", ""),
+        ("", "Not verified", ""),
+        ("who knows", "Judged", ""),
     ],
-)
-def test_the_headline_follows_the_paired_difference(score: Score | None, headline: str, tone: str) -> None:
-    made = plan()
-    other = dataclasses.replace(made.baselines["uniform w4"], against_plan=score)
-    better = answers(dataclasses.replace(made, baselines={"uniform w4": other}))[2]
+)  # fmt: skip
+def test_the_headline_follows_the_verdict(verdict: str, headline: str, tone: str) -> None:
+    better = answers(dataclasses.replace(plan(), verdict=verdict))[2]
     assert (better.headline, better.tone) == (headline, tone)
+    assert better.sentences == ([f"{verdict[0].upper()}{verdict[1:]}."] if verdict else [])
 
 
 def test_a_plan_of_which_much_is_unknown_has_a_page_that_says_so() -> None:
