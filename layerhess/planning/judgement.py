@@ -18,8 +18,8 @@ from torch import Tensor
 
 from layerhess.linalg.estimates import Floats
 from layerhess.objective.group import Group
+from layerhess.planning.judges import CriterionJudge, Judge
 from layerhess.planning.measuring import FloatModel, Measurement
-from layerhess.planning.readings import CriterionJudge, Judge
 
 Choices = npt.NDArray[np.int64]
 Outputs = list[tuple[Judge, Tensor]]  # of batches: the loss as a function of the output, and the output

@@ -20,7 +20,8 @@ from layerhess.objective.interrupts import safe_point
 from layerhess.objective.objective import Objective
 from layerhess.objective.snapshot import kept_values
 from layerhess.planning.applied import changed
-from layerhess.planning.readings import CriterionJudge, Judge, Reader, Reading
+from layerhess.planning.judges import CriterionJudge, Judge
+from layerhess.planning.readings import Reader, Reading
 from layerhess.results.options import Option
 from layerhess.results.plan import Score
 

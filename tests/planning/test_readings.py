@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import layerhess as lh
-from layerhess.planning import readings
+from layerhess.planning import judges
 from layerhess.planning.readings import PIECES, Reader, Reading
 
 N, C = 7, 4
@@ -162,7 +162,7 @@ def test_large_outputs_are_judged_in_pieces(name: str, monkeypatch: pytest.Monke
     assert reading.judge is not None
     stacked = torch.stack([output, 2.0 * output])
     whole, apart = reading.judge.losses(stacked), reading.judge.divergence(output, 2.0 * output)
-    monkeypatch.setattr(readings, "AT_ONCE", 3 * output[0].numel())
+    monkeypatch.setattr(judges, "AT_ONCE", 3 * output[0].numel())
     torch.testing.assert_close(reading.judge.losses(stacked), whole, rtol=1e-14, atol=0.0)
     torch.testing.assert_close(reading.judge.sums(stacked).cpu(), whole.sum(1), rtol=1e-14, atol=0.0)
     again = reading.judge.divergence(output, 2.0 * output)
@@ -217,8 +217,8 @@ def test_a_callable_is_read_by_example_or_by_group_of_them() -> None:
     output, target = drawn(100, 2), drawn(100, 2, seed=3)
     reader, reading = read(objective(output, target, cubed))
     each = ((output - target).double().abs() ** 3).mean(1).numpy()
-    edges = np.round(np.linspace(0, 100, readings.GROUPS + 1)).astype(int)
-    assert not reader.coarse and reading.losses.shape == (readings.GROUPS,)
+    edges = np.round(np.linspace(0, 100, judges.GROUPS + 1)).astype(int)
+    assert not reader.coarse and reading.losses.shape == (judges.GROUPS,)
     np.testing.assert_allclose(reading.losses.numpy(), np.add.reduceat(each, edges[:-1]), rtol=1e-5)
     np.testing.assert_array_equal(reading.counts.numpy(), np.diff(edges))
 
