@@ -244,7 +244,12 @@ class Planner:
                 self._outputs, self.table.steps, self.table.measured, scale=self.meter.scale, count=self._count
             )
             self._first = self.judgement
-            self.couplings = self.judgement.couplings()
+            try:
+                self.couplings = self.judgement.couplings()
+            except RuntimeError as error:  # torch has no second derivative of some losses
+                if "memory" in str(error):
+                    raise
+                self.notes.append(f"interactions of pairs are not known: {str(error).splitlines()[0]}")
         elif self.question.couplings != "none":
             try:
                 self.couplings, gradients = hessian_couplings(
