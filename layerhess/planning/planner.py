@@ -349,11 +349,10 @@ class Planner:
         return found
 
     def _guess(self, choices: Choices) -> Floats:
-        """By the quadratic at the float model: cheap."""
-        assert self.couplings is not None
+        """By the quadratic at the float model, or the sum over layers where pairs are unknown: cheap."""
         cost = np.where(self.out, np.inf, self.table.measured)
         alone: Floats = cost[np.arange(choices.shape[1]), choices].sum(axis=1)
-        return alone + quadratic(self.couplings, choices, len(self.layers.options))
+        return alone if self.couplings is None else alone + quadratic(self.couplings, choices, len(self.layers.options))
 
     def predicted_block(self, plans: Sequence[Plan]) -> Floats:
         """The sums over layers of the increases by one option alone."""

@@ -259,6 +259,24 @@ def test_a_batch_of_which_no_row_is_drawn_is_left_out() -> None:
             assert np.isfinite(judgement.couplings()).all()
 
 
+@pytest.mark.parametrize("loss", [CE, nn.CrossEntropyLoss(reduction="sum"), nn.MSELoss()])
+def test_searches_look_at_a_part_of_the_rows(loss: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Branches().double()
+    x = torch.randn(900, 5, generator=torch.Generator().manual_seed(5)).double()
+    y = torch.randint(0, 3, (900,), generator=torch.Generator().manual_seed(6))
+    y = torch.sin(x[:, :3]) if isinstance(loss, nn.MSELoss) else y
+    made = lh.Objective(model, [(x[:850], y[:850]), (x[850:], y[850:])], loss)
+    choices = every(3)
+    with made.session():
+        _, _, increases, whole = judged(made)
+        assert whole.rough() is whole
+        monkeypatch.setattr("layerhess.planning.judgement.ROUGHLY", 900)
+        found, wanted = whole.rough().increase(choices), whole.increase(choices)
+    interaction = np.abs(wanted - increases[np.arange(3), choices].sum(1)).max()
+    assert 0.0 < np.abs(found - wanted).max() < 0.3 * interaction
+    assert np.corrcoef(found, wanted)[0, 1] > 0.99
+
+
 def test_too_few_rows_are_not_used() -> None:
     made = lh.Objective(Branches().double(), (X, Y), CE)
     with made.session():
