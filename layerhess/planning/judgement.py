@@ -30,7 +30,7 @@ ROUGHLY = 1 << 17  # numbers of the outputs that a search looks at
 
 def float_outputs(model: FloatModel, group: Group) -> Outputs | None:
     """The kept rows of the float model's outputs, of all ranks in their order; None where too few are kept."""
-    found: Outputs | None = None
+    found: Outputs | None = None if model.batches or group.size == 1 else []  # a rank may have no data
     if model.has_outputs:
         found = [(j, o) for j, o in zip(model.judges, model.outputs, strict=True) if j is not None and o is not None]
         rows = sum(len(output) for _, output in found)

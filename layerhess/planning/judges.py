@@ -65,12 +65,12 @@ class CriterionJudge:
         self.aligned = _is_aligned(criterion, shape, target)
         self._units = units or (shape[0] if self.aligned else 1)
         kept = self._kept()
-        share = kept.reshape(self._units, -1).sum(1)
+        share = _by_unit(kept, self._units)
         self._predictions = share
         weight = getattr(criterion.loss, "weight", None) if self._indices else None
         if weight is not None:
             index = torch.where(target == self._ignored, torch.zeros_like(target), target).long()
-            share = (kept * weight.double()[index]).reshape(self._units, -1).sum(1)
+            share = _by_unit(kept * weight.double()[index], self._units)
         whole = float(share.sum())
         self.counts = (share * ((whole if count is None else count) / whole if whole else 0.0)).cpu()
 
@@ -107,7 +107,7 @@ class CriterionJudge:
 
     def losses(self, outputs: Tensor) -> Tensor:
         """(s, units) float64 loss sums for s outputs, (s, rows, ...)."""
-        return self._losses(outputs).detach().reshape(len(outputs), self._units, -1).sum(2).cpu()
+        return torch.stack([_by_unit(own, self._units) for own in self._losses(outputs).detach()]).cpu()
 
     def sums(self, outputs: Tensor) -> Tensor:
         """(s,) float64 loss sums for s outputs, with a graph to them."""
@@ -144,12 +144,17 @@ class CriterionJudge:
             apart = apart * kept
             number = self._predictions
         else:
-            number = torch.full((self._units,), apart.numel() / self._units, dtype=torch.float64)
-        return apart.reshape(self._units, -1).sum(1).cpu(), number.cpu()
+            number = _by_unit(torch.ones_like(apart), self._units)
+        return _by_unit(apart, self._units).cpu(), number.cpu()
 
     def same_as(self, other: Judge) -> bool:
         """Whether both are of the same targets."""
         return isinstance(other, CriterionJudge) and torch.equal(self.target, other.target)
+
+
+def _by_unit(values: Tensor, units: int) -> Tensor:
+    """(units,) sums of equal parts."""
+    return values.reshape(units, values.numel() // max(units, 1)).sum(1)
 
 
 def _is_aligned(criterion: Criterion, shape: torch.Size, target: Tensor) -> bool:

@@ -112,6 +112,7 @@ def layers_of(
     for block in divided.blocks:
         inside = tuple(by_name[n] for n in block.parameters if n in by_name)
         groups += [inside] if len(inside) > 1 else []
+    _refuse_nothing_in_common(weights, groups, why_not)
     left_out = list(objective.frozen)
     stay = "stays as it is" if len(left_out) == 1 else "stay as they are"
     notes = (
@@ -141,6 +142,19 @@ def _why_not(option: Option, objective: Objective, weight: PlannedWeight) -> str
     except NotFiniteError as error:
         return error.message
     return ""
+
+
+def _refuse_nothing_in_common(
+    weights: Sequence[PlannedWeight], groups: Sequence[Sequence[int]], why_not: Sequence[Sequence[str]]
+) -> None:
+    for group in groups:
+        if group and all(any(row) for row in zip(*(why_not[place] for place in group), strict=True)):
+            names = ", ".join(repr(weights[place].name) for place in group[:SHOWN])
+            raise InputError(
+                f"the tied weights {names} have no allowed option in common",
+                where="tied",
+                what_to_do="allow or pin one option for all of them, or do not tie them",
+            )
 
 
 def _described(objective: Objective, name: str) -> PlannedWeight:

@@ -148,7 +148,8 @@ class Meter:
         was = self.reader.coarse
         totals = add_up(self.objective.batches(), share, group=self.objective.group)
         self._batches = made.batches
-        self._count(1.0)
+        self.forwards += 1.0
+        self._told(1.0)
         coarse = any(self.objective.group.gathered(self.reader.coarse))
         if coarse and not was:  # the output does not explain the loss: by batch then
             self.reader.coarse = True
@@ -204,7 +205,7 @@ class Meter:
                                 self._changed(known[name], name, choice[name]) if name in choice else known[name]
                             )
                     self._read(number, place, batch, totals, outputs)
-                    self._count(1.0 / self._batches)
+                    self._told(1.0 / self._batches)
 
         totals = add_up(
             self.objective.batches(),
@@ -212,6 +213,7 @@ class Meter:
             group=self.objective.group,
             asked=digest_of([[sorted((name, str(option)) for name, option in choice.items()) for choice in choices]]),
         )
+        self.forwards += len(choices)  # the same on all ranks, however many batches they have
         if place + 1 != self._batches:
             raise self._changed_data(f"it has {place + 1} batches where it had {self._batches}")
         return [self._measurement(number, totals) for number in range(len(choices))]
@@ -278,10 +280,6 @@ class Meter:
                 self._left -= size
                 self._kept[name, option] = known
         return known
-
-    def _count(self, forwards: float) -> None:
-        self.forwards += forwards
-        self._told(forwards)
 
     # -- numbers ------------------------------------------------------------------------------------------------------
 

@@ -117,7 +117,13 @@ def plan(
         planned = layers_of(objective, options, layers, allowed=allowed, pinned=pinned, tied=tied)
         within = budget_of(budget, planned)
         refuse_unreachable(planned, within, planned.why_not)
-        held = None if held_out is None else _held_out(objective, held_out)
+        if within.increase is not None and criterion != "measured":
+            raise InputError(
+                f"the budget's increase is a cap on measured increases, and the criterion is {criterion!r}",
+                where="budget",
+                what_to_do="use criterion='measured', or a budget of bits or bytes",
+            )
+        held = None if held_out is None else fixed(_held_out(objective, held_out))[0]
         folder = None if out is None or group.rank else result_folder.check_writable(out, result_folder.PLAN)
         settings: dict[str, Any] = {
             "model": type(objective.model).__name__,
@@ -174,6 +180,8 @@ class _Run:
         content = Content()
         surveyed = survey(self.objective, Counters(), witness=lambda: content.see)
         versions = identity.versions()
+        if self.held_out is not None:
+            _survey_held_out(self.held_out)
         divided = partition(self.objective.model, self.objective.parameters, self.objective.frozen, "parameter")
         known = identity.of_call(self.objective, divided, self.settings, versions) | {
             "data": identity.of_data(surveyed, content.with_others(self.objective.group)),
@@ -302,6 +310,15 @@ def _held_out(objective: Objective, held_out: Any) -> Objective:
             what_to_do="give the held-out data itself, or an lh.Objective of the same model",
         )
     return held_out
+
+
+def _survey_held_out(held_out: Objective) -> None:
+    """Look at the data before any work."""
+    try:
+        with held_out.session():
+            survey(held_out, Counters())
+    except InputError as error:
+        raise InputError(error.message, where=f"held_out, {error.where}", what_to_do=error.what_to_do) from error
 
 
 def _refuse_unknown(name: str, value: Any, known: tuple[str, ...]) -> None:

@@ -244,7 +244,12 @@ class Planner:
                 self._outputs, self.table.steps, self.table.measured, scale=self.meter.scale, count=self._count
             )
             self._first = self.judgement
-            self.couplings = self.judgement.couplings()
+            try:
+                self.couplings = self.judgement.couplings()
+            except RuntimeError as error:  # torch has no second derivative of some losses
+                if "memory" in str(error):
+                    raise
+                self.notes.append(f"interactions of pairs are not known: {str(error).splitlines()[0]}")
         elif self.question.couplings != "none":
             try:
                 self.couplings, gradients = hessian_couplings(
@@ -344,11 +349,10 @@ class Planner:
         return found
 
     def _guess(self, choices: Choices) -> Floats:
-        """By the quadratic at the float model: cheap."""
-        assert self.couplings is not None
+        """By the quadratic at the float model, or the sum over layers where pairs are unknown: cheap."""
         cost = np.where(self.out, np.inf, self.table.measured)
         alone: Floats = cost[np.arange(choices.shape[1]), choices].sum(axis=1)
-        return alone + quadratic(self.couplings, choices, len(self.layers.options))
+        return alone if self.couplings is None else alone + quadratic(self.couplings, choices, len(self.layers.options))
 
     def predicted_block(self, plans: Sequence[Plan]) -> Floats:
         """The sums over layers of the increases by one option alone."""

@@ -36,7 +36,8 @@ N = 32 + 12  # weights
     [
         ("4bit", "bits", 4.0 * N), ("3.5 bits", "bits", 3.5 * N), (".5bit", "bits", 0.5 * N), (3, "bits", 3.0 * N),
         ("3.5MB", "bytes", 3.5e6), ("2 kB", "bytes", 2e3), ("1MiB", "bytes", 2.0**20), ("0.5GB", "bytes", 5e8),
-        ("100 bytes", "bytes", 100.0), ("17B", "bytes", 17.0), ({"bytes": 12}, "bytes", 12.0), ({"bits": 2.5}, "bits", 2.5 * N),
+        ("100 bytes", "bytes", 100.0), ("17B", "bytes", 17.0), ({"bytes": 12}, "bytes", 12.0),
+        ({"bits": 2.5}, "bits", 2.5 * N),
     ],
 )  # fmt: skip
 def test_units(asked: Any, name: str, limit: float) -> None:

@@ -245,6 +245,38 @@ def test_predictions_from_a_sample_of_rows_are_unbiased() -> None:
         assert np.std(values) < 0.5 * abs(wanted - alone)
 
 
+def test_a_batch_of_which_no_row_is_drawn_is_left_out() -> None:
+    x, y = torch.randn(200, 5).double(), torch.randint(0, 3, (200,))
+    for loss, target in ((CE, y), (nn.MSELoss(), torch.randn(200, 3).double())):
+        made = lh.Objective(Branches().double(), list(zip(x.split(2), target.split(2), strict=True)), loss)
+        with made.session():
+            room = Room(outputs=0.4 * 100 * 2 * 3 * 8 * 2.0, batches=100)
+            meter, steps, increases, judgement = judged(made, room=room)
+            kept = [len(output) for output in meter.float_model.outputs if output is not None]
+            assert 0 in kept and 64 <= sum(kept) < 110 and [len(part) for part in steps[0][0].outputs] == kept
+            plan = np.array([[1, 1, 1]])
+            assert judgement.increase(plan)[0] == pytest.approx(increases[:, 1].sum(), abs=0.02)
+            assert np.isfinite(judgement.couplings()).all()
+
+
+@pytest.mark.parametrize("loss", [CE, nn.CrossEntropyLoss(reduction="sum"), nn.MSELoss()])
+def test_searches_look_at_a_part_of_the_rows(loss: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Branches().double()
+    x = torch.randn(900, 5, generator=torch.Generator().manual_seed(5)).double()
+    y = torch.randint(0, 3, (900,), generator=torch.Generator().manual_seed(6))
+    y = torch.sin(x[:, :3]) if isinstance(loss, nn.MSELoss) else y
+    made = lh.Objective(model, [(x[:850], y[:850]), (x[850:], y[850:])], loss)
+    choices = every(3)
+    with made.session():
+        _, _, increases, whole = judged(made)
+        assert whole.rough() is whole
+        monkeypatch.setattr("layerhess.planning.judgement.ROUGHLY", 900)
+        found, wanted = whole.rough().increase(choices), whole.increase(choices)
+    interaction = np.abs(wanted - increases[np.arange(3), choices].sum(1)).max()
+    assert 0.0 < np.abs(found - wanted).max() < 0.3 * interaction
+    assert np.corrcoef(found, wanted)[0, 1] > 0.99
+
+
 def test_too_few_rows_are_not_used() -> None:
     made = lh.Objective(Branches().double(), (X, Y), CE)
     with made.session():

@@ -1,4 +1,4 @@
-"""What curvature says of a change: against dense Hessians, Gauss-Newton and Fisher matrices of torch.func in float64."""
+"""What curvature says of a change: against dense Hessians, Gauss-Newton and Fisher matrices of torch.func."""
 
 from __future__ import annotations
 
