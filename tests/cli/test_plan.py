@@ -131,7 +131,7 @@ def test_a_terminal_sees_how_far_it_is(here: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        (["--budget", "1bit"], "no plan meets"),
+        (["--budget", "1bit"], "no plan keeps to 1 bits a weight: the least that can be reached is 2 bits"),
         (["--budget", "much"], "unknown budget 'much'"),
         (["--budget", "bits=x"], "the budget has 'bits=x'"),
         (["--bits", "4,x"], "'x' is neither a number of bits nor a sparsity"),

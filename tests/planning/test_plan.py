@@ -243,7 +243,7 @@ def test_an_option_whose_loss_is_nan_is_out_and_said() -> None:
         plan = lh.plan(objective, (4, burst), {"bits": 32}, **QUICK)
     bad = [row for row in plan.rows if row.option.name == "burst" and not row.allowed]
     assert bad and all(row.why_not == "the loss is NaN or infinite" and row.measured == math.inf for row in bad)
-    assert any(f"{bad[0].layer} is not quantised to burst" in warning for warning in plan.warnings)
+    assert any(f"burst is out for {bad[0].layer}: the loss is NaN" in warning for warning in plan.warnings)
     assert math.isfinite(plan.measured)
 
 
@@ -419,7 +419,7 @@ def test_where_curvature_is_refused_a_plan_is_still_measured(loss: Any) -> None:
     assert plan.mean_bits <= 3.0 and any("no column of" in warning for warning in plan.warnings)
     assert all(plan.measured <= one.measured for one in plan.baselines.values() if one.fits)
     if loss is not planned.CE:
-        assert any("without interactions" in warning for warning in plan.warnings)
+        assert any("interactions between layers are not known" in warning for warning in plan.warnings)
     with pytest.raises(lh.CheckError):
         lh.plan(lh.Objective(Stopped(known.model), known.data, loss), couplings="hessian", **QUICK)
 
