@@ -81,6 +81,8 @@ class Display:
 
     def passes(self, done: float, most: float, what: str) -> None:
         """Redraw the live line: forward passes so far, how many there will be at most, and for what."""
+        if self.heading:
+            self.say("")
         if self._live is not None:
             self._live.update(
                 self._task, total=most, completed=done, description=f"{what}: {times(done)} of {times(most)} passes"

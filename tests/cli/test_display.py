@@ -42,8 +42,10 @@ def test_a_plans_passes_are_counted_in_the_live_line() -> None:
         display._live.refresh()  # type: ignore[union-attr]
     assert "each layer with each option: 12 of 84 passes" in written(display)
     with Display(console=console(False)) as display:
+        display.heading = "the result will be in here"
         display.passes(12.0, 84.0, "x")
-    assert written(display) == ""
+        display.passes(13.0, 84.0, "x")
+    assert written(display) == "the result will be in here\n", "once, with the first pass"
 
 
 def test_elsewhere_only_the_forecast_and_the_notes_are_written() -> None:

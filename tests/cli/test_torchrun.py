@@ -28,11 +28,11 @@ def make():
 """
 
 
-def under_torchrun(*arguments: Any, folder: Path) -> subprocess.CompletedProcess[str]:
+def under_torchrun(*arguments: Any, folder: Path, asked: str = "analyze") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [*command, "-m", "layerhess", "analyze", *map(str, arguments)], cwd=folder, env=environment, timeout=300,
+        [*command, "-m", "layerhess", asked, *map(str, arguments)], cwd=folder, env=environment, timeout=300,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -57,6 +57,19 @@ def test_two_processes_print_one_result_that_is_that_of_one(tmp_path: Path, exam
     alone = lh.analyze(drawn)
     for name, spectrum in alone.blocks.items():
         np.testing.assert_allclose(printed["blocks"][name]["eigenvalues"], spectrum.eigenvalues, rtol=1e-9)
+
+
+def test_two_processes_make_one_plan_that_is_that_of_one(tmp_path: Path, example: Any) -> None:
+    factory = ROOT / "examples" / "torchrun_factory.py:make"
+    ran = under_torchrun(factory, "--out", "plan", "--json", "--no-curvature", folder=tmp_path, asked="plan")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == (tmp_path / "plan" / "plan.json").read_text()
+    assert ran.stderr.count("the result will be in") == 1
+    found, whole = lh.load_plan(tmp_path / "plan"), example()
+    alone = lh.plan(lh.Objective(whole.model, whole.data.dataset.tensors, nn.CrossEntropyLoss()), curvature=False)
+    assert found.choice == alone.choice
+    here, there = ([row.measured for row in one.rows] for one in (found, alone))
+    np.testing.assert_allclose(here, there, rtol=1e-9, atol=1e-12)
 
 
 def test_a_factory_that_fails_in_one_process_ends_both(tmp_path: Path) -> None:
