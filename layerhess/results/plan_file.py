@@ -94,8 +94,10 @@ def replace_report(path: str | Path, page: str) -> Path:
 
 
 def is_plan(path: str | Path) -> bool:
-    """Whether a folder holds a plan."""
-    return result_folder.kind_of(result_folder.absolute(path)) is PLAN
+    """Whether a folder holds a plan, damaged or not, and no analysis."""
+    folder = result_folder.absolute(path)
+    there = any((place / NUMBERS).is_file() for place in (folder, atomic_folder.old_name(folder)))
+    return there and not (folder / result_folder.ANALYSIS.numbers).exists()
 
 
 def json_text_of(plan: PlanRecord) -> str:

@@ -231,6 +231,15 @@ def test_report_makes_the_page_of_a_plan_anew(here: Path, capsys: Capture) -> No
     assert (folder / "report.html").read_text() == page.as_html(made)
 
 
+def test_report_says_what_is_wrong_with_a_damaged_plan(here: Path, capsys: Capture) -> None:
+    folder = plan_file.save(plans_by_hand.plan(random=1), here / "plan", lambda plan: "<p>old</p>")
+    (folder / "plan.json").write_text("{")
+    told = refusal(capsys, "report", "plan")
+    assert "this saved plan cannot be read" in told and "plan.json" in told
+    (folder / "plan.json").unlink()
+    assert "holds no analysis.json" in refusal(capsys, "report", "plan")
+
+
 def test_report_shows_a_plan_inside_an_analysis_if_it_is_of_the_same_loss(tmp_path: Path, capsys: Capture) -> None:
     analysis = fabricated.analysis()
     run = analysis.save(tmp_path / "run")

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from layerhess.linalg.described import called, plain
-from layerhess.results.plan import MeasuredPlan, PlanRecord
+from layerhess.results.plan import MeasuredPlan, PlanRecord, PlanRow
 from layerhess.show.numbers import number
 from layerhess.show.plan import words
 
@@ -34,7 +34,7 @@ def as_text(plan: PlanRecord, width: int = WIDTH) -> str:
 
 def renderable(plan: PlanRecord) -> RenderableType:
     """The plan for a rich console of any width, with colours."""
-    layers = [layer_cells(plan, name) for name in plan.choice]
+    layers = [layer_cells(name, plan.choice[name].name, row) for name, row in words.chosen_rows(plan).items()]
     parts: list[RenderableType] = [
         Columns(LAYER_COLUMNS, layers, FIRST_OUT, left=("layer", "option")),
         "",
@@ -74,15 +74,13 @@ def metric_sentence(plan: PlanRecord) -> str:
     return f"{name[0].upper()}{name[1:]}: {words.scored(plan.metric)}{before}."
 
 
-def layer_cells(plan: PlanRecord, name: str) -> dict[str, str]:
+def layer_cells(name: str, option: str, row: PlanRow | None) -> dict[str, str]:
     """The texts of one layer, by column."""
-    row = words.chosen_rows(plan)[name]
-    option = plain(plan.choice[name].name)
     if row is None:
-        return dict.fromkeys(LAYER_COLUMNS, "-") | {"layer": plain(name), "option": option}
+        return dict.fromkeys(LAYER_COLUMNS, "-") | {"layer": plain(name), "option": plain(option)}
     return {
         "layer": plain(name),
-        "option": option,
+        "option": plain(option),
         "bits": number(row.bits, 3),
         "size": words.megabytes(row.size_bytes),
         "loss increase alone": words.increase(row.measured, row.measured_error),
