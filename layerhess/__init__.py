@@ -16,10 +16,10 @@ from layerhess.linalg.stochastic.trace import Trace
 from layerhess.monitor.monitor import Monitor
 from layerhess.objective.losses import batch_loss
 from layerhess.objective.objective import Objective
-from layerhess.planning.allocation import Allocation, allocate
-from layerhess.planning.apply import apply_plan
+from layerhess.planning.allocation.allocation import Allocation, allocate
 from layerhess.planning.plan import plan
 from layerhess.planning.result import Plan, load_plan
+from layerhess.planning.weights.apply import apply_plan
 from layerhess.results.history import load_history
 from layerhess.results.options import Prune, Quantize
 from layerhess.results.record import Check, Counts

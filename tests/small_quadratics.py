@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from layerhess.planning.problem import Problem
-from layerhess.planning.quadratic import Quadratic
+from layerhess.planning.allocation.problem import Problem
+from layerhess.planning.allocation.quadratic import Quadratic
 
 
 @dataclass

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from layerhess.linalg.estimates import Floats
-from layerhess.planning.allocation import allocated
+from layerhess.planning.allocation.allocation import allocated
+from layerhess.planning.allocation.exchange import exchanged, judged
+from layerhess.planning.allocation.linearised import linearised, number_of_products
+from layerhess.planning.allocation.problem import Problem
+from layerhess.planning.allocation.quadratic import Quadratic
 from layerhess.planning.budget import Budget
-from layerhess.planning.exchange import exchanged, judged
-from layerhess.planning.judgement import Choices, Judgement
 from layerhess.planning.layers import Layers
-from layerhess.planning.linearised import linearised, number_of_products
-from layerhess.planning.problem import Problem
-from layerhess.planning.quadratic import Quadratic
+from layerhess.planning.measuring.judgement import Choices, Judgement
 from layerhess.planning.table import Table
 
 Plan = tuple[int, ...]  # the place of an option for every layer

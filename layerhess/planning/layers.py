@@ -14,7 +14,7 @@ from layerhess.errors import InputError
 from layerhess.linalg.numbers import counted
 from layerhess.objective.blocks import Scheme, partition
 from layerhess.objective.objective import Objective
-from layerhess.planning.applied import DTYPES, NotFiniteError, changed, fits
+from layerhess.planning.weights.applied import DTYPES, NotFiniteError, changed, fits
 from layerhess.results.options import Function, Option, option_of, options_of
 from layerhess.results.plan import PlannedWeight
 

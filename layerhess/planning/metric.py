@@ -19,8 +19,8 @@ from layerhess.objective.losses import CriterionLoss, batch_loss
 from layerhess.objective.model_loss import ModelLoss
 from layerhess.objective.objective import Objective
 from layerhess.objective.snapshot import kept_values
-from layerhess.planning.applied import changed
-from layerhess.planning.measuring import Choice, ratio
+from layerhess.planning.measuring.meter import Choice, ratio
+from layerhess.planning.weights.applied import changed
 from layerhess.results.plan import Score
 
 

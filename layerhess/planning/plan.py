@@ -21,16 +21,16 @@ from layerhess.objective.group import world
 from layerhess.objective.interrupts import STOPS, deferred_interrupts
 from layerhess.objective.objective import Objective
 from layerhess.objective.shares import same_question
-from layerhess.planning.applied import changed
 from layerhess.planning.budget import Budget, budget_of
 from layerhess.planning.layers import NOT_ALLOWED, Layers, layers_of
-from layerhess.planning.measuring import fixed
+from layerhess.planning.measuring.meter import fixed
 from layerhess.planning.metric import Metric, metric_of
 from layerhess.planning.planner import Planner, Question
 from layerhess.planning.reach import refuse_unreachable
 from layerhess.planning.result import Plan
 from layerhess.planning.rows_file import RowsFile
 from layerhess.planning.verification import Verified, verified
+from layerhess.planning.weights.applied import changed
 from layerhess.results import result_folder, store
 from layerhess.results.options import Function, as_json
 from layerhess.results.plan import COUPLINGS, CRITERIA, ForwardCounts

@@ -14,9 +14,9 @@ from layerhess.linalg.estimates import Floats
 from layerhess.objective.objective import Objective
 from layerhess.planning.budget import Budget
 from layerhess.planning.candidates import Candidate, Plan, Search
-from layerhess.planning.judgement import Choices, Judgement, Outputs, float_outputs, quadratic
 from layerhess.planning.layers import Layers
-from layerhess.planning.measuring import Meter, Room
+from layerhess.planning.measuring.judgement import Choices, Judgement, Outputs, float_outputs, quadratic
+from layerhess.planning.measuring.meter import Meter, Room
 from layerhess.planning.portfolio import Portfolio, neighbours
 from layerhess.planning.predictions import hessian_couplings, predictions, unknown
 from layerhess.planning.reach import refuse_unreachable

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from layerhess.planning.candidates import Candidate, Plan, Search
-from layerhess.planning.measuring import Measurement, Meter
+from layerhess.planning.measuring.meter import Measurement, Meter
 from layerhess.planning.rows_file import RowsFile
 
 STEPS_AT_ONCE = 4  # plans that are measured together in the last search

@@ -26,8 +26,8 @@ from layerhess.linalg.estimates import Floats
 from layerhess.linalg.stochastic.trace import Trace
 from layerhess.objective.blocks import make_block
 from layerhess.objective.objective import Objective
-from layerhess.planning.applied import changed
 from layerhess.planning.layers import Layers
+from layerhess.planning.weights.applied import changed
 from layerhess.results.record import Counts
 
 TRACE, TOL = Trace(rel=0.1), 0.05  # of scores that order layers: they need no more

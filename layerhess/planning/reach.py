@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from layerhess.errors import InputError
+from layerhess.planning.allocation.nearest import nearest
+from layerhess.planning.allocation.problem import Problem
 from layerhess.planning.budget import Budget
 from layerhess.planning.layers import Layers
-from layerhess.planning.nearest import nearest
-from layerhess.planning.problem import Problem
 
 
 def refuse_unreachable(layers: Layers, budget: Budget, why_not: Sequence[Sequence[str]]) -> None:

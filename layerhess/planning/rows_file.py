@@ -16,7 +16,7 @@ from layerhess.curvature.record_file import RecordFile
 from layerhess.errors import InputError
 from layerhess.linalg.estimates import Floats
 from layerhess.objective.objective import Objective
-from layerhess.planning.measuring import Measurement
+from layerhess.planning.measuring.meter import Measurement
 
 KIND = "measured"
 FLOAT_MODEL = "the float model"

@@ -11,7 +11,7 @@ import numpy as np
 from layerhess.linalg.estimates import Floats
 from layerhess.planning.budget import Budget
 from layerhess.planning.layers import Layers
-from layerhess.planning.measuring import Measurement, Meter
+from layerhess.planning.measuring.meter import Measurement, Meter
 from layerhess.planning.predictions import Predictions
 from layerhess.planning.rows_file import RowsFile
 from layerhess.results.plan import PlanRow

@@ -10,9 +10,9 @@ import numpy as np
 
 from layerhess.linalg.numbers import number
 from layerhess.objective.objective import Objective
+from layerhess.planning.allocation.frontier import pareto, random_plans
 from layerhess.planning.candidates import Plan
-from layerhess.planning.frontier import pareto, random_plans
-from layerhess.planning.measuring import Measurement, Meter, Room
+from layerhess.planning.measuring.meter import Measurement, Meter, Room
 from layerhess.planning.metric import Metric, measured_metric
 from layerhess.planning.planner import Planner
 from layerhess.results.plan import PLAN, MeasuredPlan, Score

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import layerhess as lh
-from layerhess.planning.applied import changed
 from layerhess.planning.metric import measured_metric, metric_of
+from layerhess.planning.weights.applied import changed
 from layerhess.results.options import Quantize
 from witness import refused, untouched
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, hessian, jacrev
 
 import layerhess as lh
-from layerhess.planning.applied import changed
 from layerhess.planning.layers import layers_of
 from layerhess.planning.predictions import COLUMNS, hessian_couplings, predictions
+from layerhess.planning.weights.applied import changed
 from witness import untouched
 
 X = torch.randn(14, 3, generator=torch.Generator().manual_seed(0)).double()

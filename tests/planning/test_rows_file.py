@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import layerhess as lh
 from killed import killed
 from layerhess.errors import InputError
-from layerhess.planning.measuring import Measurement, Meter
+from layerhess.planning.measuring.meter import Measurement, Meter
 from layerhess.planning.rows_file import RowsFile
 from layerhess.results import plan_file
 from layerhess.results.store import journal_path

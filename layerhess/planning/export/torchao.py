@@ -12,8 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from layerhess.planning.export.kept import as_text
-from layerhess.planning.held import DTYPES, LAYERS, MOST_BITS, config_by_name, config_for
-from layerhess.planning.torchao_library import torchao
+from layerhess.planning.weights.held import DTYPES, LAYERS, MOST_BITS, config_by_name, config_for
+from layerhess.planning.weights.torchao_library import torchao
 from layerhess.results.options import Option, Quantize
 from layerhess.results.plan import PlannedWeight, PlanRecord
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from layerhess.errors import LayerhessWarning
-from layerhess.planning.applied import changed
 from layerhess.planning.export.export import export
-from layerhess.planning.torchao_library import torchao
+from layerhess.planning.weights.applied import changed
+from layerhess.planning.weights.torchao_library import torchao
 from layerhess.results.options import Prune, Quantize, option_of
 from plans import plan_of
 

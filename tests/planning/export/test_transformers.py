@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from layerhess.errors import LayerhessWarning
-from layerhess.planning.applied import changed
-from layerhess.planning.apply import apply_plan
 from layerhess.planning.export.export import export
+from layerhess.planning.weights.applied import changed
+from layerhess.planning.weights.apply import apply_plan
 from layerhess.results.options import Option, Quantize
 from plans import plan_of
 

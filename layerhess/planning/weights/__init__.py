@@ -1,0 +1,1 @@
+"""What options do to weights, and a plan applied to a model."""
