@@ -443,3 +443,88 @@ def test_the_digits_network_gets_the_best_plan_of_all_within_the_passes(bits: in
     values = of_plans(objective, names, [tuple(map(int, row)) for row in fitting])
     assert plan.measured <= min(values.values()) * (1.0 + 1e-5)
     assert plan.measured < plan.baselines[f"uniform w{bits}"].measured
+
+
+# -- other models ---------------------------------------------------------------------------------------------------
+
+
+def test_a_language_model_with_its_own_loss_and_padding() -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=23, n_positions=8, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    model = transformers.GPT2LMHeadModel(config).eval()
+    data = []
+    for seed, (rows, length) in enumerate([(3, 8), (4, 6)]):  # with other numbers of labels in each batch and sequence
+        ids = torch.randint(0, 23, (rows, length), generator=torch.Generator().manual_seed(seed))
+        mask = (torch.arange(length) < torch.arange(length, length - rows, -1)[:, None]).long()
+        data.append({"input_ids": ids, "attention_mask": mask, "labels": ids.where(mask == 1, -100)})
+    objective = lh.Objective(model, data)
+    with untouched(model):
+        plan = lh.plan(objective, (2, 4), "3bit", curvature=False)
+    assert {w.name: w.aliases for w in plan.weights}["transformer.wte.weight"] == ("lm_head.weight",)
+    other = copy.deepcopy(model)
+    lh.apply_plan(other, plan)
+    losses = []
+    for one in (model, other):
+        with torch.no_grad():
+            parts = [one(input_ids=b["input_ids"], attention_mask=b["attention_mask"]).logits.double() for b in data]
+        sums = [
+            F.cross_entropy(z[:, :-1].flatten(0, 1), b["labels"][:, 1:].flatten(), reduction="sum")
+            for z, b in zip(parts, data, strict=True)
+        ]
+        losses.append(float(sum(sums)) / sum(int((b["labels"][:, 1:] != -100).sum()) for b in data))
+    assert plan.loss == pytest.approx(losses[0], rel=1e-6)
+    assert plan.measured == pytest.approx(losses[1] - losses[0], rel=1e-4, abs=1e-7)
+    assert math.isfinite(plan.predicted) and plan.predicted != plan.predicted_block
+    assert all(math.isfinite(row.kl) and row.kl >= 0.0 for row in plan.rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_models_of_other_dtypes(dtype: torch.dtype) -> None:
+    known = planned.objective()
+    model = copy.deepcopy(known.model).to(dtype)
+    data = [(x.to(dtype), y) for x, y in known.data]
+    with untouched(model):
+        plan = lh.plan(lh.Objective(model, data, planned.CE), budget="3bit", **QUICK)
+    assert plan.measured == pytest.approx(increase(lh.Objective(model, data, planned.CE), plan), rel=1e-6)
+    assert plan.float_bytes == 252 * (8 if dtype == torch.float64 else 2)
+    assert all(plan.measured <= one.measured for one in plan.baselines.values() if one.fits)
+
+
+def test_batch_norm_in_training_is_planned_with_its_batches_and_dropout_is_refused() -> None:
+    known = planned.objective("conv")
+    model = copy.deepcopy(known.model).train()
+    with untouched(model):
+        plan = lh.plan(lh.Objective(model, known.data, planned.CE), budget="3bit", **QUICK)
+    assert plan.measured == pytest.approx(increase(lh.Objective(model, known.data, planned.CE), plan), rel=1e-3)
+    dropped = nn.Sequential(copy.deepcopy(planned.objective().model), nn.Dropout(0.5)).train()
+    data = planned.objective().data
+    with refused(dropped, "dropout", "mode='eval'"):
+        lh.plan(lh.Objective(dropped, data, planned.CE), **QUICK)
+    assert lh.plan(lh.Objective(dropped, data, planned.CE, mode="eval"), budget="3bit", **QUICK).mean_bits <= 3.0
+
+
+def test_frozen_weights_are_not_planned_and_said() -> None:
+    known = planned.objective()
+    model = copy.deepcopy(known.model)
+    model[2].requires_grad_(False)  # type: ignore[index]
+    plan = lh.plan(lh.Objective(model, known.data, planned.CE), budget="3bit", **QUICK)
+    assert list(plan.choice) == ["0.weight", "4.weight"]
+    assert any("frozen" in warning and "2.weight" in warning for warning in plan.warnings)
+
+
+def test_a_metric_or_held_out_data_are_measured_without_a_verification_too() -> None:
+    plan = lh.plan(planned.objective(), budget="3bit", metric=right, held_out=planned.points(99, 60), **QUICK)
+    whole = lh.plan(planned.objective(), budget="3bit", metric=right, held_out=planned.points(99, 60), curvature=False)
+    assert plan.metric == whole.metric and plan.metric_float == whole.metric_float and plan.metric is not None
+    assert plan.held_out_loss == whole.held_out_loss and not plan.random and not plan.verdict
+
+
+def test_progress_counts_passes_up_to_what_was_said() -> None:
+    heard: list[tuple[float, float, str]] = []
+    lh.plan(planned.objective(), budget="3bit", progress=lambda *told: heard.append(told), curvature=False)
+    done = [one[0] for one in heard]
+    assert done == sorted(done) and all(one[0] <= one[1] + 1e-9 for one in heard)
+    assert {"the data", "each layer with each option", "candidate plans"} <= {one[2] for one in heard}
