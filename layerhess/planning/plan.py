@@ -81,7 +81,8 @@ def plan(
         tied: groups of weight names or globs that take the same option.
         metric: ``metric(output, target)``, a number for every example or the batch's mean; or ``metric(model)``.
         held_out: data of the objective's form (or an objective of the same model) that the plan is verified on.
-        verify: hold the plan against uniform, HAWQ-V2's and random plans. curvature: compute what curvature predicts.
+        verify: hold the plan against uniform, HAWQ-V2's and random plans; without, ``metric`` and ``held_out`` are of
+            the plan and the unchanged model alone. curvature: compute what curvature predicts.
         seed: of everything that is drawn. out: a folder for plan.json and report.html; what is measured is written down
             beside it. resume: go on from there. progress: called with forward passes over the data so far, how many
             there will be at most, and what is measured.

@@ -165,11 +165,11 @@ class Planner:
             InputError: no plan meets the budget.
         """
         self.measuring = self.meter.forwards
-        self._what = "candidate plans"
         criterion = self.question.criterion
         first = self.search.additive(criterion)
         assert first is not None
         self._interactions()
+        self._what = "candidate plans"
         if criterion != "measured":
             return self._by_criterion(first)
         others = [self.search.additive(column) for column in ADDITIVE[1:]]

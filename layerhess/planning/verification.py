@@ -65,8 +65,8 @@ def verified(
     held: dict[Plan, Measurement] = {}
     meter = planner.meter
     metrics: dict[Plan, Score] = {}
-    if verify:
-        plans = list(dict.fromkeys(named.values()))
+    if verify or held_out is not None or metric is not None:
+        plans = list(dict.fromkeys(named.values())) if verify else [chosen]
         judged = held_out or planner.objective
         choices = [search.layers.choice(plan) for plan in plans]
         with judged.session():
