@@ -12,7 +12,7 @@ import planned
 from layerhess.planning.budget import budget_of
 from layerhess.planning.candidates import Candidate, Search
 from layerhess.planning.layers import layers_of
-from layerhess.planning.measuring import Measurement, Meter
+from layerhess.planning.measuring.meter import Measurement, Meter
 from layerhess.planning.portfolio import Portfolio, neighbours
 from layerhess.planning.predictions import unknown
 from layerhess.planning.rows_file import RowsFile

@@ -13,7 +13,7 @@ import layerhess as lh
 import planned
 from layerhess.planning.budget import budget_of
 from layerhess.planning.layers import layers_of
-from layerhess.planning.measuring import Meter
+from layerhess.planning.measuring.meter import Meter
 from layerhess.planning.predictions import unknown
 from layerhess.planning.rows_file import RowsFile
 from layerhess.planning.table import Table, around, measured_table

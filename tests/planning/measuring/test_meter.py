@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, TensorDataset
 import layerhess as lh
 from ctrl_c import press_ctrl_c
 from layerhess.errors import CheckError, InputError
-from layerhess.planning.measuring import meter
 from layerhess.planning.measuring.meter import Meter, Room, fixed, ratio
 from layerhess.planning.weights.applied import changed
 from layerhess.results.options import Quantize, option_of
@@ -356,7 +355,7 @@ def test_neighbours_are_joined_where_there_are_very_many_examples(monkeypatch: p
     with made.session():
         meter = Meter(made)
         whole = meter.increase(meter.measure(CHOICES[:1])[0])
-        monkeypatch.setattr(meter, "MOST_UNITS", 6)
+        monkeypatch.setattr("layerhess.planning.measuring.meter.MOST_UNITS", 6)
         meter = Meter(made)
         (one,) = meter.measure(CHOICES[:1])
         assert len(one.losses) == len(meter.float_model.losses) == len(meter.float_model.counts) == 6
