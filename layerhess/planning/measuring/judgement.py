@@ -25,7 +25,7 @@ Choices = npt.NDArray[np.int64]
 Outputs = list[tuple[Judge, Tensor]]  # of batches: the loss as a function of the output, and the output
 LEAST_ROWS = 64  # of a sample of outputs
 AT_ONCE = 1 << 22  # numbers of outputs that are looked at together
-ROUGHLY = 1 << 17  # numbers of the outputs that a search looks at
+ROUGHLY, ROUGH_ROWS = 1 << 17, 256  # numbers of the outputs that a search looks at, and at least so many rows
 
 
 def float_outputs(model: FloatModel, group: Group) -> Outputs | None:
@@ -101,11 +101,16 @@ class Judgement:
         found: Floats = self._start + together + self._correction[layers, choices].sum(axis=1)
         return found
 
+    @property
+    def numbers(self) -> int:
+        """Of an output of all the data that is kept."""
+        return sum(output.numel() for _, output, _ in self._batches)
+
     def rough(self) -> Judgement:
         """The same by evenly spaced rows of the outputs, for searches; itself where these are few anyway."""
-        numbers = sum(output.numel() for _, output, _ in self._batches)
-        step = -(-numbers // ROUGHLY)
-        if step == 1:
+        rows = sum(len(output) for _, output, _ in self._batches)
+        step = min(-(-self.numbers // ROUGHLY), rows // ROUGH_ROWS)
+        if step <= 1:
             return self
         made = copy.copy(self)
         made._batches, kept = [], 0.0
@@ -158,6 +163,8 @@ class Judgement:
 
 def _curved(judge: Judge, output: Tensor, changes: Tensor) -> Tensor | None:
     """S dz for s changes of one output, (s, rows, ...) float64; None where S is zero."""
+    if (known := judge.bent(output, changes)) is not None:
+        return known
     with torch.enable_grad():
         z = output.detach().expand(len(changes), *output.shape).clone().requires_grad_()
         (slope,) = torch.autograd.grad(judge.sums(z).sum(), z, create_graph=True)

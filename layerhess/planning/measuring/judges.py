@@ -36,6 +36,9 @@ class Judge(Protocol):
     def taken(self, rows: Tensor) -> Judge | None:
         """The judge of some rows of the output alone, as one unit; None where rows cannot be taken."""
 
+    def bent(self, output: Tensor, changes: Tensor) -> Tensor | None:
+        """S dz, with S the second derivative in the output, for s changes, where a formula is known; else None."""
+
     def divergence(self, output: Tensor, other: Tensor) -> tuple[Tensor, Tensor] | None:
         """(units,) sums of KL(output || other) over predictions, and their number; None where there are none."""
 
@@ -112,6 +115,24 @@ class CriterionJudge:
     def sums(self, outputs: Tensor) -> Tensor:
         """(s,) float64 loss sums for s outputs, with a graph to them."""
         return self._losses(outputs).sum(1)
+
+    def bent(self, output: Tensor, changes: Tensor) -> Tensor | None:
+        """S dz for s changes of one output, (s, rows, ...) float64, by the formula of a cross entropy; else None.
+
+        S = diag(p) - p p' for every target that takes part, smoothed or not.
+        """
+        if type(self.criterion.loss) is not nn.CrossEntropyLoss or not self._indices or not self.aligned:
+            return None
+        if self.criterion.loss.weight is not None:
+            return None
+        shares = output.double().softmax(1)
+        kept = self._kept().unsqueeze(1)
+        found = torch.empty(changes.shape, dtype=torch.float64, device=changes.device)
+        for place, change in enumerate(changes):
+            wide = change.double()
+            torch.mul(shares, wide - (shares * wide).sum(1, keepdim=True), out=found[place])
+            found[place] *= kept
+        return found
 
     def taken(self, rows: Tensor) -> CriterionJudge | None:
         """The judge of some rows of the output alone, each a unit."""
@@ -206,6 +227,9 @@ class FunctionJudge:
     def sums(self, outputs: Tensor) -> Tensor:
         """(s,) float64 loss sums for s outputs, with a graph to them."""
         return torch.stack([self._pair(z, self._whole)[0].double() for z in outputs.to(self._whole[0].dtype)])
+
+    def bent(self, output: Tensor, changes: Tensor) -> None:
+        """No formula is known."""
 
     def taken(self, rows: Tensor) -> None:
         """Unknown: the function may look at the whole batch."""
