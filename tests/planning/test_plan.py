@@ -528,3 +528,30 @@ def test_progress_counts_passes_up_to_what_was_said() -> None:
     done = [one[0] for one in heard]
     assert done == sorted(done) and all(one[0] <= one[1] + 1e-9 for one in heard)
     assert {"the data", "each layer with each option", "candidate plans"} <= {one[2] for one in heard}
+
+
+class Starved(nn.Module):
+    """Runs out of memory for more than 30 examples at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = copy.deepcopy(planned.objective().model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 30:
+            raise torch.OutOfMemoryError("CUDA out of memory, in this test")
+        found: Tensor = self.inner(x)
+        return found
+
+
+def test_batches_that_do_not_fit_into_memory_are_measured_in_pieces() -> None:
+    known = planned.objective()
+    model = Starved()
+    with untouched(model):
+        held = planned.points(99, 60)
+        plan = lh.plan(lh.Objective(model, known.data, planned.CE), budget="3bit", held_out=held, **QUICK)
+    whole = lh.plan(known, budget="3bit", held_out=held, **QUICK)
+    assert plan.held_out_loss is not None and whole.held_out_loss is not None
+    assert plan.held_out_loss.value == pytest.approx(whole.held_out_loss.value, rel=1e-6)
+    assert [o.name for o in plan.choice.values()] == [o.name for o in whole.choice.values()]
+    assert plan.measured == pytest.approx(whole.measured, rel=1e-5)

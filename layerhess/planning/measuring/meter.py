@@ -53,7 +53,8 @@ class FloatModel:
 
     Attributes:
         losses, counts: (units,) of all data. outputs, judges, rows, targets: of each batch of this process: the kept
-            rows of the output, the loss as a function of them, which rows these are (None: all), and the judge of all.
+            rows of the output, the loss as a function of them, which rows these are (None: all), and the judge of all,
+            for its targets.
             None where the loss is no known function of one output, or where outputs do not fit. own_counts: of each of
             these batches. share: of all rows that is kept.
     """
@@ -135,8 +136,9 @@ class Meter:
         """The float model's mean loss."""
         return float(self.float_model.losses.sum()) / self.scale
 
-    def _float_model(self) -> FloatModel:
-        made = FloatModel(np.zeros(0), np.zeros(0))
+    def _float_model(self, most: float = 1.0) -> FloatModel:
+        """Read the unchanged model; ``most``: of the rows of outputs that is kept."""
+        made = FloatModel(np.zeros(0), np.zeros(0), share=most)
 
         def share(batch: Any, totals: Totals) -> None:
             reading = self.reader.read(self.objective.model, batch)
@@ -150,10 +152,13 @@ class Meter:
         self._batches = made.batches
         self.forwards += 1.0
         self._told(1.0)
-        coarse = any(self.objective.group.gathered(self.reader.coarse))
-        if coarse and not was:  # the output does not explain the loss: by batch then
+        told = self.objective.group.gathered((self.reader.coarse, made.share, made.batches))
+        if any(coarse for coarse, *_ in told) and not was:  # the output does not explain the loss: by batch then
             self.reader.coarse = True
-            return self._float_model()
+            return self._float_model(most)
+        shares = {share for _, share, own in told if own}
+        if len(shares) > 1:  # one sample of all data has one share
+            return self._float_model(min(shares))
         self.reader.settled = True
         made.losses, made.counts = _joined(totals.listed(LOSS)), _joined(totals.listed(COUNT))
         return made
@@ -161,14 +166,14 @@ class Meter:
     def _keep(self, made: FloatModel, reading: Reading, generator: torch.Generator) -> None:
         """Keep a batch's output, or a random sample of its rows where all would not fit."""
         output, judge = reading.output, reading.judge
-        made.targets.append(judge)
+        made.targets.append(judge if isinstance(judge, CriterionJudge) else None)  # others hold the whole batch
         made.own_counts.append(reading.counts)
         rows = None
         if output is not None:
             width = 8 if output.dtype == torch.float64 else 4
             if not made.outputs:
                 needed = output.numel() * width * (self._room.copies + 1.0) * max(self._room.batches, 1)
-                made.share = min(1.0, self._room.outputs / max(needed, 1.0))
+                made.share = min(made.share, self._room.outputs / max(needed, 1.0))
             if made.share < 1.0:
                 rows, judge = _sampled(judge, made.share, generator)
                 output = None if rows is None else output

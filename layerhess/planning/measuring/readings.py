@@ -199,7 +199,8 @@ def _explains(found: Reading, loss: float, dtype: torch.dtype) -> bool:
     assert found.output is not None
     output = found.output.detach()
     losses = output.numel() / (output.shape[1] if getattr(found.judge, "has_classes", False) else 1)
-    rounding = ROUNDINGS * torch.finfo(output.dtype).eps * float(output.abs().max()) * losses if output.numel() else 0.0
+    largest = max(map(abs, map(float, torch.aminmax(output)))) if output.numel() else 0.0
+    rounding = ROUNDINGS * torch.finfo(output.dtype).eps * largest * losses if math.isfinite(largest) else 0.0
     return _same(float(found.losses.sum()), loss, SAME_LOSS.get(dtype, SAME_LOSS_HALF), rounding)
 
 

@@ -364,6 +364,17 @@ def test_neighbours_are_joined_where_there_are_very_many_examples(monkeypatch: p
     assert 0.2 * whole.error < joined.error < 5.0 * whole.error
 
 
+def test_what_does_not_fit_into_memory_is_not_held() -> None:
+    """Of a loss of the user's own no rows can be taken, and its batches hold the inputs."""
+    made = lh.Objective(mlp(), [(X[:7], Y[:7].abs() % 3), (X[7:], Y[7:].abs() % 3)], lambda z, y: F.cross_entropy(z, y))
+    with made.session():
+        meter = Meter(made, room=Room(outputs=10.0))
+        kept = meter.float_model
+        assert not kept.has_outputs and kept.outputs == kept.judges == kept.targets == [None, None]
+        (one,) = meter.measure(CHOICES[:1], outputs=True)
+        assert one.outputs == () and len(one.losses) == 17 and one.kl is None
+
+
 def test_nothing_changed_is_no_increase() -> None:
     made = lh.Objective(mlp(), (X, Y), CE)
     with made.session():

@@ -402,3 +402,10 @@ def test_a_loss_that_is_no_number_is_told_and_says_nothing_of_the_reader(value: 
     reader, reading = read(objective(output, drawn(N, 3, seed=3), nn.MSELoss()))
     assert not reader.coarse
     assert not torch.isfinite(reading.losses).all()
+
+
+def test_an_ignored_output_that_is_nan_does_not_matter() -> None:
+    output, target = drawn(N, C), classes(N)
+    output[2], target[2] = math.nan, -100
+    reader, reading = read(objective(output, target, nn.CrossEntropyLoss()))
+    assert not reader.coarse and reading.losses[2] == 0.0 and torch.isfinite(reading.losses).all()
