@@ -175,7 +175,7 @@ def _described(objective: Objective, name: str) -> PlannedWeight:
         for alias, other in objective.model.named_parameters(remove_duplicate=False)
         if other is weight and alias != name
     ]
-    owner = objective.model.get_submodule(name.rpartition(".")[0])
+    owner = dict(objective.model.named_modules())[name.rpartition(".")[0]]
     refuse_computed(name, [(owner, name.rpartition(".")[2])])  # the plan could not be applied
     return PlannedWeight(
         name=name,

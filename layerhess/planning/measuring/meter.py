@@ -20,7 +20,7 @@ from layerhess.objective.interrupts import safe_point
 from layerhess.objective.objective import Objective
 from layerhess.objective.snapshot import kept_values
 from layerhess.planning.measuring.judges import CriterionJudge, Judge
-from layerhess.planning.measuring.readings import Reader, Reading
+from layerhess.planning.measuring.readings import SAME_LOSS, SAME_LOSS_HALF, Reader, Reading
 from layerhess.planning.weights.applied import changed
 from layerhess.results.options import Option
 from layerhess.results.plan import Score
@@ -56,7 +56,7 @@ class FloatModel:
             rows of the output, the loss as a function of them, which rows these are (None: all), and the judge of all,
             for its targets.
             None where the loss is no known function of one output, or where outputs do not fit. own_counts: of each of
-            these batches. share: of all rows that is kept.
+            these batches. first: losses of the first of them. share: of all rows that is kept.
     """
 
     losses: Floats
@@ -66,6 +66,7 @@ class FloatModel:
     rows: list[Tensor | None] = field(default_factory=list)
     targets: list[Judge | None] = field(default_factory=list)
     own_counts: list[Tensor] = field(default_factory=list)
+    first: Tensor = field(default_factory=lambda: torch.zeros(0))
     share: float = 1.0
 
     @property
@@ -166,6 +167,8 @@ class Meter:
     def _keep(self, made: FloatModel, reading: Reading, generator: torch.Generator) -> None:
         """Keep a batch's output, or a random sample of its rows where all would not fit."""
         output, judge = reading.output, reading.judge
+        if not made.targets:
+            made.first = reading.losses
         made.targets.append(judge if isinstance(judge, CriterionJudge) else None)  # others hold the whole batch
         made.own_counts.append(reading.counts)
         rows = None
@@ -303,23 +306,36 @@ class Meter:
         return Score(math.inf) if measured.why else ratio(measured.kl, measured.predictions)
 
     def refuse_random(self) -> None:
-        """Refuse a loss that is not the same when it is computed again; one more pass over the first batch.
+        """Refuse a loss that is not the same when it is computed again; two more passes over the first batch.
 
         Raises:
-            CheckError: it is another.
+            CheckError: it is another. InputError: the batch is another one every time (random augmentation).
         """
         first = next(iter(self.objective.batches()), None)
         if first is None:
             return
         again = self.reader.read(self.objective.model, first).losses
         own = self.reader.read(self.objective.model, first).losses
-        if not torch.equal(torch.nan_to_num(again), torch.nan_to_num(own)):
+        alike = SAME_LOSS.get(self.objective.dtype, SAME_LOSS_HALF)
+        if not _are_same(again, own, alike):
             modules = ", ".join(self.objective.random_modules[:4])
             raise CheckError(
                 "the loss of a batch is another when it is computed again",
                 where=f"active randomness in {modules}" if modules else "the loss or the model",
                 what_to_do="use mode='eval' to switch dropout off, and a loss without randomness",
             )
+        if not _are_same(own, self.float_model.first, alike):
+            raise self._changed_data("the inputs of batch 0 are others")
+
+
+def _are_same(losses: Tensor, others: Tensor, tolerance: float) -> bool:
+    """Whether losses of examples are the same, but for what a device rounds differently every time."""
+    if losses.shape != others.shape:
+        return False
+    apart = torch.nan_to_num(losses - others, posinf=0.0, neginf=0.0).abs().sum()
+    return bool(
+        apart <= tolerance * torch.nan_to_num(others).abs().sum() + torch.finfo(torch.float32).eps * len(others)
+    )
 
 
 def ratio(sums: Floats, counts: Floats | None) -> Score:

@@ -236,6 +236,19 @@ def test_data_that_changes_is_refused(how: str, known: bool) -> None:
     assert "shuffle=False" in caught.value.what_to_do
 
 
+class Augmented:
+    """The same examples with other noise in every pass."""
+
+    def __iter__(self) -> Any:
+        yield X + 0.01 * torch.randn_like(X), Y
+
+
+def test_random_augmentation_is_refused() -> None:
+    made = lh.Objective(mlp(), Augmented(), CE)
+    with pytest.raises(InputError, match="the inputs of batch 0 are others"), made.session():
+        Meter(made).refuse_random()
+
+
 def test_a_loader_that_shuffles_is_read_once() -> None:
     loader = DataLoader(TensorDataset(X, Y), batch_size=5, shuffle=True)
     made, note = fixed(lh.Objective(mlp(), loader, CE))
