@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import layerhess as lh
-from layerhess.planning.measuring import Meter, Room
+from layerhess.planning.measuring.meter import Meter, Room
 from layerhess.planning.rows_file import RowsFile
 from on_ranks import network, place, share
 
