@@ -159,6 +159,11 @@ def test_budgets_that_no_plan_meets_say_the_nearest() -> None:
         lh.plan(objective, budget="50 bytes", **QUICK)
     with refused(objective.model, "no plan keeps the increase", "nearest"):
         lh.plan(objective, (2,), {"increase": 1e-9}, **QUICK)
+    every = of_plans(objective, MLP, itertools.product((2, 8), repeat=3))
+    sizes = [72, 144, 36]
+    least = min(v for own, v in every.items() if sum(k * n for k, n in zip(own, sizes, strict=True)) <= 4 * 252)
+    with refused(objective.model, f"increases it by {least:.4g}"):  # of those within the other limits
+        lh.plan(objective, (2, 8), {"increase": least / 2, "bits": 4}, **QUICK)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

@@ -76,8 +76,9 @@ class FloatModel:
 
     @property
     def has_outputs(self) -> bool:
-        """Whether outputs of every batch are kept."""
-        return bool(self.judges) and all(judge is not None for judge in self.judges)
+        """Whether outputs of every batch are kept that has a loss."""
+        pairs = list(zip(self.judges, self.own_counts, strict=True))
+        return any(judge for judge, _ in pairs) and not any(judge is None and count.any() for judge, count in pairs)
 
     def change(self, place: int, output: Tensor) -> Tensor:
         """What became of the kept rows of a batch's output, float32 (float64 of a float64 model), on the CPU."""

@@ -94,9 +94,8 @@ class Reader:
         if criterion.has_classes and output.ndim < 2:
             return None
         exact = self.criterion(criterion, output.device)
-        if type(exact.loss) is nn.NLLLoss and _are_log_probabilities(output):
-            exact = _cross_entropy(exact.loss)
-        judge = CriterionJudge(exact, output.shape, target, count)
+        along = _log_probabilities(exact.loss, output)
+        judge = CriterionJudge(exact, output.shape, target, count, along=along)
         return Reading(judge.losses(output[None])[0], judge.counts, output, judge)
 
     def of_function(self, output: Tensor, whole: Any, pair: Callable[[Tensor, Any], Pair]) -> Reading:
@@ -184,14 +183,13 @@ def _read(reader: Reader, model: nn.Module, batch: Any) -> Reading:
     return found
 
 
-def _are_log_probabilities(output: Tensor) -> bool:
-    return bool((output.logsumexp(1).abs() <= NORMALISED).all())
-
-
-def _cross_entropy(loss: nn.NLLLoss) -> Criterion:
-    """The same for log-probabilities, and that of the probabilities still where changes of several were added up."""
-    made = nn.CrossEntropyLoss(loss.weight, ignore_index=loss.ignore_index, reduction=loss.reduction)
-    return Criterion(made)
+def _log_probabilities(loss: Any, output: Tensor) -> int | None:
+    """The dimension along which the output of a loss of log-probabilities is such; None where it is none."""
+    dimensions = {nn.NLLLoss: (1,), nn.KLDivLoss: (1, output.ndim - 1)}.get(type(loss), ())
+    for along in dimensions if output.ndim > 1 else ():
+        if bool((output.logsumexp(along).abs() <= NORMALISED).all()):
+            return along
+    return None
 
 
 def _whole(pair: Pair) -> Reading:

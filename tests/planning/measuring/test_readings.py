@@ -138,7 +138,9 @@ def test_several_outputs_are_judged_as_each_alone_and_sums_carry_the_gradient(na
 def _one(loss: nn.Module, z: Tensor, y: Tensor) -> Any:
     copied = lh.Objective(nn.Linear(1, 1), (torch.ones(1, 1), torch.ones(1, 1)), loss).evaluation
     criterion = copied.criterion.to(torch.float64, torch.device("cpu"))  # type: ignore[attr-defined]
-    z = F.log_softmax(z, 1) if isinstance(loss, nn.NLLLoss) else z  # of log-probabilities: no change, but in the slope
+    z = (
+        F.log_softmax(z, 1) if isinstance(loss, (nn.NLLLoss, nn.KLDivLoss)) else z
+    )  # of log-probabilities: no change, but in the slope
     return criterion(z, y.double() if y.is_floating_point() else y)[0]
 
 
@@ -456,3 +458,14 @@ def test_an_empty_batch_says_nothing_about_the_others() -> None:
     with made.session():
         sizes = [len(reader.read(made.model, batch).losses) for batch in made.batches()]
     assert sizes[0] == 5 and not reader.coarse
+
+
+def test_log_probabilities_of_a_divergence_stay_normalised_too() -> None:
+    for shape, along in (((N, C), 1), ((N, 5, C), 2)):
+        output, target = F.log_softmax(drawn(*shape), along), drawn(*shape, seed=5).softmax(along)
+        _, reading = read(objective(output, target, nn.KLDivLoss(reduction="batchmean")))
+        moved = output + drawn(*shape, seed=4)
+        assert reading.judge is not None
+        wanted = F.kl_div(F.log_softmax(moved.double(), along), target.double(), reduction="none")
+        found = reading.judge.losses(moved[None])[0]
+        torch.testing.assert_close(found, wanted.reshape(N, -1).sum(1), rtol=1e-6, atol=1e-7)
