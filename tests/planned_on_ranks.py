@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import layerhess as lh
+from layerhess.planning.measuring.meter import Meter, Room
 from layerhess.planning.rows_file import RowsFile
 from on_ranks import network, place, share
 
@@ -81,8 +82,17 @@ def resumed() -> dict[str, Any]:
     return {"again": numbers(again), "whole": numbers(whole)}
 
 
+def shares() -> list[float]:
+    """Of the rows of outputs that are kept, where batches are of other sizes on other ranks."""
+    made = lh.Objective(network(), share(4 + 12 * place()[0]), CE)
+    with made.session():
+        meter = Meter(made, room=Room(outputs=900.0, batches=4))
+        kept = [0 if output is None else len(output) for output in meter.float_model.outputs]
+    return [meter.float_model.share, sum(kept), meter.forwards]
+
+
 def everything() -> dict[str, Any]:
-    return {"plans": plans(), "resumed": resumed(), "refusals": refusals()}
+    return {"plans": plans(), "resumed": resumed(), "refusals": refusals(), "shares": shares()}
 
 
 def refusals() -> dict[str, str]:

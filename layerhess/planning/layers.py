@@ -14,6 +14,7 @@ from layerhess.errors import InputError
 from layerhess.linalg.numbers import counted
 from layerhess.objective.blocks import Scheme, partition
 from layerhess.objective.objective import Objective
+from layerhess.planning.weights.applicable import refuse_computed
 from layerhess.planning.weights.applied import DTYPES, NotFiniteError, changed, fits
 from layerhess.results.options import Function, Option, option_of, options_of
 from layerhess.results.plan import PlannedWeight
@@ -174,7 +175,8 @@ def _described(objective: Objective, name: str) -> PlannedWeight:
         for alias, other in objective.model.named_parameters(remove_duplicate=False)
         if other is weight and alias != name
     ]
-    owner = objective.model.get_submodule(name.rpartition(".")[0])
+    owner = dict(objective.model.named_modules())[name.rpartition(".")[0]]
+    refuse_computed(name, [(owner, name.rpartition(".")[2])])  # the plan could not be applied
     return PlannedWeight(
         name=name,
         shape=tuple(weight.shape),

@@ -180,9 +180,11 @@ class _Run:
         self.told(0.0, "the data")
         content = Content()
         surveyed = survey(self.objective, Counters(), witness=lambda: content.see)
+        if surveyed.pieces is not None:  # memory does not suffice for whole batches
+            self.objective = self.objective.resized(surveyed.pieces)
         versions = identity.versions()
         if self.held_out is not None:
-            _survey_held_out(self.held_out)
+            self.held_out = _surveyed(self.held_out)
         divided = partition(self.objective.model, self.objective.parameters, self.objective.frozen, "parameter")
         known = identity.of_call(self.objective, divided, self.settings, versions) | {
             "data": identity.of_data(surveyed, content.with_others(self.objective.group)),
@@ -313,13 +315,14 @@ def _held_out(objective: Objective, held_out: Any) -> Objective:
     return held_out
 
 
-def _survey_held_out(held_out: Objective) -> None:
-    """Look at the data before any work."""
+def _surveyed(held_out: Objective) -> Objective:
+    """The held-out data, looked at before any work, in pieces that fit into memory."""
     try:
         with held_out.session():
-            survey(held_out, Counters())
+            pieces = survey(held_out, Counters()).pieces
     except InputError as error:
         raise InputError(error.message, where=f"held_out, {error.where}", what_to_do=error.what_to_do) from error
+    return held_out if pieces is None else held_out.resized(pieces)
 
 
 def _refuse_unknown(name: str, value: Any, known: tuple[str, ...]) -> None:

@@ -218,7 +218,8 @@ class Planner:
                 break
         best = self.portfolio.best()
         if best is None:
-            nearest = min(self.portfolio.plans, key=self.portfolio.value)
+            fitting = [plan for plan in self.portfolio.plans if self.search.fits(plan)]
+            nearest = min(fitting or self.portfolio.plans, key=self.portfolio.value)
             raise InputError(
                 f"no plan keeps the increase of the loss below {cap:g}; the nearest one that was measured increases it "
                 f"by {self.portfolio.value(nearest):.4g}",

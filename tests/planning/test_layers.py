@@ -145,6 +145,15 @@ def infinite() -> nn.Module:
     return model
 
 
+def normed(old: bool) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        model = Net()
+        (nn.utils.weight_norm if old else nn.utils.parametrizations.weight_norm)(model.stem)
+        return model
+
+    return make
+
+
 CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], tuple[str, ...]]] = {
     "unknown option": (Net, {"options": ("four",)}, ("unknown option 'four'", "lh.Quantize")),
     "no bits": (Net, {"options": (0,)}, ("0 bits", "1 to 16")),
@@ -168,6 +177,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], tuple[str, ...]]
     "quantised already": (quantised, {}, ("quantised already", "before it is quantised")),
     "integers": (integers, {}, ("'stem.weight' is quantised already", "int8")),
     "packed": (packed, {}, ("quantised already",)),
+    "weight norm": (normed(False), {}, ("computed from this parameter", "stem.", "remove_parametrizations")),
+    "weight norm by hooks": (normed(True), {}, ("computed from this parameter", "stem.weight_g", "remove_weight_norm")),
     "NaN": (infinite, {}, ("'head.weight' has values that are NaN or infinite",)),
 }  # fmt: skip
 

@@ -159,6 +159,11 @@ def test_budgets_that_no_plan_meets_say_the_nearest() -> None:
         lh.plan(objective, budget="50 bytes", **QUICK)
     with refused(objective.model, "no plan keeps the increase", "nearest"):
         lh.plan(objective, (2,), {"increase": 1e-9}, **QUICK)
+    every = of_plans(objective, MLP, itertools.product((2, 8), repeat=3))
+    sizes = [72, 144, 36]
+    least = min(v for own, v in every.items() if sum(k * n for k, n in zip(own, sizes, strict=True)) <= 4 * 252)
+    with refused(objective.model, f"increases it by {least:.4g}"):  # of those within the other limits
+        lh.plan(objective, (2, 8), {"increase": least / 2, "bits": 4}, **QUICK)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -528,3 +533,30 @@ def test_progress_counts_passes_up_to_what_was_said() -> None:
     done = [one[0] for one in heard]
     assert done == sorted(done) and all(one[0] <= one[1] + 1e-9 for one in heard)
     assert {"the data", "each layer with each option", "candidate plans"} <= {one[2] for one in heard}
+
+
+class Starved(nn.Module):
+    """Runs out of memory for more than 30 examples at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = copy.deepcopy(planned.objective().model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 30:
+            raise torch.OutOfMemoryError("CUDA out of memory, in this test")
+        found: Tensor = self.inner(x)
+        return found
+
+
+def test_batches_that_do_not_fit_into_memory_are_measured_in_pieces() -> None:
+    known = planned.objective()
+    model = Starved()
+    with untouched(model):
+        held = planned.points(99, 60)
+        plan = lh.plan(lh.Objective(model, known.data, planned.CE), budget="3bit", held_out=held, **QUICK)
+    whole = lh.plan(known, budget="3bit", held_out=held, **QUICK)
+    assert plan.held_out_loss is not None and whole.held_out_loss is not None
+    assert plan.held_out_loss.value == pytest.approx(whole.held_out_loss.value, rel=1e-6)
+    assert [o.name for o in plan.choice.values()] == [o.name for o in whole.choice.values()]
+    assert plan.measured == pytest.approx(whole.measured, rel=1e-5)

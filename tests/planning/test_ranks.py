@@ -59,6 +59,13 @@ def test_a_plan_of_several_processes_goes_on(two: list[Any]) -> None:
         assert_same(own["again"], own["whole"])
 
 
+def test_samples_of_outputs_are_of_one_share_on_all(two: list[Any]) -> None:
+    one, other = (found["shares"] for found in two)
+    # 900 bytes for two copies of four batches of (4, 3) and (16, 3) numbers in float64: the least is taken.
+    assert one[0] == other[0] == 900.0 / (16 * 3 * 8 * 2 * 4)
+    assert one[2] == other[2] == 2.0 and 0 < other[1] <= 0.5 * 21
+
+
 def test_what_one_rank_finds_wrong_all_refuse_and_go_on(two: list[Any]) -> None:
     one, other = (found["refusals"] for found in two)
     assert "3 bits a weight on rank 0 and 4 bits a weight on rank 1" in one["other budgets"]

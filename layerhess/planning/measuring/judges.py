@@ -51,7 +51,8 @@ class CriterionJudge:
 
     Args:
         criterion: in float64. shape: of the output. target: of the batch. count: what the batch's loss sum is divided
-            by. units: examples; by default the rows, where every row has losses of its own.
+            by. units: examples; by default the rows, where every row has losses of its own. along: the dimension along
+            which outputs are log-probabilities; those to which changes were added are scaled to be such again.
     """
 
     def __init__(
@@ -61,8 +62,9 @@ class CriterionJudge:
         target: Tensor,
         count: float | None = None,
         units: int | None = None,
+        along: int | None = None,
     ) -> None:
-        self.criterion, self.target, self._shape = criterion, target, shape
+        self.criterion, self.target, self._shape, self._along = criterion, target, shape, along
         self.has_classes = criterion.has_classes
         self._indices = self.has_classes and not target.is_floating_point()
         self.aligned = _is_aligned(criterion, shape, target)
@@ -89,7 +91,9 @@ class CriterionJudge:
 
     def of_units(self, units: int) -> CriterionJudge:
         """The same with other units."""
-        return CriterionJudge(self.criterion, self._shape, self.target, float(self.counts.sum()), units)
+        return CriterionJudge(
+            self.criterion, self._shape, self.target, float(self.counts.sum()), units, along=self._along
+        )
 
     def _losses(self, outputs: Tensor) -> Tensor:
         """All losses, (s, any number), in pieces where an output is large and nobody differentiates."""
@@ -104,7 +108,8 @@ class CriterionJudge:
         return torch.stack([torch.cat([self._of(z[i], self.target[i]).reshape(-1) for i in pieces]) for z in outputs])
 
     def _of(self, output: Tensor, target: Tensor) -> Tensor:
-        losses = self.criterion.losses(output.double(), target)
+        whole = output.double()
+        losses = self.criterion.losses(whole if self._along is None else whole.log_softmax(self._along), target)
         assert losses is not None
         return losses
 
@@ -140,7 +145,8 @@ class CriterionJudge:
             return None
         shape = torch.Size((len(rows), *self._shape[1:]))
         per_row = None if self._indices else float(self.counts.sum()) * len(rows) / self._shape[0]
-        return CriterionJudge(self.criterion, shape, self.target[rows.to(self.target.device)], per_row)
+        target = self.target[rows.to(self.target.device)]
+        return CriterionJudge(self.criterion, shape, target, per_row, along=self._along)
 
     def taking_part(self) -> Tensor:
         """Places of the rows that have a loss."""

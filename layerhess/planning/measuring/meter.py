@@ -20,7 +20,7 @@ from layerhess.objective.interrupts import safe_point
 from layerhess.objective.objective import Objective
 from layerhess.objective.snapshot import kept_values
 from layerhess.planning.measuring.judges import CriterionJudge, Judge
-from layerhess.planning.measuring.readings import Reader, Reading
+from layerhess.planning.measuring.readings import SAME_LOSS, SAME_LOSS_HALF, Reader, Reading
 from layerhess.planning.weights.applied import changed
 from layerhess.results.options import Option
 from layerhess.results.plan import Score
@@ -53,9 +53,10 @@ class FloatModel:
 
     Attributes:
         losses, counts: (units,) of all data. outputs, judges, rows, targets: of each batch of this process: the kept
-            rows of the output, the loss as a function of them, which rows these are (None: all), and the judge of all.
+            rows of the output, the loss as a function of them, which rows these are (None: all), and the judge of all,
+            for its targets.
             None where the loss is no known function of one output, or where outputs do not fit. own_counts: of each of
-            these batches. share: of all rows that is kept.
+            these batches. first: losses of the first of them. share: of all rows that is kept.
     """
 
     losses: Floats
@@ -65,6 +66,7 @@ class FloatModel:
     rows: list[Tensor | None] = field(default_factory=list)
     targets: list[Judge | None] = field(default_factory=list)
     own_counts: list[Tensor] = field(default_factory=list)
+    first: Tensor = field(default_factory=lambda: torch.zeros(0))
     share: float = 1.0
 
     @property
@@ -74,8 +76,9 @@ class FloatModel:
 
     @property
     def has_outputs(self) -> bool:
-        """Whether outputs of every batch are kept."""
-        return bool(self.judges) and all(judge is not None for judge in self.judges)
+        """Whether outputs of every batch are kept that has a loss."""
+        pairs = list(zip(self.judges, self.own_counts, strict=True))
+        return any(judge for judge, _ in pairs) and not any(judge is None and count.any() for judge, count in pairs)
 
     def change(self, place: int, output: Tensor) -> Tensor:
         """What became of the kept rows of a batch's output, float32 (float64 of a float64 model), on the CPU."""
@@ -135,8 +138,9 @@ class Meter:
         """The float model's mean loss."""
         return float(self.float_model.losses.sum()) / self.scale
 
-    def _float_model(self) -> FloatModel:
-        made = FloatModel(np.zeros(0), np.zeros(0))
+    def _float_model(self, most: float = 1.0) -> FloatModel:
+        """Read the unchanged model; ``most``: of the rows of outputs that is kept."""
+        made = FloatModel(np.zeros(0), np.zeros(0), share=most)
 
         def share(batch: Any, totals: Totals) -> None:
             reading = self.reader.read(self.objective.model, batch)
@@ -150,10 +154,13 @@ class Meter:
         self._batches = made.batches
         self.forwards += 1.0
         self._told(1.0)
-        coarse = any(self.objective.group.gathered(self.reader.coarse))
-        if coarse and not was:  # the output does not explain the loss: by batch then
+        told = self.objective.group.gathered((self.reader.coarse, made.share, made.batches))
+        if any(coarse for coarse, *_ in told) and not was:  # the output does not explain the loss: by batch then
             self.reader.coarse = True
-            return self._float_model()
+            return self._float_model(most)
+        shares = {share for _, share, own in told if own}
+        if len(shares) > 1:  # one sample of all data has one share
+            return self._float_model(min(shares))
         self.reader.settled = True
         made.losses, made.counts = _joined(totals.listed(LOSS)), _joined(totals.listed(COUNT))
         return made
@@ -161,14 +168,16 @@ class Meter:
     def _keep(self, made: FloatModel, reading: Reading, generator: torch.Generator) -> None:
         """Keep a batch's output, or a random sample of its rows where all would not fit."""
         output, judge = reading.output, reading.judge
-        made.targets.append(judge)
+        if not made.targets:
+            made.first = reading.losses
+        made.targets.append(judge if isinstance(judge, CriterionJudge) else None)  # others hold the whole batch
         made.own_counts.append(reading.counts)
         rows = None
         if output is not None:
             width = 8 if output.dtype == torch.float64 else 4
             if not made.outputs:
                 needed = output.numel() * width * (self._room.copies + 1.0) * max(self._room.batches, 1)
-                made.share = min(1.0, self._room.outputs / max(needed, 1.0))
+                made.share = min(made.share, self._room.outputs / max(needed, 1.0))
             if made.share < 1.0:
                 rows, judge = _sampled(judge, made.share, generator)
                 output = None if rows is None else output
@@ -298,23 +307,36 @@ class Meter:
         return Score(math.inf) if measured.why else ratio(measured.kl, measured.predictions)
 
     def refuse_random(self) -> None:
-        """Refuse a loss that is not the same when it is computed again; one more pass over the first batch.
+        """Refuse a loss that is not the same when it is computed again; two more passes over the first batch.
 
         Raises:
-            CheckError: it is another.
+            CheckError: it is another. InputError: the batch is another one every time (random augmentation).
         """
         first = next(iter(self.objective.batches()), None)
         if first is None:
             return
         again = self.reader.read(self.objective.model, first).losses
         own = self.reader.read(self.objective.model, first).losses
-        if not torch.equal(torch.nan_to_num(again), torch.nan_to_num(own)):
+        alike = SAME_LOSS.get(self.objective.dtype, SAME_LOSS_HALF)
+        if not _are_same(again, own, alike):
             modules = ", ".join(self.objective.random_modules[:4])
             raise CheckError(
                 "the loss of a batch is another when it is computed again",
                 where=f"active randomness in {modules}" if modules else "the loss or the model",
                 what_to_do="use mode='eval' to switch dropout off, and a loss without randomness",
             )
+        if not _are_same(own, self.float_model.first, alike):
+            raise self._changed_data("the inputs of batch 0 are others")
+
+
+def _are_same(losses: Tensor, others: Tensor, tolerance: float) -> bool:
+    """Whether losses of examples are the same, but for what a device rounds differently every time."""
+    if losses.shape != others.shape:
+        return False
+    apart = torch.nan_to_num(losses - others, posinf=0.0, neginf=0.0).abs().sum()
+    return bool(
+        apart <= tolerance * torch.nan_to_num(others).abs().sum() + torch.finfo(torch.float32).eps * len(others)
+    )
 
 
 def ratio(sums: Floats, counts: Floats | None) -> Score:

@@ -22,6 +22,7 @@ from layerhess.planning.measuring.judges import CriterionJudge, FunctionJudge, J
 PIECES = 16  # of a batch whose loss says nothing of single examples
 SAME_LOSS = {torch.float64: 1e-6, torch.float32: 1e-4}  # relative; other dtypes: SAME_LOSS_HALF
 SAME_LOSS_HALF = 0.05
+NORMALISED = 1e-2  # of the logarithm of a sum of probabilities, from 0
 ROUNDINGS = 2.0  # of the largest output, by which one loss may be off beside that
 
 
@@ -92,7 +93,9 @@ class Reader:
             return self.of_function(output, (output, target), lambda z, part: criterion(z, part[1]))
         if criterion.has_classes and output.ndim < 2:
             return None
-        judge = CriterionJudge(self.criterion(criterion, output.device), output.shape, target, count)
+        exact = self.criterion(criterion, output.device)
+        along = _log_probabilities(exact.loss, output)
+        judge = CriterionJudge(exact, output.shape, target, count, along=along)
         return Reading(judge.losses(output[None])[0], judge.counts, output, judge)
 
     def of_function(self, output: Tensor, whole: Any, pair: Callable[[Tensor, Any], Pair]) -> Reading:
@@ -152,13 +155,17 @@ def _read(reader: Reader, model: nn.Module, batch: Any) -> Reading:
         output, target = evaluation.output_and_target(model, batch)
         loss, count = evaluation.criterion(output, target)
         found = reader.of_criterion(evaluation.criterion, output, target, count)
-        if found is not None and batches.is_mapping(batch):  # labels (N, T) were flattened: a sequence is an example
+        if found is None and count > 0.0:
+            reader.unexplained()
+        elif found is not None and batches.is_mapping(batch):  # labels (N, T) were flattened: a sequence is an example
             found = _by_example(found, batches.leading_size(batch))
     elif isinstance(evaluation, batch_loss) and evaluation.output is not None:
         output = evaluation.output(model, batch)
         loss, count = evaluation.judge(output, batch)
         if isinstance(output, Tensor) and output.is_floating_point() and output.ndim and len(output):
             found = reader.of_function(output, (output, batch), lambda z, part: evaluation.judge(z, part[1]))
+        elif count > 0.0:
+            reader.unexplained()
     elif isinstance(evaluation, ModelLoss) and batches.is_mapping(batch):
         loss, count, result = evaluation.with_result(model, batch)
         found = reader.of_model(result, batch.get("labels"), float(loss.detach()), count)
@@ -174,6 +181,15 @@ def _read(reader: Reader, model: nn.Module, batch: Any) -> Reading:
     if not _explains(found, value, loss.dtype) or not _same(float(found.counts.sum()), count):
         reader.unexplained()
     return found
+
+
+def _log_probabilities(loss: Any, output: Tensor) -> int | None:
+    """The dimension along which the output of a loss of log-probabilities is such; None where it is none."""
+    dimensions = {nn.NLLLoss: (1,), nn.KLDivLoss: (1, output.ndim - 1)}.get(type(loss), ())
+    for along in dimensions if output.ndim > 1 else ():
+        if bool((output.logsumexp(along).abs() <= NORMALISED).all()):
+            return along
+    return None
 
 
 def _whole(pair: Pair) -> Reading:
@@ -199,7 +215,8 @@ def _explains(found: Reading, loss: float, dtype: torch.dtype) -> bool:
     assert found.output is not None
     output = found.output.detach()
     losses = output.numel() / (output.shape[1] if getattr(found.judge, "has_classes", False) else 1)
-    rounding = ROUNDINGS * torch.finfo(output.dtype).eps * float(output.abs().max()) * losses if output.numel() else 0.0
+    largest = max(map(abs, map(float, torch.aminmax(output)))) if output.numel() else 0.0
+    rounding = ROUNDINGS * torch.finfo(output.dtype).eps * largest * losses if math.isfinite(largest) else 0.0
     return _same(float(found.losses.sum()), loss, SAME_LOSS.get(dtype, SAME_LOSS_HALF), rounding)
 
 

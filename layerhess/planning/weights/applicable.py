@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -137,13 +138,7 @@ def _refuse_unusable(target: Target) -> None:
         raise InputError(f"the weights are of dtype {dtype}: quantised already", where=name, what_to_do=plain)
     if parameter.is_meta:
         raise InputError("the weights are on the meta device", where=name, what_to_do="load their values")
-    if any(_is_computed(module, attribute) for module, attribute in target.places) or "parametrizations" in name:
-        raise InputError(
-            "the layer's weight is computed from this parameter before every forward pass",
-            where=name,
-            what_to_do="make it a plain weight first, by torch.nn.utils.parametrize.remove_parametrizations, "
-            "remove_weight_norm or prune.remove",
-        )
+    refuse_computed(name, target.places)
     if reason := fits(option, parameter.shape):
         raise InputError(f"the option {option.name!r} cannot be done: {reason}", where=name, what_to_do="plan again")
     if not torch.isfinite(parameter.detach()).all():
@@ -153,6 +148,21 @@ def _refuse_unusable(target: Target) -> None:
             "the weights are rounded to few values already, as if a plan had been applied before",
             where=name,
             what_to_do="load the weights the plan was made with, and apply it once",
+        )
+
+
+def refuse_computed(name: str, places: Iterable[tuple[nn.Module, str]]) -> None:
+    """Refuse a parameter that a layer's weight is made of.
+
+    Raises:
+        InputError: it is.
+    """
+    if any(_is_computed(module, attribute) for module, attribute in places) or "parametrizations" in name:
+        raise InputError(
+            "the layer's weight is computed from this parameter before every forward pass",
+            where=name,
+            what_to_do="make it a plain weight first, by torch.nn.utils.parametrize.remove_parametrizations, "
+            "remove_weight_norm or prune.remove",
         )
 
 

@@ -292,3 +292,15 @@ def test_the_model_is_not_touched() -> None:
     with made.session():
         judged(made)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_batches_without_a_loss_do_not_forbid_predictions() -> None:
+    model, nothing = Branches().double(), torch.full((4,), -100)
+    data = [(X[:11], Y[:11]), (X[:0], Y[:0]), (X[:4], nothing), (X[11:], Y[11:])]
+    choices = every(3)
+    found = []
+    for given in (data, [(X, Y)]):
+        made = lh.Objective(model, given, CE)
+        with made.session():
+            found.append(judged(made)[3].increase(choices))
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-9, atol=1e-12)

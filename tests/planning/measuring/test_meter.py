@@ -236,6 +236,19 @@ def test_data_that_changes_is_refused(how: str, known: bool) -> None:
     assert "shuffle=False" in caught.value.what_to_do
 
 
+class Augmented:
+    """The same examples with other noise in every pass."""
+
+    def __iter__(self) -> Any:
+        yield X + 0.01 * torch.randn_like(X), Y
+
+
+def test_random_augmentation_is_refused() -> None:
+    made = lh.Objective(mlp(), Augmented(), CE)
+    with pytest.raises(InputError, match="the inputs of batch 0 are others"), made.session():
+        Meter(made).refuse_random()
+
+
 def test_a_loader_that_shuffles_is_read_once() -> None:
     loader = DataLoader(TensorDataset(X, Y), batch_size=5, shuffle=True)
     made, note = fixed(lh.Objective(mlp(), loader, CE))
@@ -362,6 +375,17 @@ def test_neighbours_are_joined_where_there_are_very_many_examples(monkeypatch: p
         joined = meter.increase(one)
     assert joined.value == pytest.approx(whole.value, rel=1e-12)
     assert 0.2 * whole.error < joined.error < 5.0 * whole.error
+
+
+def test_what_does_not_fit_into_memory_is_not_held() -> None:
+    """Of a loss of the user's own no rows can be taken, and its batches hold the inputs."""
+    made = lh.Objective(mlp(), [(X[:7], Y[:7].abs() % 3), (X[7:], Y[7:].abs() % 3)], lambda z, y: F.cross_entropy(z, y))
+    with made.session():
+        meter = Meter(made, room=Room(outputs=10.0))
+        kept = meter.float_model
+        assert not kept.has_outputs and kept.outputs == kept.judges == kept.targets == [None, None]
+        (one,) = meter.measure(CHOICES[:1], outputs=True)
+        assert one.outputs == () and len(one.losses) == 17 and one.kl is None
 
 
 def test_nothing_changed_is_no_increase() -> None:

@@ -138,6 +138,9 @@ def test_several_outputs_are_judged_as_each_alone_and_sums_carry_the_gradient(na
 def _one(loss: nn.Module, z: Tensor, y: Tensor) -> Any:
     copied = lh.Objective(nn.Linear(1, 1), (torch.ones(1, 1), torch.ones(1, 1)), loss).evaluation
     criterion = copied.criterion.to(torch.float64, torch.device("cpu"))  # type: ignore[attr-defined]
+    z = (
+        F.log_softmax(z, 1) if isinstance(loss, (nn.NLLLoss, nn.KLDivLoss)) else z
+    )  # of log-probabilities: no change, but in the slope
     return criterion(z, y.double() if y.is_floating_point() else y)[0]
 
 
@@ -402,3 +405,67 @@ def test_a_loss_that_is_no_number_is_told_and_says_nothing_of_the_reader(value: 
     reader, reading = read(objective(output, drawn(N, 3, seed=3), nn.MSELoss()))
     assert not reader.coarse
     assert not torch.isfinite(reading.losses).all()
+
+
+def test_log_probabilities_stay_normalised_where_changes_are_added_up() -> None:
+    """Adding changes of log-probabilities up gives none; their loss is that of what they are proportional to."""
+    output, target = F.log_softmax(drawn(N, C), 1), classes(N, ignored=True)
+    _, reading = read(objective(output, target, nn.NLLLoss(WEIGHTS)))
+    moved = output + drawn(N, C, seed=4)
+    assert reading.judge is not None
+    wanted = F.nll_loss(F.log_softmax(moved.double(), 1), target, WEIGHTS.double(), reduction="none")
+    torch.testing.assert_close(reading.judge.losses(moved[None])[0], wanted, rtol=1e-10, atol=1e-12)
+    raw = drawn(N, C)  # no log-probabilities: whoever gives these to NLL means it
+    _, reading = read(objective(raw, target, nn.NLLLoss()))
+    assert reading.judge is not None
+    wanted = F.nll_loss(moved.double(), target, reduction="none")
+    torch.testing.assert_close(reading.judge.losses(moved[None])[0], wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_of_several_outputs_the_loss_is_read_in_pieces() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Linear(3, 2), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.a(x), self.b(x)
+
+    def apart(output: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
+        return (output[0] - output[1]).pow(2).mean() + (output[0] - target).abs().mean()
+
+    made = lh.Objective(Two(), (drawn(20, 3), drawn(20, 2, seed=2)), apart)
+    reader, _ = read(made)
+    assert reader.coarse
+    with made.session():
+        (batch,) = made.batches()
+        reading, (total, count) = reader.read(made.model, batch), made.terms(batch)
+    assert len(reading.losses) == PIECES and float(reading.counts.sum()) == count == 20.0
+    assert float(reading.losses.sum()) == pytest.approx(float(total.detach()), rel=1e-5)
+
+
+def test_an_ignored_output_that_is_nan_does_not_matter() -> None:
+    output, target = drawn(N, C), classes(N)
+    output[2], target[2] = math.nan, -100
+    reader, reading = read(objective(output, target, nn.CrossEntropyLoss()))
+    assert not reader.coarse and reading.losses[2] == 0.0 and torch.isfinite(reading.losses).all()
+
+
+def test_an_empty_batch_says_nothing_about_the_others() -> None:
+    made = lh.Objective(nn.Linear(3, C), [(drawn(5, 3), classes(5)), (drawn(0, 3), classes(0))], nn.CrossEntropyLoss())
+    reader = Reader(made.evaluation)
+    with made.session():
+        sizes = [len(reader.read(made.model, batch).losses) for batch in made.batches()]
+    assert sizes[0] == 5 and not reader.coarse
+
+
+def test_log_probabilities_of_a_divergence_stay_normalised_too() -> None:
+    for shape, along in (((N, C), 1), ((N, 5, C), 2)):
+        output, target = F.log_softmax(drawn(*shape), along), drawn(*shape, seed=5).softmax(along)
+        _, reading = read(objective(output, target, nn.KLDivLoss(reduction="batchmean")))
+        moved = output + drawn(*shape, seed=4)
+        assert reading.judge is not None
+        wanted = F.kl_div(F.log_softmax(moved.double(), along), target.double(), reduction="none")
+        found = reading.judge.losses(moved[None])[0]
+        torch.testing.assert_close(found, wanted.reshape(N, -1).sum(1), rtol=1e-6, atol=1e-7)
