@@ -14,7 +14,7 @@ from small_quadratics import small
 
 
 @pytest.mark.parametrize("kind", ["indefinite", "gram"])
-@pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 15))])
 def test_small_problems_are_proven_to_their_optimum(seed: int, kind: str) -> None:
     case = small(seed, kind=kind, strength=0.5)
     found = linearised(case.quadratic)
