@@ -103,14 +103,15 @@ class Search:
         return Candidate("outputs", tuple(map(int, best.choice)))
 
     def uniform(self, option: int) -> Plan:
-        """The same option everywhere; where it is not allowed, the allowed one next to it in stored bits."""
+        """The same option everywhere; where it is not allowed, the next one with more stored bits, else with fewer."""
         problem = Problem(self._allowed, tied=self.layers.tied, pinned=self.layers.pinned)
         groups = problem.groups
         places = []
         for group, members in enumerate(groups.members):
             allowed = np.flatnonzero(groups.allowed[group])
-            apart = np.abs(self.budget.bits[members[0], allowed] - self.budget.bits[members[0], option])
-            places.append(option if option in allowed else int(allowed[np.argmin(apart)]))
+            more = self.budget.bits[members[0], allowed] - self.budget.bits[members[0], option]
+            order = np.lexsort((np.abs(more), more < 0.0))
+            places.append(option if option in allowed else int(allowed[order[0]]))
         return tuple(map(int, problem.of_layers(np.array(places))))
 
     def fits(self, plan: Plan) -> bool:

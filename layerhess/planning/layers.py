@@ -70,6 +70,16 @@ def layers_of(
         InputError: unknown names or options; nothing allowed; integer or already quantised weights.
     """
     _refuse_quantised(objective)
+    for name, value in (("allowed", allowed), ("pinned", pinned)):
+        if value is not None and not isinstance(value, Mapping):
+            raise InputError(
+                f"{name} is {type(value).__name__}",
+                where=name,
+                what_to_do="give a dict: weight name or glob -> options",
+            )
+    tied = () if tied is None else tied
+    if isinstance(tied, str) or not isinstance(tied, Iterable):
+        raise InputError(f"tied is {tied!r}", where="tied", what_to_do="give a list of lists of weight names")
     known = options_of(options)
     divided = partition(objective.model, objective.parameters, objective.frozen, scheme)
     names = [n for block in divided.blocks for n in block.parameters if objective.parameters[n].ndim >= 2]
@@ -193,8 +203,9 @@ def _refuse_quantised(objective: Objective) -> None:
         for own, value in [*module._parameters.items(), *module._buffers.items()]:
             if isinstance(value, Tensor) and _is_quantised(value):
                 raise _quantised(f"{name}.{own}".lstrip("."), value)
-        packed = getattr(module, "weight", None)  # of torch.ao's layers a method, or a plain tensor
-        packed = packed() if callable(packed) and hasattr(module, "_packed_params") else packed
+        packed = module.__dict__.get("weight")  # no property: that may compute, and change buffers
+        if hasattr(module, "_packed_params"):  # torch.ao's layers
+            packed = module.weight() if callable(module.weight) else module.weight
         if isinstance(packed, Tensor) and _is_quantised(packed):
             raise _quantised(f"{name}.weight".lstrip("."), packed)
     weights = dict(objective.model.named_parameters(remove_duplicate=False))

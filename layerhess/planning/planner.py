@@ -12,18 +12,20 @@ import numpy.typing as npt
 from layerhess.errors import CheckError, InputError
 from layerhess.linalg.estimates import Floats
 from layerhess.objective.objective import Objective
+from layerhess.planning.allocation.exchange import neighbours
 from layerhess.planning.budget import Budget
 from layerhess.planning.candidates import Candidate, Plan, Search
 from layerhess.planning.layers import Layers
 from layerhess.planning.measuring.judgement import Choices, Judgement, Outputs, float_outputs, quadratic
 from layerhess.planning.measuring.meter import Meter, Room
-from layerhess.planning.portfolio import Portfolio, neighbours
+from layerhess.planning.portfolio import Portfolio
 from layerhess.planning.predictions import hessian_couplings, predictions, unknown
 from layerhess.planning.reach import refuse_unreachable
 from layerhess.planning.rows_file import RowsFile
 from layerhess.planning.table import Table, around, measured_table
 
 ROOM = 3.0  # forward passes for every (layer, option): for measuring, interactions and portfolio together
+PROMISING = 256  # neighbours of a plan that are looked at closely
 LEVELS = 8  # points of the frontier beside the plan and uniform ones
 OUTPUT_SHARE = 0.25  # of the memory that is free, for outputs and changes of them
 WEIGHT_SHARE = 0.1  # for changed weights
@@ -227,12 +229,12 @@ class Planner:
                 what_to_do="allow a larger increase, or options with more bits",
             )
         while self.room >= 1.0:
-            size = self.budget.size_bytes(best)
-            others = [plan for plan in neighbours(self.search, best, cost) if self.budget.size_bytes(plan) < size]
+            others = [
+                plan for plan in self._ranked(best, cost) if self.budget.size_bytes(plan) < self.budget.size_bytes(best)
+            ]
             values = self.predicted(others) if others else np.zeros(0)
             hopeful = [plan for plan, value in zip(others, values, strict=True) if value <= cap]
-            ranked = sorted(hopeful, key=self.budget.size_bytes)
-            found = self.portfolio.improve(best, ranked, self.room)
+            found = self.portfolio.improve(best, sorted(hopeful, key=self.budget.size_bytes), self.room)
             if found == best:
                 return best
             best = found
@@ -283,11 +285,11 @@ class Planner:
         return [Candidate(f"uniform {self.layers.options[k].name}", plan) for k, plan in plans if k in plan]
 
     def _look_around(self, starts: list[Plan]) -> None:
-        """Measure every step again, from the largest uniform plan within the budget, where plans are judged."""
+        """Measure every step again, from the best uniform plan within the budget: near it plans are judged."""
         assert self._outputs is not None
         fitting = [plan for plan in dict.fromkeys(c.choice for c in self._uniform()) if self.search.fits(plan)]
         fitting = [plan for plan in fitting if math.isfinite(self.portfolio.value(plan))]
-        base = max(fitting, key=self.budget.size_bytes, default=self.portfolio.best())
+        base = min(fitting, key=self.portfolio.value, default=self.portfolio.best())
         if base is None:
             return
         # What is left then: for the plans that are found, and the frontier.
@@ -314,21 +316,24 @@ class Planner:
     def _last_exchanges(self, cost: Floats) -> Plan | None:
         """Measured exchanges from the best plan so far, those that are predicted best first."""
         best = self.portfolio.best()
-        if best is None or self.judgement is None:
+        if best is None or (self.judgement is None and self.couplings is None):
             return best
         while self.room - LEVELS >= 1.0:
-            others = neighbours(self.search, best, cost)
-            if not others:
-                break
-            predicted = self.judgement.increase(np.array(others))
-            order = np.argsort(predicted, kind="stable")
-            ranked = [others[int(place)] for place in order]
+            ranked = self._ranked(best, cost)
             found = self.portfolio.improve(best, ranked, self.room - LEVELS)
             if found == best:
                 break
             best = found
         self.portfolio.add([Candidate("measured exchanges", best)])
         return best
+
+    def _ranked(self, plan: Plan, cost: Floats) -> list[Plan]:
+        """The most promising neighbours of a plan: by the quadratic, and the first of them by the outputs."""
+        others = neighbours(self.search.problem(cost), np.array(plan))
+        others = others[np.argsort(self._guess(others), kind="stable")[:PROMISING]]
+        if self.judgement is not None and len(others):
+            others = others[np.argsort(self.judgement.rough().increase(others), kind="stable")]
+        return [tuple(map(int, other)) for other in others]
 
     def predicted(self, plans: Sequence[Plan]) -> Floats:
         """The increases that are predicted for plans, with interactions where they are known.

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
 from layerhess.planning.candidates import Candidate, Plan, Search
 from layerhess.planning.measuring.meter import Measurement, Meter
 from layerhess.planning.rows_file import RowsFile
@@ -91,24 +89,3 @@ class Portfolio:
                 break
             best = found
         return best
-
-
-def neighbours(search: Search, plan: Plan, cost: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> list[Plan]:
-    """All plans within the budget that differ from one in one choice, or in two."""
-    problem = search.problem(cost)
-    groups = problem.groups
-    here = problem.of_groups(np.array(plan))
-    options = cost.shape[1]
-    single = [(g, k) for g in range(len(here)) for k in range(options) if groups.allowed[g, k] and k != here[g]]
-    moved: list[tuple[tuple[int, int], ...]] = []
-    for place, (g, k) in enumerate(single):
-        moved.append(((g, k),))
-        moved += [((g, k), (h, j)) for h, j in single[place + 1 :] if h != g]
-    if not moved:
-        return []
-    every = np.repeat(here[None], len(moved), axis=0)
-    for row, steps in enumerate(moved):
-        for g, k in steps:
-            every[row, g] = k
-    choices = problem.of_layers(every)
-    return [tuple(map(int, choice)) for choice in choices[problem.feasible(choices)]]

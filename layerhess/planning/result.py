@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from torch import Tensor
+
+from layerhess.errors import InputError
 from layerhess.planning.export.export import export
 from layerhess.results import plan_file
+from layerhess.results.options import options_of
 from layerhess.results.plan import PlanRecord
 from layerhess.show import plan as drawn
 from layerhess.show.page.failed import page_or_reason
@@ -45,11 +50,26 @@ class Plan(PlanRecord):
 Plan.__doc__ = PlanRecord.__doc__  # help() says what each field holds
 
 
-def load_plan(folder: str | Path) -> Plan:
+def load_plan(folder: str | Path, functions: Iterable[Callable[[Tensor], Tensor]] = ()) -> Plan:
     """Read a saved plan, every number as it was saved.
 
+    Args:
+        functions: those among its options, which are saved by name only; :func:`layerhess.apply_plan` needs them.
+
     Raises:
-        InputError: no plan there, a damaged one, or one of a newer version.
+        InputError: no plan there, a damaged one, or one of a newer version; a function that is none of its options.
     """
     record = plan_file.load(folder)
-    return Plan(**{field.name: getattr(record, field.name) for field in fields(record)})
+    known = {option.name: option for option in options_of(list(functions))} if functions else {}
+    odd = [name for name in known if name not in {option.name for option in record.options}]
+    if odd:
+        raise InputError(
+            f"the plan has no option {odd[0]!r}",
+            where="functions",
+            what_to_do="give functions of the names that its options have: "
+            + ", ".join(option.name for option in record.options),
+        )
+    content = {field.name: getattr(record, field.name) for field in fields(record)}
+    content["choice"] = {name: known.get(option.name, option) for name, option in record.choice.items()}
+    content["options"] = tuple(known.get(option.name, option) for option in record.options)
+    return Plan(**content)

@@ -144,13 +144,13 @@ def _frontier(planner: Planner, chosen: Plan) -> tuple[MeasuredPlan, ...]:
 def reference(
     baselines: Mapping[str, MeasuredPlan], plan: MeasuredPlan, *, smallest: bool = False
 ) -> MeasuredPlan | None:
-    """The uniform plan to compare with: the largest that fits (the smallest, under a cap), else the nearest in size."""
+    """The uniform plan to compare with: the best that fits (the smallest, under a cap), else the nearest in size."""
     uniform = [one for name, one in baselines.items() if name.startswith("uniform") and not one.failed]
     fitting = [one for one in uniform if one.fits]
     if fitting and smallest:
         return min(fitting, key=lambda one: (one.size_bytes, one.measured))
-    if fitting:
-        return max(fitting, key=lambda one: (one.size_bytes, -one.measured))
+    if fitting:  # the best on the data that the plan is judged on
+        return min(fitting, key=lambda one: one.measured if one.against_plan is None else one.against_plan.value)
     return min(uniform, key=lambda one: abs(one.size_bytes - plan.size_bytes), default=None)
 
 

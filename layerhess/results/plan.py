@@ -116,9 +116,9 @@ class MeasuredPlan(Described):
 
     def _describe(self) -> Description:
         return Description(
-            f"{self.name}: loss +{number(self.measured)} +- {number(self.measured_error)}, "
+            f"{self.name}: loss {self.measured:+.4g} ± {number(self.measured_error, 2)}, "
             f"{self.mean_bits:.3g} bits a weight",
-            (f"predicted +{number(self.predicted)}, {'fits' if self.fits else 'DOES NOT FIT'} the budget",),
+            (f"predicted {self.predicted:+.4g}, {'fits' if self.fits else 'DOES NOT FIT'} the budget",),
         )
 
 
@@ -226,8 +226,8 @@ class PlanRecord(Described):
             f"Plan for {counted(len(self.choice), 'layer')}: {self.mean_bits:.3g} bits a weight, "
             f"{self.size_bytes / 1e6:.3g} MB instead of {self.float_bytes / 1e6:.3g}",
             (
-                f"loss {number(self.loss)} + {number(self.measured)} +- {number(self.measured_error)} measured; "
-                f"predicted + {number(self.predicted)}",
+                f"loss {number(self.loss)}, increase {self.measured:+.4g} ± {number(self.measured_error, 2)} measured; "
+                f"predicted {self.predicted:+.4g}",
                 self.verdict,
                 *self.warnings[:2],
             ),

@@ -137,7 +137,7 @@ def judged(
         raise InputError(f"the objective of the start is {value}", where="start", what_to_do="start at another plan")
     seen, spent = {plan.tobytes()}, 1
     while True:
-        near = np.array([other for other in _neighbours(problem, plan) if other.tobytes() not in seen])
+        near = np.array([other for other in neighbours(problem, plan) if other.tobytes() not in seen])
         near = near.reshape(-1, len(plan))
         near = near[np.argsort(np.asarray(order(near)), kind="stable")] if len(near) else near
         improved = False
@@ -156,7 +156,8 @@ def judged(
             return Judged(plan, value, spent, settled=True)
 
 
-def _neighbours(problem: Problem, plan: Choices) -> Choices:
+def neighbours(problem: Problem, plan: Choices) -> Choices:
+    """(n, L) plans within the limits that differ from one in one layer, or in one that grows and one that shrinks."""
     groups, choice = problem.groups, problem.of_groups(plan)
     g, k = np.nonzero(groups.allowed & (np.arange(groups.cost.shape[1]) != choice[:, None]))
     single = np.repeat(choice[None], len(g), axis=0)

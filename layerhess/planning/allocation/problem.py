@@ -100,6 +100,8 @@ class Problem:
             object.__setattr__(self, name, value)
 
     def _checked_uses(self, shape: tuple[int, ...]) -> Floats:
+        if not isinstance(self.uses, Iterable):
+            raise InputError(f"uses is {self.uses!r}", where="uses", what_to_do="give a list of tables (L, K)")
         tables = [_table(use, f"uses[{j}]") for j, use in enumerate(self.uses)]
         for j, table in enumerate(tables):
             if table.shape != shape:
@@ -164,7 +166,7 @@ def _table(values: Any, name: str) -> Floats:
 
 
 def _limits(values: Any, number: int) -> Floats:
-    limits = _table(list(values), "limits")
+    limits = _table(list(values) if isinstance(values, Iterable) else [values], "limits")
     if limits.shape != (number,):
         raise InputError(
             f"there are {number} tables of uses and limits of shape {limits.shape}",
@@ -184,7 +186,14 @@ def _index(value: Any, number: int, what: str, where: str) -> int:
 
 def _members(tied: Iterable[Iterable[int]], layers: int) -> tuple[tuple[int, ...], ...]:
     label = list(range(layers))
-    for i, group in enumerate(tied):
+    groups: list[Any] = list(tied) if isinstance(tied, Iterable) else [tied]
+    for i, group in enumerate(groups):
+        if not isinstance(group, Iterable) or isinstance(group, str):
+            raise InputError(
+                f"tied has {group!r}",
+                where="tied",
+                what_to_do="give a list of lists of layers, such as [[0, 1], [4, 6]]",
+            )
         indices = [_index(layer, layers, "layer", f"tied[{i}]") for layer in group]
         old = {label[layer] for layer in indices}
         label = [min(old) if own in old else own for own in label]
@@ -192,6 +201,10 @@ def _members(tied: Iterable[Iterable[int]], layers: int) -> tuple[tuple[int, ...
 
 
 def _pinned(pinned: Mapping[int, int], shape: tuple[int, ...]) -> dict[int, int]:
+    if not isinstance(pinned, Mapping):
+        raise InputError(
+            f"pinned is {type(pinned).__name__}", where="pinned", what_to_do="give a dict: layer -> its option"
+        )
     return {
         _index(layer, shape[0], "layer", "pinned"): _index(option, shape[1], "option", f"pinned[{layer}]")
         for layer, option in pinned.items()

@@ -85,6 +85,7 @@ class Judgement:
             self._batches.append((judge, at_base, torch.stack(whole).to(output.device)))
             kept += float(judge.counts.sum())
         self._increases, self._start = increases, start
+        self._rough: Judgement | None = None
         self._settle(increases, scale * (kept / count if count else 1.0))
 
     def _settle(self, increases: Floats, scale: float) -> None:
@@ -108,6 +109,11 @@ class Judgement:
 
     def rough(self) -> Judgement:
         """The same by evenly spaced rows of the outputs, for searches; itself where these are few anyway."""
+        if self._rough is None:
+            self._rough = self._thinned()
+        return self._rough
+
+    def _thinned(self) -> Judgement:
         rows = sum(len(output) for _, output, _ in self._batches)
         step = min(-(-self.numbers // ROUGHLY), rows // ROUGH_ROWS)
         if step <= 1:
@@ -175,8 +181,32 @@ def _curved(judge: Judge, output: Tensor, changes: Tensor) -> Tensor | None:
 
 
 def quadratic(couplings: Floats, choices: Choices, options: int) -> Floats:
-    """(n,) what pairs add: sum over l < m of the couplings of their chosen steps."""
-    places = np.arange(choices.shape[1]) * options + choices
-    every = couplings[places[:, :, None], places[:, None, :]]
-    found: Floats = (every.sum(axis=(1, 2)) - np.trace(every, axis1=1, axis2=2)) / 2.0
+    """(n,) what pairs add: sum over l < m of the couplings of their chosen steps.
+
+    Plans that differ in one or two layers from what is most common, as neighbours of a plan do, are that plan's value
+    and what these layers change.
+    """
+    number, layers = choices.shape
+    every = np.arange(layers) * options
+    if not number:
+        return np.zeros(0)
+    counts = np.stack([(choices == option).sum(axis=0) for option in range(options)])
+    centre = every + counts.argmax(axis=0)
+    toward = couplings[:, centre]
+    rows = toward.sum(axis=1) - toward[np.arange(len(couplings)), np.repeat(np.arange(layers), options)]
+    found = np.full(number, rows[centre].sum() / 2.0)
+    places = every + choices
+    moved = places != centre
+    steps = moved.sum(axis=1)
+    near = np.flatnonzero((steps == 1) | (steps == 2))
+    at, layer = np.nonzero(moved[near])
+    new, old = places[near[at], layer], centre[layer]
+    np.add.at(found, near[at], rows[new] - rows[old])
+    second = np.flatnonzero(at[1:] == at[:-1]) + 1  # the second of two layers that moved
+    n1, n2, o1, o2 = new[second - 1], new[second], old[second - 1], old[second]
+    found[near[at[second]]] += couplings[n1, n2] - couplings[n1, o2] - couplings[o1, n2] + couplings[o1, o2]
+    far = np.flatnonzero(steps > 2)
+    for part in np.array_split(far, max(1, -(-len(far) * layers * layers // AT_ONCE))):
+        own = couplings[places[part][:, :, None], places[part][:, None, :]]
+        found[part] = (own.sum(axis=(1, 2)) - np.trace(own, axis1=1, axis2=2)) / 2.0
     return found

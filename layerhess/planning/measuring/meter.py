@@ -18,7 +18,7 @@ from layerhess.linalg.estimates import Floats
 from layerhess.objective import batches
 from layerhess.objective.interrupts import safe_point
 from layerhess.objective.objective import Objective
-from layerhess.objective.snapshot import kept_values
+from layerhess.objective.snapshot import kept_values, preserved_random_state
 from layerhess.planning.measuring.judges import CriterionJudge, Judge
 from layerhess.planning.measuring.readings import SAME_LOSS, SAME_LOSS_HALF, Reader, Reading
 from layerhess.planning.weights.applied import changed
@@ -369,7 +369,8 @@ def fixed(objective: Objective) -> tuple[Objective, str]:
     """The objective with its batches in one order, and a sentence where they were drawn anew for every pass."""
     if not batches.is_shuffling(objective.data):
         return objective, ""
-    listed = list(batches.iterate(objective.data, arrays=True))
+    with preserved_random_state():
+        listed = list(batches.iterate(objective.data, arrays=True))
     note = "the loader shuffles: its batches of one pass are held in memory, and used for every measurement"
     return objective.varied(data=listed), note
 

@@ -40,6 +40,16 @@ def targets(model: nn.Module, plan: PlanRecord) -> tuple[nn.Module, list[Target]
         InputError: the plan is for another model; weights that are quantised already, sharded, computed from others, or
             that an option cannot be done to.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"the model is {type(model).__name__}, not a torch.nn.Module",
+            where="model",
+            what_to_do="pass the module itself",
+        )
+    if not isinstance(plan, PlanRecord):
+        raise InputError(
+            f"the plan is {type(plan).__name__}", where="plan", what_to_do="give what lh.plan or lh.load_plan returned"
+        )
     inside, _ = unwrapped(model)
     for name, parameter in inside.named_parameters():
         if is_sharded(parameter):
@@ -128,7 +138,7 @@ def _refuse_unusable(target: Target) -> None:
         raise InputError(
             f"the plan chose the function {option.name!r}; a loaded plan knows its name, not what it does",
             where=name,
-            what_to_do="put lh.option_of(function) into plan.choice in its place",
+            what_to_do="give the function: lh.load_plan(folder, functions=[function])",
         )
     if type(parameter.data) is not Tensor:
         kind = type(parameter.data).__name__

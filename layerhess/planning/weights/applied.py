@@ -83,7 +83,7 @@ def _refuse_unusable(option: Option, weight: Tensor, where: str) -> None:
             where=where,
             what_to_do="choose another option for it"
             if not isinstance(option, Function)
-            else "put lh.option_of(function) in its place",
+            else "give the function: lh.load_plan(folder, functions=[function])",
         )
     if not torch.isfinite(weight).all():
         raise InputError(

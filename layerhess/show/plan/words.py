@@ -129,6 +129,8 @@ def between_layers(plan: PlanRecord) -> str:
     missed = (measured - block) / abs(measured)
     if abs(missed) < 0.005:
         return f"{said} Nothing to speak of lies between the layers."
+    if measured < 0.0 or block < 0.0:
+        return f"{said} Interactions make {increase(measured - block)} of that."
     if missed > 0.0:
         return f"{said} Without interactions {share(missed)} of the increase would have been missed."
     return f"{said} Without interactions the increase would have been overstated by {share(-missed)}."
