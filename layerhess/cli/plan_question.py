@@ -22,11 +22,6 @@ def arguments_of(options: Mapping[str, Any]) -> dict[str, Any]:
         InputError: naming the flag.
     """
     made = Maker(options["granularity"], not options["asymmetric"], options["scale"])
-    if not options["verify"] and (options["metric"] or options["held_out"]):
-        flag = "--metric" if options["metric"] else "--held-out"
-        raise InputError(
-            f"{flag} is part of the verification", where="--no-verify", what_to_do=f"leave out --no-verify or {flag}"
-        )
     return {
         "options": options_of([*made.listed(options["bits"], "--bits"), *_sparsities(made, options["sparsity"])]),
         "budget": budget_of(options["budget"]),

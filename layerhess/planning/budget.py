@@ -111,7 +111,7 @@ def _text(parsed: Mapping[str, Any]) -> str:
     for key, value in parsed.items():
         limit = value[1] if key in ("latency", "bops") else value
         if key == "bits":
-            said.append(f"{limit:g} bits a weight")
+            said.append(f"{limit:g} {'bit' if limit == 1.0 else 'bits'} a weight")
         elif key == "bytes":
             said.append(f"{float(limit) / 1e6:.4g} MB" if float(limit) >= 1e4 else f"{float(limit):.6g} bytes")
         elif key == "increase":

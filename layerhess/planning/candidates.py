@@ -23,6 +23,7 @@ Plan = tuple[int, ...]  # the place of an option for every layer
 Guess = Callable[[Choices], Floats]
 EVALUATIONS, LEAST = 8_000, 192  # of plans, by the loss at the sum, in one search, at most and at least
 NUMBERS = 300_000_000  # of outputs in such a search
+FRONTIER = 8  # times less for a plan of another size
 STARTS = 3  # of such a search
 FEW_PRODUCTS = 1_000  # of options of pairs: so many are solved as a linear program
 SECONDS, ADDITIVE_SECONDS = 2.0, 10.0  # for a proof
@@ -96,7 +97,7 @@ class Search:
         fitting = [start for start in dict.fromkeys(starts) if bool(problem.feasible(np.array(start)))]
         values = np.nan_to_num(judgement.increase(np.array(fitting)), nan=math.inf)
         begun = [fitting[int(place)] for place in np.argsort(values, kind="stable")[:STARTS]]
-        most = max(LEAST, min(EVALUATIONS, NUMBERS // max(judgement.numbers, 1)))
+        most = max(LEAST, min(EVALUATIONS, NUMBERS // max(judgement.numbers, 1)) // (1 if bits is None else FRONTIER))
         each = max(1, most // len(begun))
         found = [judged(problem, start, judgement.increase, evaluations=each, guess=guess) for start in begun]
         best = min(found, key=lambda one: one.objective)

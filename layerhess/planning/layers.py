@@ -81,7 +81,10 @@ def layers_of(
     if isinstance(tied, str) or not isinstance(tied, Iterable):
         raise InputError(f"tied is {tied!r}", where="tied", what_to_do="give a list of lists of weight names")
     known = options_of(options)
-    divided = partition(objective.model, objective.parameters, objective.frozen, scheme)
+    try:
+        divided = partition(objective.model, objective.parameters, objective.frozen, scheme)
+    except InputError as error:
+        raise InputError(error.message, where="layers", what_to_do=error.what_to_do) from error
     names = [n for block in divided.blocks for n in block.parameters if objective.parameters[n].ndim >= 2]
     names = [name for name in objective.parameters if name in set(names)]
     if not names:

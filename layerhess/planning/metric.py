@@ -129,6 +129,8 @@ def measured_metric(objective: Objective, metric: Metric, choices: Sequence[Choi
 
 def _numbers(value: Any) -> tuple[Tensor, Tensor]:
     """(n,) float64 values and ones."""
+    if value is None or isinstance(value, (str, bytes)):
+        raise TypeError(f"it returned {type(value).__name__}, and no number")
     found = torch.as_tensor(value).detach().double().reshape(-1).cpu()
     if not len(found):
         raise ValueError("it returned nothing")

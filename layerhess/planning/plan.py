@@ -27,11 +27,11 @@ from layerhess.planning.measuring.meter import fixed
 from layerhess.planning.metric import Metric, metric_of
 from layerhess.planning.planner import Planner, Question
 from layerhess.planning.reach import refuse_unreachable
-from layerhess.planning.result import Plan
-from layerhess.planning.rows_file import RowsFile
+from layerhess.planning.result import Plan, load_plan
+from layerhess.planning.rows_file import RowsFile, another_run
 from layerhess.planning.verification import Verified, verified
 from layerhess.planning.weights.applied import changed
-from layerhess.results import result_folder, store
+from layerhess.results import plan_file, result_folder, store
 from layerhess.results.options import Function, as_json
 from layerhess.results.plan import COUPLINGS, CRITERIA, ForwardCounts
 
@@ -190,6 +190,9 @@ class _Run:
             "data": identity.of_data(surveyed, content.with_others(self.objective.group)),
             "planned": {"the digest of the weights' options": _digest(self.objective, self.layers)},
         }
+        there = self._finished(known) if self.resume else None
+        if there is not None:
+            return there
         path = None if self.folder is None else store.journal_path(self.folder)
         rows = RowsFile(path, self.objective, known, resume=self.resume)
         try:
@@ -205,7 +208,7 @@ class _Run:
                 planner, chosen, held_out=self.held_out, metric=self.metric, verify=self.verify,
                 seed=self.settings["seed"],
             )  # fmt: skip
-            result = self._result(planner, chosen, found, notes, versions, measuring)
+            result = self._result(planner, chosen, found, notes, versions, known, measuring)
             if self.folder is not None:
                 result.save(self.folder)
         except STOPS as stop:
@@ -219,6 +222,26 @@ class _Run:
         rows.remove()
         return result
 
+    def _finished(self, known: Mapping[str, Any]) -> Plan | None:
+        """The plan in the output folder, if this run made it; the first rank looks.
+
+        Raises:
+            InputError: another run made it, and there is nothing else to go on from.
+        """
+
+        def found() -> Plan | None:
+            if self.folder is None or not plan_file.is_plan(self.folder):
+                return None
+            there = load_plan(self.folder)
+            then = there.settings.get(identity.IDENTITY, {})
+            differs = identity.difference(then, known, self.objective.dtype)
+            if differs and not store.journal_path(self.folder).exists():
+                raise another_run(self.folder, differs)
+            return None if differs or there.settings.get("verify") != self.verify else there
+
+        group = self.objective.group
+        return group.agreed(group.tried(found))
+
     def _result(
         self,
         planner: Planner,
@@ -226,6 +249,7 @@ class _Run:
         found: Verified,
         notes: list[str],
         versions: Mapping[str, str],
+        known: Mapping[str, Any],
         forwards: float,
     ) -> Plan:
         layers, budget, table = self.layers, self.budget, planner.table
@@ -283,7 +307,12 @@ class _Run:
                 verification=planner.meter.forwards - forwards,
                 curvature=planner.curvature_gradients,
             ),
-            settings={**self.settings, "versions": dict(versions)},
+            settings={
+                **self.settings,
+                "verify": self.verify,
+                "versions": dict(versions),
+                identity.IDENTITY: dict(known),
+            },
         )
 
 

@@ -64,7 +64,7 @@ class RowsFile:
         differs = identity.difference(then, known, objective.dtype)
         if differs:
             self.close()
-            raise _another(path, differs)
+            raise another_run(path, differs)
         for entry in self._file.entries[1:]:
             header = self._file.header(entry)
             self._found[header["name"]] = _decoded(header, self._file.tensors(entry))
@@ -85,7 +85,7 @@ class RowsFile:
             self.keep(FLOAT_MODEL, [Measurement(losses)])
         elif not _same_order(before[0].losses, losses):
             self.close()
-            raise _another(self.path or Path("out"), "its examples come in another order, or on other processes")
+            raise another_run(self.path or Path("out"), "its examples come in another order, or on other processes")
 
     def known(self, name: str, number: int, *, outputs: bool = False) -> list[Measurement] | None:
         """What was measured under this name, the same on all ranks; None if it was not.
@@ -161,7 +161,8 @@ def _same_order(then: Floats, now: Floats) -> bool:
     return bool((np.abs(then - now) <= SAME_LOSS * np.abs(now) + level).all())
 
 
-def _another(path: Path, differs: str) -> InputError:
+def another_run(path: Path, differs: str) -> InputError:
+    """The refusal to go on with what another run left."""
     return InputError(
         f"the run that is to be resumed is another one: {differs}",
         where=str(path),

@@ -31,8 +31,8 @@ class Quantize(Described):
 
     Args:
         bits: 1 to 16.
-        granularity: what shares a scale: "channel" (a row along dimension 0, an output), "tensor", or "group:SIZE" (so
-            many neighbours along dimension 1, the inputs).
+        granularity: what shares a scale: "channel" (a row along dimension 0: an output of linear and convolution
+            layers, an input of transposed ones), "tensor", or "group:SIZE" (so many neighbours along dimension 1).
         symmetric: without zero points.
         scale: "minmax" covers the largest weight; "mse" shrinks the range to where the squared error is least.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import types
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -560,3 +561,57 @@ def test_batches_that_do_not_fit_into_memory_are_measured_in_pieces() -> None:
     assert plan.held_out_loss.value == pytest.approx(whole.held_out_loss.value, rel=1e-6)
     assert [o.name for o in plan.choice.values()] == [o.name for o in whole.choice.values()]
     assert plan.measured == pytest.approx(whole.measured, rel=1e-5)
+
+
+def test_a_finished_run_is_not_made_again(tmp_path: Path) -> None:
+    objective = planned.objective()
+    first = lh.plan(objective, (2, 4, 8), out=tmp_path / "plan", **QUICK)
+    calls: list[str] = []
+    again = lh.plan(
+        objective, (2, 4, 8), out=tmp_path / "plan", resume=True, progress=lambda *told: calls.append(told[2]), **QUICK
+    )
+    assert again.choice == first.choice and again.measured == first.measured and set(calls) == {"the data"}
+    with pytest.raises(lh.InputError, match="the run that is to be resumed is another one: budget was"):
+        lh.plan(objective, (2, 4, 8), "3bit", out=tmp_path / "plan", resume=True, **QUICK)
+    assert lh.load_plan(tmp_path / "plan").budget == first.budget
+
+
+def test_a_sparse_option_that_is_large_is_neither_the_base_nor_what_a_plan_is_held_against() -> None:
+    objective = planned.objective()
+    plan = lh.plan(objective, (2, 4, 8, lh.Prune(0.5)), "20bit", curvature=False)
+    best = min((one for one in plan.baselines.values() if one.name.startswith("uniform")), key=lambda one: one.measured)
+    assert best.name in plan.verdict and "sparse" not in plan.verdict
+    assert plan.predicted == pytest.approx(plan.measured, abs=0.5 * abs(plan.measured) + 1e-4)
+
+
+def test_a_loaded_plan_is_given_its_functions(tmp_path: Path) -> None:
+    def halved(weight: Tensor) -> Tensor:
+        return (weight * 2.0).round() / 2.0
+
+    objective = planned.objective()
+    plan = lh.plan(objective, (halved,), {"bits": 32}, out=tmp_path / "plan", **QUICK)
+    with pytest.raises(lh.InputError, match="functions"):
+        lh.apply_plan(copy.deepcopy(objective.model), lh.load_plan(tmp_path / "plan"))
+    with pytest.raises(lh.InputError, match="no option 'other'"):
+        lh.load_plan(tmp_path / "plan", functions=[types.FunctionType(halved.__code__, {}, "other")])
+    model = copy.deepcopy(objective.model)
+    lh.apply_plan(model, lh.load_plan(tmp_path / "plan", functions=[halved]))
+    for name in plan.choice:
+        assert torch.equal(model.get_parameter(name), halved(objective.model.get_parameter(name)))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"allowed": [2]}, {"pinned": ["0.weight"]}, {"pinned": "x"}, {"tied": 3}, {"tied": "x"}],
+)
+def test_other_kinds_of_arguments_are_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(lh.InputError, match=next(iter(arguments))):
+        lh.plan(planned.objective(), **arguments, **QUICK)
+
+
+@pytest.mark.parametrize("given", ["model", "plan"])
+def test_apply_plan_takes_a_module_and_a_plan(given: str) -> None:
+    objective = planned.objective()
+    plan = lh.plan(objective, **QUICK)
+    with pytest.raises(lh.InputError, match=f"the {given} is"):
+        lh.apply_plan(*((objective, plan) if given == "model" else (objective.model, plan.choice)))

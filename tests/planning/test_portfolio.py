@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import planned
+from layerhess.planning.allocation.exchange import neighbours
 from layerhess.planning.budget import budget_of
 from layerhess.planning.candidates import Candidate, Search
 from layerhess.planning.layers import layers_of
 from layerhess.planning.measuring.meter import Measurement, Meter
-from layerhess.planning.portfolio import Portfolio, neighbours
+from layerhess.planning.portfolio import Portfolio
 from layerhess.planning.predictions import unknown
 from layerhess.planning.rows_file import RowsFile
 from layerhess.planning.table import Table, measured_table
@@ -88,12 +89,14 @@ def test_under_a_cap_the_smallest_plan_below_it_is_taken() -> None:
         assert best is not None and bits(best) == min(map(bits, below))
 
 
-def test_neighbours_are_all_plans_within_the_budget_that_differ_in_one_choice_or_two() -> None:
+def test_neighbours_differ_in_one_layer_or_in_one_that_grows_and_one_that_shrinks() -> None:
     objective = planned.objective()
     with objective.session():
         search = search_of(table_of(Meter(objective)), "3bit")
-    found = neighbours(search, (1, 1, 1), np.zeros((3, 3)))
-    wanted = {p for p in EVERY if 1 <= sum(a != b for a, b in zip(p, (1, 1, 1), strict=True)) <= 2 and bits(p) <= 3.0}
+    found = [tuple(plan) for plan in neighbours(search.problem(np.zeros((3, 3))), np.array([1, 1, 1])).tolist()]
+    steps = {plan: [k - 1 for k in plan if k != 1] for plan in EVERY}
+    wanted = {plan for plan, own in steps.items() if len(own) == 1 or (len(own) == 2 and sum(own) == 0)}
+    wanted = {plan for plan in wanted if bits(plan) <= 3.0}
     assert set(found) == wanted and len(found) == len(wanted)
 
 
@@ -101,8 +104,8 @@ def test_neighbours_keep_ties_and_pins() -> None:
     objective = planned.objective()
     with objective.session():
         table = table_of(Meter(objective), pinned={"0.weight": 3}, tied=[["2.weight", "4.weight"]])
-    found = neighbours(search_of(table, "4bit"), (1, 1, 1), np.zeros((3, 3)))
-    assert set(found) == {(1, 0, 0), (1, 2, 2)}
+    problem = search_of(table, "4bit").problem(np.zeros((3, 3)))
+    assert {tuple(plan) for plan in neighbours(problem, np.array([1, 1, 1])).tolist()} == {(1, 0, 0), (1, 2, 2)}
 
 
 def test_improving_takes_the_best_of_the_most_promising_while_there_is_room() -> None:

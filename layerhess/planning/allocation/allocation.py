@@ -103,24 +103,6 @@ def allocated(problem: Problem, time_limit: float | None = None) -> Allocation:
     )
 
 
-def smallest(problem: Problem, size: Any, cap: float, time_limit: float | None = None) -> Allocation:
-    """The reverse: minimise a size (L, K) where the problem's costs sum to at most ``cap``, within its other limits.
-
-    ``uses`` of what comes back are the problem's, then the sum of the costs.
-
-    >>> reverse = smallest(Problem([[0.0, 3.0], [0.0, 1.0], [0.0, 2.0]]), size=[[8, 4]] * 3, cap=3.5)
-    >>> reverse.choice.tolist(), reverse.objective, reverse.uses.tolist()
-    ([0, 1, 1], 16.0, [3.0])
-    """
-    return allocated(capped(problem, size, cap), time_limit)
-
-
-def capped(problem: Problem, size: Any, cap: float) -> Problem:
-    """The problem of a smallest size under a cap on the costs."""
-    uses, limits = (*problem.uses, problem.cost), (*problem.limits, cap)
-    return Problem(size, uses, limits, problem.tied, problem.pinned, signed=True)
-
-
 def relative_gap(objective: float, bound: float) -> float:
     """(objective - bound) over the larger of their sizes, at least 0."""
     return max(objective - bound, 0.0) / max(abs(objective), abs(bound)) if objective > bound else 0.0

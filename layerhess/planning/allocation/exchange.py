@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from layerhess.errors import InputError
-from layerhess.linalg.estimates import Floats
-from layerhess.planning.allocation.allocation import Allocation, allocated, capped, relative_gap
+from layerhess.planning.allocation.allocation import Allocation, allocated, relative_gap
 from layerhess.planning.allocation.descent import descended
 from layerhess.planning.allocation.frontier import random_plans
 from layerhess.planning.allocation.lower_bound import lower_bound
@@ -23,7 +22,6 @@ KICKS = 2  # for each random start
 REDRAWN = 5.0  # layers, in the mean
 MOST_NEIGHBOURS = 4_000_000  # numbers in all exchanges of two layers
 BATCH = 64  # plans judged at a time
-HALVINGS = 30  # of the interval in which the smallest size is sought
 
 
 def exchanged(
@@ -183,94 +181,3 @@ def _exchanges(problem: Problem, choice: Choices, g: Choices, k: Choices) -> tup
     first, second = (axis.ravel() for axis in np.meshgrid(up, down, indexing="ij"))
     different = g[first] != g[second]
     return first[different], second[different]
-
-
-def smallest_exchanged(
-    quadratic: Quadratic,
-    size: Any,
-    cap: float,
-    starts: Sequence[Any] = (),
-    *,
-    random: int | None = None,
-    seed: int = 0,
-    time_limit: float | None = 5.0,
-) -> Allocation:
-    """The reverse: the smallest size (L, K) that search finds with an objective of at most ``cap``.
-
-    From the best plan without regard to size, the limit on the size is halved in between while search still finds a
-    plan under the cap; then single changes make it smaller. The allocation's ``objective``, ``bound`` and ``gap`` are
-    of the size; the bound is that of the additive underestimate. ``uses`` are the problem's, then the objective.
-
-    Raises:
-        InputError: search finds no plan under the cap; the nearest objective is said.
-    """
-    problem = quadratic.problem
-    best = exchanged(quadratic, starts, random=random, seed=seed, time_limit=time_limit)
-    reverse = capped(quadratic.underestimate(), size, cap)
-    if best.objective > reverse.groups.room[-1]:
-        raise InputError(
-            f"no plan with an objective of at most {cap:.6g} was found; the nearest has {best.objective:.6g}",
-            where="increase",
-            what_to_do="raise the cap, or allow larger options",
-        )
-    bound = allocated(reverse, time_limit).bound
-    table = reverse.groups.cost
-    every = np.arange(len(table))
-    plan = problem.of_groups(best.choice)
-    low, high = bound, float(table[every, plan].sum())
-    for _ in range(HALVINGS):
-        if high - low <= PROVEN * abs(high):
-            break
-        middle = (low + high) / 2.0
-        tried = _searched(quadratic, reverse, middle, plan)
-        if tried is not None and float(quadratic.objective(problem.of_layers(tried))) <= reverse.groups.room[-1]:
-            plan, high = tried, float(table[every, tried].sum())
-        else:
-            low = middle
-    plan = _shrunk(quadratic, table, plan, float(reverse.groups.room[-1]))
-    choice = problem.of_layers(plan)
-    found = float(table[every, plan].sum())
-    # A tangent where the size is that of the plan bounds the size better than the underestimate, which is no tangent.
-    near = Quadratic(_limited(quadratic, reverse, found), quadratic.whole)
-    tangent = lower_bound(near, time_limit=time_limit).additive
-    bound = max(bound, allocated(capped(replace(problem, cost=tangent.cost), size, cap), time_limit).bound)
-    optimal = found - bound <= PROVEN * abs(found)
-    bound = found if optimal else bound
-    uses = np.append(problem.totals(choice), quadratic.objective(choice))
-    return Allocation(choice, found, bound, relative_gap(found, bound), optimal, uses)
-
-
-def _searched(quadratic: Quadratic, reverse: Problem, most: float, plan: Choices) -> Choices | None:
-    """The best plan (G,) of at most a size: from the additive one, if there is one."""
-    problem, limited = quadratic.problem, _limited(quadratic, reverse, most)
-    try:
-        start = allocated(limited).choice
-    except InputError:
-        return None
-    groups = replace(
-        quadratic.groups, uses=limited.groups.uses, room=limited.groups.room, allowed=limited.groups.allowed
-    )
-    return descended(groups, problem.of_groups(start), quadratic.group_pairs)
-
-
-def _limited(quadratic: Quadratic, reverse: Problem, most: float) -> Problem:
-    problem = quadratic.problem
-    uses, limits = (*problem.uses, reverse.cost), (*problem.limits, most)
-    return replace(problem, uses=uses, limits=limits, signed=True)
-
-
-def _shrunk(quadratic: Quadratic, size: Floats, plan: Choices, cap: float) -> Choices:
-    """Single changes that make a plan (G,) smaller, largest first, as long as the objective stays under the cap."""
-    problem = quadratic.problem
-    while True:
-        saved = size[np.arange(len(plan)), plan][:, None] - size
-        g, k = np.nonzero(saved > 0.0)
-        order = np.argsort(-saved[g, k], kind="stable")
-        tried = np.repeat(plan[None], len(g), axis=0)
-        tried[np.arange(len(g)), g[order]] = k[order]
-        good = np.flatnonzero(
-            problem.feasible(problem.of_layers(tried)) & (quadratic.objective(problem.of_layers(tried)) <= cap)
-        )
-        if not len(good):
-            return plan
-        plan = tried[good[0]]

@@ -16,7 +16,6 @@ Choices = np.ndarray[Any, np.dtype[np.int64]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 EXACTLY = 1e-9  # of a limit: what uses it up to here meets it; sums of floats are no better
-ROUNDING = 1e-15  # of the sum of |uses|, where they have both signs
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,14 +38,12 @@ class Groups:
 class Problem:
     """Minimise sum_l cost[l, k_l] over one option k_l for each layer, with sum_l uses[j][l, k_l] <= limits[j].
 
-    A limit is met by up to ``EXACTLY`` of itself more (with uses of both signs also by ``ROUNDING`` of the sum of
-    their largest sizes), for a sum of floats is no better known.
+    A limit is met by up to ``EXACTLY`` of itself more, for a sum of floats is no better known.
 
     Args:
         cost: (L, K), may be negative; inf: not allowed. uses: J tables (L, K), each at least 0, in any unit; inf: not
             allowed. limits: J numbers in those units; inf is no limit. tied: groups of layers that take the same
-            option; groups with a layer in common are one. pinned: layer -> its option. signed: uses may be negative,
-            for a cap on what may fall.
+            option; groups with a layer in common are one. pinned: layer -> its option.
 
     Attributes:
         groups: the same problem with tied layers as one, see :class:`Groups`.
@@ -64,7 +61,6 @@ class Problem:
     limits: Sequence[float] = ()
     tied: Iterable[Iterable[int]] = ()
     pinned: Mapping[int, int] = field(default_factory=dict)
-    signed: bool = False
     groups: Groups = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -94,7 +90,7 @@ class Problem:
             "limits": tuple(map(float, limits)),
             "tied": tuple(group for group in members if len(group) > 1),
             "pinned": pinned,
-            "groups": _merged(cost, uses, limits, allowed, members, pinned, self.signed),
+            "groups": _merged(cost, uses, limits, allowed, members, pinned),
         }
         for name, value in settled.items():
             object.__setattr__(self, name, value)
@@ -110,7 +106,7 @@ class Problem:
                     where=f"uses[{j}]",
                     what_to_do="give one number for each layer and option",
                 )
-            if (table < 0.0).any() and (not self.signed or np.isneginf(table).any()):
+            if (table < 0.0).any():
                 layer, option = np.argwhere(table < 0.0)[0]
                 raise InputError(
                     f"a use is negative: {table[layer, option]:.6g}",
@@ -218,7 +214,6 @@ def _merged(
     allowed: Flags,
     members: tuple[tuple[int, ...], ...],
     pinned: Mapping[int, int],
-    signed: bool,
 ) -> Groups:
     together = np.stack([allowed[list(group)].all(axis=0) for group in members])
     for g, group in enumerate(members):
@@ -240,7 +235,5 @@ def _merged(
     used = np.stack([uses[:, list(group)].sum(axis=1) for group in members], axis=1)
     used = np.where(together, used, 0.0)
     slack = EXACTLY * np.abs(np.where(np.isfinite(limits), limits, 0.0))
-    if signed:
-        slack = np.maximum(slack, ROUNDING * np.abs(used).max(axis=2).sum(axis=1))
     summed = np.stack([cost[list(group)].sum(axis=0) for group in members])
     return Groups(np.where(together, summed, np.inf), used, together, members, limits + slack)

@@ -64,7 +64,7 @@ def as_html(plan: PlanRecord) -> str:
         meaning=MEANING,
         candidates=[(name, one) for name, one in plan.candidates.items()],
         increase=words.increase,
-        settings=[(key, setting(value)) for key, value in plan.settings.items()],
+        settings=[(key, _setting(key, value, plan)) for key, value in plan.settings.items() if key != "identity"],
     )
 
 
@@ -134,3 +134,9 @@ def _part(plan: PlanRecord, value: float) -> str:
     if not whole > 0.0:
         return ""
     return ("−" if value < 0.0 else "+") + numbers.share(abs(value) / whole)
+
+
+def _setting(key: str, value: Any, plan: PlanRecord) -> str:
+    if key == "options":
+        return ", ".join(option.name for option in plan.options)
+    return setting(value) or "none"

@@ -109,7 +109,8 @@ def search(plan: PlanRecord) -> str:
     """Which candidate it is, and what is proven of it."""
     said = f"Found by: {plain(plan.found_by)}" if plan.found_by else "Which search found it is not recorded"
     if plan.candidates:
-        said += f", the best of {counted(len(plan.candidates), 'measured candidate')}"
+        different = {tuple(one.choice.items()) for one in plan.candidates.values()}
+        said += f", the best of {counted(len(different), 'measured candidate')}"
     problem = f" for {plain(plan.gap_of)}" if plan.gap_of else ""
     if plan.optimal:
         return f"{said}; proven best{problem}."

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from layerhess.errors import CheckError, InputError
-from layerhess.planning.allocation.allocation import allocate, allocated, smallest
+from layerhess.planning.allocation.allocation import allocate, allocated
 from layerhess.planning.allocation.problem import Problem
 
 TRUTHS = Path(__file__).resolve().parents[3] / ".." / "shared" / "truths" / "hawq_v3_ilp.json"
@@ -72,29 +72,6 @@ def test_no_plan_of_all_is_cheaper(problem: dict[str, Any]) -> None:
     assert found.objective == problem["cost"][rows, found.choice].sum()
     for use, limit, told in zip(problem["uses"], problem["limits"], found.uses, strict=True):
         assert told == use[rows, found.choice].sum() <= limit * (1 + 1e-9)
-
-
-@settings(max_examples=100)
-@given(problems(), st.floats(-2.0, 2.0))
-def test_no_smaller_plan_of_all_is_under_the_cap(problem: dict[str, Any], cap: float) -> None:
-    rng = np.random.default_rng(0)
-    size = rng.integers(1, 9, problem["cost"].shape).astype(float)
-    cost = np.where(np.isfinite(problem["cost"]), problem["cost"], 1e6)
-    uses, limits = [*problem["uses"], cost], [*problem["limits"], cap]
-    fits = every_plan(*size.shape)
-    at = np.arange(len(size))
-    good = np.ones(len(fits), dtype=bool)
-    for use, limit in zip(uses, limits, strict=True):
-        good &= use[at, fits].sum(axis=1) <= limit + 1e-9 * abs(limit) + 1e-13
-    truth = float(np.min(size[at, fits[good]].sum(axis=1), initial=np.inf))
-    given = Problem(cost, problem["uses"], problem["limits"])
-    if truth == np.inf:
-        with pytest.raises(InputError):
-            smallest(given, size, cap)
-        return
-    found = smallest(given, size, cap)
-    assert found.objective == truth and found.optimal
-    assert found.uses[-1] <= cap + 1e-9 * abs(cap) + 1e-13
 
 
 def published() -> dict[str, Any]:

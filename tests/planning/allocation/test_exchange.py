@@ -10,7 +10,7 @@ import pytest
 
 from layerhess.errors import InputError
 from layerhess.planning.allocation.allocation import allocated
-from layerhess.planning.allocation.exchange import exchanged, judged, smallest_exchanged
+from layerhess.planning.allocation.exchange import exchanged, judged
 from layerhess.planning.allocation.problem import Problem
 from layerhess.planning.allocation.quadratic import Quadratic
 from small_quadratics import Small, small
@@ -151,38 +151,6 @@ def test_judged_takes_nan_for_the_worst_and_refuses_it_at_the_start() -> None:
         judged(case.quadratic.problem, start, lambda plans: np.full(len(plans), np.nan))
     with pytest.raises(InputError, match="start"):
         judged(case.quadratic.problem, [0] * 5, only_start)
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_the_reverse_meets_its_cap_and_bounds_the_smallest_size(seed: int) -> None:
-    case = small(seed, kind="gram" if seed % 2 else "indefinite")
-    size = np.cumsum(np.random.default_rng(seed).integers(1, 6, (5, 3)), axis=1)[:, ::-1].astype(float)
-    cap = float(np.quantile(case.values, 0.3))
-    sizes = size[np.arange(5), case.plans].sum(axis=1)
-    truth = float(sizes[case.values <= cap].min())
-    found = smallest_exchanged(case.quadratic, size, cap)
-    assert float(case.quadratic.objective(found.choice)) <= cap + 1e-9 * abs(cap)
-    assert case.quadratic.problem.feasible(found.choice)
-    assert found.objective == size[np.arange(5), found.choice].sum()
-    assert found.bound <= truth + 1e-9 and found.objective >= truth
-    assert found.uses[-1] == pytest.approx(float(case.quadratic.objective(found.choice)))
-
-
-def test_the_reverse_finds_the_smallest_of_nearly_all_small_problems() -> None:
-    missed = 0
-    for seed in range(12, 24):
-        case = small(seed, kind="gram")
-        size = case.quadratic.problem.uses[0]
-        cap = float(np.quantile(case.values, 0.3))
-        sizes = size[np.arange(5), case.plans].sum(axis=1)
-        missed += smallest_exchanged(case.quadratic, size, cap).objective > sizes[case.values <= cap].min()
-    assert missed <= 1
-
-
-def test_a_cap_that_is_not_reached_is_refused_with_the_nearest() -> None:
-    case = small(4)
-    with pytest.raises(InputError, match="the nearest has"):
-        smallest_exchanged(case.quadratic, case.quadratic.problem.uses[0], case.least - 1.0)
 
 
 def test_pairs_that_help_each_other_are_found_together() -> None:

@@ -271,7 +271,8 @@ def test_searches_look_at_a_part_of_the_rows(loss: nn.Module, monkeypatch: pytes
         _, _, increases, whole = judged(made)
         assert whole.rough() is whole
         monkeypatch.setattr("layerhess.planning.measuring.judgement.ROUGHLY", 900)
-        found, wanted = whole.rough().increase(choices), whole.increase(choices)
+        rough = judged(made)[3].rough()
+        found, wanted = rough.increase(choices), whole.increase(choices)
     interaction = np.abs(wanted - increases[np.arange(3), choices].sum(1)).max()
     assert 0.0 < np.abs(found - wanted).max() < 0.3 * interaction
     assert np.corrcoef(found, wanted)[0, 1] > 0.99
@@ -304,3 +305,18 @@ def test_batches_without_a_loss_do_not_forbid_predictions() -> None:
         with made.session():
             found.append(judged(made)[3].increase(choices))
     np.testing.assert_allclose(found[0], found[1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("layers", "options"), [(1, 3), (3, 2), (7, 4)])
+def test_the_quadratic_is_the_sum_over_pairs(layers: int, options: int) -> None:
+    rng = np.random.default_rng(layers)
+    table = rng.normal(size=(layers * options,) * 2)
+    table = table + table.T
+    near = np.repeat(rng.integers(0, options, (1, layers)), 60, axis=0)
+    for row in near:
+        row[rng.integers(0, layers, rng.integers(0, 4))] = rng.integers(0, options)
+    for choices in (rng.integers(0, options, (50, layers)), near, near[:1], near[:0]):
+        places = np.arange(layers) * options + choices
+        pairs = list(itertools.combinations(range(layers), 2))
+        wanted = [sum(table[row[i], row[j]] for i, j in pairs) for row in places]
+        np.testing.assert_allclose(quadratic(table, choices, options), wanted, atol=1e-12)

@@ -109,5 +109,5 @@ def test_what_does_not_fit_the_shape_is_refused_with_the_reason_of_fits() -> Non
 
 
 def test_a_function_that_was_not_loaded_is_asked_for() -> None:
-    with pytest.raises(InputError, match=r"not what it does.*option_of\(function\)"):
+    with pytest.raises(InputError, match=r"not what it does.*load_plan\(folder, functions"):
         changed(Function("mine", None), torch.ones(2, 2))

@@ -334,7 +334,7 @@ def test_a_plan_that_does_not_hang_together_is_refused() -> None:
         apply_plan(model, replace(plan, choice={**plan.choice, "other.weight": Quantize(4)}))
     with pytest.raises(InputError, match="no multiple of the group of 5"):
         apply_plan(model, replace(plan, choice={"head.weight": Quantize(4, "group:5")}))
-    with pytest.raises(InputError, match=r"function 'mine'; a loaded plan knows its name.*option_of"):
+    with pytest.raises(InputError, match=r"function 'mine'; a loaded plan knows its name.*load_plan"):
         apply_plan(model, replace(plan, choice={"head.weight": Function("mine")}))
     with pytest.raises(InputError, match="unknown backend 'onnx'"):
         apply_plan(model, plan, backend="onnx")
