@@ -30,7 +30,7 @@ class Budget:
     Attributes:
         text: as it was asked for. uses: tables (L, K) of what each option takes. limits: of their sums. names: what
             each is. increase: a cap on the increase of the loss; None without. bits: (L, K) stored bits without scales.
-            sizes: (L, K) bytes with scales.
+            sizes: (L, K) bytes with scales. numel, float_bytes: of all planned weights, as they are.
     """
 
     text: str
@@ -41,6 +41,7 @@ class Budget:
     bits: Floats
     sizes: Floats
     numel: int
+    float_bytes: float
 
     def mean_bits(self, choice: Sequence[int]) -> float:
         """Bits of a weight, scales not counted."""
@@ -84,7 +85,8 @@ def budget_of(asked: Any, layers: Layers) -> Budget:
             uses.append(_latencies(table, layers) if key == "latency" else _operations(table, layers, bits))
             limits.append(_limit(limit, key))
         names.append(key)
-    return Budget(_text(parsed), tuple(uses), tuple(limits), tuple(names), increase, bits, sizes, numel)
+    whole = sum(weight.numel * width / 8.0 for weight, width in zip(layers.weights, own, strict=True))
+    return Budget(_text(parsed), tuple(uses), tuple(limits), tuple(names), increase, bits, sizes, numel, whole)
 
 
 def _parsed(asked: Any) -> dict[str, Any]:

@@ -255,7 +255,6 @@ class _Run:
         layers, budget, table = self.layers, self.budget, planner.table
         by = next((c for c in planner.portfolio.candidates.values() if c.choice == chosen), None)
         own = np.arange(len(chosen))
-        widths = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
         interactions = np.full((len(chosen), len(chosen)), math.nan)
         if planner.couplings is not None:
             places = own * len(layers.options) + np.array(chosen)
@@ -276,7 +275,7 @@ class _Run:
             budget=budget.text,
             mean_bits=budget.mean_bits(chosen),
             size_bytes=budget.size_bytes(chosen),
-            float_bytes=float(sum(weight.numel * widths[weight.dtype] for weight in layers.weights)),
+            float_bytes=budget.float_bytes,
             loss=planner.meter.loss,
             predicted=plan.predicted,
             predicted_block=plan.predicted_block,

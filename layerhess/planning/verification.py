@@ -15,10 +15,9 @@ from layerhess.planning.candidates import Plan
 from layerhess.planning.measuring.meter import Measurement, Meter, Room
 from layerhess.planning.metric import Metric, measured_metric
 from layerhess.planning.planner import Planner
-from layerhess.results.plan import PLAN, MeasuredPlan, Score
+from layerhess.results.plan import PLAN, SURE, MeasuredPlan, Score
 
 RANDOM = 20  # random plans of the verification
-SURE = 2.0  # standard errors, from which on two plans are told apart
 
 
 @dataclass
@@ -72,6 +71,7 @@ def verified(
         with judged.session():
             if held_out is not None:
                 meter = Meter(held_out, room=Room(outputs=0.0))  # of this data outputs are not needed
+                meter.refuse_random()
                 held = dict(zip(plans, meter.measure(choices), strict=True))
                 found.float_held_out = Score(meter.loss)
             else:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CRITERIA = ("measured", "curvature", "gauss_newton", "hawq_v2", "hawq", "fisher")
 COUPLINGS = ("outputs", "hessian", "none")
 PLAN = "plan"  # the name of what was chosen, among what was measured
+SURE = 2.0  # standard errors of a paired difference, from which on two plans are told apart
 NAN = math.nan
 
 

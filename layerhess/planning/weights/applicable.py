@@ -91,7 +91,7 @@ def _plain(model: nn.Module) -> nn.Module:
 def _refuse_another_model(model: nn.Module, named: dict[str, nn.Parameter], planned: list[PlannedWeight]) -> None:
     missing = [weight.name for weight in planned if weight.name not in named]
     for name in missing:
-        if _is_quantized(model, name):
+        if _is_packed(model, name):
             raise InputError(
                 "the layer's weights are quantised already",
                 where=name,
@@ -119,7 +119,7 @@ def _refuse_another_model(model: nn.Module, named: dict[str, nn.Parameter], plan
         )
 
 
-def _is_quantized(model: nn.Module, name: str) -> bool:
+def _is_packed(model: nn.Module, name: str) -> bool:
     """Whether a layer of torch.ao holds this weight, packed, where the parameter was."""
     path, _, attribute = name.rpartition(".")
     try:

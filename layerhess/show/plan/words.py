@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from layerhess.linalg.described import called, plain
-from layerhess.results.plan import PLAN, MeasuredPlan, PlanRecord, PlanRow, Score
+from layerhess.results.plan import PLAN, SURE, MeasuredPlan, PlanRecord, PlanRow, Score
 from layerhess.show.numbers import counted, number, share, times, with_bound
 
-APART = 2.0  # standard errors by which two plans are told apart
 PAIRS = 8  # pairs of layers that are listed
 FEW = 4  # measured plans below which nothing is said of how well they were predicted
 
@@ -199,7 +198,7 @@ def against(plan: PlanRecord, other: MeasuredPlan) -> str:
     if dict(other.choice) == dict(plan.choice):
         return "the same plan"
     word = "not told apart"
-    if math.isfinite(score.error) and abs(score.value) > APART * score.error:
+    if math.isfinite(score.error) and abs(score.value) > SURE * score.error:
         word = "worse than the plan" if score.value > 0.0 else "better than the plan"
     return f"{word}, {increase(score.value, score.error)}"
 
