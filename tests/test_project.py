@@ -1,4 +1,4 @@
-"""What GitHub is told fits the repository: targets that exist, tests that a system can import, the same linters."""
+"""What strangers and GitHub are told fits the repository: files and targets that exist, the same linters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+
+import zoo
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ROOT / "tests"
@@ -89,3 +92,18 @@ def test_forms_ask_for_what_a_bug_is_found_with() -> None:
     made: dict[str, object] = {}
     exec(factory, made)
     assert made["make"]() is not None  # type: ignore[operator]
+
+
+def test_contributing_names_what_exists() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"`([^`\s]+)`", text)
+    files = [name for name in quoted if re.fullmatch(r"(layerhess|tests|docs|\.github|\.ci)/[\w./-]*", name)]
+    assert len(files) > 15 and not [name for name in files if not (ROOT / name).exists()]
+    assert set(re.findall(r"`make ([\w-]+)", text)) <= targets()
+    table = text.split("## Where a new one goes")[1]
+    for name, file in re.findall(r"`(\w+)`[^|`]*(?:and `\w+` )?in `(layerhess/[^`]+)`", table):
+        assert name in (ROOT / file).read_text(encoding="utf-8"), f"{name} in {file}"
+    row = re.search(r"^ +(_case\(.*\),)$", text, re.MULTILINE)
+    assert row is not None
+    made = eval(row[1].removesuffix(","), dict(vars(zoo)))
+    assert made.build(torch.float64, 0).objective() is not None and made.name not in zoo.BY_NAME
