@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 BENCH  := .venv-bench
+BUILD  := .venv-build
+EMPTY  := .venv-installed
 PIP    := python -m pip --disable-pip-version-check
 JOBS   ?= 2
 
@@ -11,17 +13,18 @@ JOBS   ?= 2
 PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --doctest-modules
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all mutants lint format bench docs clean
+.PHONY: help demo test test-all test-wheel mutants lint lint-github format bench docs wheel clean
 
 help:
 	@echo 'make demo       train a small network on real digits, analyse every layer, write a report (minutes)'
 	@echo 'make test       the test suite without its slow part'
 	@echo 'make test-all   the whole test suite'
 	@echo 'make mutants    a hundred small faults put into the code: how many do the tests find? (an hour)'
-	@echo 'make lint       ruff (rules and format) and mypy'
+	@echo 'make lint       ruff (rules and format), mypy, and what GitHub is told (lint-github alone: seconds)'
 	@echo 'make format     let ruff put the code into shape'
 	@echo 'make bench      compare with other libraries, and our own figures (hours; ARGS=... for parts of it)'
 	@echo 'make docs       the notebooks from their scripts, and the documentation as a site in site/ (a minute)'
+	@echo 'make wheel      a wheel and an sdist in dist/, checked; make test-wheel tries the wheel in an empty environment'
 	@echo 'make clean      remove the environment, caches and outputs'
 	@echo
 	@echo 'The first call makes $(VENV) and installs into it. PYTHON=... picks the interpreter (3.10 or newer).'
@@ -42,6 +45,14 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(MAKE) --no-print-directory lint-github
+
+lint-github: $(VENV)/.dev
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/idea.yml
+	$(BIN)/zizmor --offline --quiet .github
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
@@ -59,8 +70,23 @@ docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo 'Open site/index.html; for its search: $(BIN)/python -m http.server -d site'
 
+wheel: $(BUILD)/.tools
+	rm -rf build dist
+	$(BUILD)/bin/python -m build --outdir dist .
+	$(BUILD)/bin/twine check --strict dist/*
+	$(BUILD)/bin/check-wheel-contents dist/*.whl
+	@test "$$(cat dist/*.whl | wc -c)" -lt 1000000 || { echo 'The wheel has 1 MB or more.'; exit 1; }
+
+# As a stranger gets it: the wheel without extras, in an environment that has nothing else.
+test-wheel:
+	@test -f dist/*.whl || { echo 'There is no wheel in dist/: make wheel'; exit 1; }
+	test -d $(EMPTY) || $(PYTHON) -m venv $(EMPTY)
+	$(EMPTY)/bin/$(PIP) install -q -c constraints.txt dist/*.whl
+	$(EMPTY)/bin/$(PIP) install -q --no-deps --force-reinstall dist/*.whl
+	$(EMPTY)/bin/python tests/as_installed.py README.md
+
 clean:
-	rm -rf $(VENV) $(BENCH) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-output
+	rm -rf $(VENV) $(BENCH) $(BUILD) $(EMPTY) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # PyTorch first and on its own: every later install then finds it there and leaves it alone.
@@ -85,6 +111,12 @@ $(VENV)/.docs: $(VENV)/.torch pyproject.toml
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	@echo 'Installing layerhess and what its tests and linters need.'
 	$(BIN)/$(PIP) install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# No torch: what builds and checks a wheel imports nothing of it.
+$(BUILD)/.tools: constraints.txt
+	$(PYTHON) -m venv $(BUILD)
+	$(BUILD)/bin/$(PIP) install -q -c constraints.txt build twine check-wheel-contents
 	@touch $@
 
 # The peers have an environment of their own; without --no-deps one of them would bring another PyTorch.

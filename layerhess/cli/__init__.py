@@ -6,6 +6,8 @@ check (a sentence on stderr); 3 a bug of ours (the log file is named); 130 Ctrl-
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Sequence
 
 import typer
@@ -19,6 +21,8 @@ COMMAND_LINE = next(kind for kind in reversed(typer.BadParameter.__mro__) if has
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; ``arguments`` are those of the process when None."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # into a file, Windows' own encodings have no λ and no ≤
     try:
         code = app.app(args=None if arguments is None else list(arguments), prog_name=NAME, standalone_mode=False)
         return code if isinstance(code, int) else 0

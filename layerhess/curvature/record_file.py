@@ -78,8 +78,10 @@ class RecordFile:
             made = cls(path, stream, [], clock)
             made.append(header)
             made.sync()
+            stream.close()  # Windows renames no file that is open
             os.replace(fresh, path)
             fsync_folder(path.parent)
+            made._stream = open(path, "r+b", buffering=0)  # noqa: SIM115 (held)
         except BaseException:
             stream.close()
             fresh.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ one; they are never deleted.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -21,6 +22,8 @@ from pathlib import Path
 
 WRITING, PROBE = "writing", "probe"  # kinds of folders that are never left behind, but by a process that dies
 _STALE_SECONDS = 3600.0  # such a folder older than this was left by one, where nothing else is known
+# Windows renames nothing that is open, and what searches for viruses opens what is new for a moment.
+_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8) if os.name == "nt" else ()
 _UNFINISHED = re.compile(r"\.tmp\w+")  # what safetensors writes before it renames, from 0.8 on
 _MACHINE = zlib.crc32(socket.gethostname().encode())
 
@@ -105,8 +108,20 @@ def fsync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:  # as on some network shares, which sync no folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
+
+
+def _rename(source: Path, target: Path) -> None:
+    for pause in _PAUSES:
+        try:
+            return os.rename(source, target)
+        except PermissionError:
+            time.sleep(pause)
+    os.rename(source, target)
 
 
 def _swap(staging: Path, folder: Path, ours: tuple[str, ...]) -> None:
@@ -116,14 +131,14 @@ def _swap(staging: Path, folder: Path, ours: tuple[str, ...]) -> None:
         if old.exists():  # left by a crash after the second rename: ``folder`` is the newer of the two
             _discard(old, folder, ours)
         if any(folder.iterdir()):
-            os.rename(folder, old)
+            _rename(folder, old)
         else:
             folder.rmdir()
     try:
-        os.rename(staging, folder)
+        _rename(staging, folder)
     except BaseException:
         if old.exists() and not folder.exists():
-            os.rename(old, folder)
+            _rename(old, folder)
         raise
     fsync_folder(folder.parent)
     if old.exists():
@@ -140,7 +155,7 @@ def _discard(old: Path, into: Path, ours: tuple[str, ...]) -> None:
         target = into / entry.name
         while target.exists():
             target = target.with_name(target.name + ".old")
-        os.rename(entry, target)
+        _rename(entry, target)
     old.rmdir()
 
 

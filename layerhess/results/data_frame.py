@@ -26,6 +26,6 @@ def data_frame(data: Any, columns: Sequence[str], where: str, otherwise: str) ->
         raise InputError(
             "to_frame() makes a pandas table, and pandas is not installed",
             where=where,
-            what_to_do=f"pip install pandas, or {otherwise}",
+            what_to_do=f"pip install 'layerhess[pandas]', or {otherwise}",
         ) from error
     return pd.DataFrame(data, columns=list(columns))

@@ -186,7 +186,11 @@ def _as_os_error(error: safetensors.SafetensorError) -> Exception:
     """An OSError where the library reports one, such as a full disk, only as text ("... (os error 28)")."""
     _, found, after = str(error).partition("(os error ")
     code = after.split(")")[0]
-    return OSError(int(code), os.strerror(int(code))) if found and code.isdigit() else error
+    if not found or not code.isdigit():
+        return error
+    return OSError(
+        int(code), os.strerror(int(code)), None, int(code)
+    )  # Windows, which counts otherwise, reads the last
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------

@@ -359,3 +359,12 @@ def test_the_demo_analyses_what_it_trained(here: Path, capsys: Capture, monkeypa
     assert "trained" in streams.err and "Everything converged" in streams.out
     assert lh.load(here / "demo-output").converged
     assert set(lh.load_plan(here / "demo-output" / "plan").choice) == {"weight"}
+
+
+def test_letters_that_an_encoding_lacks_do_not_end_a_command(here: Path) -> None:
+    """Windows gives a file or a pipe an encoding of its own, without λ, ≤ and others."""
+    command = [sys.executable, "-m", "layerhess", "analyze", "mine.py:make", "--all", "--out", "out"]
+    environment = ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode in (0, 1) and "bug" not in done.stderr, done.stderr
+    assert "\\xb1" in done.stdout, "the sign of plus or minus"

@@ -89,3 +89,22 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(OSError, match="No space"):
         RecordFile.create(tmp_path / "f", {"kind": "x" * 1000}, monotonic)
     assert (tmp_path / "f").read_bytes() == content and list(tmp_path.iterdir()) == [tmp_path / "f"]
+
+
+def test_a_file_is_renamed_only_while_it_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Windows demands; the file can be written to afterwards."""
+    real, streams = os.replace, []
+    make = RecordFile.__init__
+
+    def noted(made: RecordFile, path: Path, stream: Any, *others: Any) -> None:
+        streams.append(stream)
+        make(made, path, stream, *others)
+
+    def replace(source: Path, target: Path) -> None:
+        assert streams and all(stream.closed for stream in streams)
+        real(source, target)
+
+    monkeypatch.setattr(RecordFile, "__init__", noted)
+    monkeypatch.setattr(os, "replace", replace)
+    written(tmp_path / "f").close()
+    assert [entry.kind for entry in RecordFile.open(tmp_path / "f", monotonic).entries] == ["first", "second", "third"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,7 @@ def test_a_full_disk_leaves_the_old_result_as_it_was(
     assert list(saved.parent.iterdir()) == [saved]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows limits no file's size")
 def test_a_file_size_limit_of_the_system_is_reported_and_harmless(saved: Path) -> None:
     """The real thing: the kernel refuses to write more than 20 kB, in the middle of the vectors file."""
     before = snapshot(saved)
@@ -181,3 +183,45 @@ def test_a_fault_in_the_report_does_not_cost_the_numbers(tmp_path: Path, monkeyp
     monkeypatch.undo()
     rewrite_report(folder)
     assert "oops" not in (folder / "report.html").read_text()
+
+
+def test_a_file_that_is_open_for_a_moment_is_waited_for_on_windows(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, refused = os.rename, [2]
+
+    def rename(source: Path, target: Path) -> None:
+        if ".writing-" in str(source) and refused[0]:
+            refused[0] -= 1
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    before = snapshot(saved)
+    with pytest.raises(InputError):  # here nothing is waited for: who may not write is told so
+        fabricated.analysis(bad=True).save(saved)
+    assert snapshot(saved) == before
+    refused[0] = 2
+    monkeypatch.setattr(atomic_folder, "_PAUSES", (0.0, 0.0))
+    fabricated.analysis(bad=True).save(saved)
+    assert same(fabricated.analysis(bad=True), lh.load(saved)) and list(saved.parent.iterdir()) == [saved]
+
+
+@pytest.mark.parametrize(("code", "harmless"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)])
+def test_a_share_that_syncs_no_folders_can_be_written_to(
+    code: int, harmless: bool, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if harmless:
+        fabricated.analysis(bad=True).save(saved)
+        assert same(fabricated.analysis(bad=True), lh.load(saved))
+    else:
+        with pytest.raises(InputError):
+            fabricated.analysis(bad=True).save(saved)

@@ -61,4 +61,4 @@ def test_without_pandas_a_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(InputError, match="pandas is not installed") as caught:
         to_frame(fabricated.analysis())
-    assert "pip install pandas" in caught.value.what_to_do
+    assert "pip install 'layerhess[pandas]'" in caught.value.what_to_do
