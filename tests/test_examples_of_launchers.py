@@ -47,7 +47,9 @@ def explicit() -> dict[str, list[float]]:
     return found
 
 
-@pytest.mark.parametrize("example", NEEDS)
+@pytest.mark.parametrize(
+    "example", [pytest.param(name, marks=[pytest.mark.slow] if name == "with_accelerate" else []) for name in NEEDS]
+)
 def test_the_example_prints_the_numbers_of_all_the_data(example: str) -> None:
     if importlib.util.find_spec(NEEDS[example]) is None:
         pytest.skip(f"{NEEDS[example]} is not installed")

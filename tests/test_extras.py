@@ -31,6 +31,8 @@ MISSING: dict[str, tuple[Callable[[], object], str]] = {
 def test_a_package_that_is_missing_is_named_with_its_command(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asking, command = MISSING[package]
     for blocked in (package, "pytorch_lightning"):
+        for loaded in [name for name in sys.modules if name.startswith(f"{blocked}.")]:
+            monkeypatch.setitem(sys.modules, loaded, None)
         monkeypatch.setitem(sys.modules, blocked, None)
     for ours in ("layerhess.lightning", "layerhess.transformers"):
         monkeypatch.delitem(sys.modules, ours, raising=False)

@@ -165,6 +165,7 @@ def test_the_rows_of_a_basis_lie_beside_their_parameters(in_place: list[str], mo
     }
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on(in_place: list[str], tmp_path: Path) -> None:
     asked: dict[str, Any] = {"blocks": "module", "top": 2, **ESTIMATES}
 

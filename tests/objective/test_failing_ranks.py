@@ -40,6 +40,7 @@ def test_a_rank_that_raises_anywhere_is_named_with_its_error(folder: Path) -> No
     assert [one["after"] for one in every] == ["True", "True"], "they are still in step"
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_on_one_rank_between_exchanges_changes_no_number(folder: Path) -> None:
     one, two = returned("without_memory", folder)
     for name, found in one.items():

@@ -23,7 +23,8 @@ def returned(ranks: int, function: str, folder: Path) -> list[Any]:
     return [one.returned for one in every]
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3])
 def test_slices_find_what_whole_rows_find(ranks: int, tmp_path: Path) -> None:
     every, whole = returned(ranks, "solved", tmp_path), sliced_bases.solved()
     for name, values in SPECTRA.items():
