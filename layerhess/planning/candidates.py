@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -51,10 +52,14 @@ class Search:
         self.layers, self.table, self.budget = layers, table, budget
         self._seed = seed
 
-    @property
-    def _allowed(self) -> Floats:
+    @cached_property
+    def allowed(self) -> Floats:
         """(L, K): 0, and inf for what may not be chosen."""
         return np.array([[math.inf if why else 0.0 for why in row] for row in self.table.why_not])
+
+    @cached_property
+    def _within(self) -> Problem:
+        return self.problem(self.allowed)
 
     def problem(self, cost: Floats, bits: float | None = None) -> Problem:
         """The problem with these costs."""
@@ -93,7 +98,7 @@ class Search:
             guess: values of plans that say which are to be judged first.
         """
         judgement = judgement.rough()
-        problem = self.problem(self._allowed, bits)
+        problem = self.problem(self.allowed, bits)
         fitting = [start for start in dict.fromkeys(starts) if bool(problem.feasible(np.array(start)))]
         values = np.nan_to_num(judgement.increase(np.array(fitting)), nan=math.inf)
         begun = [fitting[int(place)] for place in np.argsort(values, kind="stable")[:STARTS]]
@@ -105,7 +110,7 @@ class Search:
 
     def uniform(self, option: int) -> Plan:
         """The same option everywhere; where it is not allowed, the next one with more stored bits, else with fewer."""
-        problem = Problem(self._allowed, tied=self.layers.tied, pinned=self.layers.pinned)
+        problem = Problem(self.allowed, tied=self.layers.tied, pinned=self.layers.pinned)
         groups = problem.groups
         places = []
         for group, members in enumerate(groups.members):
@@ -117,4 +122,4 @@ class Search:
 
     def fits(self, plan: Plan) -> bool:
         """Whether a plan is within the budget, tied and pinned layers are as they should be, and no option is out."""
-        return bool(self.problem(self._allowed).feasible(np.array(plan)))
+        return bool(self._within.feasible(np.array(plan)))

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from layerhess.errors import CheckError, InputError
 from layerhess.linalg.estimates import Floats
@@ -19,7 +18,7 @@ from layerhess.planning.layers import Layers
 from layerhess.planning.measuring.judgement import Choices, Judgement, Outputs, float_outputs, quadratic
 from layerhess.planning.measuring.meter import Meter, Room
 from layerhess.planning.portfolio import Portfolio
-from layerhess.planning.predictions import hessian_couplings, predictions, unknown
+from layerhess.planning.predictions import COLUMNS, hessian_couplings, predictions
 from layerhess.planning.reach import refuse_unreachable
 from layerhess.planning.rows_file import RowsFile
 from layerhess.planning.table import Table, around, measured_table
@@ -55,7 +54,7 @@ class Planner:
 
     Attributes:
         meter, table, portfolio, search: what was found. judgement: of the outputs, or None. couplings: (L K, L K) of
-            pairs at the float model, or None. chosen: the plan. notes: sentences.
+            pairs at the float model, or None. notes: sentences.
     """
 
     def __init__(
@@ -96,11 +95,6 @@ class Planner:
         self.portfolio = Portfolio(self.meter, self.search, rows)
 
     @property
-    def out(self) -> npt.NDArray[np.bool_]:
-        """(L, K): which options may not be chosen."""
-        return np.array([[bool(why) for why in row] for row in self.table.why_not])
-
-    @property
     def room(self) -> float:
         """Forward passes that are left; those of an earlier run that this one goes on with are spent."""
         return round(ROOM * self.table.measured.size - self.meter.forwards - self.rows.spared, 6)
@@ -122,11 +116,10 @@ class Planner:
         return found
 
     def _table(self, measure: bool) -> Table:
-        found = unknown(self.layers)
         criterion = self.question.criterion
         wanted: Sequence[str] = () if criterion in ("measured", "kl") else (criterion,)
         if self.question.curvature:
-            wanted = ("curvature", "gauss_newton", "hawq_v2", "hawq", "fisher")
+            wanted = COLUMNS
         self._what = "curvature"
         found = predictions(
             self.objective,
@@ -356,7 +349,7 @@ class Planner:
 
     def _guess(self, choices: Choices) -> Floats:
         """By the quadratic at the float model, or the sum over layers where pairs are unknown: cheap."""
-        cost = np.where(self.out, np.inf, self.table.measured)
+        cost = np.where(np.isinf(self.search.allowed), np.inf, self.table.measured)
         alone: Floats = cost[np.arange(choices.shape[1]), choices].sum(axis=1)
         return alone if self.couplings is None else alone + quadratic(self.couplings, choices, len(self.layers.options))
 
@@ -377,7 +370,7 @@ class Planner:
 
     def _levels(self, number: int, starts: list[Plan]) -> list[Plan]:
         """Plans of so many mean bits, evenly between the least and the most that options allow."""
-        bits = np.where(self.out, np.nan, self.budget.bits)
+        bits = np.where(np.isinf(self.search.allowed), np.nan, self.budget.bits)
         least, most = (float(end(bits, axis=1).sum()) / self.budget.numel for end in (np.nanmin, np.nanmax))
         plans = []
         for level in np.linspace(least, most, number + 2)[1:-1]:

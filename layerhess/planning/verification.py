@@ -53,7 +53,7 @@ def verified(
             baselines[name] = candidates[name]
     named |= baselines
     if verify:
-        drawn = random_plans(search.problem(np.where(planner.out, math.inf, 0.0)), RANDOM, np.random.default_rng(seed))
+        drawn = random_plans(search.problem(search.allowed), RANDOM, np.random.default_rng(seed))
         named |= {f"random {place + 1}": tuple(map(int, plan)) for place, plan in enumerate(drawn)}
     portfolio.measure(named.values())
     everything = {**candidates, **named}

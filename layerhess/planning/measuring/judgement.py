@@ -54,7 +54,7 @@ class Judgement:
         outputs: at the base. steps: [layer][option] -> the measurement of that step, its changes being those from the
             float model; None where an option is out. base: the measurement of the base, None for the float model.
         increases: (L, K) what each step adds to the mean loss at the base, on all data. start: the base's own increase.
-        scale: what loss sums over all data are divided by. share: of all data that is kept.
+        scale: what loss sums over all data are divided by. count: of all data, kept or not.
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class Judgement:
             kept += float(judge.counts.sum())
         self._increases, self._start = increases, start
         self._rough: Judgement | None = None
-        self._settle(increases, scale * (kept / count if count else 1.0))
+        self._settle(scale * (kept / count if count else 1.0))
 
-    def _settle(self, increases: Floats, scale: float) -> None:
+    def _settle(self, scale: float) -> None:
         """What single steps do to the loss of the kept rows; what they do to all data is known."""
-        self._scale = scale
+        increases, self._scale = self._increases, scale
         self._zero = self._losses(np.zeros((1, 0), dtype=np.int64))[0]
         alone = (self._losses(np.arange(increases.size)[:, None]) - self._zero).reshape(increases.shape) / scale
         self._correction = np.where(np.isfinite(increases), increases, 0.0) - np.nan_to_num(alone)
@@ -129,9 +129,7 @@ class Judgement:
             kept += float(taken.counts.sum())
         if not kept:
             return self
-        made._settle(
-            self._increases, self._scale * kept / sum(float(judge.counts.sum()) for judge, _, _ in self._batches)
-        )
+        made._settle(self._scale * kept / sum(float(judge.counts.sum()) for judge, _, _ in self._batches))
         return made
 
     def _losses(self, places: Choices) -> Floats:
