@@ -159,6 +159,13 @@ def test_links_inside_the_repository_lead_somewhere(page: Path) -> None:
             assert anchor[1:] in headings(other), f"{page.name} links to {target}{anchor}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=called)
+def test_modules_that_a_page_names_exist(page: Path) -> None:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for named in re.findall(r"`([\w/]+/\w+\.py)`", text):
+        assert any((place / named).exists() for place in (ROOT, ROOT / "layerhess")), f"{page.name} names {named}"
+
+
 def headings(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
