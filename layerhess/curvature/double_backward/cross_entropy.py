@@ -1,95 +1,182 @@
-"""Log-softmax, and cross entropy made of it, whose derivatives keep their digits where a class is nearly certain."""
+"""Cross entropy in closed form to its second derivative, in pieces that stay in the cache, with all its digits."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from layerhess.curvature.double_backward.softmax import balanced, centred, likeliest
+from layerhess.curvature.double_backward.log_softmax import log_softmax
+from layerhess.curvature.double_backward.softmax import balanced, centred
 from layerhess.curvature.double_backward.transforms import is_batched
 
+PIECE = 1 << 17  # numbers of the logits at a time
+SURE = math.log(2.0)  # log(sum exp(x - max x)) below it: the largest probability is above 1/2
 
-class _LogSoftmax(torch.autograd.Function):
-    """z = log softmax(x) along a dimension."""
+
+@dataclass(frozen=True)
+class _Items:
+    """What N items have to do with C classes: their losses are -sum_c q_c log softmax(x)_c with q = own e_t + even r.
+
+    Attributes:
+        target: (N, 1) the class t. own: (N, 1) its share. even: (N, 1) that of all classes, None without smoothing.
+        rated: (C,) r, the classes' weights; None for ones. total: (N, 1) sum of q.
+        peak: (N, 1) the largest logit. log: (N, 1) log sum exp(x - peak). top: (N, 1) where the largest logit is.
+    """
+
+    target: Tensor
+    own: Tensor
+    even: Tensor | None
+    rated: Tensor | None
+    total: Tensor
+    peak: Tensor
+    log: Tensor
+    top: Tensor
+
+    @property
+    def sure(self) -> Tensor:
+        """(N, 1) bool: the largest probability is above 1/2; differences such as 1 - p lose digits there."""
+        return self.log < SURE
+
+    def pieces(self, *whole: Tensor) -> Iterator[tuple[_Items, tuple[Tensor, ...]]]:
+        """A few items at a time, with their rows of tensors (N, C) or (N, 1)."""
+        classes = max(x.shape[1] for x in whole)
+        for i in range(0, max(1, len(whole[0])), size := max(1, PIECE // classes)):
+            rows = slice(i, i + size)
+            even = None if self.even is None else self.even[rows]
+            total, peak, log, top = (x[rows] for x in (self.total, self.peak, self.log, self.top))
+            few = _Items(self.target[rows], self.own[rows], even, self.rated, total, peak, log, top)
+            yield few, tuple(x[rows] for x in whole)
+
+    def expected(self, h: Tensor) -> Tensor:
+        """(N, 1) q'h of (N, C)."""
+        made = self.own * h.gather(1, self.target)
+        if self.even is None:
+            return made
+        return made + self.even * (h if self.rated is None else h * self.rated).sum(1, keepdim=True)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """(N, 1) losses of logits x, (N, C)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
-        ctx.dim = dim
-        z = torch.log_softmax(x, dim)
-        ctx.save_for_backward(z)
-        return z
+    def forward(ctx: Any, x: Tensor, items: _Items, losses: Tensor) -> Tensor:
+        ctx.items = items
+        ctx.save_for_backward(x)
+        return losses.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        (z,) = ctx.saved_tensors
-        if not torch.is_grad_enabled() or is_batched(gradients[0]):
-            return _back(gradients[0], z.exp(), ctx.dim), None
-        return _Back.apply(gradients[0], z, ctx.dim), None  # type: ignore[no-untyped-call]
+        (x,), items, g = ctx.saved_tensors, ctx.items, gradients[0]
+        if is_batched(g):
+            return _slope(g, x, items), None, None
+        return _Slope.apply(g, x, items), None, None  # type: ignore[no-untyped-call]
 
 
-class _Back(torch.autograd.Function):
-    """g - (1'g) y of y = exp(z), whose derivative along h is h - y'h in g, and -(1'g) y h in z."""
+class _Slope(torch.autograd.Function):
+    """g (Q y - q) of y = softmax(x), Q = sum of q. Along h: -q'(h - y'h) in g, g Q y (h - y'h) in x."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, z: Tensor, dim: int) -> Tensor:
-        ctx.dim = dim
-        ctx.save_for_backward(g, z)
-        return _back(g, z.exp(), dim)
+    def forward(ctx: Any, g: Tensor, x: Tensor, items: _Items) -> Tensor:
+        ctx.items = items
+        ctx.save_for_backward(g, x)
+        made = torch.empty_like(x)
+        for few, (own_g, own_x, out) in items.pieces(g, x, made):
+            torch.mul(torch.softmax(own_x, 1), own_g * few.total, out=out)
+            if few.even is not None:
+                out -= own_g * few.even if few.rated is None else own_g * few.even * few.rated
+            out.scatter_add_(1, few.target, -own_g * few.own)
+            # As a difference the entry of a sure class has no digits; the others have, and all together are zero.
+            largest = out.gather(1, few.top)
+            rest = out.scatter_(1, few.top, 0.0).sum(1, keepdim=True)
+            out.scatter_(1, few.top, torch.where(few.sure, -rest, largest))
+        return made
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        g, z = ctx.saved_tensors
-        h, y = gradients[0], z.exp()
-        return centred(h, y, ctx.dim, likeliest(y, ctx.dim)), -g.sum(ctx.dim, keepdim=True) * y * h, None
+        (g, x), items, h = ctx.saved_tensors, ctx.items, gradients[0]
+        if torch.is_grad_enabled() or is_batched(h):
+            y = torch.softmax(x, 1)
+            apart = centred(h, y, 1, (items.top, items.sure))
+            return -items.expected(apart), g * items.total * y * apart, None
+        along, bent = torch.empty_like(g), torch.empty_like(x)
+        for few, (own_g, own_x, own_h, out, change) in items.pieces(g, x, h, bent, along):
+            y = torch.softmax(own_x, 1)
+            # Differences from the sure class: then its own share of the mean is no difference of large numbers.
+            apart = own_h - torch.where(few.sure, own_h.gather(1, few.top), 0.0)
+            apart -= torch.mul(y, apart, out=out).sum(1, keepdim=True)
+            if ctx.needs_input_grad[0]:
+                torch.neg(few.expected(apart), out=change)
+            torch.mul(y.mul_(own_g * few.total), apart, out=out)
+        return along, bent, None
 
 
-def _back(g: Tensor, y: Tensor, dim: int) -> Tensor:
-    return balanced(g - g.sum(dim, keepdim=True) * y, dim, likeliest(y, dim))
-
-
-def log_softmax(
-    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
-) -> Tensor:
-    """``torch.nn.functional.log_softmax``, ``torch.log_softmax`` and ``Tensor.log_softmax``."""
-    if isinstance(_stacklevel, torch.dtype):
-        dtype = _stacklevel
-    if dim is None or dtype not in (None, input.dtype):
-        return F.log_softmax(input, dim, dtype=dtype)
-    made: Tensor = _LogSoftmax.apply(input, dim)  # type: ignore[no-untyped-call]
-    return made
+def _slope(g: Tensor, x: Tensor, items: _Items) -> Tensor:
+    """The same in operations that autograd follows."""
+    even = None if items.even is None else items.even * (1.0 if items.rated is None else items.rated)
+    made = torch.softmax(x, 1) * (g * items.total)
+    made = made if even is None else made - g * even
+    return balanced(made.scatter_add(1, items.target, -g * items.own), 1, (items.top, items.sure))
 
 
 def cross_entropy(
     input: Tensor, target: Tensor, weight: Tensor | None = None, size_average: bool | None = None,
     ignore_index: int = -100, reduce: bool | None = None, reduction: str = "mean", label_smoothing: float = 0.0,
 ) -> Tensor:  # fmt: skip
-    """``torch.nn.functional.cross_entropy``, of log_softmax above; other input and old arguments are left to torch."""
+    """``torch.nn.functional.cross_entropy``; other input and old arguments are left to torch."""
     likely = target.is_floating_point()
     odd = size_average is not None or reduce is not None or reduction not in ("none", "sum", "mean") or not input.dim()
+    odd |= weight is not None and weight.requires_grad
     if odd or not 0.0 <= label_smoothing <= 1.0 or (likely and target.shape != input.shape):
         return F.cross_entropy(input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+    if likely:
+        return _of_distributions(input, target, weight, reduction, label_smoothing)
+    losses, shares = _of_classes(input, target, weight, ignore_index, label_smoothing)
+    if reduction == "none":
+        return losses
+    return losses.sum() / shares.sum() if reduction == "mean" else losses.sum()
+
+
+def _of_classes(
+    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Every item's loss, and what it counts in a mean."""
+    with torch.no_grad():
+        picked = F.nll_loss(input, target, None, None, ignore_index, None, "none").reshape(-1, 1)  # says what is wrong
+    x = input.unsqueeze(0) if input.dim() == 1 else input.movedim(1, -1).flatten(0, -2)
+    flat = target.reshape(-1, 1)
+    known = flat != ignore_index
+    flat = flat.long().masked_fill(~known, 0)
+    share = known.to(x.dtype) if weight is None else weight[flat] * known
+    with torch.no_grad():
+        peak, top = x.max(1, keepdim=True)
+        size = max(1, PIECE // x.shape[1])
+        pairs = zip(torch.split(x, size), torch.split(peak, size), strict=True)
+        log = torch.cat([(a - b).exp_().sum(1, keepdim=True).log_() for a, b in pairs])
+        losses, even, total = (picked + peak + log) * share, None, share
+        if smoothing > 0.0:
+            even = known.to(x.dtype) * (smoothing / x.shape[1])
+            total = share * (1.0 - smoothing) + even * (x.shape[1] if weight is None else weight.sum())
+        items = _Items(flat, share * (1.0 - smoothing), even, weight, total, peak, log, top)
+        if even is not None:
+            losses = torch.cat([part.expected((p - a).add_(part.log)) for part, (a, p) in items.pieces(x, peak)])
+    made: Tensor = _CrossEntropy.apply(x, items, losses)  # type: ignore[no-untyped-call]
+    return made.reshape(target.shape), share.reshape(target.shape)
+
+
+def _of_distributions(input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, smoothing: float) -> Tensor:
+    """Of targets that are probabilities themselves, and may have a graph."""
     dim = min(input.dim() - 1, 1)
     classes = input.shape[dim]
     z = log_softmax(input, dim)
     by_class = None if weight is None else weight.view([-1 if d == dim else 1 for d in range(z.dim())])
-    if likely:
-        target = target * (1.0 - label_smoothing) + label_smoothing / classes if label_smoothing > 0.0 else target
-        losses = -(z * target if by_class is None else z * target * by_class).sum(dim)
-        if reduction == "mean":
-            return losses.sum() / (input.numel() / classes)
-        return losses.sum() if reduction == "sum" else losses
-    hard = F.nll_loss(z, target, weight, None, ignore_index, None, reduction)
-    if label_smoothing == 0.0:
-        return hard
-    ignored = target == ignore_index
-    smooth = -(z if by_class is None else z * by_class).sum(dim).masked_fill(ignored, 0.0)
+    target = target * (1.0 - smoothing) + smoothing / classes if smoothing > 0.0 else target
+    losses = -(z * target if by_class is None else z * target * by_class).sum(dim)
     if reduction == "mean":
-        known = target.masked_fill(ignored, 0)
-        counts = torch.ones_like(smooth) if weight is None else weight[known]
-        smooth = smooth.sum() / counts.masked_fill(ignored, 0.0).sum()
-    elif reduction == "sum":
-        smooth = smooth.sum()
-    return (1.0 - label_smoothing) * hard + (label_smoothing / classes) * smooth
+        return losses.sum() / (input.numel() / classes)
+    return losses.sum() if reduction == "sum" else losses

@@ -21,9 +21,10 @@ from layerhess.curvature.double_backward.binary_cross_entropy import (
     binary_cross_entropy_with_logits,
 )
 from layerhess.curvature.double_backward.convolution import conv1d, conv2d, conv3d
-from layerhess.curvature.double_backward.cross_entropy import cross_entropy, log_softmax
+from layerhess.curvature.double_backward.cross_entropy import cross_entropy
 from layerhess.curvature.double_backward.group_norm import group_norm, instance_norm
 from layerhess.curvature.double_backward.layer_norm import layer_norm
+from layerhess.curvature.double_backward.log_softmax import log_softmax
 from layerhess.curvature.double_backward.softmax import softmax
 from layerhess.curvature.double_backward.transforms import is_transformed
 from layerhess.errors import InputError

@@ -10,8 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import layerhess as lh
+from layerhess.curvature.double_backward import cross_entropy
 from layerhess.curvature.double_backward.mode import Rewritten
 from references.small_networks import Exact
 
@@ -25,20 +27,58 @@ LIKELY = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(1), dtype=
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weight", [None, WEIGHT])
 @pytest.mark.parametrize("target", [INDICES, LIKELY], ids=["indices", "distributions"])
+@pytest.mark.parametrize("piece", [cross_entropy.PIECE, 8], ids=["whole", "pieces"])
 def test_its_values_and_derivatives_are_torchs(
-    target: Tensor, weight: Tensor | None, smoothing: float, reduction: str
+    piece: int, target: Tensor, weight: Tensor | None, smoothing: float, reduction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def two_orders() -> list[Tensor]:
+    monkeypatch.setattr(cross_entropy, "PIECE", piece)
+
+    def three_orders() -> list[Tensor]:
         x = X.clone().requires_grad_()
         value = F.cross_entropy(x, target, weight, label_smoothing=smoothing, reduction=reduction)
         (slope,) = torch.autograd.grad((value * value).sum(), x, create_graph=True)
-        return [value, slope, *torch.autograd.grad((slope * X.cos()).sum(), x)]
+        (bent,) = torch.autograd.grad((slope * X.cos()).sum(), x, retain_graph=True)
+        (followed,) = torch.autograd.grad((slope * X.cos()).sum(), x, create_graph=True)
+        vectors = torch.stack([X.sin(), X.exp()])
+        many = torch.autograd.grad(slope, x, vectors, is_grads_batched=True, retain_graph=True)
+        return [value, slope, bent, followed, *many, *torch.autograd.grad((followed * X.sin()).sum(), x)]
 
-    theirs = two_orders()
+    theirs = three_orders()
     with Rewritten():
-        ours = two_orders()
+        ours = three_orders()
     for mine, its in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, its, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(mine, its, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_many_classes_take_little_memory_beside_their_logits(smoothing: float) -> None:
+    """Of a second derivative the result alone is as large as the logits."""
+    x = torch.randn(64, 5000, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    with Rewritten():
+        loss = F.cross_entropy(x, torch.arange(64), label_smoothing=smoothing)
+    (slope,) = torch.autograd.grad(loss, x, create_graph=True)
+    h = torch.ones_like(x)
+    with Largest(x, h) as seen:
+        torch.autograd.grad(slope, x, h)
+    assert sum(n >= x.numel() for n in seen.numbers) == 1
+    assert max(n for n in seen.numbers if n < x.numel()) <= cross_entropy.PIECE
+
+
+class Largest(TorchDispatchMode):
+    """How many numbers each new tensor inside has, beside those that were there."""
+
+    def __init__(self, *there: Tensor) -> None:
+        super().__init__()
+        self.numbers: list[int] = []
+        self._known = {x.untyped_storage().data_ptr() for x in there}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **kwargs or {})
+        for tensor in made if isinstance(made, (tuple, list)) else [made]:
+            if isinstance(tensor, Tensor) and (place := tensor.untyped_storage().data_ptr()) not in self._known:
+                self._known.add(place)
+                self.numbers.append(tensor.numel())
+        return made
 
 
 def test_a_single_item_and_modules_are_served_and_bad_input_is_refused_in_torchs_words() -> None:
@@ -47,7 +87,8 @@ def test_a_single_item_and_modules_are_served_and_bad_input_is_refused_in_torchs
         assert "LogSoftmaxBackward0" not in str(_inner(nn.CrossEntropyLoss()(x, torch.tensor(2))))
         torch.testing.assert_close(F.cross_entropy(x, torch.tensor(2)), -F.log_softmax(x, 0)[2])
         old: Any = {"size_average": False}
-        assert float(F.cross_entropy(X, INDICES, **old)) == float(F.cross_entropy(X, INDICES, reduction="sum"))
+        summed = float(F.cross_entropy(X, INDICES, reduction="sum"))
+        assert float(F.cross_entropy(X, INDICES, **old)) == pytest.approx(summed, rel=1e-15)
     for bad in (torch.tensor([0, 1, 2, 3, 9]), torch.zeros(3, dtype=torch.long), torch.zeros(5, 3).double()):
         said = []
         for context in (torch.enable_grad(), Rewritten()):
@@ -55,6 +96,23 @@ def test_a_single_item_and_modules_are_served_and_bad_input_is_refused_in_torchs
                 F.cross_entropy(X[:, :, 0], bad)
             said.append(str(caught.value))
         assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_no_items_and_classes_that_are_masked_out_are_served(smoothing: float) -> None:
+    masked = X[:, :, 0].clone()
+    masked[:, 3] = -math.inf
+    made = []
+    for context in (torch.enable_grad(), Rewritten()):
+        x = masked.clone().requires_grad_()
+        with context:
+            nothing = F.cross_entropy(X[:0, :, 0], INDICES[:0, 0], reduction="sum", label_smoothing=smoothing)
+            value = F.cross_entropy(x, INDICES[:, 0].clamp(max=2))
+        (slope,) = torch.autograd.grad(value, x, create_graph=True)
+        made.append([nothing, value, slope, *torch.autograd.grad((slope * X[:, :, 1]).sum(), x)])
+    for mine, its in zip(*made, strict=True):
+        assert mine.isfinite().all()
+        torch.testing.assert_close(mine, its, rtol=1e-12, atol=1e-14)
 
 
 def _inner(loss: Tensor) -> list[str]:
