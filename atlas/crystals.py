@@ -52,6 +52,19 @@ CHECKED = (
 )
 
 
+class PlainLayerNorm(nn.LayerNorm):
+    """LayerNorm by plain operations, for the truths.
+
+    The Hessian of a loss on forces takes a third derivative of the energy, in which torch's own LayerNorm (2.13) is
+    wrong: the products are then those of no symmetric matrix.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(x - mean) / sqrt(variance + eps) * weight + bias."""
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True) + self.eps).sqrt() * self.weight + self.bias
+
+
 def structures() -> list[Structure]:
     """The crystals' primitive cells, every atom moved a little, which makes forces."""
     rng, made = np.random.default_rng(0), []
@@ -76,6 +89,9 @@ def crystals(task: str, dtype: torch.dtype) -> Subject:
     model = model.to(dtype).eval()
     if dtype == torch.float64:  # the package makes the composition's features in float32, whatever the model is in
         model.composition_model.fc.register_forward_pre_hook(lambda module, inputs: inputs[0].to(dtype))
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.__class__ = PlainLayerNorm
     return Subject(
         model=model,
         batches=[([cast(graph, dtype) for graph in graphs], targets)],

@@ -22,7 +22,7 @@ def path_of(distribution: str, name: str) -> Path:
     for file in files(distribution) or ():
         if file.as_posix().endswith(name):
             return Path(str(file.locate()))
-    raise FileNotFoundError(f"{distribution} is installed without {name}: make atlas-environment")
+    raise FileNotFoundError(f"{distribution} is installed without {name}: make test-real installs it")
 
 
 def module_of(distribution: str, name: str, stand_ins: dict[str, dict[str, Any]]) -> ModuleType:

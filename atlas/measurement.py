@@ -34,7 +34,7 @@ def measure(name: str, folder: Path | None = None) -> dict[str, Any]:
     folder = (folder or RESULTS) / name
     before = state(subject.model)
     objective = lh.Objective(subject.model, subject.batches, subject.criterion or lh.batch_loss(subject.total))
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     every = lh.analyze(objective, blocks=subject.blocks, full=False, out=folder / EVERY)
     members = subject.members()
     chosen: Any = {block: list(members[block]) for block in subject.examined}
@@ -46,7 +46,9 @@ def measure(name: str, folder: Path | None = None) -> dict[str, Any]:
         "versions": versions(subject) | {"layerhess": lh.__version__},
         "changed": changes(before, state(subject.model)),
         "seconds": round(time.perf_counter() - began, 1),
+        "processor seconds": round(time.process_time() - busy, 1),
         "threads": torch.get_num_threads(),
+        "gradients": [None if one.cost is None else round(one.cost.total, 1) for one in (every, examined)],
         "loss": every.loss,
         "parameters": sum(p.numel() for p in objective.parameters.values()),
         "blocks": subject.blocks,
@@ -55,6 +57,12 @@ def measure(name: str, folder: Path | None = None) -> dict[str, Any]:
     }
     (folder / FIGURES).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
+
+
+def load(name: str) -> dict[str, Any] | None:
+    """The figures on disk; None where there are none."""
+    path = RESULTS / name / FIGURES
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _spectra(analysis: lh.Analysis) -> dict[str, Any]:
