@@ -25,7 +25,7 @@ from layerhess.curvature.double_backward.cross_entropy import cross_entropy, log
 from layerhess.curvature.double_backward.group_norm import group_norm, instance_norm
 from layerhess.curvature.double_backward.layer_norm import layer_norm
 from layerhess.curvature.double_backward.softmax import softmax
-from layerhess.curvature.double_backward.transforms import is_transformed
+from layerhess.curvature.double_backward.transforms import is_transformed, saves_by_hooks
 from layerhess.errors import InputError
 
 NORMS: dict[Any, Any] = {
@@ -115,5 +115,4 @@ class Rewritten(TorchFunctionMode):
 def _may_be_rewritten(x: Any) -> bool:
     if type(x) not in (Tensor, torch.nn.Parameter) or x.dtype not in EXACT:
         return False
-    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    return top is not None and top(True) is None
+    return not saves_by_hooks()
