@@ -1,4 +1,4 @@
-"""Tells what a function runs inside: a transform of torch.func, forward mode, saved-tensor hooks, a batched backward."""
+"""Tells what a function runs inside: a transform of torch.func, forward mode, saved-tensor hooks, many backwards."""
 
 from __future__ import annotations
 
