@@ -7,19 +7,22 @@ BENCH  := .venv-bench
 BUILD  := .venv-build
 REAL   := .venv-real
 EMPTY  := .venv-installed
+LOWEST := .venv-lowest
 PIP    := python -m pip --disable-pip-version-check
+OLDEST ?= python3.10
 JOBS   ?= 2
 
 # Tests run side by side, so each gets one thread.
 PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --doctest-modules
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-wheel mutants lint lint-github format bench docs wheel clean truths-real test-real atlas
+.PHONY: help demo test test-all test-wheel mutants lint lint-github format bench docs wheel clean truths-real test-real atlas test-lowest
 
 help:
 	@echo 'make demo       train a small network on real digits, analyse every layer, write a report (minutes)'
 	@echo 'make test       the test suite without its slow part'
 	@echo 'make test-all   the whole test suite'
+	@echo 'make test-lowest   make test, with the lowest versions that pyproject.toml allows, on Python 3.10 (OLDEST=...)'
 	@echo 'make mutants    a hundred small faults put into the code: how many do the tests find? (an hour)'
 	@echo 'make lint       ruff (rules and format), mypy, and what GitHub is told (lint-github alone: seconds)'
 	@echo 'make format     let ruff put the code into shape'
@@ -30,6 +33,7 @@ help:
 	@echo 'make clean      remove the environment, caches and outputs'
 	@echo
 	@echo 'The first call makes $(VENV) and installs into it. PYTHON=... picks the interpreter (3.10 or newer).'
+	@echo 'Beside it, on another Python: make test VENV=.venv-3.13 PYTHON=python3.13'
 
 demo: $(VENV)/.demo
 	$(BIN)/layerhess demo
@@ -98,8 +102,20 @@ test-real: $(REAL)/.models
 atlas: $(REAL)/.models
 	MPLBACKEND=Agg $(REAL)/bin/python -m atlas
 
+# The lowest versions of all that pyproject.toml names, in an environment of their own; a large download.
+test-lowest: $(LOWEST)/.dev
+	$(subst $(BIN),$(LOWEST)/bin,$(PYTEST)) -m 'not slow' --durations=10 layerhess tests
+
+$(LOWEST)/.dev: pyproject.toml
+	@command -v $(OLDEST) > /dev/null || \
+		{ echo 'This takes the oldest Python, 3.10: make test-lowest OLDEST=/path/to/python3.10'; exit 1; }
+	$(OLDEST) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/$(PIP) install -q uv
+	$(LOWEST)/bin/uv pip install -q --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[test-lowest]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(BENCH) $(BUILD) $(EMPTY) $(REAL) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-output
+	rm -rf $(VENV) $(BENCH) $(BUILD) $(EMPTY) $(REAL) $(LOWEST) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # PyTorch first and on its own: every later install then finds it there and leaves it alone.

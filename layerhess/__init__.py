@@ -1,5 +1,8 @@
 """layerhess: the curvature of a network's loss, layer by layer and as a whole, each number with its error bound."""
 
+from layerhess.objective import torch_version as _torch_version  # noqa: F401  first: it refuses a torch that is too old
+
+# isort: split
 from layerhess.analysis.analyze import analyze
 from layerhess.analysis.compare import Comparison, compare
 from layerhess.analysis.eigsh import Eigenpairs, eigsh

@@ -13,6 +13,7 @@ from layerhess.analysis.identity import versions
 from layerhess.analysis.progress import Progress
 from layerhess.analysis.result import Analysis
 from layerhess.analysis.run import Run
+from layerhess.analysis.unknown_torch import refuse_unless_right
 from layerhess.checks.second_derivative import named_operations
 from layerhess.errors import InputError, LayerhessError, ProcessError, add_note
 from layerhess.objective.blocks import Scheme, partition
@@ -107,7 +108,8 @@ def analyze(
         :class:`layerhess.Analysis`.
 
     Raises:
-        InputError: unusable arguments, model, data or loss. CheckError: the self-check failed.
+        InputError: unusable arguments, model, data or loss. CheckError: the self-check failed, or a version of torch
+            that was not checked is wrong.
         KeyboardInterrupt: or SystemExit(143) after SIGTERM, with the place of the partial result in its notes.
 
     Exceptions of the model, the loss or the data come through unchanged. In every case the model is as it was.
@@ -132,6 +134,7 @@ def analyze(
             progress=progress, exclude=exclude, copies=copies, trace=trace, diagonal=diagonal, density=density,
             coupling=coupling, sampling=sampling, segments=segments, learning_rate=learning_rate,
         )  # fmt: skip
+        refuse_unless_right(objective.devices)
         divided = partition(objective.model, objective.parameters, objective.frozen, blocks)
         run = Run(objective, divided, blocks, arguments, progress, skip_failed)
         asked = {name: value for name, value in run.settings.items() if name not in OWN_SETTINGS}

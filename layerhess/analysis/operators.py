@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from layerhess.analysis.unknown_torch import refuse_unless_right
 from layerhess.analysis.verification import verified
 from layerhess.checks import SelfCheck
 from layerhess.checks.second_derivative import named_operations
@@ -103,6 +104,7 @@ class Operator(Described):
         """
         if not self.check:
             return None
+        refuse_unless_right(self.objective.devices)
         return verified(self.objective, self.curvature, {**self.blocks, FULL: self.full})
 
     def apply(self, vectors: Mapping[str, tuple[Block, Tensor]]) -> dict[str, Tensor]:

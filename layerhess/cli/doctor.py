@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 import layerhess
-from layerhess.cli import self_test
+from layerhess.analysis import self_test
 from layerhess.cli.exit_codes import DONE, UNFINISHED
 from layerhess.cli.lines import plain
 from layerhess.linalg.numbers import counted, duration
+from layerhess.objective import torch_version
 
 NEEDED = ("torch", "numpy", "scipy", "matplotlib", "typer", "rich", "jinja2", "safetensors")
 EXTRAS = ("pandas", "scikit-learn", "lightning", "transformers", "accelerate", "tensorboard")
@@ -36,7 +37,7 @@ def examine(*, json: bool) -> int:
             findings.append(finding)
             if not json:
                 plain(line(finding))
-    ok = all(finding.ok for finding in findings)
+    ok = all(finding.ok for finding in findings) and not report["torch_lacks"]
     seconds = time.monotonic() - began
     if json:
         made = [
@@ -65,6 +66,8 @@ def surroundings() -> dict[str, Any]:
         "platform": platform.platform(),
         "versions": {name: version_of(name) for name in NEEDED},
         "extras": {name: version_of(name) for name in EXTRAS},
+        "torch_checked": {device.type: torch_version.is_checked(device.type) for device in tested_devices()},
+        "torch_lacks": torch_version.missing(),
         "devices": devices,
         "threads": torch.get_num_threads(),
     }
@@ -97,9 +100,20 @@ def heading(report: Mapping[str, Any]) -> str:
             f"layerhess {report['layerhess']}, Python {report['python']}, {report['platform']}",
             f"needed:   {listed(report['versions'])}",
             f"optional: {listed(report['extras']) or 'none'}" + without,
+            f"torch:    {standing(report)}",
             f"devices:  {', '.join(devices)}; {counted(report['threads'], 'thread')}",
         ]
     )
+
+
+def standing(report: Mapping[str, Any]) -> str:
+    """What is known of this version of torch."""
+    unchecked = [kind for kind, known in report["torch_checked"].items() if not known]
+    if lacking := report["torch_lacks"]:
+        return f"lacks {', '.join(lacking)}; every analysis is refused"
+    if unchecked:
+        return f"not checked before on {' and '.join(unchecked)}; a first analysis begins with the tests below"
+    return "a version that was checked"
 
 
 def line(finding: self_test.Finding) -> str:

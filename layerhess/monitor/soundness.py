@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from layerhess.analysis.unknown_torch import refuse_unless_right
 from layerhess.analysis.verification import verified
 from layerhess.checks import SelfCheck
 from layerhess.checks.candidate import Candidate, candidate
@@ -61,6 +62,7 @@ class Soundness:
         Raises:
             InputError, CheckError: what :func:`layerhess.analyze` raises.
         """
+        refuse_unless_right(objective.devices)
         self._found = surveyed, checked = verified(objective, HESSIAN, {**blocks, FULL: full})
         self._length, self._eps = surveyed.longest, checked.eps
         self.points, self._changed = 0, False

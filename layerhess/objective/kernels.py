@@ -63,7 +63,7 @@ def _same_kernels() -> Iterator[None]:
 
 
 def _group_norm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same on the CPU, without two faults of torch 2.13 where a derivative in the bias alone is wanted.
+    """The same on the CPU, without two faults of torch where a derivative in the bias alone is wanted.
 
     It ends the process where the channels are last in memory, and fails where there is no weight.
     """
@@ -89,7 +89,7 @@ def _group_norm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _instance_norm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The same as GroupNorm of single channels.
 
-    For one example torch's own has a wrong gradient (2.13) where the one that comes in is not contiguous, and for any
+    For one example torch's own has a wrong gradient where the one that comes in is not contiguous, and for any
     number a wrong third derivative.
     """
 

@@ -1,6 +1,6 @@
 """GroupNorm and InstanceNorm as LayerNorm of the groups, laid out one after the other.
 
-On the CPU torch 2.13 ends the process where it differentiates GroupNorm in its bias alone and the channels are last.
+On the CPU torch ends the process where it differentiates GroupNorm in its bias alone and the channels are last.
 """
 
 from __future__ import annotations

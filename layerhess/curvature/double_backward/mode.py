@@ -26,8 +26,9 @@ from layerhess.curvature.double_backward.group_norm import group_norm, instance_
 from layerhess.curvature.double_backward.layer_norm import layer_norm
 from layerhess.curvature.double_backward.log_softmax import log_softmax
 from layerhess.curvature.double_backward.softmax import softmax
-from layerhess.curvature.double_backward.transforms import is_transformed
+from layerhess.curvature.double_backward.transforms import is_transformed, saves_by_hooks
 from layerhess.errors import InputError
+from layerhess.objective.torch_version import FAULTS
 
 NORMS: dict[Any, Any] = {
     F.batch_norm: batch_norm,
@@ -59,7 +60,7 @@ FORMS: dict[Any, Any] = {
     Tensor.softmax: softmax,
 }
 DIFFERENTIATION = frozenset({torch.autograd.grad, torch.autograd.backward, Tensor.backward})  # torch.func calls them
-WRONG_AGAIN = ("NativeLayerNormBackwardBackward", "NativeBatchNormBackwardBackward", "CudnnBatchNormBackwardBackward")
+WRONG_AGAIN = tuple(node for fault in FAULTS for node in fault.nodes)
 EXACT = (torch.float32, torch.float64)  # in half precision torch's kernels compute in float32, and these would not
 
 
@@ -95,7 +96,7 @@ class Rewritten(TorchFunctionMode):
             return form(*args, **kwargs)
 
     def refuse_wrong(self, loss: Tensor) -> None:
-        """Refuse a loss that differentiates through torch's own norms: their third derivative is wrong (torch 2.13).
+        """Refuse a loss that differentiates through torch's own norms: their third derivative is wrong.
 
         Raises:
             InputError: naming the norm.
@@ -116,5 +117,4 @@ class Rewritten(TorchFunctionMode):
 def _may_be_rewritten(x: Any) -> bool:
     if type(x) not in (Tensor, torch.nn.Parameter) or x.dtype not in EXACT:
         return False
-    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    return top is not None and top(True) is None
+    return not saves_by_hooks()

@@ -12,7 +12,7 @@ from torch import nn
 
 from layerhess.curvature.batch_graph import BatchGraph, GraphMaker
 from layerhess.curvature.counters import Counters
-from layerhess.curvature.double_backward.transforms import is_transformed
+from layerhess.curvature.double_backward.transforms import is_transformed, saves_by_hooks
 from layerhess.curvature.segments.call import Call, NotPure
 from layerhess.curvature.segments.found import Segment
 from layerhess.curvature.segments.recomputed import recomputed
@@ -58,11 +58,10 @@ def run(segment: Segment, call: Call) -> Any:
 
 def _is_recorded(call: Call) -> bool:
     """Whether a graph is made, and by nobody else's rules: transforms of torch.func, activation checkpointing."""
-    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     return (
         torch.is_grad_enabled()
         and not is_transformed()
-        and (hooks is None or hooks(True) is None)
+        and not saves_by_hooks()
         and all(parameter.is_leaf for parameter in call.parameters)
         and any(tensor.requires_grad for tensor in call.tensors)
     )

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import trapezoid
 
 from layerhess.linalg.eigen import lanczos
 from layerhess.linalg.eigen.lanczos import Lanczos
@@ -61,7 +62,7 @@ def _chance(share: float, n: int) -> float:
     below = t <= np.sqrt(share)
     fine = np.linspace(0.0, np.sqrt(share), 20_001)
     assert below.any()
-    return float(np.trapezoid((1.0 - fine**2) ** ((n - 3) / 2), fine) / np.trapezoid(density, t))
+    return float(trapezoid((1.0 - fine**2) ** ((n - 3) / 2), fine) / trapezoid(density, t))
 
 
 @pytest.mark.parametrize("width", [1, 2, 3])

@@ -7,17 +7,26 @@ in float32, which take other kernels, are held against those in float64.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from layerhess.analysis.operators import Hessian
+from layerhess.analysis.verification import verified
+from layerhess.checks.second_derivative import named_operations
+from layerhess.curvature.data_pass import FULL
+from layerhess.curvature.matrices import HESSIAN
+from layerhess.curvature.operator import UncheckedOperator
 from layerhess.errors import LayerhessError
 from layerhess.objective.objective import Objective
+from layerhess.objective.snapshot import preserved_random_state
+from layerhess.objective.torch_version import FAULTS
 
 STEP = 5e-4  # of each parameter, along random signs
 TOLERANCE = 1e-6  # relative; differences in float64 agree to 1e-8 or better
@@ -30,13 +39,20 @@ Made = tuple[nn.Module, tuple[Tensor, Tensor], nn.Module]  # a network, its batc
 Layers = Callable[[], list[nn.Module]]
 
 
+KNOWN = tuple(fault.what for fault in FAULTS if fault.refused)
+
+
 @dataclass(frozen=True)
 class Case:
-    """A network with its data, float64. ``known_wrong``: some versions of torch get its second derivative wrong."""
+    """A network with its data, float64."""
 
     name: str
     make: Callable[[], Made]
-    known_wrong: bool = False
+
+    @property
+    def known_wrong(self) -> bool:
+        """Torch gets its second derivative wrong; the self-check then has to refuse it."""
+        return self.name.startswith(KNOWN)
 
 
 @dataclass(frozen=True)
@@ -91,25 +107,51 @@ class _Sequence(nn.Module):
         return scores
 
 
+class _Slopes(nn.Module):
+    """The slopes of a network in its inputs: a loss of them has third derivatives in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(self.inner(x).sum(), x, create_graph=True)[0]
+
+
+class _Binary(nn.Module):
+    """Binary cross entropy of the first score's probability."""
+
+    def forward(self, scores: Tensor, classes: Tensor) -> Tensor:
+        return functional.binary_cross_entropy(torch.sigmoid(scores[:, 0]), (classes == 1).to(scores))
+
+
 def cases() -> list[Case]:
     """One for each kind of layer that the library treats in a way of its own, and those known to be wrong somewhere."""
 
     def dense(layers: Layers, loss: Callable[[], nn.Module] = nn.CrossEntropyLoss) -> Callable[[], Made]:
         return lambda: _classes(nn.Sequential(nn.Linear(4, 6), *layers(), nn.Linear(6, 3)), _rows(8, 4), loss())
 
-    def image(layers: Layers, training: bool = True) -> Callable[[], Made]:
+    def image(layers: Layers, training: bool = True, examples: int = 5) -> Callable[[], Made]:
         def made() -> Made:
-            model, data, loss = _classes(nn.Sequential(*layers(), nn.Flatten(), nn.LazyLinear(3)), _rows(5, 2, 5, 5))
+            model = nn.Sequential(*layers(), nn.Flatten(), nn.LazyLinear(3))
+            model, data, loss = _classes(model, _rows(examples, 2, 5, 5))
             return model.train(training), data, loss
 
         return made
 
     def tokens(kind: str) -> Callable[[], Made]:
-        numbers = torch.arange(24).reshape(6, 4) % 7
-        return lambda: _classes(_Sequence(kind), numbers if kind == "embedding" else _rows(6, 4, 4))
+        def made() -> Made:
+            rows = torch.arange(24).reshape(6, 4) % 7 if kind == "embedding" else _rows(6, 4, 4)
+            return _classes(_Sequence(kind), rows)
+
+        return made
 
     def smoothed() -> nn.Module:
         return nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 0.5]).double(), ignore_index=0, label_smoothing=0.1)
+
+    def instance_norm() -> list[nn.Module]:
+        return [nn.Conv2d(2, 3, 3), nn.InstanceNorm2d(3, affine=True), nn.Tanh()]
 
     def batch_norm() -> list[nn.Module]:
         return [nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Tanh()]
@@ -122,6 +164,7 @@ def cases() -> list[Case]:
         Case("batch norm, training", image(batch_norm)),
         Case("batch norm, evaluation", image(batch_norm, training=False)),
         Case("group norm", image(lambda: [nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.Tanh()])),
+        Case("instance norm, single", image(instance_norm, examples=1)),
         Case("layer norm", dense(lambda: [nn.LayerNorm(6), nn.Tanh()])),
         Case("attention", tokens("attention")),
         Case("multi-head attention", tokens("multihead")),
@@ -130,23 +173,23 @@ def cases() -> list[Case]:
         Case("GELU", dense(lambda: [nn.GELU()])),
         Case("GELU, tanh", dense(lambda: [nn.GELU(approximate="tanh")])),
         Case("SiLU", dense(lambda: [nn.SiLU()])),
+        Case("hard sigmoid", dense(lambda: [nn.Hardsigmoid(), nn.Tanh()])),
         Case("softplus", dense(lambda: [nn.Softplus()])),
         Case("softmax", dense(lambda: [nn.Softmax(dim=-1)])),
         Case("cross entropy", dense(lambda: [nn.Tanh()], smoothed)),
-        Case("weight_norm", dense(lambda: [nn.Tanh(), normalised(nn.Linear(6, 6)), nn.Tanh()]), known_wrong=True),
-        Case(
-            "weight_norm, old style", dense(lambda: [nn.Tanh(), _old_weight_norm(nn.Linear(6, 6)), nn.Tanh()]),
-            known_wrong=True,
-        ),
-    ]  # fmt: skip
+        Case("binary cross entropy", dense(lambda: [nn.Tanh()], _Binary)),
+        Case("slopes in the loss", lambda: _classes(_Slopes(), _rows(8, 3))),
+        Case("weight_norm", dense(lambda: [nn.Tanh(), normalised(nn.Linear(6, 6)), nn.Tanh()])),
+        Case("weight_norm, old style", dense(lambda: [nn.Tanh(), _old_weight_norm(nn.Linear(6, 6)), nn.Tanh()])),
+    ]
 
 
 def run(device: torch.device) -> Iterator[Finding]:
     """The findings on one device, one after the other, and first a closed form. Random states stay as they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield closed_form(device)
-        for case in cases():
-            yield examined(case, device)
+    for examine in (closed_form, *(functools.partial(examined, case) for case in cases())):
+        with preserved_random_state(), torch.inference_mode(False), torch.enable_grad(), _no_autocast(device):
+            found = examine(device)
+        yield found
 
 
 def closed_form(device: torch.device) -> Finding:
@@ -156,7 +199,7 @@ def closed_form(device: torch.device) -> Finding:
     errors = []
     for dtype in (torch.float64, torch.float32):
         model, rows = nn.Linear(4, 1, bias=False).to(device, dtype), x.to(dtype)
-        found = Hessian(Objective(model, (rows, rows[:, :1]), nn.MSELoss()), check=False).to_dense()
+        found = _products(_objective(model, (rows, rows[:, :1]), nn.MSELoss()), torch.eye(4, device=device))
         errors.append(float((found - wanted).norm() / wanted.norm()))
     return _judged("least squares, by hand", device, errors, False, lambda: "")
 
@@ -164,23 +207,26 @@ def closed_form(device: torch.device) -> Finding:
 def examined(case: Case, device: torch.device) -> Finding:
     """A case on a device: is the gradient that of the loss, and the product that of the gradient?"""
     (model, data, loss), (twin, *_), (narrow, _, narrow_loss) = (_made(case, device) for _ in range(3))
-    objective = Objective(model, data, loss)
+    objective = _objective(model, data, loss)
 
     def refusal() -> str:
+        hessian = UncheckedOperator(objective, HESSIAN)
         try:
-            Hessian(objective).verify()
+            verified(objective, HESSIAN, {**hessian.blocks, FULL: hessian.full})
         except LayerhessError as error:
             return error.message
         return ""
 
-    hessian = Hessian(objective, check=False)
     try:
         inputs = data[0].float() if data[0].is_floating_point() else data[0]
-        single = Objective(narrow.float(), (inputs, data[1]), narrow_loss.float())
-        errors = [_worst(twin, data, loss, hessian), _of_single(single, hessian)]
+        single = _objective(narrow.float(), (inputs, data[1]), narrow_loss.float())
+        errors = [_worst(twin, data, loss, objective), _of_single(single, objective)]
     except LayerhessError as refused:
         said, nothing = f"refused: {refused.message}", float("nan")
         return Finding(case.name, str(device), said, nothing, nothing, case.known_wrong, case.known_wrong, str(refused))
+    except RuntimeError as failed:  # what another torch may no longer do at all
+        said, nothing = f"{WRONG}, torch says: {str(failed).splitlines()[0][:120]}", float("nan")
+        return Finding(case.name, str(device), said, nothing, nothing, case.known_wrong, False, str(failed))
     return _judged(case.name, device, errors, case.known_wrong, refusal)
 
 
@@ -203,14 +249,27 @@ def _made(case: Case, device: torch.device) -> Made:
     return model.to(device), (data[0].to(device), data[1].to(device)), loss.to(device)
 
 
-def _of_single(single: Objective, hessian: Hessian) -> float:
+def _objective(model: nn.Module, data: tuple[Tensor, Tensor], loss: nn.Module) -> Objective:
+    """The mean loss over one batch, which no other process has a share of."""
+    made = Objective(model, data, loss)
+    return made.narrowed(list(made.batches()))
+
+
+def _products(objective: Objective, vectors: Tensor) -> Tensor:
+    """Products of (s, P) vectors with the Hessian, (s, P) float64, unchecked."""
+    hessian = UncheckedOperator(objective, HESSIAN)
+    with objective.session(), named_operations(objective):
+        return hessian.apply({FULL: (hessian.full, vectors)})[FULL]
+
+
+def _of_single(single: Objective, objective: Objective) -> float:
     """The relative error of a product in float32."""
-    v = _signs(hessian.shape[0], single.device)
-    wanted, found = hessian.matvec(v), Hessian(single, check=False).matvec(v)
+    v = _signs(objective.numel, single.device)[None]
+    wanted, found = _products(objective, v), _products(single, v)
     return float((found - wanted).norm() / wanted.norm())
 
 
-def _worst(twin: nn.Module, data: tuple[Tensor, Tensor], loss: nn.Module, hessian: Hessian) -> float:
+def _worst(twin: nn.Module, data: tuple[Tensor, Tensor], loss: nn.Module, objective: Objective) -> float:
     """The largest relative error of a gradient along a direction, and of a product."""
     start = nn.utils.parameters_to_vector(twin.parameters()).detach().clone()
     worst = 0.0
@@ -228,7 +287,7 @@ def _worst(twin: nn.Module, data: tuple[Tensor, Tensor], loss: nn.Module, hessia
         gradient = at(0.0)[1]
         slope, curve = ((4.0 * fine - coarse) / 3.0 for coarse, fine in (slopes, curves))
         worst = max(worst, float(abs(slope - gradient @ v) / gradient.norm()))
-        worst = max(worst, float((hessian.matvec(v) - curve).norm() / curve.norm()))
+        worst = max(worst, float((_products(objective, v[None])[0] - curve).norm() / curve.norm()))
     return worst
 
 
@@ -243,6 +302,13 @@ def _old_weight_norm(layer: nn.Module) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         return nn.utils.weight_norm(layer)
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """The references are made outside of sessions."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def _signs(n: int, device: torch.device) -> Tensor:
