@@ -168,7 +168,7 @@ class DensityEstimate(Functionals):
     >>> import numpy as np, layerhess as lh
     >>> found = lh.density(np.diag(np.repeat([0.0, 1.0, 3.0], 40)))
     >>> found.count(above=0.5)                                                          # doctest: +ELLIPSIS
-    Number of eigenvalues from 0.5 to inf: 80 ± ...
+    Number of eigenvalues of 0.5 or more: ... ± ...
     """
 
     grid: Floats

@@ -111,9 +111,7 @@ class Functionals(Described):
         """
         rules = self._rules()
         low, high = _interval(above, below)
-        return self._functional(
-            f"number of eigenvalues from {number(low)} to {number(high)}", *functionals.count(rules, low, high)
-        )
+        return self._functional(f"number of eigenvalues{_where(low, high)}", *functionals.count(rules, low, high))
 
     def share(self, above: float = -math.inf, below: float = math.inf) -> FunctionalEstimate:
         """The share of the dimension that :meth:`count` counts; same arguments and errors."""
@@ -185,6 +183,15 @@ def _number(value: Any, name: str) -> float:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real) or math.isnan(float(value)):
         raise InputError(f"{name} is {value!r}", where=name, what_to_do="use a number")
     return float(value)
+
+
+def _where(low: float, high: float) -> str:
+    """The interval in words."""
+    if math.isinf(low) and math.isinf(high):
+        return ""
+    if math.isinf(high):
+        return f" of {number(low)} or more"
+    return f" of {number(high)} or less" if math.isinf(low) else f" from {number(low)} to {number(high)}"
 
 
 def _interval(above: Any, below: Any) -> tuple[float, float]:

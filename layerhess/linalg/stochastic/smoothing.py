@@ -96,21 +96,22 @@ def _logarithmic(
     if bandwidth is None:
         by_sign = [_decades(seen, lowest, sign) for sign in (1.0, -1.0)]
         decades, mass = (np.concatenate([side[i] for side in by_sign]) for i in (0, 1))
-        if mass.any():
-            width = max(width, bandwidth_of(decades, mass, steps))
+        there = mass.any(axis=1)
+        if there.any():
+            width = max(width, bandwidth_of(decades[there], mass[there], steps))
     grid = grid_of(every, width, points)
     curves = [
         _curve(side, [_decades(before, lowest, sign) for before in cruder], grid, width, probes)
         for side, sign in zip(sides, (1.0, -1.0), strict=True)
     ]
-    below = rule[1].sum(axis=1) - sum(mass.sum(axis=1) for _, mass in sides)
+    below = np.where(np.abs(rule[0]) < lowest, rule[1], 0.0).sum(axis=1)
     names = ("value", "low", "high")
     return {
         "grid": lowest * 10.0**grid,
         **dict(zip(names, curves[0], strict=True)),
         **{f"{name}_negative": curve for name, curve in zip(names, curves[1], strict=True)},
         "bandwidth": width,
-        "below_floor": min(1.0, max(0.0, float(below.mean()))),
+        "below_floor": float(below.mean()),
         "floor": lowest,
     }
 
