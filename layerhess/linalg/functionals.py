@@ -6,8 +6,8 @@ Three errors are kept apart and combined as independent ones.
    vector v'Bv has the variance 2 (tr B^2 / n - (tr B / n)^2) / (n + 2), for signs at most n + 2 over n times that; B's
    square is in the same quadratures. A few vectors may all have little of one eigenvalue, and then scatter little.
 2. The quadratures' own: the change from half the steps to all of them. Of a step function that says nothing; for
-   counts it is what the inequalities of Chebyshev, Markov and Stieltjes leave open, as the standard deviation of a
-   uniform variable, so that four of them cover all of it.
+   counts it is what the inequalities of Chebyshev, Markov and Stieltjes leave open, as the root mean square distance
+   from a uniform variable, so that four of them cover all of it.
 3. Rounding: how far the function changes within the error of an eigenvalue.
 
 Eigenvalues whose eigenvectors are known need no chance: each counts as one, and the vectors see the rest of the space
@@ -201,20 +201,23 @@ def count(rules: Rules, above: float, below: float) -> tuple[float, float]:
     off = rules.rounding
     if rules.whole:
         values = rules.nodes[0]
-        inside = _inside(values, above, below, off)
-        return float(inside.sum()), _open(float(_inside(values, above, below, -off).sum()), float(inside.sum()))
+        inside = float(_inside(values, above, below, off).sum())
+        return inside, _open(float(_inside(values, above, below, -off).sum()), inside, inside)
     n, reach = rules.rest, rules.bounds + off
     known = _inside(rules.values, above, below, off)
     sure = _inside(rules.values, above, below, -reach)
     perhaps = _inside(rules.values, above, below, reach)
     astray = _astray(rules.values, rules.bounds, above, below)[sure == perhaps].sum()
-    # All that is known to be near an end lies between it and such a distance: at least is without it, at most with it.
-    wide = off + float(np.max((_distance(rules.values, above, below) + rules.bounds)[sure != perhaps], initial=0.0))
+    # All that is known to be near an end lies between it and such a distance: at least is without it, at most with it,
+    # and the number itself with it where the known one is.
+    near = sure != perhaps
+    wide = off + float(np.max((_distance(rules.values, above, below) + rules.bounds)[near], initial=0.0))
+    met = wide if known[near].any() else -wide if near.any() else off
     least, found, most = [], [], []
     for vector in rules.samples:
         nodes, weights = rules.nodes[vector], rules.weights[vector]
         low, high = _bracket(nodes, weights, rules.exact[vector], above, below, wide)
-        middle = float(weights[_inside(nodes, above, below, off)].sum())
+        middle = float(weights[_inside(nodes, above, below, met)].sum())
         least.append(_share(rules.remaining(vector, low, sure)))
         most.append(_share(rules.remaining(vector, high, perhaps)))
         found.append(min(max(_share(rules.remaining(vector, middle, known)), least[-1]), most[-1]))
@@ -224,13 +227,13 @@ def count(rules: Rules, above: float, below: float) -> tuple[float, float]:
     spread = max(_error_of_mean(np.array(shares)) for shares in (least, found, most))
     low, high = float(np.mean(least)), float(np.mean(most))
     spread = max(spread, _theory(_widest_variance(low, high, n, len(found)), n, len(found)))
-    bracket = _open(float(sure.sum()) + n * low, float(perhaps.sum()) + n * high) + float(astray)
+    bracket = _open(float(sure.sum()) + n * low, float(perhaps.sum()) + n * high, value) + float(astray)
     return value, math.hypot(n * spread, bracket)
 
 
-def _open(least: float, most: float) -> float:
-    """The standard deviation of a uniform variable between both."""
-    return max(0.0, most - least) / math.sqrt(12.0)
+def _open(least: float, most: float, value: float) -> float:
+    """Root mean square distance of a value from a uniform variable between both; a quarter of the widest one or more."""
+    return math.sqrt(max(0.0, most - least) ** 2 / 12.0 + (value - (least + most) / 2.0) ** 2)
 
 
 def _share(found: float) -> float:

@@ -66,7 +66,7 @@ def _sentence(density: DensityEstimate) -> str:
     below = density.share(below=-np.nextafter(density.floor, math.inf))
     floor = numbers.number(density.floor, 2)
     return (
-        f"Of the whole model's eigenvalues {_told(near)} are smaller than {floor} in size, and {_told(below)} are negative "
+        f"Of the whole model's eigenvalues {_told(near)} are smaller than {floor} in size; {_told(below)} are negative "
         "and larger."
     )
 
