@@ -232,7 +232,7 @@ def count(rules: Rules, above: float, below: float) -> tuple[float, float]:
 
 
 def _open(least: float, most: float, value: float) -> float:
-    """Root mean square distance of a value from a uniform variable between both; a quarter of the widest one or more."""
+    """Root mean square distance of a value from a uniform variable between both."""
     return math.sqrt(max(0.0, most - least) ** 2 / 12.0 + (value - (least + most) / 2.0) ** 2)
 
 

@@ -36,7 +36,7 @@ def test_a_line_for_each_block_a_bold_one_for_the_model_and_a_dashed_one_for_neg
     for line in chart.lines:
         assert re.fullmatch(r"(?:[ML]\d+ \d+)+", line.path)
         assert all(0 <= int(number) <= 1000 for number in re.findall(r"\d+", line.path))
-    assert "50 % are smaller than 1e-07 in size; 5.0 % are negative and larger" in chart.sentence
+    assert "50 % are smaller than 1e-07 in size; 5 % are negative and larger" in chart.sentence
 
 
 def test_it_is_in_the_report_and_only_for_such_densities(analysis: AnalysisRecord) -> None:
