@@ -11,11 +11,20 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from layerhess.analysis.density_known import density_of
 from layerhess.analysis.estimate_options import EstimateOptions
-from layerhess.analysis.matrix_errors import couplings_with_errors, is_zero, matrix_errors, with_errors
+from layerhess.analysis.matrix_errors import couplings_with_errors, matrix_errors, with_errors
 from layerhess.analysis.probing.block_samples import Known, shaped
 from layerhess.analysis.probing.density_start import DensityEstimator
-from layerhess.analysis.probing.room import LEAST_PRODUCTS, SHARED_METHODS, Room, keeps_bases, refuse_estimates, room_of
+from layerhess.analysis.probing.room import (
+    LEAST_PRODUCTS,
+    SHARED_METHODS,
+    Room,
+    finds_pairs,
+    keeps_bases,
+    refuse_estimates,
+    room_of,
+)
 from layerhess.analysis.probing.shared_probes import SharedProbes
 from layerhess.analysis.probing.solved import known_of
 from layerhess.analysis.sampling_errors import SamplingErrors
@@ -30,7 +39,7 @@ from layerhess.errors import InputError
 from layerhess.linalg.bounds import unit_rounding
 from layerhess.linalg.estimates import CouplingEstimate, TraceEstimate
 from layerhess.linalg.random_vectors import random_signs, random_unit
-from layerhess.linalg.stochastic.density import Density, StochasticLanczos, check_moments, exact_density
+from layerhess.linalg.stochastic.density import Density, StochasticLanczos, check_moments
 from layerhess.linalg.stochastic.diagonal import Diagonal
 from layerhess.linalg.stochastic.divergence import divergences
 from layerhess.linalg.stochastic.methods import diagonal_process, trace_process
@@ -155,9 +164,11 @@ class Estimation:
         left = room  # for whole columns in the first pass; those that do not fit are made later
         shared = shared and reused
         keep = reused and keeps_bases(sum(block.numel for block in sampled.values()), options, self.room.nbytes / 4)
+        pairs = finds_pairs({name: b.numel for name, b in sampled.items()}, options, self.room.nbytes / 4)
         for name, block in sampled.items():
             number = None if together is None else together[name]
-            process = StochasticLanczos(block.numel, options, self._starts(name, block), number, keep)
+            starts = self._starts(name, block)
+            process = StochasticLanczos(block.numel, options, starts, number, keep, pairs=reused and name in pairs)
             columns = 0
             if coupling is not None and left and name in coupled and block.numel > coupling.probes:
                 columns = min(coupling.probes, options.probes, left)
@@ -383,9 +394,4 @@ class Estimation:
         options = self.options.density
         if options is None:
             return None
-        if spectrum.spectrum is not None:
-            return exact_density(spectrum.spectrum, options)
-        if is_zero(spectrum):
-            return exact_density(np.zeros(spectrum.numel), options)
-        process = self._densities.get(name)
-        return process.result() if process is not None and process.started else None
+        return density_of(spectrum, options, self._densities.get(name), self._relative(name))

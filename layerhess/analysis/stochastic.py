@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from layerhess.analysis.operators import Operator
-from layerhess.analysis.probing.room import keeps_bases, room_of
+from layerhess.analysis.probing.room import finds_pairs, keeps_bases, room_of
 from layerhess.analysis.probing.shared_probes import SharedProbes
 from layerhess.analysis.single_operator import SingleOperator, check_operator
 from layerhess.curvature.data_pass import FULL
 from layerhess.errors import InputError, checked_integer
 from layerhess.linalg.estimates import CouplingEstimate, DensityEstimate, DiagonalEstimate, TraceEstimate
 from layerhess.linalg.stochastic.coupling import Coupling
-from layerhess.linalg.stochastic.density import Density, StochasticLanczos
+from layerhess.linalg.stochastic.density import Density, StochasticLanczos, with_rounding
 from layerhess.linalg.stochastic.diagonal import Diagonal
 from layerhess.linalg.stochastic.hutchinson import EstimatorProcess
 from layerhess.linalg.stochastic.methods import diagonal_process, trace_process
@@ -112,7 +112,15 @@ def diagonal(
 
 
 def density(
-    op: Any, probes: int = 10, steps: int = 30, seed: int = 0, *, points: int = 512, bandwidth: float | None = None
+    op: Any,
+    probes: int = 10,
+    steps: int = 30,
+    seed: int = 0,
+    *,
+    points: int = 512,
+    bandwidth: float | None = None,
+    axis: str = "linear",
+    floor: float | None = None,
 ) -> DensityEstimate:
     """The spectral density of a symmetric operator by stochastic Lanczos quadrature, with a 95 % band over the probes.
 
@@ -120,11 +128,13 @@ def density(
         op: as for :func:`trace`. probes: random vectors. steps: Lanczos steps for each, one product a step.
         seed: of the probes. points: of the uniform part of the grid. bandwidth: standard deviation of the Gaussian,
             in units of eigenvalues; by default three quarters of the distance between neighbouring nodes where the
-            mass is, see :class:`layerhess.Density`.
+            mass is, see :class:`layerhess.Density`. axis: "linear", or "log" for the density of log10 |eigenvalue| of
+            either sign. floor: |eigenvalue| below which a logarithmic axis does not tell numbers apart.
 
     Returns:
         :class:`layerhess.linalg.estimates.DensityEstimate`. Its nodes are not eigenvalues: for those use
-        :func:`layerhess.eigsh`.
+        :func:`layerhess.eigsh`. Functions of the spectrum (``.effective_dimension(alpha)``, ``.log_det(alpha)``,
+        ``.count(above, below)``, ``.average(f)``) come from it, with errors.
 
     Raises:
         InputError, CheckError: as for :func:`trace`.
@@ -136,13 +146,15 @@ def density(
     (3.0, 1.0)
     """
     n = check_operator(op)
-    options = Density(probes=probes, steps=steps, points=points, bandwidth=bandwidth)
+    options = Density(probes=probes, steps=steps, points=points, bandwidth=bandwidth, axis=axis, floor=floor)
     with ExitStack() as stack:
         single = SingleOperator(op, n, checked_integer(seed, "seed", 0), stack)
-        process = StochasticLanczos(n, options, single.directions, keep=keeps_bases(n, options))
+        pairs = bool(finds_pairs({"": n}, options))
+        process = StochasticLanczos(n, options, single.directions, keep=keeps_bases(n, options), pairs=pairs)
         while not process.done:
             process.tell(single.apply(process.ask()))
-    found = process.result()
+        relative = single.relative_rounding()
+    found = with_rounding(process.result(), relative)
     return replace(found, status=single.said(found.status))
 
 

@@ -86,6 +86,7 @@ def analyze(
     diagonal_probes: given.DiagonalProbes = None,
     density_probes: given.DensityProbes = None,
     density_steps: given.DensitySteps = None,
+    density_axis: given.DensityAxis = None,
     coupling_probes: given.CouplingProbes = None,
     tol: given.Tol = 1e-3,
     exclude: given.Exclude = "0.05",

@@ -96,6 +96,13 @@ DensityProbes = Annotated[
 DensitySteps = Annotated[
     int | None, _option(metavar="N", group=ESTIMATES, help="Lanczos steps for each of them  [default: 30]")
 ]
+DensityAxis = Annotated[
+    str | None,
+    _option(
+        metavar="NAME", group=ESTIMATES, words=("linear", "log"),
+        help="linear, or log: of log10 |eigenvalue|, either sign  [default: linear]",
+    ),
+]  # fmt: skip
 CouplingProbes = Annotated[
     int | None, _option(metavar="N", group=ESTIMATES, help="random vectors a block  [default: 8]")
 ]

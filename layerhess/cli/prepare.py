@@ -111,6 +111,7 @@ _FLAGS = {
     ("diagonal", "max_probes"): "--diagonal-probes",
     ("density", "probes"): "--density-probes",
     ("density", "steps"): "--density-steps",
+    ("density", "axis"): "--density-axis",
     ("coupling", "probes"): "--coupling-probes",
 }
 

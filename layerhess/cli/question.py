@@ -55,7 +55,7 @@ def arguments_of(options: Mapping[str, Any]) -> dict[str, Any]:
         "diagonal": estimate("diagonal", options["diagonal"] or everything, max_probes=options["diagonal_probes"]),
         "density": estimate(
             "density", options["density"] or everything, probes=options["density_probes"],
-            steps=options["density_steps"],
+            steps=options["density_steps"], axis=options["density_axis"],
         ),
         "coupling": estimate("coupling", options["coupling"] or everything, probes=options["coupling_probes"]),
         "sampling": bool(everything or sampled) if options["sampling"] is None else options["sampling"],

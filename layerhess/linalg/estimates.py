@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from layerhess.linalg.described import Described, Description, called
-from layerhess.linalg.numbers import count, counted, number, rounded_up, share_with_error, with_bound
+from layerhess.linalg.functional_estimates import Functionals
+from layerhess.linalg.numbers import count, counted, number, rounded_up, share_with_error, standard, with_bound
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 CONFIDENCE = 0.95  # of every interval and band
 
@@ -136,7 +138,7 @@ class DiagonalEstimate(Described):
 
 
 @dataclass(frozen=True, repr=False)
-class DensityEstimate(Described):
+class DensityEstimate(Functionals):
     """The spectral density of one operator, smoothed with a Gaussian.
 
     Attributes:
@@ -149,6 +151,24 @@ class DensityEstimate(Described):
         status: a sentence.
         finished: every random vector took all its steps. A density that was stopped early has right moments, but no
             other function of the spectrum: its error would be larger than the probes can show.
+        numel: dimension n. exhausted: (probes,) bool, the quadrature of a vector is right for every function.
+        known, known_bounds: (K,) eigenvalues whose eigenvectors the first vector found, and their residuals.
+        overlaps: (probes, K) squared products of the random vectors with these eigenvectors.
+        rounding: absolute error of an eigenvalue because products are rounded. lowest: the smallest eigenvalue, or what
+            it is at most: from the nodes, or from the solver (bound included).
+        axis: "linear", or "log". On a logarithmic axis ``grid`` is |eigenvalue|, and ``value``, ``value_negative``
+            (with ``low_negative``, ``high_negative``) are the densities of log10 |eigenvalue| of either sign, their
+            ``bandwidth`` in decades; ``below_floor`` is the share of eigenvalues with magnitudes under ``floor`` (its
+            error: ``share(-floor, floor)``). All three together have mass 1.
+        resolution: bandwidth on a linear axis, whatever the axis.
+
+    :meth:`average`, :meth:`effective_dimension`, :meth:`log_det`, :meth:`count` and :meth:`share` come from nodes and
+    weights, not from the curve. Their errors hold for at least two vectors; see :mod:`layerhess.linalg.functionals`.
+
+    >>> import numpy as np, layerhess as lh
+    >>> found = lh.density(np.diag(np.repeat([0.0, 1.0, 3.0], 40)))
+    >>> found.count(above=0.5)                                                          # doctest: +ELLIPSIS
+    Number of eigenvalues of 0.5 or more: ... ± ...
     """
 
     grid: Floats
@@ -166,14 +186,42 @@ class DensityEstimate(Described):
     second_error: float
     status: str
     finished: bool = True
+    numel: int = 0
+    exhausted: Bools = field(default_factory=lambda: np.empty(0, dtype=np.bool_))
+    known: Floats = field(default_factory=lambda: np.empty(0))
+    known_bounds: Floats = field(default_factory=lambda: np.empty(0))
+    overlaps: Floats = field(default_factory=lambda: np.empty((0, 0)))
+    rounding: float = 0.0
+    lowest: float = math.nan
+    axis: str = "linear"
+    value_negative: Floats = field(default_factory=lambda: np.empty(0))
+    low_negative: Floats = field(default_factory=lambda: np.empty(0))
+    high_negative: Floats = field(default_factory=lambda: np.empty(0))
+    below_floor: float = 0.0
+    floor: float = 0.0
+    resolution: float = math.nan
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.resolution):
+            object.__setattr__(self, "resolution", self.bandwidth)
+        if not self.overlaps.size:
+            object.__setattr__(self, "overlaps", np.empty((self.probes, 0)))
+        if not len(self.exhausted):
+            object.__setattr__(self, "exhausted", np.zeros(self.probes, dtype=np.bool_))
 
     def _describe(self) -> Description:
+        if self.axis == "log":
+            return self._described("|eigenvalue|, in decades", ".grid, .value, .value_negative")
+        return self._described("", ".grid, .value")
+
+    def _described(self, of: str, where: str) -> Description:
         ends = f"{number(float(self.grid[0]))} to {number(float(self.grid[-1]))}" if len(self.grid) else "nothing"
         return Description(
             f"Spectral density, mean eigenvalue {standard(self.mean, self.mean_error)}",
             (
                 f"mean square {standard(self.second, self.second_error)}",
-                f"{counted(len(self.grid), 'point')} from {ends}, bandwidth {number(self.bandwidth, 2)}: .grid, .value",
+                f"{counted(len(self.grid), 'point')}{f' of {of}' if of else ''} from {ends}, bandwidth "
+                f"{number(self.bandwidth, 2)}: {where}",
                 "95 % band: .low, .high" if self.probes > 1 else "exact" if not self.probes else "one vector: no band",
                 f"status: {self.status}",
             ),
@@ -238,15 +286,6 @@ class CouplingEstimate(Described):
 
 
 MOST_PAIRS = 12  # of blocks, listed in a notebook
-
-
-def standard(value: float, error: float) -> str:
-    """A value and its standard error; alone where that is zero, with "unknown" where there is none.
-
-    >>> standard(1.5, 0.25), standard(2.0, 0.0), standard(2.0, float("nan"))
-    ('1.50 ± 0.25', '2', '2 ± unknown')
-    """
-    return number(value, 6) if error == 0.0 else with_bound(value, error)
 
 
 def found_by(method: str, probes: int) -> str:

@@ -57,6 +57,15 @@ def with_bound(value: float, bound: float) -> str:
     return f"({text})e{shift:+03d}" if shift else text
 
 
+def standard(value: float, error: float) -> str:
+    """A value and its standard error; alone where that is zero, with "unknown" where there is none.
+
+    >>> standard(1.5, 0.25), standard(2.0, 0.0), standard(2.0, float("nan"))
+    ('1.50 ± 0.25', '2', '2 ± unknown')
+    """
+    return number(value, 6) if error == 0.0 else with_bound(value, error)
+
+
 def up_to(value: float, bound: float, end: float) -> str:
     """What is not excluded beyond a value and its bound: "up to 1.146", rounded outward; "" where the bound covers it.
 

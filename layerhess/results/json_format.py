@@ -33,7 +33,8 @@ from layerhess.results.record import Floats
 from layerhess.results.spectrum import AnalysisRecord, Spectrum
 
 FORMAT = "layerhess analysis"
-SCHEMA = 2  # 1: without the sums of each eigenpair by group of examples
+SCHEMA = 3  # 1: without the sums of each eigenpair by group of examples; 2: densities without what functions need
+FLOAT32 = 1e-6  # of the largest node: what products in float32 may move an eigenvalue by
 
 T = TypeVar("T")
 
@@ -159,16 +160,40 @@ def decode(document: dict[str, Any], tensors: Mapping[str, Tensor]) -> AnalysisR
 
 def _brought_up(document: dict[str, Any]) -> dict[str, Any]:
     """A document of an earlier schema in the layout of this one."""
-    if document.get("schema") != 1:
+    schema = document.get("schema")
+    if schema == SCHEMA:
         return document
 
     def spectrum(own: Any) -> Any:
-        return {**own, "sampling_sums": []} if isinstance(own, dict) else own
+        if not isinstance(own, dict):
+            return own
+        sums: dict[str, Any] = {"sampling_sums": []} if schema == 1 else {}
+        density = own.get("density")
+        drawn = {"density": _density_of_before(density, own)} if isinstance(density, dict) else {}
+        return {**own, **sums, **drawn}
 
     blocks = document.get("blocks")
     named = {"blocks": {name: spectrum(own) for name, own in blocks.items()}} if isinstance(blocks, dict) else {}
     full = {"full": spectrum(document["full"])} if "full" in document else {}
-    return {**document, **named, **full, "groups": None}
+    groups = {"groups": None} if schema == 1 else {}
+    return {**document, **named, **full, **groups}
+
+
+def _density_of_before(density: dict[str, Any], spectrum: dict[str, Any]) -> dict[str, Any]:
+    """A density of schema 1 or 2; the precision of its products was not kept, and is taken to be that of float32."""
+    empty = ("exhausted", "known", "known_bounds", "overlaps", "value_negative", "low_negative", "high_negative")
+    nodes = [abs(node) for row in density.get("nodes") or [] for node in row if isinstance(node, float)]
+    return {
+        **{key: [] for key in empty},
+        "numel": spectrum.get("numel"),
+        "rounding": FLOAT32 * max(nodes, default=0.0),
+        "lowest": None,
+        "axis": "linear",
+        "below_floor": 0.0,
+        "floor": 0.0,
+        "resolution": density.get("bandwidth"),
+        **density,
+    }
 
 
 # -- to JSON ----------------------------------------------------------------------------------------------------------

@@ -10,8 +10,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layerhess.linalg.described import Described, Description, called
-from layerhess.linalg.estimates import DensityEstimate, DiagonalEstimate, Tensors, TraceEstimate, standard
-from layerhess.linalg.numbers import count, counted, duration, number, rounded_up, share, with_bound, with_reach
+from layerhess.linalg.estimates import DensityEstimate, DiagonalEstimate, Tensors, TraceEstimate
+from layerhess.linalg.numbers import (
+    count,
+    counted,
+    duration,
+    number,
+    rounded_up,
+    share,
+    standard,
+    with_bound,
+    with_reach,
+)
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

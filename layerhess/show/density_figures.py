@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,8 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from layerhess.linalg.estimates import DensityEstimate, Floats
+from layerhess.linalg.numbers import number, share
 from layerhess.show.figures import shortened, tick_label
-from layerhess.show.style import INK, MUTED, PAPER, RULE, TOP, Picture
+from layerhess.show.style import BOTTOM, INK, MUTED, PAPER, RULE, TOP, Picture
 
 WIDTH = 9.0  # inches
 MOST_PANELS = 24
@@ -20,14 +22,16 @@ COLUMNS = 4
 DECADES = 5.0  # drawn of each density, down from its peak
 MOST_DECADES = 10.0  # of all panels together
 FINE = 300.0  # bandwidths: an eigenvalue axis longer than this is symmetric logarithmic
+SIGNS: Any = ((TOP, "-", "positive"), (BOTTOM, "--", "negative"))  # on a logarithmic axis
 MOST_NAMES = 60  # blocks named along a heat map
 
 
 def densities(estimates: Mapping[str, DensityEstimate]) -> Picture:
     """One small panel for each block, all with the same axes: the density on a logarithmic scale, with its 95 % band.
 
-    The eigenvalue axis is linear, or symmetric logarithmic if the narrowest density would be invisible. With more than
-    24 blocks, those with the largest mean square eigenvalue, in their order.
+    The eigenvalue axis is linear, or symmetric logarithmic if the narrowest density would be invisible. Densities made
+    on a logarithmic axis are drawn over |eigenvalue|, negative ones dashed, by decades. With more than 24 blocks, those
+    with the largest mean square eigenvalue, in their order.
     """
     shown = dict(estimates)
     if len(shown) > MOST_PANELS:
@@ -38,26 +42,40 @@ def densities(estimates: Mapping[str, DensityEstimate]) -> Picture:
     height = 1.0 + 1.35 * rows
     figure = Picture(figsize=(WIDTH, height), facecolor=PAPER)
     drawn = [estimate for estimate in shown.values() if not _is_zero(estimate)]
+    by_decades = bool(shown) and all(estimate.axis == "log" for estimate in shown.values())
     bottom, top = _density_limits(drawn)
-    left, right, threshold = _eigenvalue_limits(drawn, bottom)
+    left, right, threshold = _decade_limits(drawn) if by_decades else _eigenvalue_limits(drawn, bottom)
     for index, (name, estimate) in enumerate(shown.items()):
         axes = figure.add_subplot(rows, columns, index + 1)
         style_axes(axes)
-        _eigenvalue_axis(axes, left, right, threshold, most=5)
-        _density_axis(axes, bottom, top)
+        if by_decades:
+            _decade_axes(axes, left, right, threshold)
+        else:
+            _eigenvalue_axis(axes, left, right, threshold, most=5)
+            _density_axis(axes, bottom, top)
         axes.set_title(shortened(name, 30), fontsize=8.5, color=INK, loc="left", pad=3)
         if _is_zero(estimate):
-            axes.axvline(0.0, color=MUTED, linewidth=1.6)
+            middle = math.sqrt(left * right) if by_decades else 0.0
+            if not by_decades:
+                axes.axvline(0.0, color=MUTED, linewidth=1.6)
             box = {"facecolor": PAPER, "edgecolor": "none", "pad": 2.0}
             place = axes.get_xaxis_transform()
-            axes.text(0.0, 0.5, "no curvature", transform=place, fontsize=8, color=MUTED, ha="center", bbox=box)
+            axes.text(middle, 0.5, "no curvature", transform=place, fontsize=8, color=MUTED, ha="center", bbox=box)
+        elif by_decades:
+            _draw_decades(axes, estimate)
         else:
             _draw(axes, estimate, bottom)
         axes.tick_params(labelbottom=index + columns >= len(shown), labelleft=index % columns == 0)
     _margins(figure, height, left=0.75, top=0.62, bottom=0.62)
-    figure.supxlabel("eigenvalue", color=MUTED, fontsize=9, y=0.12 / height)
-    figure.supylabel("density (mass 1 in each panel)" if rows > 1 else "density", color=MUTED, fontsize=9, x=0.008)
-    _legend(figure, [estimate for estimate in shown.values() if estimate.probes > 1], height, 0.14)
+    across, up = ("size of the eigenvalue", "share by decade") if by_decades else ("eigenvalue", "density")
+    figure.supxlabel(across, color=MUTED, fontsize=9, y=0.12 / height)
+    figure.supylabel(f"{up} (mass 1 in each panel)" if rows > 1 else up, color=MUTED, fontsize=9, x=0.008)
+    signs: list[Line2D | Patch] = []
+    if by_decades:
+        signs += [Line2D([], [], color=c, linestyle=d, label=label) for c, d, label in SIGNS]
+        if any(estimate.rounding > left for estimate in drawn):
+            signs.append(Patch(facecolor=RULE, alpha=0.45, label="rounding"))
+    _legend(figure, [estimate for estimate in shown.values() if estimate.probes > 1], height, 0.14, signs)
     if len(shown) < len(estimates):
         note = f"the {len(shown)} of {len(estimates)} blocks with the largest mean square eigenvalue"
         figure.text(0.99, 1.0 - 0.14 / height, note, fontsize=8.5, color=MUTED, ha="right", va="center")
@@ -74,6 +92,47 @@ def _draw(axes: Axes, density: DensityEstimate, floor: float) -> None:
         low, high = np.maximum(density.low, below), np.maximum(density.high, below)
         axes.fill_between(density.grid, low, high, color=TOP, alpha=0.28, linewidth=0, zorder=2)
     axes.plot(density.grid, np.maximum(density.value, below), color=TOP, linewidth=1.1, zorder=3)
+
+
+def _draw_decades(axes: Axes, density: DensityEstimate) -> None:
+    """Both curves with their bands, and the share that lies too near 0 to be drawn."""
+    for (colour, dashes, _), value, low, high in zip(
+        SIGNS,
+        (density.value, density.value_negative),
+        (density.low, density.low_negative),
+        (density.high, density.high_negative),
+        strict=True,
+    ):
+        if not value.any():
+            continue
+        if density.probes > 1:
+            axes.fill_between(density.grid, low, high, color=colour, alpha=0.22, linewidth=0, zorder=2)
+        axes.plot(density.grid, value, color=colour, linestyle=dashes, linewidth=1.2, zorder=3)
+    if density.rounding > axes.get_xlim()[0]:  # numbers whose sign, too, may be rounding
+        axes.axvspan(axes.get_xlim()[0], density.rounding, color=RULE, alpha=0.45, linewidth=0, zorder=1)
+    if density.below_floor >= 0.005:
+        near = f"{share(density.below_floor)} below {number(density.floor, 1)}"
+        axes.text(0.02, 0.97, near, transform=axes.transAxes, fontsize=7, color=MUTED, ha="left", va="top")
+
+
+def _decade_limits(drawn: Sequence[DensityEstimate]) -> tuple[float, float, float]:
+    """Both ends of the axis of sizes, and the highest curve (or band, up to twice that)."""
+    low = min((float(density.grid[0]) for density in drawn), default=0.1)
+    high = max((float(density.grid[-1]) for density in drawn), default=1.0)
+    peaks = [float(max(d.value.max(), d.value_negative.max(initial=0.0))) for d in drawn]
+    bands = [float(max(np.nanmax(d.high, initial=0.0), np.nanmax(d.high_negative, initial=0.0))) for d in drawn]
+    peak = max(peaks, default=1.0)
+    return low, high, max(1.05 * peak, min(2.0 * peak, max(bands, default=peak)))
+
+
+def _decade_axes(axes: Axes, left: float, right: float, top: float) -> None:
+    axes.set_xscale("log")
+    axes.set_xlim(left, right)
+    axes.set_ylim(0.0, top)
+    powers = range(math.ceil(math.log10(left)), math.floor(math.log10(right)) + 1)
+    shown = powers[:: max(1, math.ceil(len(powers) / 4))]
+    axes.set_xticks([10.0**k for k in shown], [tick_label(10.0**k) for k in shown])
+    axes.minorticks_off()
 
 
 def _is_zero(density: DensityEstimate) -> bool:
@@ -98,7 +157,7 @@ def _eigenvalue_limits(
     size = max(abs(low), abs(high))
     if size == 0.0:
         return -1.0, 1.0, 0.0
-    finest = min((density.bandwidth for density in drawn), default=size)
+    finest = min((density.resolution for density in drawn), default=size)
     if (high - low) / finest <= FINE:
         margin = 0.04 * (high - low)
         return low - margin, high + margin, 0.0
@@ -156,7 +215,7 @@ def _margins(figure: Picture, height: float, *, left: float, top: float, bottom:
 
 
 def _legend(
-    figure: Picture, banded: Sequence[DensityEstimate], height: float, down: float, marks: Sequence[Line2D] = ()
+    figure: Picture, banded: Sequence[DensityEstimate], height: float, down: float, marks: Sequence[Line2D | Patch] = ()
 ) -> None:
     """A legend whose middle is ``down`` inches below the top of the figure."""
     handles: list[Line2D | Patch] = [*marks]

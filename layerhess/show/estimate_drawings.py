@@ -124,7 +124,7 @@ def _points(spectrum: Spectrum) -> Floats:
     density = spectrum.density
     assert density is not None
     nodes = np.unique(density.nodes[density.weights > 0.0])
-    start = 2.0 * density.bandwidth
+    start = 2.0 * density.resolution
     beyond = nodes[nodes > start]
     return np.concatenate([[start], beyond]) if len(beyond) and start > 0.0 else np.empty(0)
 

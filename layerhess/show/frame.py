@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from layerhess.errors import InputError
+from layerhess.linalg.estimates import DensityEstimate
 from layerhess.results.data_frame import data_frame
 from layerhess.results.derived import Derived, derive
 from layerhess.results.spectrum import AnalysisRecord, Spectrum
@@ -72,7 +74,8 @@ def to_frame(analysis: AnalysisRecord, table: str = "eigenvalues") -> pd.DataFra
     Args:
         analysis: the result to tabulate.
         table: "eigenvalues"; "blocks" for traces and all that is derived from eigenvalues, trace and density;
-            "density", a row per point of each density's grid; "diagonal", a row per entry (``index`` in the flattened
+            "density", a row per point of each density's grid (of a logarithmic one: per decade, for either sign);
+            "diagonal", a row per entry (``index`` in the flattened
             parameter); "coupling", a row per pair of blocks. Empty if that was not asked for.
 
     Returns:
@@ -135,8 +138,16 @@ def _densities(analysis: AnalysisRecord) -> list[dict[str, Any]]:
         dict(zip(DENSITY_COLUMNS, (s.name, s.operator, *map(float, point)), strict=True))
         for s in analysis.spectra()
         if (d := s.density) is not None
-        for point in zip(d.grid, d.value, d.low, d.high, strict=True)
+        for point in _points(d)
     ]
+
+
+def _points(density: DensityEstimate) -> Iterator[tuple[float, ...]]:
+    """The curve's points, eigenvalues ascending; on a logarithmic axis both signs, and densities by decades."""
+    if density.axis == "log":
+        negative = density.value_negative, density.low_negative, density.high_negative
+        yield from zip(-density.grid[::-1], *(curve[::-1] for curve in negative), strict=True)
+    yield from zip(density.grid, density.value, density.low, density.high, strict=True)
 
 
 def _diagonals(analysis: AnalysisRecord) -> dict[str, Any]:

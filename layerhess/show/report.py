@@ -14,6 +14,7 @@ from layerhess.show import estimates, numbers, summary
 from layerhess.show.page.answers import answers, sharpest
 from layerhess.show.page.coefficients import DRAWN, triangle
 from layerhess.show.page.counts import chart
+from layerhess.show.page.distribution import distribution
 from layerhess.show.page.layers import Table, table
 from layerhess.show.page.templates import setting, sign, template
 from layerhess.show.plan import page as plan_page
@@ -43,6 +44,7 @@ def as_html(analysis: AnalysisRecord, plan: PlanRecord | None = None) -> str:
         direction="top eigenvector" if names.caveat else "steepest direction",
         legend=_legend(analysis, rows),
         chart=chart(analysis),
+        distribution=distribution(analysis),
         triangle=pairs,
         together=_together(analysis),
         coefficients=Markup(json.dumps(pairs.values, separators=(",", ":")) if pairs is not None else "[]"),

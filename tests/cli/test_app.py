@@ -71,10 +71,12 @@ def test_estimate_says_what_analyze_would_cost_and_writes_nothing(here: Path, ca
 
 def test_options_of_the_estimates_reach_the_analysis(here: Path) -> None:
     options = ["--trace-tol", "0.3", "--trace-method", "xtrace", "--density-steps", "4", "--density-probes", "2"]
+    options += ["--density-axis", "log"]
     assert main(["analyze", "mine.py:make", *options, "--coupling-probes", "3", "--out", "run"]) == 0
     settings = lh.load(here / "run").settings
     assert settings["trace"]["rel"] == 0.3 and settings["trace"]["method"] == "xtrace"
     assert settings["density"]["steps"] == 4 and settings["density"]["probes"] == 2
+    assert settings["density"]["axis"] == "log"
     assert settings["coupling"] == {"probes": 3} and settings["diagonal"] is False
 
 
@@ -87,6 +89,7 @@ def test_options_of_the_estimates_reach_the_analysis(here: Path) -> None:
         ("--trace-method", "magic", "unknown method"),
         ("--coupling-probes", "1", "--coupling-probes is 1"),
         ("--density-probes", "0", "--density-probes is 0"),
+        ("--density-axis", "cubic", "there is no axis 'cubic'"),
         ("--diagonal-probes", "1", "--diagonal-probes is 1"),
     ],
 )

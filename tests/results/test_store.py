@@ -196,3 +196,31 @@ def test_sums_that_do_not_fit_the_groups_are_damage(saved: Path, sums: object) -
     document["full"]["sampling_sums"] = sums
     with pytest.raises(ValueError, match=r"full\.sampling_sums"):
         json_format.decode(document, tensors)
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+def test_densities_of_earlier_versions_offer_functions_too(tmp_path: Path, schema: int) -> None:
+    """They had nodes and weights, and neither the dimension nor what is known beside the quadratures."""
+    model = torch.nn.Sequential(torch.nn.Linear(8, 12), torch.nn.Tanh(), torch.nn.Linear(12, 2))
+    data = (torch.randn(30, 8, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 2)
+    objective = lh.Objective(model, data, torch.nn.CrossEntropyLoss())
+    made = lh.analyze(objective, operator="gauss_newton", density=lh.Density(probes=4, steps=12))
+    path = made.save(tmp_path / "run") / "analysis.json"
+    document = json.loads(path.read_text())
+    document["schema"] = schema
+    for spectrum in (*document["blocks"].values(), document["full"]):
+        for key in list(spectrum["density"])[list(spectrum["density"]).index("finished") + 1 :]:
+            del spectrum["density"][key]
+        if schema == 1:
+            del spectrum["sampling_sums"]
+    if schema == 1:
+        del document["groups"]
+    path.write_text(json.dumps(document))
+    back = lh.load(path.parent)
+    for mine, theirs in zip(made.spectra(), back.spectra(), strict=True):
+        ours, old = mine.density, theirs.density
+        assert ours is not None and old is not None
+        assert old.numel == ours.numel and old.axis == "linear" and old.resolution == ours.resolution
+        a, b = ours.effective_dimension(0.1), old.effective_dimension(0.1)
+        assert abs(a.value - b.value) <= 4.0 * np.hypot(a.standard_error, b.standard_error)
+        assert b.standard_error > 0.0  # what rounding was, is not known

@@ -54,6 +54,28 @@ def overlapping(figure: Figure, axes: Axes, axis: str) -> bool:
     return any(a.overlaps(b) for a, b in pairwise(boxes))
 
 
+# -- on a logarithmic axis ---------------------------------------------------------------------------------------------
+
+
+def test_both_signs_are_drawn_over_decades_and_what_is_near_zero_is_said() -> None:
+    values = np.concatenate([10.0 ** np.linspace(-3, 1, 40), -(10.0 ** np.linspace(-4, -2, 20)), np.zeros(60)])
+    found = {
+        "a": exact_density(values, Density(axis="log")),
+        "b": exact_density(np.abs(values), Density(axis="log")),
+        "c": exact_density(np.zeros(4), Density(axis="log")),
+    }
+    figure = densities(found)
+    both, _, nothing = figure.axes
+    assert [axes.get_xscale() for axes in figure.axes] == ["log"] * 3
+    assert [len(axes.lines) for axes in figure.axes] == [2, 1, 0]
+    solid, dashed = both.lines
+    assert solid.get_linestyle() == "-" and dashed.get_linestyle() == "--"
+    np.testing.assert_array_equal(solid.get_ydata(), found["a"].value)
+    np.testing.assert_array_equal(dashed.get_ydata(), found["a"].value_negative)
+    assert "50 % below" in both.texts[0].get_text() and nothing.texts[0].get_text() == "no curvature"
+    assert drawn(figure) and not overlapping(figure, both, "x")
+
+
 # -- densities ---------------------------------------------------------------------------------------------------------
 
 

@@ -136,3 +136,18 @@ def keeps_bases(numel: int, options: Density, nbytes: float = SMALL_BASES) -> bo
         nbytes: of them, at most; never more than :data:`SMALL_BASES`.
     """
     return ROW * options.steps * options.probes * numel <= min(SMALL_BASES, nbytes)
+
+
+def finds_pairs(sizes: Mapping[str, int], options: Density, nbytes: float = SMALL_BASES) -> set[str]:
+    """Of which operators the first vector's basis is kept, for the eigenpairs in it: the smallest, as many as fit.
+
+    Args:
+        nbytes: as for :func:`keeps_bases`.
+    """
+    left, found = min(SMALL_BASES, nbytes), set()
+    for name, numel in sorted(sizes.items(), key=lambda item: item[1]):
+        left -= 2 * ROW * min(options.steps, numel) * numel  # the vectors, and a copy when they are turned
+        if left < 0:
+            break
+        found.add(name)
+    return found

@@ -15,11 +15,14 @@ from torch import Tensor
 from layerhess.errors import InputError, checked_integer
 from layerhess.linalg.eigen.process import Source
 from layerhess.linalg.estimates import DensityEstimate, Floats
-from layerhess.linalg.stochastic.density_grid import FINEST, bandwidth_of, compressed, gaussians, grid_of, quadrature
+from layerhess.linalg.gauss_rules import quadrature
+from layerhess.linalg.stochastic.known_pairs import FEWEST, KnownPairs, known_pairs
 from layerhess.linalg.stochastic.options import is_number
-from layerhess.linalg.stochastic.probe_statistics import half_width
+from layerhess.linalg.stochastic.smoothing import smoothed
 
+AXES = ("linear", "log")
 BREAKDOWN = 1e-10  # of the largest coefficient so far: below this the rest in the recurrence is rounding
+RECURRENCE = 1e-14  # of the largest |node|: what the float64 steps themselves round away
 DISAGREE = 5e-6  # probability, by Student's t, that two right estimates of one moment are called different
 ARITHMETIC = 1e-6  # relative: float32 products differ by that much between two ways to compute the same number
 
@@ -35,16 +38,22 @@ class Density:
         bandwidth: standard deviation of the Gaussian, in units of eigenvalues; by default three quarters of the
             distance between neighbouring nodes where the mass is, see
             :func:`layerhess.linalg.stochastic.density_grid.bandwidth_of`. Below 1e-9 of the largest |node| it is
-            widened to that.
+            widened to that. On a logarithmic axis in decades.
+        axis: "linear", or "log": the density of log10 |eigenvalue|, for either sign.
+        floor: |eigenvalue| below which a logarithmic axis does not tell numbers apart; by default 1e-8 of the largest
+            |node|.
 
     Raises:
-        InputError: fewer than two steps, no probe, or a bandwidth that is not positive.
+        InputError: fewer than two steps, no probe, a bandwidth or floor that is not positive, an unknown axis, or a
+            floor without a logarithmic axis.
     """
 
     probes: int = 10
     steps: int = 30
     points: int = 512
     bandwidth: float | None = None
+    axis: str = "linear"
+    floor: float | None = None
 
     def __post_init__(self) -> None:
         checked_integer(self.probes, "probes", 1)
@@ -56,9 +65,16 @@ class Density:
             )
         checked_integer(self.steps, "steps", 2)
         checked_integer(self.points, "points", 16)
-        if self.bandwidth is not None and not (is_number(self.bandwidth) and 0.0 < self.bandwidth < math.inf):
+        for name in ("bandwidth", "floor"):
+            value = getattr(self, name)
+            if value is not None and not (is_number(value) and 0.0 < value < math.inf):
+                raise InputError(f"{name} is {value!r}", where=name, what_to_do="use a number > 0, or None")
+        if not isinstance(self.axis, str) or self.axis not in AXES:
+            known = " or ".join(map(repr, AXES))
+            raise InputError(f"there is no axis {self.axis!r}", where="axis", what_to_do=f"use {known}")
+        if self.floor is not None and self.axis != "log":
             raise InputError(
-                f"bandwidth is {self.bandwidth!r}", where="bandwidth", what_to_do="use a number > 0, or None"
+                "a linear axis has no floor", where=f"floor={self.floor!r}", what_to_do='use axis="log" with it'
             )
 
 
@@ -76,14 +92,27 @@ class StochasticLanczos:
     eigenvalues would be wrong. Never read top eigenvalues, or their multiplicities, off the nodes: they come from the
     solver that reorthogonalises, with a residual for each.
 
-    Cost: at most steps x probes products, memory 5 x together x n float64; bases take steps x together x n more.
+    With ``pairs`` the first probe's basis is kept, whatever becomes of the others', and so are those of its Ritz
+    vectors that are eigenvectors: functions of the spectrum then need chance for the rest of the space alone.
+
+    Cost: at most steps x probes products, memory 5 x together x n float64; bases take steps x together x n more, the
+    first one alone steps x n.
 
     Args:
-        n: dimension. options: see :class:`Density`. draw: number -> random unit vector (n,) float64. together: how many
-            probes take their steps at the same time; all of them by default. keep: their bases.
+        n: dimension. options: see :class:`Density`. draw: number -> random unit vector (n,) float64, the same one each
+            time. together: how many probes take their steps at the same time; all of them by default. keep: their
+            bases. pairs: find the first probe's eigenpairs, where at least two others are left as samples.
     """
 
-    def __init__(self, n: int, options: Density, draw: Source, together: int | None = None, keep: bool = False) -> None:
+    def __init__(
+        self,
+        n: int,
+        options: Density,
+        draw: Source,
+        together: int | None = None,
+        keep: bool = False,
+        pairs: bool = False,
+    ) -> None:
         self.n = n
         self.options = options
         self.steps = min(options.steps, n)
@@ -91,6 +120,8 @@ class StochasticLanczos:
         self._together = together or options.probes
         self._current = self._previous = torch.empty((0, n), dtype=torch.float64)
         self._keeps = keep
+        self._finds = pairs and options.probes >= FEWEST
+        self._pairs: KnownPairs | None = None
         self._basis: list[Tensor] = []  # if kept: the vectors of all steps, (s, n) each
         self._alpha: list[list[float]] = [[] for _ in range(options.probes)]
         self._beta: list[list[float]] = [[] for _ in range(options.probes)]
@@ -122,9 +153,10 @@ class StochasticLanczos:
         lengths = [self._beta[i][-1] if self._beta[i] else 0.0 for i in self._alive]
         before = torch.tensor(lengths, dtype=products.dtype).to(products.device)
         rest = products - alpha[:, None] * self._current - before[:, None] * self._previous
-        if self._keeps:
-            self._basis.append(self._current)
-            rest = _outside(rest, self._basis)
+        kept = self._kept
+        if kept:
+            self._basis.append(self._current[:kept])
+            rest[:kept] = _outside(rest[:kept], self._basis)
         beta = torch.linalg.vector_norm(rest, dim=1)
         going = []
         for row, probe in enumerate(self._alive):
@@ -135,11 +167,20 @@ class StochasticLanczos:
             elif len(self._alpha[probe]) < self.steps:
                 self._beta[probe].append(float(beta[row]))
                 going.append(row)
+        if self._finds and self._alive[0] == 0 and 0 not in going:
+            basis = torch.stack([vectors[0] for vectors in self._basis])
+            self._pairs = known_pairs(np.array(self._alpha[0]), np.array(self._beta[0]), float(beta[0]), basis)
         if len(going) < len(self._alive):
-            self._basis = [vectors[going] for vectors in self._basis] if going else []
+            left = [row for row in going if row < kept]
+            self._basis = [vectors[left] for vectors in self._basis] if left else []
         self._alive = [self._alive[row] for row in going]
         self._previous = self._current[going]
         self._current = rest[going] / beta[going, None]
+
+    @property
+    def _kept(self) -> int:
+        """How many of the probes at work, the first ones, have their bases kept."""
+        return len(self._alive) if self._keeps else int(self._finds and self._alive[0] == 0)
 
     @property
     def started(self) -> bool:
@@ -162,9 +203,11 @@ class StochasticLanczos:
         probes, longest = sum(map(bool, self._alpha)), max(len(alpha) for alpha in self._alpha)
         whole = self._quadratures(longest, less=0)
         cruder = [self._quadratures(longest, less) for less in (1, 2)]
-        made = _at_least_known(_smoothed(*whole, self.options, probes, self._status(longest), cruder), self.n)
+        made = _at_least_known(_drawn(*whole, self.options, probes, self._status(longest), cruder), self.n)
+        exact = np.array([probe in self._resolved for probe in range(probes)])
+        made = dataclasses.replace(made, numel=self.n, exhausted=exact, lowest=_lowest(made))
         if self.done:
-            return made
+            return made if self._pairs is None else self._pairs.added_to(made, self._draw)
         made = dataclasses.replace(made, finished=False)
         # One step knows v'Av alone.
         return made if longest > 1 else dataclasses.replace(made, second=math.nan, second_error=math.nan)
@@ -234,7 +277,17 @@ def exact_density(spectrum: Floats, options: Density) -> DensityEstimate:
     values = np.sort(np.asarray(spectrum, dtype=np.float64))
     weights = np.full((1, len(values)), 1.0 / len(values))
     status = f"exact: all {len(values)} eigenvalues are known" if len(values) > 1 else "exact: the only eigenvalue"
-    return _smoothed(values[None], weights, options, 0, status)
+    made = _drawn(values[None], weights, options, 0, status)
+    return dataclasses.replace(made, numel=len(values), lowest=_lowest(made))
+
+
+def with_rounding(density: DensityEstimate, relative: float) -> DensityEstimate:
+    """The density, with the rounding of an eigenvalue: of products with a relative error, in units of the largest."""
+    return dataclasses.replace(density, rounding=max(relative, RECURRENCE) * float(np.abs(density.nodes).max()))
+
+
+def _lowest(density: DensityEstimate) -> float:
+    return float(density.nodes[density.weights > 0.0].min())
 
 
 def check_moments(
@@ -273,7 +326,7 @@ def check_moments(
     return agree, ("the moments agree: " if agree else "the moments disagree: ") + "; ".join(parts)
 
 
-def _smoothed(
+def _drawn(
     nodes: Floats,
     weights: Floats,
     options: Density,
@@ -281,68 +334,7 @@ def _smoothed(
     status: str,
     cruder: Sequence[tuple[Floats, Floats]] = (),
 ) -> DensityEstimate:
-    """Quadratures (rows of nodes and weights) as a density on a grid, with its band and its moments.
-
-    Args:
-        cruder: the same quadratures with a step or two less; the difference is the quadrature's own error in the band.
-    """
-    there = weights > 0.0
-    if options.bandwidth is not None:
-        sigma = max(options.bandwidth, FINEST * float(np.abs(nodes[there]).max()))
-    elif probes:
-        sigma = bandwidth_of(nodes, weights, options.steps)
-    else:  # as if it were only as well known as others, so that densities of small and large blocks can be compared
-        values, mass = compressed(nodes[0], options.steps)
-        sigma = bandwidth_of(values[None], mass[None], options.steps)
-    grid = grid_of(nodes[there], sigma, options.points)
-    rows = _rows(nodes, weights, grid, sigma)
-    value = rows.mean(axis=0)
-    off = np.zeros_like(value)
-    for before in cruder:
-        off = np.maximum(off, np.abs(value - _rows(*before, grid, sigma).mean(axis=0)))
-    low, high = _band(value, _standard_error(rows, probes), off, probes)
-    first, second = (weights * nodes).sum(axis=1), (weights * nodes**2).sum(axis=1)
-    return DensityEstimate(
-        grid=grid,
-        value=value,
-        low=low,
-        high=high,
-        bandwidth=sigma,
-        probes=probes,
-        steps=nodes.shape[1] if probes else 0,
-        nodes=nodes,
-        weights=weights,
-        mean=float(first.mean()),
-        mean_error=float(_standard_error(first, probes)),
-        second=float(second.mean()),
-        second_error=float(_standard_error(second, probes)),
-        status=status,
-        finished=True,
-    )
-
-
-def _rows(nodes: Floats, weights: Floats, grid: Floats, sigma: float) -> Floats:
-    return np.array([gaussians(x, w, grid, sigma) for x, w in zip(nodes, weights, strict=True)])
-
-
-def _band(value: Floats, error: Floats, off: Floats, probes: int) -> tuple[Floats, Floats]:
-    """Student's interval for the logarithm of the mean (delta method), widened by the change in the last two steps.
-
-    A random vector's weight on one eigenvalue is a chi-square variable over n: skewed, and never negative. An interval
-    that is symmetric in the logarithm covers outliers seen by six vectors in 93 % of cases, the plain one in 87 %. The
-    change ``off`` in the last steps stands for the quadrature's own error, which all probes share and so cannot show.
-    """
-    if probes < 2:
-        return value + error, value + error  # zero width of an exact density, NaN of a single probe
-    half = half_width(1.0, probes) * error
-    with np.errstate(divide="ignore", invalid="ignore"):
-        low = value * np.exp(-(half + off) / value)
-        high = value * np.exp((half + np.minimum(off, value)) / value) + np.maximum(off - value, 0.0)
-    return np.where(value > 0.0, low, 0.0), np.where(value > 0.0, high, off)
-
-
-def _standard_error(samples: Floats, probes: int) -> Floats:
-    """Of the mean over the first axis: zero without probes (exact), NaN of one."""
-    if probes < 2:
-        return np.full(samples.shape[1:], math.nan if probes else 0.0)
-    return np.asarray(samples.std(axis=0, ddof=1) / math.sqrt(probes))
+    """Quadratures as a density on the grid that was asked for."""
+    asked = dataclasses.asdict(options)
+    del asked["probes"]
+    return smoothed(nodes, weights, probes, status, cruder=cruder, **asked)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from layerhess.linalg.estimates import Floats
+from layerhess.linalg.gauss_rules import quadrature, tridiagonal
 
 REACH = 6.0  # bandwidths around a node beyond which its Gaussian is negligible (2e-9 of its mass)
 FADED = 8.5  # where even a gap of 1e9 bandwidths, integrated from its two ends, adds less than 1e-6
@@ -78,36 +79,12 @@ def gaussians(nodes: Floats, weights: Floats, grid: Floats, sigma: float) -> Flo
     return np.asarray(np.exp(-0.5 * scaled**2) @ weights / (sigma * math.sqrt(2.0 * math.pi)))
 
 
-def quadrature(alpha: Floats, beta: Floats) -> tuple[Floats, Floats]:
-    """Nodes and weights (m,) of the tridiagonal with diagonal ``alpha`` (m,) and off-diagonal ``beta`` (m - 1,).
-
-    Eigenvalues, and squared first components of the eigenvectors (Golub & Welsch 1969).
-    """
-    values, vectors = np.linalg.eigh(np.diag(alpha) + np.diag(beta, 1) + np.diag(beta, -1))
-    return values, vectors[0] ** 2
-
-
 def compressed(values: Floats, steps: int) -> tuple[Floats, Floats]:
     """The quadrature of at most ``steps`` nodes of a known spectrum (n,), as a run of Lanczos would give it.
 
-    Lanczos on diag(values) from the vector of ones, reorthogonalised twice; cost O(n steps^2).
+    Cost O(n steps^2).
     """
-    n = len(values)
-    basis = np.empty((min(steps, n), n))
-    basis[0] = 1.0 / math.sqrt(n)
-    alpha, beta = [], []
-    for k in range(len(basis)):
-        product = values * basis[k]
-        alpha.append(float(basis[k] @ product))
-        rest = product
-        for _ in range(2):
-            rest = rest - basis[: k + 1].T @ (basis[: k + 1] @ rest)
-        length = float(np.linalg.norm(rest))
-        if k + 1 == len(basis) or length <= 1e-10 * float(np.abs(values).max()):
-            break
-        beta.append(length)
-        basis[k + 1] = rest / length
-    return quadrature(np.array(alpha), np.array(beta))
+    return quadrature(*tridiagonal(values, np.full(len(values), 1.0 / len(values)), steps))
 
 
 def _merged(nodes: Floats, weights: Floats, near: float) -> tuple[Floats, Floats]:

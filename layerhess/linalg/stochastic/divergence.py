@@ -72,7 +72,7 @@ def divergences(
         return table, errors
     scales = [_scale(density) if normalise else 1.0 for density in densities]
     every = np.concatenate([d.nodes[d.weights > 0.0] / scale for d, scale in zip(densities, scales, strict=True)])
-    width = bandwidth or max(density.bandwidth / scale for density, scale in zip(densities, scales, strict=True))
+    width = bandwidth or max(density.resolution / scale for density, scale in zip(densities, scales, strict=True))
     width = max(width, FINEST * float(np.abs(every).max()))
     grid = grid_of(every, width, POINTS)
     masses = [_mass(density, scale, grid, width) for density, scale in zip(densities, scales, strict=True)]

@@ -101,7 +101,7 @@ def counted(spectrum: Spectrum) -> Counted | None:
     if density is None or not density.probes or not density.finished:
         return None
     largest = max(float(np.max(density.nodes, initial=0.0)), 0.0 if spectrum.top is None else spectrum.top[0])
-    floor = 2.0 * density.bandwidth
+    floor = 2.0 * density.resolution
     if not 0.0 < floor < largest:
         return None
 

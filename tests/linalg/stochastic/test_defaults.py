@@ -17,7 +17,7 @@ from layerhess.linalg.stochastic.trace import Trace
     [
         (Trace(), {"rel": 0.02, "absolute": None, "probes": None, "method": "auto", "max_probes": 1000}),
         (Diagonal(), {"rel": 0.05, "probes": None, "method": "auto", "max_probes": 1000, "required": True}),
-        (Density(), {"probes": 10, "steps": 30, "points": 512, "bandwidth": None}),
+        (Density(), {"probes": 10, "steps": 30, "points": 512, "bandwidth": None, "axis": "linear", "floor": None}),
         (Coupling(), {"probes": 8}),
     ],
     ids=lambda value: type(value).__name__,
