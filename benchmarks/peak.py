@@ -74,8 +74,8 @@ def _bytes(field: str) -> int:
 def _training_step(problem: Problem) -> None:
     """Two steps on the first batch, so that the optimiser's state is there in one of them."""
     model = problem.model.train()
-    kind = torch.optim.AdamW if problem.family == "gpt" else torch.optim.SGD
-    settings = {"lr": 1e-6} if problem.family == "gpt" else {"lr": 1e-6, "momentum": 0.9}
+    kind = torch.optim.AdamW if problem.tokens else torch.optim.SGD
+    settings = {"lr": 1e-6} if problem.tokens else {"lr": 1e-6, "momentum": 0.9}
     optimiser = kind(model.parameters(), **settings)
     x, y = problem.batches[0]
     for _ in range(2):

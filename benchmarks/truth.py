@@ -15,12 +15,12 @@ import json
 from collections.abc import Callable
 
 import numpy as np
-import torch
-from scipy.sparse.linalg import LinearOperator, eigsh
+from scipy.sparse.linalg import eigsh
 
-from .workloads import CACHE, VERSION, Problem, load
+from .kept_graphs import KeptGraphs
+from .workloads import CACHE, VERSION, WORKLOADS, Problem, load
 
-__all__ = ["Values", "target_operator", "truth"]
+__all__ = ["Values", "truth"]
 
 Values = dict[str, list[float]]  # target -> its eigenvalues, descending
 
@@ -30,7 +30,7 @@ WRITTEN_OUT = 640  # parameters of a block whose complete spectrum is computed
 
 def truth(name: str, say: Callable[[str], None] = print) -> Values:
     """The eigenvalues asked for of every target of the workload, float64 at tolerance 1e-10."""
-    path = CACHE / f"truth-{name}-v{VERSION}.json"
+    path = CACHE / f"truth-{WORKLOADS[name].asked}-v{VERSION}.json"
     done: dict[str, list[float] | float] = json.loads(path.read_text()) if path.exists() else {}
     problem = load(name)
     if missing := [target for target in problem.targets if target not in done]:
@@ -45,43 +45,16 @@ def truth(name: str, say: Callable[[str], None] = print) -> Values:
 
 
 def _eigenvalues(single: Problem, double: Problem, target: str) -> tuple[list[float], int]:
-    operator, count = target_operator(double, target)
-    n = operator.shape[0]
+    graphs = KeptGraphs(double, list(double.members(target).values()), CHUNK)
+    operator, n = graphs.to_scipy(), graphs.numel
     if single.question.complete and n <= WRITTEN_OUT:
         values = np.linalg.eigvalsh(operator @ np.eye(n))
-        return values[::-1].tolist(), count()
+        return values[::-1].tolist(), graphs.products
     k = single.question.k
     ncv = 12 if k == 1 else max(2 * k + 1, 20)
     start = np.random.default_rng(0).standard_normal(n).astype(np.float32)
-    _, vectors = eigsh(target_operator(single, target)[0], k=k, which="LA", tol=1e-5, ncv=ncv, v0=start)
+    rough = KeptGraphs(single, list(single.members(target).values()), CHUNK).to_scipy()
+    _, vectors = eigsh(rough, k=k, which="LA", tol=1e-5, ncv=ncv, v0=start)
     start = vectors.sum(axis=1).astype(np.float64)
     values = eigsh(operator, k=k, which="LA", tol=1e-10, ncv=ncv, v0=start, return_eigenvectors=False)
-    return sorted(values.tolist(), reverse=True), count()
-
-
-def target_operator(problem: Problem, target: str) -> tuple[LinearOperator, Callable[[], int]]:
-    """One diagonal block of the Hessian of the mean loss, or all of it, and a counter of its products."""
-    parameters = list(problem.members(target).values())
-    dtype, sizes = parameters[0].dtype, [p.numel() for p in parameters]
-    total = sum(y.numel() for _, y in problem.batches)
-    slopes = []  # differentiable gradients, one per chunk of rows, scaled so that they sum to that of the mean loss
-    for x, y in problem.batches:
-        for part, labels in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
-            inputs = part.to(dtype) if part.is_floating_point() else part
-            loss = problem.loss(problem.model(inputs), labels) * (labels.numel() / total)
-            slopes.append(torch.autograd.grad(loss, parameters, create_graph=True))
-    products = 0
-
-    def matvec(v: np.ndarray) -> np.ndarray:
-        nonlocal products
-        products += 1
-        parts = torch.from_numpy(np.ascontiguousarray(v)).to(dtype).flatten().split(sizes)
-        direction = [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
-        out = torch.zeros(sum(sizes), dtype=dtype)
-        for slope in slopes:
-            product = torch.autograd.grad(slope, parameters, direction, retain_graph=True)
-            out += torch.cat([part.flatten() for part in product])
-        return out.numpy()
-
-    kind = np.float64 if dtype == torch.float64 else np.float32
-    return LinearOperator((sum(sizes),) * 2, matvec=matvec, dtype=kind), lambda: products
+    return sorted(values.tolist(), reverse=True), graphs.products
