@@ -17,7 +17,7 @@ __all__ = ["NOTEBOOK"]
 def _quotients(problem: Problem, parameters: list[nn.Parameter], number: int) -> Iterator[float]:
     """Rayleigh quotients of power iteration, one fresh pass over the data each."""
     generator = torch.Generator().manual_seed(number)
-    v = _unit([torch.randn(p.shape, generator=generator) for p in parameters])
+    v = _unit([torch.randn(p.shape, generator=generator).to(p) for p in parameters])
     total = sum(y.numel() for _, y in problem.batches)
     while True:
         product = [torch.zeros_like(part) for part in v]
