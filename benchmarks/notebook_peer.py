@@ -32,7 +32,7 @@ def _quotients(problem: Problem, parameters: list[nn.Parameter], number: int) ->
 
 
 def _unit(parts: list[Tensor]) -> list[Tensor]:
-    norm = torch.sqrt(sum((part.square().sum() for part in parts), start=torch.zeros(())))
+    norm = torch.sqrt(sum((part.square().sum() for part in parts), start=parts[0].new_zeros(())))
     return [part / norm for part in parts]
 
 

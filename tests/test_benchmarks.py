@@ -75,6 +75,11 @@ def run(network: str, folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def test_a_step_without_a_gpu_is_made_and_said_not_to_be_looked_at() -> None:
+    said = gpu.waits("gpt2", gpu.SHAPES["small"]["gpt2"], torch.device("cpu"))
+    assert said == "gpt2: host synchronisations in a step (2 of 2 graphs kept): not looked at, for want of a GPU"
+
+
 def wrong(line: dict[str, Any], true: dict[str, np.ndarray], tol: float) -> int:
     """Targets whose values are off by more than so much."""
     return sum(deviation(line["values"][target], true[target][: len(line["values"][target])]) > tol for target in true)
