@@ -12,7 +12,8 @@ from torch import nn
 import layerhess as lh
 
 from .timing import Entry, gradient, say, take_turns, warm_up
-from .workloads import Problem, digits
+from .training import digits
+from .workloads import Problem
 
 __all__ = ["LAYERS", "deep_network", "depth_sweep"]
 

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator
 
-from .krylov_peers import arpack, tridiagonal
+from .eigenthings_peer import tridiagonal
+from .kept_peers import arpack
 from .peer import TOL, only
 from .workloads import load, prepare
 

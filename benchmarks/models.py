@@ -1,6 +1,6 @@
-"""The two network shapes of the benchmarks: a ResNet-20 for digits and a six-layer GPT for text.
+"""The network shapes of the benchmarks: residual networks (ResNet-20, ResNet-50) and GPTs of any size.
 
-Both are written out here so that nothing but PyTorch is needed. The GPT spells its attention out (two matrix products
+All are written out here so that nothing but PyTorch is needed. The GPT spells its attention out (two matrix products
 and a softmax): the fused kernels have no second derivative, and the written-out form runs under every peer as it is.
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["GPT", "ResNet20", "weight_names"]
+__all__ = ["GPT", "ResNet20", "ResNet50", "weight_names"]
 
 
 class ResidualBlock(nn.Module):
@@ -57,6 +57,52 @@ class ResNet20(nn.Module):
         return self.fc(h.mean(dim=(2, 3)))
 
 
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride) and 1x1 convolutions with BatchNorm around a shortcut; it ends four times as wide."""
+
+    def __init__(self, n_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        n_out = 4 * width
+        self.conv1 = nn.Conv2d(n_in, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, n_out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(n_out)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or n_in != n_out:
+            self.shortcut = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, n_in, H, W) -> (N, 4 width, H / stride, W / stride)."""
+        h = F.relu(self.bn1(self.conv1(x)))
+        h = F.relu(self.bn2(self.conv2(h)))
+        return F.relu(self.bn3(self.conv3(h)) + self.shortcut(x))
+
+
+class ResNet50(nn.Module):
+    """The ImageNet ResNet-50 of He et al. 2016: 54 weight blocks, 25.6 million parameters with its defaults."""
+
+    def __init__(self, width: int = 64, depths: tuple[int, ...] = (3, 4, 6, 3), classes: int = 1000) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        blocks = []
+        n_in = width
+        for stage, depth in enumerate(depths):
+            inner = width * 2**stage
+            for i in range(depth):
+                blocks.append(Bottleneck(n_in, inner, 2 if stage and not i else 1))
+                n_in = 4 * inner
+        self.blocks = nn.Sequential(*blocks)
+        self.fc = nn.Linear(n_in, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) images -> (N, classes) logits."""
+        h = F.max_pool2d(F.relu(self.bn(self.conv(x))), 3, 2, 1)
+        return self.fc(self.blocks(h).mean(dim=(2, 3)))
+
+
 class Attention(nn.Module):
     """Causal self-attention with one matrix for queries, keys and values."""
 
@@ -94,9 +140,17 @@ class TransformerBlock(nn.Module):
 
 
 class GPT(nn.Module):
-    """A GPT-2 shape: 27 weight blocks with six layers (4 matrices a layer, two embeddings, an untied head)."""
+    """A GPT-2 shape: 27 weight blocks with 6 layers (4 matrices a layer, 2 embeddings, a head); 26 with a tied head."""
 
-    def __init__(self, vocabulary: int, d: int = 128, layers: int = 6, heads: int = 4, context: int = 64) -> None:
+    def __init__(
+        self,
+        vocabulary: int,
+        d: int = 128,
+        layers: int = 6,
+        heads: int = 4,
+        context: int = 64,
+        tied: bool = False,
+    ) -> None:
         super().__init__()
         self.token = nn.Embedding(vocabulary, d)
         self.position = nn.Embedding(context, d)
@@ -104,6 +158,8 @@ class GPT(nn.Module):
         self.ln = nn.LayerNorm(d)
         self.head = nn.Linear(d, vocabulary, bias=False)
         self.apply(_small_normal)
+        if tied:
+            self.head.weight = self.token.weight
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) token ids -> (B, T, vocabulary) logits."""

@@ -37,7 +37,7 @@ def _token_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor,
 
 def objective_of(problem: Problem) -> lh.Objective:
     """The workload's loss over its data, as layerhess takes it."""
-    loss = lh.batch_loss(_token_loss) if problem.family == "gpt" else problem.loss
+    loss = lh.batch_loss(_token_loss) if problem.tokens else problem.loss
     return lh.Objective(problem.model, problem.batches, loss, mode="eval")
 
 
@@ -66,7 +66,7 @@ def _arguments(question: Question) -> dict[str, Any]:
         return {"blocks": "weight", "full": False, "top": question.k, "path": "gram"}
     # One block of everything is the full model, and nothing beside it is asked for.
     blocks: Any = {"all": "*"} if question.full else "weight"
-    return {"blocks": blocks, "full": False, "top": question.k}
+    return {"blocks": blocks, "full": False, "top": question.k, "copies": question.copies}
 
 
 def _all_of(block: lh.Spectrum) -> list[float]:

@@ -16,15 +16,19 @@ import dataclasses
 import gc
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from .ours import analyse
 from .workloads import Problem, load, prepare
 
-__all__ = ["CASES", "Case", "Refused", "available", "grown"]
+__all__ = ["CASES", "Case", "Refused", "available", "grown", "rise"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,15 @@ def grown(kind: str, name: str, budget: int | None = None) -> int:
     return int(ran.stdout.split()[-1])
 
 
+def rise(work: Callable[[], T]) -> tuple[T, int]:
+    """What the work gives, and the bytes by which this process's resident set rose at its peak meanwhile."""
+    gc.collect()
+    _FORGET.write_text("5")  # the peak so far
+    before = _bytes("VmRSS")
+    found = work()
+    return found, _bytes("VmHWM") - before
+
+
 def _bytes(field: str) -> int:
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
@@ -74,8 +87,8 @@ def _bytes(field: str) -> int:
 def _training_step(problem: Problem) -> None:
     """Two steps on the first batch, so that the optimiser's state is there in one of them."""
     model = problem.model.train()
-    kind = torch.optim.AdamW if problem.family == "gpt" else torch.optim.SGD
-    settings = {"lr": 1e-6} if problem.family == "gpt" else {"lr": 1e-6, "momentum": 0.9}
+    kind = torch.optim.AdamW if problem.tokens else torch.optim.SGD
+    settings = {"lr": 1e-6} if problem.tokens else {"lr": 1e-6, "momentum": 0.9}
     optimiser = kind(model.parameters(), **settings)
     x, y = problem.batches[0]
     for _ in range(2):
@@ -102,11 +115,8 @@ def main(kind: str, name: str, budget: str = "") -> int:
     few = dataclasses.replace(load(case.workload), batches=[(x[:size], y[:size])])
     work(few)
     del few
-    gc.collect()
-    _FORGET.write_text("5")  # the peak so far
-    before = _bytes("VmRSS")
-    work(problem)
-    print(_bytes("VmHWM") - before)
+    _, most = rise(lambda: work(problem))
+    print(most)
     return 0
 
 

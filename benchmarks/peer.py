@@ -16,9 +16,26 @@ from torch import nn
 from .truth import Values
 from .workloads import Problem
 
-__all__ = ["SMALLEST", "TOL", "Peer", "Steps", "Values", "deviation", "near", "only", "seed"]
+__all__ = [
+    "LONGEST",
+    "POWER_CAP",
+    "SCOUT_CAP",
+    "SMALLEST",
+    "TOL",
+    "Peer",
+    "Steps",
+    "Values",
+    "deviation",
+    "near",
+    "network",
+    "only",
+    "seed",
+]
 
 TOL = 1e-3
+POWER_CAP = 100  # steps of power iteration by its own rule, PyHessian's default
+SCOUT_CAP = 300  # beyond this many steps for one eigenvalue the oracle gives a power iteration up
+LONGEST = {1: 32, 5: 200, 10: 200}  # the oracle's longest Lanczos run, by the number of eigenvalues
 SMALLEST = 0.1  # an eigenvalue below this share of the target's largest is held to the error of one of that size
 
 Steps = dict[str, list[int]]  # target -> steps of each search in it; a target that never came right is absent
@@ -30,6 +47,8 @@ class Peer:
 
     Attributes:
         most: eigenvalues of a target it can find; None where there is no limit.
+        kept: a few lines on kept graphs, rather than a library's or the notebook's way; judged by bars of their own.
+        counted: what `Steps` count.
     """
 
     title: str
@@ -37,6 +56,8 @@ class Peer:
     scout: Callable[[Problem, Values], Steps]
     exact_steps: Callable[[Problem, Steps], Values]
     most: int | None = None
+    kept: bool = False
+    counted: str = "steps"
 
 
 def deviation(values: Sequence[float], true: Sequence[float]) -> float:
@@ -56,6 +77,11 @@ def near(values: Sequence[float], true: Sequence[float]) -> bool:
 def seed(problem: Problem, target: str) -> int:
     """The seed of everybody's random start for one target."""
     return problem.targets.index(target)
+
+
+def network(problem: Problem) -> str:
+    """The kind of network, by which the peers' free settings were chosen."""
+    return "gpt" if problem.tokens else "resnet"
 
 
 @contextmanager

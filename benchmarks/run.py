@@ -19,7 +19,7 @@ import torch
 from .marks import Mark
 from .peer import Steps, Values
 from .peers import PEERS
-from .table import Row, errors, fastest, print_table, verdict
+from .table import KINDS, Row, errors, fastest, print_table, verdict
 from .timing import Entry, gradient, say, warm_up
 from .truth import truth
 from .workloads import RESULTS, WORKLOADS, load, prepare
@@ -45,7 +45,7 @@ def entries(name: str, peers: list[str], columns: str, true: Values, with_ours: 
             steps = peer.scout(load(name), true)
             chosen.append(_oracle_entry(name, key, steps, len(true)))
         if "B" in columns:
-            chosen.append(Entry(peer.title, "B", lambda peer=peer: peer.own(load(name))))
+            chosen.append(Entry(peer.title, "B", lambda peer=peer: peer.own(load(name)), kept=peer.kept))
     return chosen
 
 
@@ -71,10 +71,10 @@ def _our_entry(name: str) -> Entry | None:
 
 def _oracle_entry(name: str, key: str, steps: Steps, targets: int) -> Entry:
     peer = PEERS[key]
-    note = f"{sum(map(sum, steps.values()))} steps"
+    note = f"{sum(map(sum, steps.values()))} {peer.counted}"
     if len(steps) < targets:
         note += f"; never right on {targets - len(steps)} targets, which are left out of its time"
-    return Entry(peer.title, "A", lambda: peer.exact_steps(load(name), steps), note)
+    return Entry(peer.title, "A", lambda: peer.exact_steps(load(name), steps), note, peer.kept)
 
 
 def measure(name: str, chosen: list[Entry], runs: int, long_runs: int) -> float:
@@ -102,10 +102,9 @@ def bench(name: str, options: argparse.Namespace) -> None:
     true = truth(name, say)
     chosen = entries(name, options.peers, options.columns, true, not options.without_ours)
     unit = measure(name, chosen, options.runs, options.long_runs)
-    rows = [Row(e.column, e.title, e.processor, e.seconds, *errors(e.values, true), e.note) for e in chosen]
-    marks = {"A": workload.oracle, "B": workload.own}
-    print_table(workload.title, rows, unit, len(true), marks, say)
-    write(name, rows, unit, marks)
+    rows = [Row(e.column, e.title, e.processor, e.seconds, *errors(e.values, true), e.note, e.kept) for e in chosen]
+    print_table(workload.title, rows, unit, len(true), workload.marks, say)
+    write(name, rows, unit, workload.marks)
 
 
 def write(name: str, rows: list[Row], unit: float, marks: dict[str, Mark | None]) -> None:
@@ -117,7 +116,7 @@ def write(name: str, rows: list[Row], unit: float, marks: dict[str, Mark | None]
         "torch": torch.__version__,
         "rows": [asdict(row) for row in rows],
         "marks": {column: mark and asdict(mark) for column, mark in marks.items()},
-        "ratios": {c: best.seconds / ours.seconds for c in marks if ours and (best := fastest(rows, c))},
+        "ratios": {c: best.seconds / ours.seconds for c in KINDS if ours and (best := fastest(rows, c))},
         "verdict": verdict(ours, rows, marks) if ours else ["ours is not available"],
     }
     RESULTS.mkdir(exist_ok=True)

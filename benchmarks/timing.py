@@ -26,6 +26,7 @@ class Entry(Generic[T]):
     column: str  # "ours", "A" or "B"; anything else where there are no columns
     answer: Callable[[], T]
     note: str = ""
+    kept: bool = False  # a peer on kept graphs
     seconds: list[float] = field(default_factory=list)  # wall clock
     processor: list[float] = field(default_factory=list)  # this process's own CPU time
     values: T | None = None

@@ -6,30 +6,28 @@ contestant pays inside its own measured time: it reads both from disk and builds
 
 from __future__ import annotations
 
-import ast
-import math
-import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .marks import Mark
-from .models import GPT, ResNet20, weight_names
+from .models import weight_names
+from .training import TRAINED, empty_model
 
 __all__ = [
     "CACHE",
     "FULL",
+    "KEPT",
     "RESULTS",
     "WORKLOADS",
     "Problem",
     "Question",
     "TokenCrossEntropy",
     "Workload",
-    "digits",
     "load",
     "prepare",
 ]
@@ -39,6 +37,7 @@ RESULTS = Path(__file__).parent / "results"
 VERSION = 1  # part of every file name in the cache: raise it when a model, its training or its data change
 
 FULL = "(full)"  # the target that is the whole model
+KEPT = "A, kept graphs"  # what `Workload.kept` judges
 
 Batch = tuple[Tensor, Tensor]
 
@@ -58,11 +57,14 @@ class Question:
         k: the largest k eigenvalues of each target; this is also what the peers are asked.
         full: the target is the full model, all its parameters; otherwise every weight block.
         complete: ours gives every eigenvalue of each target, beside the peers' k.
+        copies: whether ours looks for further copies of the eigenvalues ("search", its default, or "unchecked"), which
+            no peer does.
     """
 
     k: int = 1
     full: bool = False
     complete: bool = False
+    copies: str = "search"
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,10 @@ class Workload:
     """A model family (what is trained), a number of batches (what is analysed), and the question about them.
 
     Attributes:
-        oracle, own: what the fastest peer's time over ours should reach in column A and in column B, where anything.
+        oracle, own: what the fastest library's time over ours should reach in column A and in column B, where anything.
+        kept: the same of the fastest peer on kept graphs, in column A.
         rows: examples of each batch that are used; all where None.
+        parts: equal batches that all the data would make.
     """
 
     title: str
@@ -82,6 +86,22 @@ class Workload:
     question: Question = Question()
     rows: int | None = None
     slow: bool = False  # not part of the default run
+    kept: Mark | None = None
+    parts: int = 8
+
+    @property
+    def asked(self) -> str:
+        """Names the examples and the question: workloads with the same have the same truth."""
+        share = Fraction(self.batches, self.parts)
+        data = f"{share.numerator}of{share.denominator}" + (f"-{self.rows}rows" if self.rows else "")
+        asked = self.question
+        kind = f"top{asked.k}" + "-full" * asked.full + "-complete" * asked.complete
+        return f"{self.family}-{data}-{kind}"
+
+    @property
+    def marks(self) -> dict[str, Mark | None]:
+        """By the name of what they judge."""
+        return {"A": self.oracle, "B": self.own, KEPT: self.kept}
 
 
 @dataclass(frozen=True)
@@ -95,6 +115,11 @@ class Problem:
     question: Question = Question()
 
     @property
+    def tokens(self) -> bool:
+        """Whether the model predicts the next token at every position."""
+        return isinstance(self.loss, TokenCrossEntropy)
+
+    @property
     def targets(self) -> list[str]:
         """Names of what eigenvalues are asked of: the weight blocks, or the full model."""
         return [FULL] if self.question.full else weight_names(self.model)
@@ -105,27 +130,46 @@ class Problem:
 
 
 WORKLOADS = {
-    "resnet8": Workload("ResNet-20, digits 8x8, width 8, one batch of 256", "resnet8", 1, Mark(8, 12), Mark(15)),
-    "resnet8-8": Workload("ResNet-20, digits 8x8, width 8, 8 batches of 256", "resnet8", 8, Mark(15, 20), Mark(25)),
+    "resnet8": Workload(
+        "ResNet-20, digits 8x8, width 8, one batch of 256", "resnet8", 1, Mark(4, 6), Mark(8), kept=Mark(3, 4)
+    ),
+    "resnet8-8": Workload("ResNet-20, digits 8x8, width 8, 8 batches of 256", "resnet8", 8, Mark(7, 10), Mark(14)),
+    "resnet8-8x32": Workload(
+        "ResNet-20, digits 8x8, width 8, 8 batches of 32", "resnet8", 8, rows=32, kept=Mark(4.5, 6)
+    ),
+    "resnet8-16x16": Workload("ResNet-20, digits 8x8, width 8, 16 batches of 16", "resnet8", 16, parts=128),
+    "resnet8-2x128": Workload("ResNet-20, digits 8x8, width 8, 2 batches of 128", "resnet8", 2, parts=16),
     "resnet8-top10": Workload(
         "ResNet-20, digits 8x8, width 8, one batch of 256, top 10 of each block",
-        "resnet8", 1, Mark(20, 30), Mark(30), Question(10),
+        "resnet8", 1, Mark(9, 12), Mark(13), Question(10),
     ),
     "resnet8-full5": Workload(
-        "ResNet-20, digits 8x8, width 8, one batch of 256, top 5 of the full model",
-        "resnet8", 1, Mark(2, 3), Mark(3), Question(5, full=True),
+        "ResNet-20, digits 8x8, width 8, one batch of 256, top 5 of the full model, copies searched",
+        "resnet8", 1, Mark(0.75, 0.9), Mark(1.1), Question(5, full=True),
     ),
-    "resnet32": Workload("ResNet-20, digits 32x32, width 16, one batch of 256", "resnet32", 1, Mark(12, 20), Mark(25)),
+    "resnet8-full5-unchecked": Workload(
+        "ResNet-20, digits 8x8, width 8, one batch of 256, top 5 of the full model, copies unchecked",
+        "resnet8", 1, Mark(1.0, 1.2), Mark(1.4), Question(5, full=True, copies="unchecked"),
+    ),
+    "resnet32": Workload("ResNet-20, digits 32x32, width 16, one batch of 256", "resnet32", 1, Mark(6.5, 9), Mark(14)),
     "resnet32-complete": Workload(
         "ResNet-20, digits 32x32, width 16, one batch of 32, complete spectra beside the peers' top 1",
         "resnet32", 1, Mark(1, 2), None, Question(complete=True), rows=32,
     ),
     "resnet32-8": Workload("ResNet-20, digits 32x32, width 16, 8 batches of 256", "resnet32", 8, slow=True),
-    "gpt": Workload("GPT, 6 layers, d = 128, 8 batches of 8 x 64 tokens", "gpt", 8, Mark(1.8, 3), Mark(3)),
+    "gpt": Workload("GPT, 6 layers, d = 128, 8 batches of 8 x 64 tokens", "gpt", 8, Mark(1.7, 2.5), Mark(3.5)),
     "gpt-full5": Workload(
-        "GPT, 6 layers, d = 128, 8 batches of 8 x 64 tokens, top 5 of the full model",
-        "gpt", 8, Mark(1.4, 2), Mark(3), Question(5, full=True),
+        "GPT, 6 layers, d = 128, 8 batches of 8 x 64 tokens, top 5 of the full model, copies searched",
+        "gpt", 8, Mark(0.7, 0.9), Mark(1.0), Question(5, full=True),
     ),
+    "gpt-full5-unchecked": Workload(
+        "GPT, 6 layers, d = 128, 8 batches of 8 x 64 tokens, top 5 of the full model, copies unchecked",
+        "gpt", 8, Mark(0.95, 1.2), Mark(1.3), Question(5, full=True, copies="unchecked"),
+    ),
+    "gpt-small": Workload(
+        "GPT, 4 layers, d = 64, 8 batches of 2 x 64 tokens", "gpt-small", 8, kept=Mark(1.5, 2.2)
+    ),
+    "gpt-small-2x8": Workload("GPT, 4 layers, d = 64, 2 batches of 8 x 64 tokens", "gpt-small", 2, parts=2),
 }  # fmt: skip
 
 
@@ -133,13 +177,13 @@ def load(name: str) -> Problem:
     """Read a prepared workload from the cache: the set-up that is counted for every contestant."""
     workload = WORKLOADS[name]
     stored = torch.load(_path(workload.family), weights_only=True)
-    model = _empty_model(workload.family, stored["vocabulary"])
+    model = empty_model(workload.family, stored["vocabulary"])
     model.load_state_dict(stored["weights"])
     x, y = stored["inputs"], stored["targets"]
-    size = x.shape[0] // 8
+    size = x.shape[0] // workload.parts
     rows = workload.rows or size
     batches = [(x[i * size :][:rows], y[i * size :][:rows]) for i in range(workload.batches)]
-    loss = TokenCrossEntropy() if workload.family == "gpt" else nn.CrossEntropyLoss()
+    loss = TokenCrossEntropy() if stored["vocabulary"] else nn.CrossEntropyLoss()
     return Problem(workload.family, model.eval(), batches, loss, workload.question)
 
 
@@ -152,91 +196,8 @@ def prepare(name: str, say: Callable[[str], None] = print) -> None:
     CACHE.mkdir(exist_ok=True)
     say(f"training {family} once (kept in {path.parent.name}/) ...")
     torch.manual_seed(0)
-    stored = _train_gpt(say) if family == "gpt" else _train_resnet(family, say)
-    torch.save(stored, path)
+    torch.save(TRAINED[family](say), path)
 
 
 def _path(family: str) -> Path:
     return CACHE / f"{family}-v{VERSION}.pt"
-
-
-def _empty_model(family: str, vocabulary: int) -> nn.Module:
-    if family == "gpt":
-        return GPT(vocabulary)
-    return ResNet20(8 if family == "resnet8" else 16)
-
-
-def digits(side: int) -> Batch:
-    """2,048 digits, (2048, 1, side, side), in a seeded order: scikit-learn's 1,797, and 251 of them a pixel shifted."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    x = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 16
-    y = torch.tensor(bunch.target)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    x, y = x[order], y[order]
-    x, y = torch.cat([x, x[:251].roll(1, dims=3)]), torch.cat([y, y[:251]])
-    if side != 8:
-        x = F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
-    return (x - x.mean()) / x.std(), y
-
-
-def _train_resnet(family: str, say: Callable[[str], None], epochs: int = 6) -> dict[str, object]:
-    x, y = digits(8 if family == "resnet8" else 32)
-    model = _empty_model(family, 0)
-    rate = 0.1
-    optimiser = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4)
-    steps = epochs * 16
-    for step in range(steps):
-        if step % 16 == 0:
-            order = torch.randperm(len(x))
-        optimiser.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-        rows = order[step % 16 * 128 : (step % 16 + 1) * 128]
-        loss = F.cross_entropy(model(x[rows]), y[rows])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    model.eval()
-    with torch.no_grad():
-        logits = torch.cat([model(part) for part in x.split(256)])
-    right = (logits.argmax(1) == y).float().mean().item()
-    say(f"  loss {F.cross_entropy(logits, y).item():.4f}, {100 * right:.1f} % of the digits right")
-    return {"weights": model.state_dict(), "inputs": x, "targets": y, "vocabulary": 0}
-
-
-def _docstrings() -> str:
-    """All docstrings of the single-file modules of Python's standard library, as ASCII text of about 0.8 MB."""
-    folder = Path(sysconfig.get_paths()["stdlib"])
-    text = []
-    for path in sorted(folder.glob("[a-z]*.py")):
-        tree = ast.parse(path.read_bytes())
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-                text.append(ast.get_docstring(node) or "")
-    return "\n\n".join(part for part in text if part).encode("ascii", "ignore").decode()
-
-
-def _train_gpt(say: Callable[[str], None], steps: int = 1200, rows: int = 16, context: int = 64) -> dict[str, object]:
-    text = _docstrings()
-    alphabet = sorted(set(text))
-    place = {c: i for i, c in enumerate(alphabet)}
-    ids = torch.tensor([place[c] for c in text])
-    model = GPT(len(alphabet), context=context)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1)
-    window = torch.arange(context + 1)
-    for step in range(steps):
-        optimiser.param_groups[0]["lr"] = 2e-3 * min(1.0, (step + 1) / 50, (steps - step) / steps + 0.1)
-        part = ids[torch.randint(len(ids) - context, (rows, 1)) + window]
-        loss = F.cross_entropy(model(part[:, :-1]).flatten(0, 1), part[:, 1:].flatten())
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        if step % 200 == 199:
-            say(f"  step {step + 1}: loss {loss.item():.3f} per character of {len(alphabet)}")
-    held = ids[torch.randint(len(ids) - context, (64, 1)) + window]
-    return {
-        "weights": model.state_dict(),
-        "inputs": held[:, :-1].contiguous(),
-        "targets": held[:, 1:].contiguous(),
-        "vocabulary": len(alphabet),
-    }
