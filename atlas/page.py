@@ -17,15 +17,16 @@ HEAD = """\
 
 Six questions on five sets of weights that nobody here trained: each block's largest Hessian eigenvalue, with its bound,
 and what the full model's Hessian is like. `make atlas` writes this page from what `make test-real` measured; every top
-value of ten blocks and of the full model of each was held against SciPy's `eigsh` in float64, on products that layerhess
-had no part in (`make truths-real`). The numbers are in [atlas.json](atlas.json) and [atlas.csv](atlas.csv).
+value of ten blocks and of the full model of each was held against SciPy's `eigsh` in float64, on products in which
+layerhess has no part (`make truths-real`). The numbers are in [atlas.json](atlas.json) and [atlas.csv](atlas.csv).
 
 - **H** is the Hessian of the mean loss on the data named below, a few examples: the numbers are exact for those, and
   other data has others.
 - **± after an eigenvalue** is its error bound, rounding included. ± after a trace or an effective rank is one standard
-  error over the random vectors (four for effective ranks, so that it is rough). ± after a share is the sine of the angle
-  by which the direction can be off, which supposes that no eigenvalue was missed (see [Concepts](explanation/concepts.md)).
-- **Share** is that of the full model's top eigenvector: the sum of its squared entries in a block.
+  error over the random vectors; an effective rank has four, so its error is rough, and can be as large as to say
+  nothing is known.
+- **Share** is that of the full model's top eigenvector: the sum of its squared entries in a block. ± is the sine of the
+  angle by which that direction can be off, if no eigenvalue was missed (see [Concepts](explanation/concepts.md)).
 - **Effective rank** is exp of the entropy of |eigenvalues| (Roy & Vetterli 2007).
 """
 

@@ -31,6 +31,8 @@ def draw(subjects: dict[str, Any], path: Path) -> None:
             row, column = divmod(place, COLUMNS)
             _spectra(panels[2 * row][column], found)
             _shares(panels[2 * row + 1][column], found)
+        for axes in panels.flat:
+            axes.set_visible(axes.has_data())
         figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
     # without the empty ends of lines and the addresses that matplotlib writes
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -46,6 +48,7 @@ def _spectra(axes: Axes, found: dict[str, Any]) -> None:
             axes.plot(*zip(*points, strict=True), mark, color=colour, markersize=3, markeredgewidth=0.8)
     axes.axhline(found["examined"]["(full)"]["top"][0], color=MUTED, linewidth=0.8, linestyle="--")
     axes.set_yscale("log")
+    axes.minorticks_off()
     axes.set_title(found["title"], fontsize=8)
     axes.tick_params(labelsize=7, colors=MUTED, labelbottom=False)
     _plain(axes)
