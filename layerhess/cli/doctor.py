@@ -48,7 +48,7 @@ def examine(*, json: bool) -> int:
             dumps(report | {"checks": made, "tolerance": self_test.TOLERANCE, "seconds": seconds, "ok": ok}, indent=2)
         )
     else:
-        plain(verdict(findings, seconds))
+        plain(verdict(findings, report["torch_lacks"], seconds))
     return DONE if ok else UNFINISHED
 
 
@@ -110,7 +110,7 @@ def standing(report: Mapping[str, Any]) -> str:
     """What is known of this version of torch."""
     unchecked = [kind for kind, known in report["torch_checked"].items() if not known]
     if lacking := report["torch_lacks"]:
-        return f"lacks {', '.join(lacking)}; every analysis is refused"
+        return f"lacks {counted(len(lacking), 'private name')} that the library uses; every analysis is refused"
     if unchecked:
         return f"not checked before on {' and '.join(unchecked)}; a first analysis begins with the tests below"
     return "a version that was checked"
@@ -122,11 +122,13 @@ def line(finding: self_test.Finding) -> str:
     return f"  {finding.name:<22}{errors[0]:>6}{errors[1]:>6}  {finding.outcome}"
 
 
-def verdict(findings: list[self_test.Finding], seconds: float) -> str:
+def verdict(findings: list[self_test.Finding], lacks: list[str], seconds: float) -> str:
     """The last line: whether this machine can be used, and what to do if not."""
     wrong = [finding for finding in findings if not finding.ok]
     refused = [finding for finding in findings if finding.ok and finding.outcome != self_test.RIGHT]
     took = f" ({duration(seconds)})"
+    if lacks:
+        return f"\nNOT USABLE: torch lacks {', '.join(lacks)}. Install '{torch_version.REQUIREMENT}'.{took}"
     if not wrong:
         known = f"; {' and '.join(finding.name for finding in refused)}: wrong here, and every analysis refuses them"
         return f"\nThis machine's second derivatives are right{known if refused else ''}.{took}"

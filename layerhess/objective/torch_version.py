@@ -24,7 +24,7 @@ OLDEST = "2.7"
 # Release -> the Pythons under which all tests passed, each with the wheels for Linux on x86-64, on its CPU.
 CHECKED: dict[str, tuple[str, ...]] = {
     "2.7.0": ("3.10",),
-    "2.13.0": ("3.11",),
+    "2.13.0": ("3.10", "3.11", "3.13"),
 }
 REQUIREMENT = f"torch>={OLDEST},<={max(CHECKED, key=lambda name: tuple(map(int, name.split('.'))))}"
 CHECKED_ON = ("Linux", "x86_64", "cpu")
@@ -49,7 +49,7 @@ class Private:
 
 @dataclass(frozen=True)
 class Fault:
-    """Where torch is wrong, or has no derivative, in all releases of :data:`CHECKED`.
+    """Where torch is wrong, or has no derivative: docs/explanation/versions.md says in which releases.
 
     Attributes:
         what: the function. fault: what is wrong. instead: what is done. nodes: of autograd that are wrong.
@@ -193,7 +193,7 @@ def _node(kind: str, function: Callable[[Tensor], Tensor], slope: bool = False) 
 
 
 SAMPLES: dict[str, Callable[[], Any]] = {
-    "a module": lambda: nn.Linear(1, 1),
+    "a module": nn.Identity,
     "a tensor": lambda: torch.zeros(1),
     "a sparse tensor": lambda: torch.eye(1).to_sparse(),
     "a storage": lambda: torch.zeros(1).untyped_storage(),

@@ -10,6 +10,7 @@ import torch
 
 from commands import Capture
 from layerhess.analysis import self_test
+from layerhess.analysis.self_test import Finding
 from layerhess.cli import doctor, main
 from wrong_layers import WrongOnce, WrongTwice, of
 
@@ -50,3 +51,21 @@ def test_a_package_that_is_not_there_is_said_to_be_missing() -> None:
     assert doctor.version_of("no-such-package-at-all") is None
     report = doctor.surroundings() | {"extras": {"pandas": "2.0", "lightning": None}}
     assert "pandas 2.0; not here: lightning" in doctor.heading(report)
+
+
+def test_a_layer_that_is_refused_has_a_line_without_errors() -> None:
+    nothing = float("nan")
+    found = Finding("made up", "cpu", "refused: no second derivative", nothing, nothing, False, False)
+    assert doctor.line(found).startswith("  made up                    -     -  refused: ")
+
+
+def test_what_is_known_of_a_version_of_torch_is_said(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(self_test, "cases", list)
+    monkeypatch.setattr(torch, "__version__", "2.99.0")
+    assert main(["doctor"]) == 0
+    assert "not checked before on cpu; a first analysis begins with the tests below" in capsys.readouterr().out
+    monkeypatch.delattr(torch._C._functorch, "is_functorch_wrapped_tensor")
+    assert main(["doctor"]) == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert "lacks 1 private name that the library uses; every analysis is refused" in told
+    assert "NOT USABLE: torch lacks torch._C._functorch.is_functorch_wrapped_tensor. Install 'torch>=" in told

@@ -106,9 +106,11 @@ def test_names_that_are_gone_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_names_are_looked_for_whatever_is_switched_off() -> None:
+    state = torch.get_rng_state()
     for switched in (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu")):
         with switched:
             assert missing() == []
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_the_table_has_every_private_name_that_is_used_and_no_other() -> None:
