@@ -96,13 +96,6 @@ DensityProbes = Annotated[
 DensitySteps = Annotated[
     int | None, _option(metavar="N", group=ESTIMATES, help="Lanczos steps for each of them  [default: 30]")
 ]
-DensityAxis = Annotated[
-    str | None,
-    _option(
-        metavar="NAME", group=ESTIMATES, words=("linear", "log"),
-        help="linear, or log: of log10 |eigenvalue|, either sign  [default: linear]",
-    ),
-]  # fmt: skip
 CouplingProbes = Annotated[
     int | None, _option(metavar="N", group=ESTIMATES, help="random vectors a block  [default: 8]")
 ]
@@ -135,6 +128,13 @@ Way = Annotated[
         metavar="NAME", group=EXACTNESS, words=PATHS,
         help="auto, exact, factors, gram (complete spectra), which refuse where not licensed; differences (of "
         "gradients, where there is no second derivative)",
+    ),
+]  # fmt: skip
+DensityAxis = Annotated[
+    str | None,
+    _option(
+        metavar="NAME", group=EXACTNESS, words=("linear", "log"),
+        help="of densities: linear, or log (of log10 |eigenvalue|, for either sign)  [default: linear]",
     ),
 ]  # fmt: skip
 SkipFailed = Annotated[bool, _option("--skip-failed", group=EXACTNESS, help="go on without blocks that fail a check")]

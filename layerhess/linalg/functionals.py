@@ -66,11 +66,16 @@ class Rules:
         """The dimension that is left to chance."""
         return self.numel - len(self.values)
 
-    def remaining(self, vector: int, whole: Any, known: Any) -> Any:
-        """What a vector's average is on the rest of the space alone."""
+    def remaining(self, vector: int, whole: float, known: Any, low: float = 0.0, high: float = 1.0) -> float:
+        """A vector's average on the rest of the space alone.
+
+        Args:
+            whole: its average over all of it. known: values at the known eigenvalues. low, high: limits of any average,
+                in which it is kept where next to nothing of the vector is left.
+        """
         seen = self.overlaps[vector]
-        left = 1.0 - seen.sum(axis=-1)
-        return (whole - (seen * known).sum(axis=-1)) / left if left > 0.0 else 0.0
+        left = 1.0 - float(seen.sum())
+        return min(max((whole - float((seen * known).sum())) / left, low), high) if left > 0.0 else low
 
 
 # -- averages ----------------------------------------------------------------------------------------------------------
@@ -93,12 +98,14 @@ def total(rules: Rules, f: Callable[[Floats], Any]) -> tuple[float, float]:
     for vector in rules.samples:
         nodes, weights = rules.nodes[vector], rules.weights[vector]
         values = evaluated(f, nodes, vector)
-        samples.append(rules.remaining(vector, float(weights @ values), known))
-        squares.append(rules.remaining(vector, float(weights @ values**2), known**2))
+        ends = float(min(values.min(), known.min(initial=np.inf))), float(max(values.max(), known.max(initial=-np.inf)))
+        samples.append(rules.remaining(vector, float(weights @ values), known, *ends))
+        most = max(ends[0] ** 2, ends[1] ** 2)
+        squares.append(rules.remaining(vector, float(weights @ values**2), known**2, 0.0, most))
         moved.append(float(weights @ _moved(f, nodes, values, rules.rounding)))
         if not rules.exact[vector]:
             fewer, masses = shortened(nodes, weights, max(1, len(nodes) // 2))
-            half = rules.remaining(vector, float(masses @ evaluated(f, fewer, vector)), known)
+            half = rules.remaining(vector, float(masses @ evaluated(f, fewer, vector)), known, *ends)
             halves.append(abs(half - samples[-1]))
         else:
             halves.append(0.0)
@@ -218,9 +225,9 @@ def count(rules: Rules, above: float, below: float) -> tuple[float, float]:
         nodes, weights = rules.nodes[vector], rules.weights[vector]
         low, high = _bracket(nodes, weights, rules.exact[vector], above, below, wide)
         middle = float(weights[_inside(nodes, above, below, met)].sum())
-        least.append(_share(rules.remaining(vector, low, sure)))
-        most.append(_share(rules.remaining(vector, high, perhaps)))
-        found.append(min(max(_share(rules.remaining(vector, middle, known)), least[-1]), most[-1]))
+        least.append(rules.remaining(vector, low, sure))
+        most.append(rules.remaining(vector, high, perhaps))
+        found.append(min(max(rules.remaining(vector, middle, known), least[-1]), most[-1]))
     value = float(known.sum()) + n * float(np.mean(found))
     if len(rules.nodes) < 2:
         return value, math.nan

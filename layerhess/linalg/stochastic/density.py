@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -122,6 +123,7 @@ class StochasticLanczos:
         self._keeps = keep
         self._finds = pairs and options.probes >= FEWEST
         self._pairs: KnownPairs | None = None
+        self._known: dict[str, Any] = {}
         self._basis: list[Tensor] = []  # if kept: the vectors of all steps, (s, n) each
         self._alpha: list[list[float]] = [[] for _ in range(options.probes)]
         self._beta: list[list[float]] = [[] for _ in range(options.probes)]
@@ -207,10 +209,18 @@ class StochasticLanczos:
         exact = np.array([probe in self._resolved for probe in range(probes)])
         made = dataclasses.replace(made, numel=self.n, exhausted=exact, lowest=_lowest(made))
         if self.done:
-            return made if self._pairs is None else self._pairs.added_to(made, self._draw)
+            return dataclasses.replace(made, **self._known_now())
         made = dataclasses.replace(made, finished=False)
         # One step knows v'Av alone.
         return made if longest > 1 else dataclasses.replace(made, second=math.nan, second_error=math.nan)
+
+    def _known_now(self) -> dict[str, Any]:
+        """What is known of eigenpairs once all probes are done; their vectors, which are large, are let go."""
+        if self._pairs is not None:
+            found, self._pairs = self._pairs, None
+            overlaps = found.overlaps(self.options.probes, self._draw)
+            self._known = {"known": found.values, "known_bounds": found.bounds, "overlaps": overlaps}
+        return self._known
 
     @property
     def magnitude(self) -> float:

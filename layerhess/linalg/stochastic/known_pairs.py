@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from layerhess.linalg.eigen.process import Source
-from layerhess.linalg.estimates import DensityEstimate, Floats
+from layerhess.linalg.estimates import Floats
 
 FEWEST = 3  # random vectors: the first is no sample then, and two are the least that scatter
 KNOWN = 1e-2  # residual over |eigenvalue|: what functions of it are off by is of second order
@@ -28,12 +27,10 @@ class KnownPairs:
     bounds: Floats
     vectors: Tensor
 
-    def added_to(self, density: DensityEstimate, draw: Source) -> DensityEstimate:
-        """The density, with these eigenvalues and the overlaps of its random vectors."""
-        if not len(self.values):
-            return density
-        seen = [(self.vectors @ draw(probe)).square().numpy(force=True) for probe in range(density.probes)]
-        return dataclasses.replace(density, known=self.values, known_bounds=self.bounds, overlaps=np.array(seen))
+    def overlaps(self, probes: int, draw: Source) -> Floats:
+        """(probes, K) squared products of the random vectors with these."""
+        seen = [(self.vectors @ draw(probe)).square().numpy(force=True) for probe in range(probes)]
+        return np.array(seen).reshape(probes, len(self.values))
 
 
 def known_pairs(alpha: Floats, beta: Floats, last: float, basis: Tensor) -> KnownPairs:
