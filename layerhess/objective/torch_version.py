@@ -197,7 +197,8 @@ SAMPLES: dict[str, Callable[[], Any]] = {
     "a tensor": lambda: torch.zeros(1),
     "a sparse tensor": lambda: torch.eye(1).to_sparse(),
     "a storage": lambda: torch.zeros(1).untyped_storage(),
-} | {
+}
+SAMPLES |= {
     name: _node(name, function, slope=name.count("Backward") > 1)
     for name, function in {
         "MulBackward0": lambda x: x * x,
