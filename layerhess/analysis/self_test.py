@@ -134,8 +134,8 @@ def cases() -> list[Case]:
 
     def image(layers: Layers, training: bool = True, examples: int = 5) -> Callable[[], Made]:
         def made() -> Made:
-            model = nn.Sequential(*layers(), nn.Flatten(), nn.LazyLinear(3))
-            model, data, loss = _classes(model, _rows(examples, 2, 5, 5))
+            network = nn.Sequential(*layers(), nn.Flatten(), nn.LazyLinear(3))
+            model, data, loss = _classes(network, _rows(examples, 2, 5, 5))
             return model.train(training), data, loss
 
         return made
@@ -186,7 +186,9 @@ def cases() -> list[Case]:
 
 def run(device: torch.device) -> Iterator[Finding]:
     """The findings on one device, one after the other, and first a closed form. Random states stay as they were."""
-    for examine in (closed_form, *(functools.partial(examined, case) for case in cases())):
+    tests: list[Callable[[torch.device], Finding]] = [closed_form]
+    tests += [functools.partial(examined, case) for case in cases()]
+    for examine in tests:
         with preserved_random_state(), torch.inference_mode(False), torch.enable_grad(), _no_autocast(device):
             found = examine(device)
         yield found
