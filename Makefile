@@ -27,7 +27,7 @@ help:
 	@echo 'make lint       ruff (rules and format), mypy, and what GitHub is told (lint-github alone: seconds)'
 	@echo 'make format     let ruff put the code into shape'
 	@echo 'make bench      compare with other libraries, and our own figures (hours; ARGS=... for parts of it)'
-	@echo 'make test-real  published models with their own weights, held against SciPy (40 minutes); make atlas: docs/atlas.md of it'
+	@echo 'make test-real  published models with their own weights, held against SciPy (long); make atlas: a page of it'
 	@echo 'make docs       the notebooks from their scripts, and the documentation as a site in site/ (a minute)'
 	@echo 'make wheel      a wheel and an sdist in dist/, checked; make test-wheel tries the wheel in an empty environment'
 	@echo 'make clean      remove the environment, caches and outputs'
