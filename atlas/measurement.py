@@ -39,7 +39,7 @@ def measure(name: str, folder: Path | None = None) -> dict[str, Any]:
     members = subject.members()
     chosen: Any = {block: list(members[block]) for block in subject.examined}
     density = lh.Density(probes=4, steps=15)
-    examined = lh.analyze(objective, blocks=chosen, bottom=1, trace=True, density=density)
+    examined = lh.analyze(objective, blocks=chosen, bottom=1, trace=lh.Trace(rel=0.05), density=density)
     found = {
         "fingerprint": fingerprint(subject),
         "versions": versions(subject) | {"layerhess": lh.__version__},
