@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerhess.checks.float64_copy import Float64Copy
 from layerhess.checks.forward_trace import Trace
 from layerhess.checks.mean import compared, cuts
-from layerhess.checks.randomness import SETTLED, randomness_refused, repeats
+from layerhess.checks.randomness import randomness_refused, repeats
 from layerhess.curvature.device import is_out_of_memory
 from layerhess.curvature.double_backward.mode import Rewritten
 from layerhess.errors import InputError
@@ -77,14 +76,6 @@ def refuse_wrong_derivatives(objective: Objective, sample: Any, seen: Trace) -> 
         right = float(objective.terms(sample)[0].detach())
     if repeats(own, right, seen.coarsest):
         return
-    # A loss near 0 is a difference of outputs and targets, and repeats to fewer digits: those of float64 decide.
-    with Float64Copy(objective, [sample]) as copied:
-        if (copy := copied()) is not None:
-            in_float64 = float(copy.terms(copy.data[0])[0].detach())
-            with Rewritten():
-                right_in_float64 = float(copy.terms(copy.data[0])[0].detach())
-            if abs(in_float64 - right_in_float64) <= SETTLED * max(abs(in_float64), abs(right_in_float64)):
-                return
     norms = [
         f"{name or '(root)'} ({type(module).__name__})"
         for name, module in objective.model.named_modules()

@@ -148,8 +148,9 @@ class Functionals(Described):
         lowest = min(seen, self.lowest) if self.lowest <= seen else seen  # NaN: only the nodes are known
         if not lowest + value > self.rounding:
             least = max(self.rounding - lowest, 0.0)
+            what = "lowest node" if lowest == seen and self.probes else "smallest eigenvalue"
             raise InputError(
-                f"-alpha is not below the spectrum: alpha is {value!r}, the smallest eigenvalue {lowest!r}",
+                f"-alpha is not below the spectrum: alpha is {value!r}, the {what} {lowest!r}",
                 where="alpha",
                 what_to_do=f"use an alpha above {rounded_up(least) if least else 0}",
             )
@@ -163,7 +164,7 @@ class Functionals(Described):
         else:
             status = f"from {self.probes} random vectors"
             if len(self.known):
-                status += f", and {counted(len(self.known), 'eigenvalue')} whose eigenvectors are known"
+                status += f", and {counted(len(self.known), 'known eigenvector')}"
         return FunctionalEstimate(value, error, name, status)
 
 
@@ -180,18 +181,27 @@ def _real(value: Any, name: str) -> float:
 
 
 def _number(value: Any, name: str) -> float:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real) or math.isnan(float(value)):
-        raise InputError(f"{name} is {value!r}", where=name, what_to_do="use a number")
-    return float(value)
+    try:
+        made = math.nan if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real) else float(value)
+    except OverflowError:  # an integer beyond all floats
+        made = math.nan
+    if math.isnan(made):
+        said = repr(value)
+        raise InputError(
+            f"{name} is {said if len(said) < 40 else f'{said[:20]}...'}",
+            where=name,
+            what_to_do="use a number that a float can hold",
+        )
+    return made
 
 
 def _where(low: float, high: float) -> str:
     """The interval in words."""
-    if math.isinf(low) and math.isinf(high):
+    if low == -math.inf and high == math.inf:
         return ""
-    if math.isinf(high):
+    if high == math.inf:
         return f" of {number(low)} or more"
-    return f" of {number(high)} or less" if math.isinf(low) else f" from {number(low)} to {number(high)}"
+    return f" of {number(high)} or less" if low == -math.inf else f" from {number(low)} to {number(high)}"
 
 
 def _interval(above: Any, below: Any) -> tuple[float, float]:

@@ -219,7 +219,7 @@ class Objective(SaysWhatItIs):
         Raises:
             Exception: whatever ``copy.deepcopy`` raises for a model that cannot be copied.
         """
-        model = copied(self.model, dtype)
+        model = copied(self.model).to(dtype)
         made = Objective.__new__(Objective)
         made.__dict__.update(self.__dict__)
         made.model, made.data, made.dtype = model, [batches.cast(b, dtype) for b in data], dtype

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from layerhess.errors import InputError
-from layerhess.objective.promotion import promote
 
 
 def trainable(model: nn.Module) -> tuple[dict[str, nn.Parameter], tuple[str, ...]]:
@@ -65,17 +64,10 @@ def _has_no_values(parameter: Tensor) -> bool:
     return parameter.device.type == "meta"
 
 
-def copied(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """A deep copy of the model; what modules keep from earlier passes (activations) is copied without its graph.
-
-    Args:
-        dtype: of the copy, see :func:`layerhess.objective.promotion.promote`; None: the model's.
-    """
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy of the model; what modules keep from earlier passes (activations) is copied without its graph."""
     kept = [tensor for module in model.modules() for tensor in _tensors_in(module.__dict__)]
-    made = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf})
-    if dtype is not None:
-        promote(made.to(dtype), coarsest([p.dtype for p in trainable(model)[0].values()]))
-    return made
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf})
 
 
 def _tensors_in(value: Any, depth: int = 4) -> Iterator[Tensor]:

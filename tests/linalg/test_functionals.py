@@ -149,7 +149,7 @@ def test_an_alpha_that_is_not_beyond_the_bottom_is_refused(made: DensityEstimate
         getattr(deeper, method)(5.0)
     positive = lh.density(rotated(SPECTRA["flat"], 8))
     assert positive.log_det(0.0).value == pytest.approx(np.log(SPECTRA["flat"]).sum(), abs=1.0)
-    for alpha in (math.nan, math.inf, "1", True, None, 1j):
+    for alpha in (math.nan, math.inf, "1", True, None, 1j, 10**400):
         with pytest.raises(lh.InputError, match="alpha is"):
             getattr(made, method)(alpha)
 
@@ -180,9 +180,10 @@ def test_swapped_ends_and_what_is_no_number_are_refused(made: DensityEstimate) -
     for call in (made.count, made.share):
         with pytest.raises(lh.InputError, match="the ends are swapped: above is 2.0 and below is 1.0"):
             call(above=2.0, below=1.0)
-        for wrong in (math.nan, "1", False, None):
+        for wrong in (math.nan, "1", False, None, 10**400):
             with pytest.raises(lh.InputError, match="above is"):
                 call(above=wrong)
+        assert "infinite or more" in repr(call(above=math.inf)) and "infinite or less" in repr(call(below=-math.inf))
 
 
 def test_one_that_was_stopped_early_or_has_no_dimension_is_refused(made: DensityEstimate) -> None:

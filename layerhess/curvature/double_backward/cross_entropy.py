@@ -139,7 +139,13 @@ def cross_entropy(
     losses, shares = _of_classes(input, target, weight, ignore_index, label_smoothing)
     if reduction == "none":
         return losses
-    return losses.sum() / shares.sum() if reduction == "mean" else losses.sum()
+    if reduction == "sum":
+        return losses.sum()
+    # Of no item at all the mean is NaN, and its derivative 0, as torch has it: a loss may leave such a batch out.
+    counted = shares.sum()
+    nothing = counted == 0.0
+    mean = losses.sum() / torch.where(nothing, 1.0, counted)
+    return torch.where(nothing, math.nan, 0.0).to(mean) + mean
 
 
 def _of_classes(

@@ -115,6 +115,19 @@ def test_no_items_and_classes_that_are_masked_out_are_served(smoothing: float) -
         torch.testing.assert_close(mine, its, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (3,)])
+def test_a_mean_over_no_item_is_no_number_and_its_derivative_is_zero(shape: tuple[int, ...]) -> None:
+    """A loss that leaves such a batch out has a derivative."""
+    made = []
+    for context in (torch.enable_grad(), Rewritten()):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        with context:
+            value = F.cross_entropy(x, torch.full(shape[:-1], -100))
+            left_out = torch.where(value.isnan(), torch.zeros_like(value), value)
+        made.append((float(value), torch.autograd.grad(left_out, x)[0]))
+    assert all(math.isnan(value) and not slope.any() for value, slope in made)
+
+
 def _inner(loss: Tensor) -> list[str]:
     assert loss.grad_fn is not None
     return [node.name() for node, _ in loss.grad_fn.next_functions if node is not None]
