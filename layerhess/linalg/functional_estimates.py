@@ -165,7 +165,7 @@ class Functionals(Described):
             status = f"from {self.probes} random vectors"
             if len(self.known):
                 status += f", and {counted(len(self.known), 'known eigenvector')}"
-        return FunctionalEstimate(value, error, name, status)
+        return FunctionalEstimate(float(value), float(error), name, status)
 
 
 def _real(value: Any, name: str) -> float:

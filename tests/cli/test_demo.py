@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 
@@ -60,6 +61,37 @@ def test_without_scikit_learn_it_says_what_to_install(monkeypatch: pytest.Monkey
     with pytest.raises(lh.InputError, match="scikit-learn") as refusal:
         demo.build()
     assert "pip install" in refusal.value.what_to_do
+
+
+def on_a_kink() -> demo.DemoProblem:
+    """A unit is on in one example of eight, off there in float32: the bias is minus a sum as float32 rounds it."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 3, generator=generator)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
+    layer = model[0]
+    with torch.no_grad():
+        while True:
+            layer.weight[0] = torch.randn(3, generator=generator)
+            layer.bias[0] = 0.0
+            layer.bias[0] = -layer(x)[0, 0]
+            narrow, wide = layer(x)[:, 0], copy.deepcopy(layer).double()(x.double())[:, 0]
+            if narrow[0] <= 0.0 < wide[0] and narrow[1:].max() < -0.1:
+                break
+    labels = torch.tensor([0, 1] * 4)
+    return demo.DemoProblem(model.eval(), [(x, labels)], 1.0, 1.0, 0.0, {}, [(x, labels)])
+
+
+def test_what_float32_leaves_open_is_decided_in_float64(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = on_a_kink()
+    monkeypatch.setattr("layerhess.cli.app.build_demo", lambda seed, report: made)
+    assert main(["demo", "--threads", "1", "--top", "1", "--out", str(tmp_path / "result")]) == 0
+    said = capsys.readouterr().out
+    assert "NOT CONVERGED" in said and "Once more in float64" in said
+    analysis = lh.load(tmp_path / "result")
+    assert analysis.converged and analysis.settings["dtype"] == "float64"
+    assert all(p.dtype == torch.float32 for p in made.model.parameters())
 
 
 def test_the_whole_demo_converges_and_writes_a_report(

@@ -16,7 +16,7 @@ from layerhess.curvature.double_backward.softmax import balanced, centred
 from layerhess.curvature.double_backward.transforms import is_batched
 
 PIECE = 1 << 17  # numbers of the logits at a time
-SURE = math.log(2.0)  # log(sum exp(x - max x)) below it: the largest probability is above 1/2
+SURE = math.log(0.5)  # of a log probability: above it the class is likelier than all others together
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,8 @@ class _Items:
     even: Tensor | None
     rated: Tensor | None
     total: Tensor
-    peak: Tensor
-    log: Tensor
     top: Tensor
-
-    @property
-    def sure(self) -> Tensor:
-        """(N, 1) bool: the largest probability is above 1/2; differences such as 1 - p lose digits there."""
-        return self.log < SURE
+    sure: Tensor
 
     def pieces(self, *whole: Tensor) -> Iterator[tuple[_Items, tuple[Tensor, ...]]]:
         """A few items at a time, with their rows of tensors (N, C) or (N, 1)."""
@@ -49,8 +43,8 @@ class _Items:
         for i in range(0, max(1, len(whole[0])), size := max(1, PIECE // classes)):
             rows = slice(i, i + size)
             even = None if self.even is None else self.even[rows]
-            total, peak, log, top = (x[rows] for x in (self.total, self.peak, self.log, self.top))
-            few = _Items(self.target[rows], self.own[rows], even, self.rated, total, peak, log, top)
+            total, top, sure = (x[rows] for x in (self.total, self.top, self.sure))
+            few = _Items(self.target[rows], self.own[rows], even, self.rated, total, top, sure)
             yield few, tuple(x[rows] for x in whole)
 
     def expected(self, h: Tensor) -> Tensor:
@@ -151,27 +145,38 @@ def cross_entropy(
 def _of_classes(
     input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """Every item's loss, and what it counts in a mean."""
+    """Every item's loss, with torch's digits, and what it counts in a mean."""
     with torch.no_grad():
-        picked = F.nll_loss(input, target, None, None, ignore_index, None, "none").reshape(-1, 1)  # says what is wrong
-    x = input.unsqueeze(0) if input.dim() == 1 else input.movedim(1, -1).flatten(0, -2)
+        F.nll_loss(input, target, weight, None, ignore_index)  # says what is wrong
+    single = input.dim() == 1
+    given, classes = (input.unsqueeze(0), target.reshape(1)) if single else (input, target)
+    x = given.movedim(1, -1).flatten(0, -2)
     flat = target.reshape(-1, 1)
     known = flat != ignore_index
     flat = flat.long().masked_fill(~known, 0)
     share = known.to(x.dtype) if weight is None else weight[flat] * known
+    even, total = None, share
+    if smoothing > 0.0:
+        even = known.to(x.dtype) * (smoothing / x.shape[1])
+        total = share * (1.0 - smoothing) + even * (x.shape[1] if weight is None else weight.sum())
+    losses, top, sure = [], [], []
     with torch.no_grad():
-        peak, top = x.max(1, keepdim=True)
-        size = max(1, PIECE // x.shape[1])
-        pairs = zip(torch.split(x, size), torch.split(peak, size), strict=True)
-        log = torch.cat([(a - b).exp_().sum(1, keepdim=True).log_() for a, b in pairs])
-        losses, even, total = (picked + peak + log) * share, None, share
-        if smoothing > 0.0:
-            even = known.to(x.dtype) * (smoothing / x.shape[1])
-            total = share * (1.0 - smoothing) + even * (x.shape[1] if weight is None else weight.sum())
-        items = _Items(flat, share * (1.0 - smoothing), even, weight, total, peak, log, top)
-        if even is not None:
-            losses = torch.cat([part.expected((p - a).add_(part.log)) for part, (a, p) in items.pieces(x, peak)])
-    made: Tensor = _CrossEntropy.apply(x, items, losses)  # type: ignore[no-untyped-call]
+        size = max(1, PIECE // max(1, given[:1].numel()))
+        for part, chosen in zip(torch.split(given, size), torch.split(classes, size), strict=True):
+            # Along the dimension it has: another order of summation has other digits, of a loss near 0 visibly.
+            z = torch.log_softmax(part, 1)
+            loss = F.nll_loss(z, chosen, weight, None, ignore_index, None, "none")
+            rows = z.movedim(1, -1).flatten(0, -2)
+            if smoothing > 0.0:
+                mean = (rows if weight is None else rows * weight).sum(1).reshape(loss.shape)
+                mean = mean.masked_fill(chosen == ignore_index, 0.0)
+                loss = (1.0 - smoothing) * loss - smoothing / x.shape[1] * mean
+            losses.append(loss.reshape(-1, 1))
+            most, where = rows.max(1, keepdim=True)
+            top.append(where)
+            sure.append(most > SURE)
+    items = _Items(flat, share * (1.0 - smoothing), even, weight, total, torch.cat(top), torch.cat(sure))
+    made: Tensor = _CrossEntropy.apply(x, items, torch.cat(losses))  # type: ignore[no-untyped-call]
     return made.reshape(target.shape), share.reshape(target.shape)
 
 

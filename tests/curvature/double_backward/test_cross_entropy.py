@@ -128,6 +128,40 @@ def test_a_mean_over_no_item_is_no_number_and_its_derivative_is_zero(shape: tupl
     assert all(math.isnan(value) and not slope.any() for value, slope in made)
 
 
+@pytest.mark.parametrize("ordered", ["classes last", "classes first", "transposed"])
+@pytest.mark.parametrize("piece", [cross_entropy.PIECE, 50], ids=["whole", "pieces"])
+def test_a_loss_near_0_has_torchs_digits(ordered: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it seems to change from pass to pass: a part in 10^4 of it is a rounding error of its logits."""
+    monkeypatch.setattr(cross_entropy, "PIECE", piece)
+    x = torch.randn(20, 13, 7, generator=torch.Generator().manual_seed(0))
+    target = x.argmax(2)
+    x.scatter_add_(2, target.unsqueeze(2), torch.full((20, 13, 1), 7.0))
+    if ordered == "classes last":
+        x, target = x.flatten(0, 1), target.flatten()
+    else:
+        x = x.movedim(2, 1) if ordered == "transposed" else x.movedim(2, 1).contiguous()
+    with Rewritten():
+        ours = F.cross_entropy(x.clone().requires_grad_(), target, reduction="none")
+    theirs = F.cross_entropy(x, target, reduction="none")
+    assert 0.0 < theirs.mean() < 0.01 and torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_odd_weights_and_targets_are_taken_or_refused_as_torch_does(smoothing: float) -> None:
+    x, said = X[:, :, 0], []
+    for context in (torch.enable_grad(), Rewritten()):
+        with context:
+            small = F.cross_entropy(x, torch.tensor([0, 1, 2, 3, 0], dtype=torch.uint8), label_smoothing=smoothing)
+            refused = []
+            for weight in (torch.ones(3).double(), torch.ones(4), torch.ones(5).double()):
+                with pytest.raises(RuntimeError) as caught:
+                    F.cross_entropy(x, torch.arange(5) % 4, weight, label_smoothing=smoothing)
+                refused.append(str(caught.value))
+        said.append((small, refused))
+    torch.testing.assert_close(said[0][0], said[1][0], rtol=1e-14, atol=0.0)
+    assert said[0][1] == said[1][1]
+
+
 def _inner(loss: Tensor) -> list[str]:
     assert loss.grad_fn is not None
     return [node.name() for node, _ in loss.grad_fn.next_functions if node is not None]

@@ -30,7 +30,7 @@ def test_from_probes_the_count_is_their_mean_and_its_band_holds_their_spread_and
     base = exact_density(np.array([1.0, 2.0]), Density())
     nodes = np.array([[4.0, 2.0, 0.5], [4.0, 1.5, 0.2], [3.0, 2.5, 0.1]])
     weights = np.array([[0.2, 0.3, 0.5], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
-    density = dataclasses.replace(base, probes=3, bandwidth=0.01, nodes=nodes, weights=weights)
+    density = dataclasses.replace(base, probes=3, resolution=0.01, nodes=nodes, weights=weights)
     found = counted(fabricated.spectrum("w", (10,), density=density))
     assert found is not None and found.least == 0.02
     each = 10 * np.array([0.5, 0.1, 0.6])  # above 1.8
