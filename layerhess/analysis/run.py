@@ -227,9 +227,9 @@ class Run:
         self._spectra_now()
         self._note(meter.note)
         if meter.failure:
+            how = "assumed, not measured" if meter.assumes else "read off products at weights moved by their last digit"
             self._note(
-                f"no copy of the model in another precision could be used ({meter.failure}), so rounding was assumed, "
-                "not measured"
+                f"no copy of the model in another precision could be used ({meter.failure}), so rounding was {how}"
             )
 
     def save_partial(self, stop: BaseException) -> None:

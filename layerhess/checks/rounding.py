@@ -29,6 +29,7 @@ from layerhess.linalg.random_vectors import random_signs
 from layerhess.objective import batches
 from layerhess.objective.blocks import Block, in_groups
 from layerhess.objective.objective import Objective
+from layerhess.objective.perturbation import perturb
 
 SHARE = 0.05  # of the budget, that the sample's graphs of either precision may keep between measurements
 NOISE = 10.0  # times the error of differences
@@ -38,7 +39,11 @@ COPY_SHARE, MOST_COPIED = 0.2, 0.4  # of a budget that was asked for: set aside 
 
 @dataclass(frozen=True)
 class Rounding:
-    """The rounding error of a block's products: absolute, "measured" or "assumed"; of the whole matrix if known."""
+    """The rounding error of a block's products, absolute; of the whole matrix if known.
+
+    source: "measured" against another precision; "perturbed": read off products at weights moved by their last digit;
+    or "assumed".
+    """
 
     norm: float
     source: str
@@ -64,8 +69,9 @@ class RoundingMeter:
     rounded to float32. Two figures are taken: the absolute error on the sample, divided by how much
     more curved its examples are than the data's; and the relative error there times the eigenvalue. The larger one
     times a safety factor is the rounding part of a bound, never less than what
-    :func:`layerhess.checks.output_rounding.output_error` says. Where no copy of the model can be made, 1e-5 |theta| is
-    assumed (in float32).
+    :func:`layerhess.checks.output_rounding.output_error` says. Where no copy of the model runs in another precision,
+    the other products are those at weights moved by their last digit (:mod:`layerhess.objective.perturbation`), and no
+    less than 1e-5 |theta| (in float32) is believed; where that fails too, or has no room, this much is assumed.
 
     Products by differences of gradients are compared with those of twice the step, on all data; that overstates their
     error.
@@ -75,7 +81,8 @@ class RoundingMeter:
 
     Attributes:
         noise: a relative residual this small may be the error of the products, beside their rounding. failure: why no
-            copy could be used, or "". note: a sentence where memory ran out and pieces of the sample were cut, or "".
+            copy in another precision could be used, or "". assumes: nor one of perturbed weights. note: a sentence
+            where memory ran out and pieces of the sample were cut, or "".
 
     Args:
         objective: in session. sample: to measure on, see :meth:`layerhess.checks.sample.Sampler.measured`.
@@ -112,6 +119,7 @@ class RoundingMeter:
         self._of_output = OutputError()
         self._joined = not heavy  # the heavy examples to the sample
         self.failure = self.note = ""
+        self.assumes = False
         errors = make_graph.errors.values() if isinstance(make_graph, Differences) else ()
         self.noise = NOISE * max(errors, default=0.0)
 
@@ -144,17 +152,16 @@ class RoundingMeter:
             if not (self._joined or self._sample.whole):
                 self._join_heavy({**beside, **blocks})
                 self._joined = True
-            if (passes := self._open()) is not None:
+            while not found and (passes := self._open()) is not None:
                 try:
                     found = self._compare(passes, blocks)
                 except Exception as error:  # user code runs in another dtype here and may raise anything: fall back
                     self._give_up(error)
             if torch.float64.itemsize * self._objective.numel > SHARE * self._memory.room:
                 self._let_go()  # the copy: it is made again for the next measurement
-        assumed = ASSUMED_ROUNDING * self._assumed_scale()
         found = self._objective.group.agreed(found)
         return {
-            key: own if (own := found.get(key)) and own.finite else Rounding(assumed * one.norm, "assumed")
+            key: own if (own := found.get(key)) and own.finite else Rounding(self._assumed * one.norm, "assumed")
             for key, one in blocks.items()
         }
 
@@ -166,45 +173,51 @@ class RoundingMeter:
         """
         found = self._measured_rows(full, norm)
         measured = all(self._objective.group.gathered(found is not None))  # a rank may have no room for the copy
-        return found if found and measured else RowRounding(ASSUMED_ROUNDING * self._assumed_scale())
+        return found if found and measured else RowRounding(self._assumed)
 
     def _measured_rows(self, full: Block, norm: float) -> RowRounding | None:
         """None where no copy can be used."""
-        device, n = beside(full, self._objective.parameters), full.numel
-        squares = torch.zeros(n, dtype=torch.float64, device=device)
-        seen = 0.0
         with self._counters.during("rounding"), self._as_before():
-            if (passes := self._open()) is None:
-                return None
-            try:
-                for number in range(FEWER):
-                    request = {full.name: Request(full, random_signs(n, 0, full.name, number, device)[None])}
-                    ours = passes[0].run(request)[full.name][0]
-                    other = self._other(passes[1], request)[full.name][0]
-                    squares += (self._scale * (ours - other)).square()
-                    seen += float(other.square().sum())
-            except Exception as error:  # as in measure
-                self._give_up(error)
+            while (passes := self._open()) is not None:
+                try:
+                    squares, seen = self._squares(passes, full)
+                    break
+                except Exception as error:  # as in measure
+                    self._give_up(error)
+            else:
                 return None
         scale = self._to_data(norm, math.sqrt(seen / FEWER))
         rows = self._safety * SIGNS / FEWER * scale * (squares / FEWER).sqrt()
-        return RowRounding(ROUNDING_SAFETY * self._least(full.name), full.split(rows))
+        least = self._assumed if self._perturbed else 0.0
+        return RowRounding(max(ROUNDING_SAFETY * self._least(full.name), least), full.split(rows))
+
+    def _squares(self, passes: tuple[DataPass, DataPass], full: Block) -> tuple[Tensor, float]:
+        """Sums over products with random signs: each row's squared difference, and the products' squared norms."""
+        device, n = beside(full, self._objective.parameters), full.numel
+        squares, seen = torch.zeros(n, dtype=torch.float64, device=device), 0.0
+        for number in range(FEWER):
+            request = {full.name: Request(full, random_signs(n, 0, full.name, number, device)[None])}
+            ours = passes[0].run(request)[full.name][0]
+            other = self._other(passes[1], request)[full.name][0]
+            squares += (self._scale * (ours - other)).square()
+            seen += float(other.square().sum())
+        return squares, seen
 
     @contextmanager
     def _as_before(self) -> Iterator[None]:
         """Around a measurement: it gives up, or takes smaller pieces, where memory ran out in an earlier run."""
         self._number += 1
-        key = f"how rounding was measured, time {self._number}"
+        key = f"how rounding was found, time {self._number}"
         if known := self._settled(key, False):
-            self._sizes, failure = known
+            self._sizes, failure, assumes = known
             if failure:
-                self.failure, self._passes = failure, None
+                self.failure, self.assumes, self._passes = failure, assumes, None
             elif size := min(filter(None, self._sizes), default=None):
                 self.note = note_on(size)
         yield
         self._look_at_sizes()
         if self.failure or any(self._sizes):
-            self._settled(key, [self._sizes, self.failure])
+            self._settled(key, [self._sizes, self.failure, self.assumes])
 
     def _look_at_sizes(self) -> None:
         if self._passes is not None:
@@ -264,6 +277,8 @@ class RoundingMeter:
         least = self._least(key) * one.norm
         worst = float(torch.linalg.vector_norm(errors[:k], dim=1).max())
         matrix = None if one.directions is None else of_errors(one.directions, errors[k:], self._safety)
+        if self._perturbed:
+            return Rounding(max(self._safety * worst, self._assumed * one.norm), "perturbed", matrix)
         return Rounding(max(self._safety * worst, ROUNDING_SAFETY * least), "measured", matrix)
 
     def _to_data(self, norm: float, size: float) -> float:
@@ -285,18 +300,34 @@ class RoundingMeter:
                 self._passes = self._pass(self._objective), self._pass(self._objective, doubled, place=1)
                 return self._passes
             if (needed := COPIED * self._objective.numel) > MOST_COPIED * _allowed(self._memory):
-                self.failure = (
-                    f"with its gradient and products it takes {needed / 2**20:.3g} MiB; "
-                    f"memory='{math.ceil(needed / MOST_COPIED / 2**20)}MiB' would do"
+                self.assumes, self.failure = (
+                    True,
+                    (
+                        f"with its gradient and products it takes {needed / 2**20:.3g} MiB; "
+                        f"memory='{math.ceil(needed / MOST_COPIED / 2**20)}MiB' would do"
+                    ),
                 )
                 return None
             try:
                 copied = self._copied()
+                self._passes = self._pass(self._objective.narrowed(self._samples)), self._pass(copied, place=1)
             except Exception as error:  # deepcopy of user modules and their forward passes can raise anything
                 self._give_up(error)
-                return None
-            self._passes = self._pass(self._objective.narrowed(self._samples)), self._pass(copied, place=1)
+        if self._passes is None and self._perturbed:
+            try:
+                moved = self._moved()
+                self._passes = self._pass(self._objective.narrowed(self._samples)), self._pass(moved, place=1)
+            except Exception as error:
+                self._give_up(error)
         return self._passes
+
+    def _moved(self) -> Objective:
+        """In the same precision, of weights moved by the last digit of the coarsest dtype; in session."""
+        moved = self._objective.cast(self._objective.dtype, self._samples)
+        perturb(moved.parameters.values(), self._coarsest)
+        moved.origin = None
+        self._stack.enter_context(moved.session())
+        return moved
 
     def _copied(self) -> Objective:
         """In the other precision, in session."""
@@ -320,8 +351,10 @@ class RoundingMeter:
         )
 
     def _give_up(self, error: Exception) -> None:
-        self.failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        self._passes = None
+        self.assumes = bool(self.failure) or isinstance(self._make_graph, Differences)
+        self.failure = self.failure or f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        self._passes, self._of_output = None, OutputError()
+        self._stack.close()
 
     def _least(self, key: str) -> float:
         """Relative error that rounding of the output causes in a block's products in any case."""
@@ -335,7 +368,12 @@ class RoundingMeter:
     def _exact(self) -> bool:
         """Nothing in the model is coarser than float64, so no copy is more precise."""
         in_float64 = self._objective.dtype == torch.float64 and self._coarsest == torch.float64
-        return in_float64 and not isinstance(self._make_graph, Differences)
+        return in_float64 and not isinstance(self._make_graph, Differences) and not self.failure
+
+    @property
+    def _perturbed(self) -> bool:
+        """The other products are those at weights moved by their last digit."""
+        return bool(self.failure) and not self.assumes
 
     @property
     def _scale(self) -> float:
@@ -344,10 +382,12 @@ class RoundingMeter:
 
     @property
     def _safety(self) -> float:
-        return OTHER_SAFETY if self._exact else ROUNDING_SAFETY
+        return OTHER_SAFETY if self._exact or self._perturbed else ROUNDING_SAFETY
 
-    def _assumed_scale(self) -> float:
-        return torch.finfo(self._coarsest).eps / torch.finfo(torch.float32).eps
+    @property
+    def _assumed(self) -> float:
+        """Relative rounding error of products that is believed without a measurement."""
+        return ASSUMED_ROUNDING * torch.finfo(self._coarsest).eps / torch.finfo(torch.float32).eps
 
 
 def set_aside(numel: int, memory: Budget) -> float:

@@ -123,8 +123,9 @@ def build(seed: int = 0, report: Callable[[str], None] | None = None) -> DemoPro
     """Load the digits, train the network, and return both.
 
     The split into training and test examples is stratified and always the same; `seed` decides the initial weights and
-    the order of the examples. Training runs in one thread: small batches gain nothing from more, and the result then
-    is the same each time. On another processor, whose last digits differ, other weights come out of it. The caller's random state and number of threads are left as they were.
+    the order of the examples. Training runs in one thread: small batches gain nothing from more, and each time the
+    result is the same. On another processor, whose last digits differ, other weights come out of it. The caller's
+    random state and number of threads are left as they were.
 
     Args:
         seed: seed of the initial weights and of the order of the training examples.

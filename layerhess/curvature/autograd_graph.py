@@ -46,8 +46,10 @@ def coarsest_dtype(root: Any, dtype: torch.dtype) -> torch.dtype:
 
 
 def coarsest_of(nodes: Iterable[Any], dtype: torch.dtype) -> torch.dtype:
-    """The same, of some nodes."""
+    """The same, of some nodes. Leaves are not rounded: an input that was cast up is as exact as it was given."""
     for node in nodes:
+        if hasattr(node, "variable"):
+            continue
         made = getattr(node, "_input_metadata", ())
         if len(made) > 1 and "BackwardBackward" in node.name():
             made = [meta for meta in made if meta.shape]  # what was not asked for is described as a float32 number

@@ -60,7 +60,8 @@ class SpectrumRecord(Described):
         eigenvectors: one dict per pair, parameter name -> tensor of the parameter's shape and dtype, on the CPU;
             unit norm over the block, largest component positive.
         rounding: the rounding part of ``error_bounds``, absolute.
-        rounding_source: where that comes from: "measured", "assumed" or "not measured".
+        rounding_source: where that comes from: "measured" against another precision, "perturbed" (read off products at
+            weights moved by their last digit), "assumed" or "not measured".
         missed_factor: with probability at least ``1 - missed_probability`` no eigenvalue beyond ``missed_factor *
             eigenvalues[0]`` was missed at the top (below 1 where two or more were asked for, and a further one of that
             size is excluded); 1.0 when complete, inf when nothing is excluded, NaN when no top eigenvalue was asked for

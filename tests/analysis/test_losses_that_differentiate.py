@@ -136,6 +136,34 @@ def test_a_loss_whose_own_value_torch_gets_wrong_is_refused_by_the_norm(dtype: t
         assert off <= found.error_bounds[0] + 1e-6 * np.linalg.norm(reference, 2)
 
 
+@pytest.mark.parametrize("beside", [True, False], ids=["beside others", "alone"])
+def test_forces_that_almost_match_are_not_taken_for_wrong_ones(beside: bool) -> None:
+    """Their loss is a difference of near numbers, and another form of a norm moves it by more than rounding does."""
+    x, _ = _data()
+    model = _network(nn.LayerNorm(4), nn.Tanh()).float()
+
+    def forces(model: nn.Module, inputs: Tensor) -> Tensor:
+        inputs = inputs.detach().requires_grad_(True)
+        return torch.autograd.grad(model(inputs).sum(), inputs, create_graph=True)[0]
+
+    exact = forces(model, x.float()).detach()
+    near = exact + 1e-5 * exact.abs().max() * torch.randn(exact.shape, generator=torch.Generator().manual_seed(0))
+    data = [(x.float(), near), (x.float(), torch.zeros_like(near))][: 1 + beside]
+
+    def matched(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+        return (forces(model, batch[0]) - batch[1]).square().sum(), len(batch[0])
+
+    def total(model: nn.Module) -> Tensor:
+        return sum(matched(model, (a.double(), b.double()))[0] for a, b in data) / (len(data) * len(x))
+
+    found = lh.analyze(lh.Objective(model, data, lh.batch_loss(matched))).full
+    plain = _network(PlainLayerNorm(4), nn.Tanh()).float().double()
+    reference = _dense(plain, total)
+    assert found is not None
+    off = abs(found.eigenvalues[0] - np.linalg.eigvalsh(reference)[-1])
+    assert off <= found.error_bounds[0] + 1e-6 * np.linalg.norm(reference, 2)
+
+
 def test_the_model_and_its_data_keep_no_graph() -> None:
     x, z = _data()
     model = _network(None, nn.Tanh())

@@ -63,6 +63,40 @@ def test_units_that_sit_on_a_kink_are_no_fault() -> None:
     assert lh.analyze(lh.Objective(model, (blank, Y), CE)).converged
 
 
+class _Steep(nn.Linear):
+    """Behind it the next is as steep: a step of 1e-7 moves the loss across many kinks."""
+
+    scale = 1.0  # of the gradient
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.detach() + self.scale * (self.weight - self.weight.detach())
+        return F.relu6(F.linear(x, weight, self.bias))
+
+
+def _steep(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers = [_Steep(64, 64) for _ in range(12)]
+    for layer in layers:
+        nn.init.normal_(layer.weight, std=3.5 * (2 / 64) ** 0.5)
+        nn.init.uniform_(layer.bias, -1.0, 3.0)
+    return nn.Sequential(*layers, nn.Linear(64, 3)).double()
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
+def test_many_kinks_beside_the_weights_are_no_fault(seed: int) -> None:
+    model = _steep(seed)
+    data = torch.randn(16, 64).double(), torch.randint(3, (16,))
+    found = {}
+    for scale in (1.0, 1.01):
+        model[3].scale = scale
+        objective = lh.Objective(model, data, CE)
+        with objective.session():
+            checked = objective.narrowed(list(objective.batches()))
+            found[scale] = GradientCheck(checked, list(checked.parameters), 0, Counters()).disagreement()
+    assert not found[1.0].tensors and found[1.0].worst is not None and found[1.0].worst <= 5e-7
+    assert "3.weight" in found[1.01].tensors
+
+
 @kinked_or_smooth
 def test_a_loss_whose_gradient_is_right_here_but_not_its_derivative(act: Callable[[Tensor], Tensor]) -> None:
     """The divergence from one's own detached output is 0 everywhere, with gradient 0; its Hessian is not Fisher's."""

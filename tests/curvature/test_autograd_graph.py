@@ -17,3 +17,9 @@ def test_outputs_that_nobody_asked_for_have_no_roundoff(inside: torch.dtype) -> 
     (slope,) = torch.autograd.grad(norm(x).to(inside).square().sum(), x, create_graph=True)
     assert slope.grad_fn is not None
     assert coarsest_dtype(slope.grad_fn, torch.float64) == inside
+
+
+def test_an_input_that_was_cast_up_is_as_exact_as_it_was_given() -> None:
+    given = torch.randn(4, requires_grad=True)
+    assert coarsest_dtype(given.double().square().sum().grad_fn, torch.float64) == torch.float64
+    assert coarsest_dtype((given * 2.0).double().sum().grad_fn, torch.float64) == torch.float32
