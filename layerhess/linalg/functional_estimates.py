@@ -67,8 +67,8 @@ class Functionals(Described):
             InputError: the density was stopped early; f is NaN or infinite at a node, which is named.
 
         >>> import numpy as np, layerhess as lh
-        >>> round(lh.density(np.diag([1.0, 2.0, 6.0])).average(np.log).value, 12) == round(np.log(12.0) / 3.0, 12)
-        True
+        >>> round(lh.density(np.diag([1.0, 2.0, 6.0])).average(np.log).value, 6)  # log(12) / 3
+        0.828302
         """
         rules = self._rules()
         value, error = functionals.total(rules, f)

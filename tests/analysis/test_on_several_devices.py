@@ -106,7 +106,7 @@ def assert_same(found: lh.Analysis, expected: lh.Analysis) -> None:
     for key, value in theirs.items():
         # An eigenvector's sign is rounding's choice.
         sign = -1.0 if " vector " in key and np.dot(ours[key], value) < 0.0 else 1.0
-        np.testing.assert_allclose(sign * ours[key], value, rtol=1e-10, atol=1e-10, err_msg=key)
+        np.testing.assert_allclose(np.multiply(sign, ours[key]), value, rtol=1e-10, atol=1e-10, err_msg=key)
     assert found.converged == expected.converged
 
 
