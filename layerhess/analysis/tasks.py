@@ -14,8 +14,7 @@ from layerhess.analysis.paths.exact import goes_dense, make_process, reads_whole
 from layerhess.analysis.waves import LARGEST_SHARE, Waves, graphs_may_keep, waves
 from layerhess.checks import SelfCheck
 from layerhess.checks.candidate import Candidate, candidate
-from layerhess.checks.matrix_rounding import MatrixRounding
-from layerhess.checks.rounding import Rounding
+from layerhess.checks.matrix_rounding import MatrixRounding, Rounding
 from layerhess.curvature.device import Budget, beside, places
 from layerhess.errors import InputError
 from layerhess.linalg.bounds import SMALLEST_NORM, Certificate, certify, total_rounding
@@ -135,7 +134,7 @@ class Task:
     @property
     def half_measured(self) -> bool:
         """Rounding was measured at pairs, and now every number of the matrix is known."""
-        known = self.matrix_rounding is not None or self.rounding_source != "measured"
+        known = self.matrix_rounding is not None or self.rounding_source not in ("measured", "perturbed")
         return not known and self.process.candidates().spectrum is not None
 
     def settle(self, measured: Rounding, eps: float, length: float) -> None:

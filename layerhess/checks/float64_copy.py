@@ -7,10 +7,30 @@ from typing import Any
 
 import torch
 
+from layerhess.curvature.autograd_graph import coarsest_dtype
 from layerhess.curvature.device import is_out_of_memory
 from layerhess.objective.batches import leading_size
 from layerhess.objective.blocks import is_large
 from layerhess.objective.objective import Objective
+
+
+class CoarseError(Exception):
+    """A copy computes in as coarse a dtype inside as the model itself."""
+
+
+def refuse_coarse(copied: Objective, coarsest: torch.dtype) -> None:
+    """Refuse a copy that repeats the roundings which it should show: it casts inside.
+
+    Args:
+        copied: in session. coarsest: the coarsest dtype in the graph of the model itself.
+
+    Raises:
+        CoarseError: what it computes in is no finer.
+    """
+    graph = copied.terms(next(iter(copied.data)))[0].grad_fn
+    inside = copied.dtype if graph is None else coarsest_dtype(graph, copied.dtype)
+    if torch.finfo(inside).eps >= torch.finfo(coarsest).eps:
+        raise CoarseError(f"it computes in {str(inside).removeprefix('torch.')} inside")
 
 
 class Float64Copy:

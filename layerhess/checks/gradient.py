@@ -253,7 +253,7 @@ class GradientCheck:
         for step in FINEST[self.coarsest]:
             near, noise = self._difference(direction, step)
             scale = max(abs(slope), abs(near)) + 1e-3 * size
-            if abs(near - slope) <= limit * scale and noise <= limit * scale:
+            if scale > 0.0 and abs(near - slope) <= limit * scale and noise <= limit * scale:
                 return _Verdict(abs(near - slope) / scale, noise / scale)
         # |F(2r) - F(r)| may be small by chance where the loss is rounded more than it seems, as a log of 1 - p is.
         step, near, scale, off, noise = chosen

@@ -79,7 +79,7 @@ def refuse_wrong_derivatives(objective: Objective, sample: Any, seen: Trace) -> 
     if repeats(own, right, seen.coarsest):
         return
     # A loss near 0 is a difference of outputs and targets, and either form of a norm rounds in its own way.
-    with perturbed(objective.parameters.values(), seen.coarsest):
+    with perturbed(objective.model.parameters(), seen.coarsest):
         there = float(objective.terms(sample)[0].detach())
         with Rewritten():
             right_there = float(objective.terms(sample)[0].detach())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,9 +32,42 @@ class MatrixRounding:
     entry: float
     frobenius: float
 
+    def or_worse(self, other: MatrixRounding) -> MatrixRounding:
+        """The larger of each error."""
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return MatrixRounding(*(max(pair) for pair in pairs))
+
     def at_least(self, norm: float) -> MatrixRounding:
         """These errors, where in one direction an error of this norm was seen."""
         return MatrixRounding(*(max(own, norm) for own in (self.spectral, self.trace, self.entry, self.frobenius)))
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """The rounding error of a block's products, absolute; of the whole matrix if known.
+
+    source: "measured" against another precision; "perturbed": read off products at weights moved by their last digit;
+    or "assumed".
+    """
+
+    norm: float
+    source: str
+    matrix: MatrixRounding | None = None
+
+    @property
+    def worst(self) -> float:
+        """Of any eigenvalue that is given: where the matrix was read whole, those of no pair are given too."""
+        return self.norm if self.matrix is None else max(self.norm, self.matrix.spectral)
+
+    @property
+    def finite(self) -> bool:
+        """Whether the errors are numbers."""
+        return math.isfinite(self.norm) and (self.matrix is None or math.isfinite(self.matrix.frobenius))
+
+    def or_worse(self, other: Rounding) -> Rounding:
+        """The larger of each error; both are of the same kind."""
+        matrix = self.matrix if other.matrix is None or self.matrix is None else self.matrix.or_worse(other.matrix)
+        return Rounding(max(self.norm, other.norm), self.source, matrix)
 
 
 @dataclass(frozen=True)

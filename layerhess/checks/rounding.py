@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from layerhess.checks.candidate import Candidate, outermost
+from layerhess.checks.float64_copy import CoarseError, refuse_coarse
 from layerhess.checks.heavy_examples import HeavyExamples
-from layerhess.checks.matrix_rounding import FEWER, SIGNS, MatrixRounding, RowRounding, of_errors
+from layerhess.checks.matrix_rounding import FEWER, SIGNS, Rounding, RowRounding, of_errors
 from layerhess.checks.output_rounding import OutputError, output_error
 from layerhess.checks.sample import Sample, counting_parts
 from layerhess.curvature.batch_graph import GraphMaker
@@ -29,35 +30,13 @@ from layerhess.linalg.random_vectors import random_signs
 from layerhess.objective import batches
 from layerhess.objective.blocks import Block, in_groups
 from layerhess.objective.objective import Objective
-from layerhess.objective.perturbation import perturb
+from layerhess.objective.perturbation import perturbed_copy
 
 SHARE = 0.05  # of the budget, that the sample's graphs of either precision may keep between measurements
 NOISE = 10.0  # times the error of differences
+MOVES = 3  # times that weights are moved: by chance one move may show nothing
 COPIED = 3 * 8  # bytes a parameter: a float64 copy, its gradient, and products
 COPY_SHARE, MOST_COPIED = 0.2, 0.4  # of a budget that was asked for: set aside for these; and the most they may take
-
-
-@dataclass(frozen=True)
-class Rounding:
-    """The rounding error of a block's products, absolute; of the whole matrix if known.
-
-    source: "measured" against another precision; "perturbed": read off products at weights moved by their last digit;
-    or "assumed".
-    """
-
-    norm: float
-    source: str
-    matrix: MatrixRounding | None = None
-
-    @property
-    def worst(self) -> float:
-        """Of any eigenvalue that is given: where the matrix was read whole, those of no pair are given too."""
-        return self.norm if self.matrix is None else max(self.norm, self.matrix.spectral)
-
-    @property
-    def finite(self) -> bool:
-        """Whether the errors are numbers."""
-        return math.isfinite(self.norm) and (self.matrix is None or math.isfinite(self.matrix.frobenius))
 
 
 class RoundingMeter:
@@ -66,12 +45,12 @@ class RoundingMeter:
     A float32 (or half precision) model is compared with a float64 copy; so is a float64 model whose graph passes
     through a coarser dtype. Any other float64 model is compared with a float32 copy, and the difference scaled by
     2^-29, the ratio of the unit roundoffs; where float32 overflows, with float64 products of weights and data that were
-    rounded to float32. Two figures are taken: the absolute error on the sample, divided by how much
-    more curved its examples are than the data's; and the relative error there times the eigenvalue. The larger one
-    times a safety factor is the rounding part of a bound, never less than what
-    :func:`layerhess.checks.output_rounding.output_error` says. Where no copy of the model runs in another precision,
-    the other products are those at weights moved by their last digit (:mod:`layerhess.objective.perturbation`), and no
-    less than 1e-5 |theta| (in float32) is believed; where that fails too, or has no room, this much is assumed.
+    rounded to float32. Two figures are taken: the absolute error on the sample, divided by how much more curved its
+    examples are than the data's; and the relative error there times the eigenvalue. The larger one times a safety
+    factor is the rounding part of a bound, never less than :func:`layerhess.checks.output_rounding.output_error`. Where
+    no copy runs in another precision, or computes in the same inside, the other products are those at weights moved by
+    their last digit (:mod:`layerhess.objective.perturbation`), and no less than 1e-5 |theta| (in float32) is believed;
+    where that fails too, or has no room, this much is assumed.
 
     Products by differences of gradients are compared with those of twice the step, on all data; that overstates their
     error.
@@ -114,7 +93,7 @@ class RoundingMeter:
         self._make_graph = make_graph
         self._memory = memory
         self._stack = ExitStack()
-        self._passes: tuple[DataPass, DataPass] | None = None
+        self._passes: tuple[DataPass, ...] | None = None  # ours, then the others
         self._wide: DataPass | None = None
         self._of_output = OutputError()
         self._joined = not heavy  # the heavy examples to the sample
@@ -131,12 +110,7 @@ class RoundingMeter:
 
     def _let_go(self) -> None:
         self._look_at_sizes()
-        for data_pass in (*(self._passes or ()), self._wide):
-            if data_pass is not None:
-                self.note = self.note or data_pass.note
-                data_pass.release()
-        self._passes = self._wide = None
-        self._stack.close()
+        self._forget()
 
     def measure(
         self, blocks: Mapping[str, Candidate], beside: Mapping[str, Candidate] = MappingProxyType({})
@@ -147,19 +121,19 @@ class RoundingMeter:
             blocks: by key. beside: others, for which rounding will be measured later: the sample is chosen at the first
                 call, for all of them.
         """
-        found: dict[str, Rounding] = {}
+        found: dict[str, Rounding] | None = None
         with self._counters.during("rounding"), self._as_before():
             if not (self._joined or self._sample.whole):
                 self._join_heavy({**beside, **blocks})
                 self._joined = True
-            while not found and (passes := self._open()) is not None:
+            while found is None and self._open():
                 try:
-                    found = self._compare(passes, blocks)
+                    found = self._compare(blocks)
                 except Exception as error:  # user code runs in another dtype here and may raise anything: fall back
                     self._give_up(error)
             if torch.float64.itemsize * self._objective.numel > SHARE * self._memory.room:
                 self._let_go()  # the copy: it is made again for the next measurement
-        found = self._objective.group.agreed(found)
+        found = self._objective.group.agreed(found or {})
         return {
             key: own if (own := found.get(key)) and own.finite else Rounding(self._assumed * one.norm, "assumed")
             for key, one in blocks.items()
@@ -171,16 +145,20 @@ class RoundingMeter:
         Args:
             full: the block of all parameters. norm: the Frobenius norm of its matrix.
         """
-        found = self._measured_rows(full, norm)
-        measured = all(self._objective.group.gathered(found is not None))  # a rank may have no room for the copy
+        found, told = self._measured_rows(full, norm), self._objective.group.gathered
+        if len(set(told(self._perturbed))) > 1:  # where one rank has no copy, no rank takes its own
+            if not (self._perturbed or self.assumes):
+                self._give_up(RuntimeError("no such copy on another process"))
+            found = self._measured_rows(full, norm)
+        measured = all(told(found is not None))  # a rank may have no room for the copy
         return found if found and measured else RowRounding(self._assumed)
 
     def _measured_rows(self, full: Block, norm: float) -> RowRounding | None:
         """None where no copy can be used."""
         with self._counters.during("rounding"), self._as_before():
-            while (passes := self._open()) is not None:
+            while self._open():
                 try:
-                    squares, seen = self._squares(passes, full)
+                    squares, seen = self._squares(full)
                     break
                 except Exception as error:  # as in measure
                     self._give_up(error)
@@ -191,17 +169,19 @@ class RoundingMeter:
         least = self._assumed if self._perturbed else 0.0
         return RowRounding(max(ROUNDING_SAFETY * self._least(full.name), least), full.split(rows))
 
-    def _squares(self, passes: tuple[DataPass, DataPass], full: Block) -> tuple[Tensor, float]:
+    def _squares(self, full: Block) -> tuple[Tensor, float]:
         """Sums over products with random signs: each row's squared difference, and the products' squared norms."""
+        own, *others = self._passes or ()
         device, n = beside(full, self._objective.parameters), full.numel
-        squares, seen = torch.zeros(n, dtype=torch.float64, device=device), 0.0
+        squares, seen = torch.zeros((len(others), n), dtype=torch.float64, device=device), 0.0
         for number in range(FEWER):
             request = {full.name: Request(full, random_signs(n, 0, full.name, number, device)[None])}
-            ours = passes[0].run(request)[full.name][0]
-            other = self._other(passes[1], request)[full.name][0]
-            squares += (self._scale * (ours - other)).square()
+            ours = own.run(request)[full.name][0]
+            for row, copied in zip(squares, others, strict=True):
+                other = self._other(copied, request)[full.name][0]
+                row += (self._scale * (ours - other)).square()
             seen += float(other.square().sum())
-        return squares, seen
+        return squares.amax(0), seen
 
     @contextmanager
     def _as_before(self) -> Iterator[None]:
@@ -211,7 +191,8 @@ class RoundingMeter:
         if known := self._settled(key, False):
             self._sizes, failure, assumes = known
             if failure:
-                self.failure, self.assumes, self._passes = failure, assumes, None
+                self._forget()
+                self.failure, self.assumes, self._of_output = failure, assumes, OutputError()
             elif size := min(filter(None, self._sizes), default=None):
                 self.note = note_on(size)
         yield
@@ -221,7 +202,8 @@ class RoundingMeter:
 
     def _look_at_sizes(self) -> None:
         if self._passes is not None:
-            self._sizes = [data_pass.objective.batch_size for data_pass in self._passes]
+            own, *others = (data_pass.objective.batch_size for data_pass in self._passes)
+            self._sizes = [own, min((size for size in others if size is not None), default=None)]
 
     def _join_heavy(self, candidates: Mapping[str, Candidate]) -> None:
         """Add the examples that carry the candidates' eigenvalues to the sample."""
@@ -241,20 +223,25 @@ class RoundingMeter:
             whole = batches.joined(every)  # one graph costs less than two
             self._samples = every if whole is None else [whole]
 
-    def _compare(self, passes: tuple[DataPass, DataPass], blocks: Mapping[str, Candidate]) -> dict[str, Rounding]:
+    def _compare(self, blocks: Mapping[str, Candidate]) -> dict[str, Rounding]:
         found: dict[str, Rounding] = {}
         for group in in_groups({key: one.block for key, one in blocks.items()}, self._objective.numel // 2):
-            found |= self._compared(passes, {key: blocks[key] for key in group})
+            found |= self._compared({key: blocks[key] for key in group})
         return found
 
-    def _compared(self, passes: tuple[DataPass, DataPass], blocks: Mapping[str, Candidate]) -> dict[str, Rounding]:
-        own, copied = passes
+    def _compared(self, blocks: Mapping[str, Candidate]) -> dict[str, Rounding]:
+        own, *others = self._passes or ()
         known = {key: one.images for key, one in blocks.items() if one.images is not None and self._sample.whole}
         requests = {key: Request(one.block, one.rows) for key, one in blocks.items()}
         left = {key: request for key, request in requests.items() if key not in known}
         ours = known | (own.run(left) if left else {})
-        other = self._other(copied, requests)
-        return {key: self._rounding(key, one, ours.pop(key), other.pop(key)) for key, one in blocks.items()}
+        found: dict[str, Rounding] = {}
+        for copied in others:
+            made = self._other(copied, requests)
+            for key, one in blocks.items():
+                error = self._rounding(key, one, ours[key], made.pop(key))
+                found[key] = found[key].or_worse(error) if key in found else error
+        return found
 
     def _other(self, copied: DataPass, requests: Mapping[str, Request]) -> dict[str, Tensor]:
         """The products in the other precision, or what stands for them where float32 has no numbers."""
@@ -293,21 +280,20 @@ class RoundingMeter:
             return 1.0
         return max(1.0 / self._sample.excess, norm / size)
 
-    def _open(self) -> tuple[DataPass, DataPass] | None:
+    def _open(self) -> bool:
+        """Have the passes that are compared, if that is possible."""
         if self._passes is None and not self.failure:
             if isinstance(self._make_graph, Differences):
                 doubled = self._make_graph.doubled()
                 self._passes = self._pass(self._objective), self._pass(self._objective, doubled, place=1)
-                return self._passes
+                return True
             if (needed := COPIED * self._objective.numel) > MOST_COPIED * _allowed(self._memory):
-                self.assumes, self.failure = (
-                    True,
-                    (
-                        f"with its gradient and products it takes {needed / 2**20:.3g} MiB; "
-                        f"memory='{math.ceil(needed / MOST_COPIED / 2**20)}MiB' would do"
-                    ),
+                self.assumes = True
+                self.failure = (
+                    f"with its gradient and products it takes {needed / 2**20:.3g} MiB; "
+                    f"memory='{math.ceil(needed / MOST_COPIED / 2**20)}MiB' would do"
                 )
-                return None
+                return False
             try:
                 copied = self._copied()
                 self._passes = self._pass(self._objective.narrowed(self._samples)), self._pass(copied, place=1)
@@ -315,25 +301,22 @@ class RoundingMeter:
                 self._give_up(error)
         if self._passes is None and self._perturbed:
             try:
-                moved = self._moved()
-                self._passes = self._pass(self._objective.narrowed(self._samples)), self._pass(moved, place=1)
+                copies = [perturbed_copy(self._objective, self._samples, self._coarsest, i) for i in range(MOVES)]
+                for one in copies:
+                    self._stack.enter_context(one.session())
+                moved = (self._pass(one, place=1) for one in copies)
+                self._passes = self._pass(self._objective.narrowed(self._samples)), *moved
             except Exception as error:
                 self._give_up(error)
-        return self._passes
-
-    def _moved(self) -> Objective:
-        """In the same precision, of weights moved by the last digit of the coarsest dtype; in session."""
-        moved = self._objective.cast(self._objective.dtype, self._samples)
-        perturb(moved.parameters.values(), self._coarsest)
-        moved.origin = None
-        self._stack.enter_context(moved.session())
-        return moved
+        return self._passes is not None
 
     def _copied(self) -> Objective:
         """In the other precision, in session."""
         dtype = torch.float32 if self._objective.dtype == torch.float64 else torch.float64
         copied = self._objective.cast(dtype, self._samples)
         self._stack.enter_context(copied.session())
+        if not self._exact:
+            refuse_coarse(copied, self._coarsest)
         if self._sample.curvature > 0.0 or self._sample.whole:
             data = [batches.cast(piece, dtype) for piece in self._sample.pieces]
             self._of_output = output_error(self._sample, copied.narrowed(data), self._scale)
@@ -352,8 +335,17 @@ class RoundingMeter:
 
     def _give_up(self, error: Exception) -> None:
         self.assumes = bool(self.failure) or isinstance(self._make_graph, Differences)
-        self.failure = self.failure or f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        self._passes, self._of_output = None, OutputError()
+        said = str(error).splitlines()[0] if str(error) else ""
+        self.failure = self.failure or (said if isinstance(error, CoarseError) else f"{type(error).__name__}: {said}")
+        self._forget()
+        self._of_output = OutputError()
+
+    def _forget(self) -> None:
+        for data_pass in (*(self._passes or ()), self._wide):
+            if data_pass is not None:
+                self.note = self.note or data_pass.note
+                data_pass.release()
+        self._passes = self._wide = None
         self._stack.close()
 
     def _least(self, key: str) -> float:

@@ -156,12 +156,14 @@ def _survey(
         number, batch = numbered
         where = f"batch {group.place(number)}"
         witness(batch)
-        with (saturation := Saturation()).watching():
-            seen = _surveyed(objective, batch, where)
+        differentiates = None
+        while differentiates != (differentiates := _differentiates(objective)):  # the first evaluation may tell
+            with (saturation := Saturation()).watching():
+                seen = _surveyed(objective, batch, where)
+            counters.count("forwards")
         for kind, figure in vars(saturation).items():
             totals.add((SATURATION, kind), figure)
         value, count = float(seen.loss.double()), seen.count
-        counters.count("forwards")
         given.offer(batch)
         if not math.isfinite(value):
             raise _not_finite(objective, batch, where, value)
@@ -226,22 +228,18 @@ def _survey(
     )
 
 
+def _differentiates(objective: Objective) -> bool:
+    """Whether the loss or the model is known to differentiate."""
+    return getattr(objective.evaluation, "differentiates", False)
+
+
 def _surveyed(objective: Objective, batch: Any, where: str) -> Seen:
     """The loss sum and count, with refusals that name the batch; other exceptions get a note that says what it is."""
-    evaluation = objective.evaluation
-
-    def differentiates() -> bool:
-        return getattr(evaluation, "differentiates", False)
-
-    def seen() -> Seen:
-        # In the form that products have: of derivatives that almost match their targets another one rounds otherwise.
-        with torch.no_grad(), Rewritten() if differentiates() else nullcontext():
-            return evaluation.surveyed(objective.model, batch, where)
-
+    # In the form that products have: of derivatives that almost match their targets another one rounds otherwise.
+    form = Rewritten() if _differentiates(objective) else nullcontext()
     try:
-        known = differentiates()
-        first = seen()
-        return first if differentiates() == known else seen()
+        with torch.no_grad(), form:
+            return objective.evaluation.surveyed(objective.model, batch, where)
     except InputError as error:
         if error.where == where:
             raise

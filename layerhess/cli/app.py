@@ -246,7 +246,7 @@ def demo(
         code = run(objective, asked, folder, **options)
         problem, subject = made[0]
         if code == UNFINISHED:  # a digit on a kink of a ReLU: each machine trains other weights, and few have one
-            plain("\nOnce more in float64, as the table advises:\n")
+            plain("\nfloat32 leaves something open: once more in float64.\n")
             code = run(problem.in_float64, asked, folder, **options)
         plain("\nWhich layer could do with how many bits? At 4 bits in the mean, judged on digits held out:\n")
         wanted = {**PLANNED, "metric": accuracy, "held_out": problem.held_out, "seed": seed}

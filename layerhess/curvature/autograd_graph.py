@@ -48,7 +48,7 @@ def coarsest_dtype(root: Any, dtype: torch.dtype) -> torch.dtype:
 def coarsest_of(nodes: Iterable[Any], dtype: torch.dtype) -> torch.dtype:
     """The same, of some nodes. Leaves are not rounded: an input that was cast up is as exact as it was given."""
     for node in nodes:
-        if hasattr(node, "variable"):
+        if node.name().endswith("AccumulateGrad"):
             continue
         made = getattr(node, "_input_metadata", ())
         if len(made) > 1 and "BackwardBackward" in node.name():

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
-import threading
 from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,8 +17,9 @@ import layerhess as lh
 from checked_network import X, Y, mlp, objective
 from layerhess.checks.candidate import Candidate, outermost
 from layerhess.checks.factors import Licence, _off
+from layerhess.checks.matrix_rounding import Rounding
 from layerhess.checks.output_rounding import OutputError, output_error
-from layerhess.checks.rounding import Rounding, RoundingMeter
+from layerhess.checks.rounding import RoundingMeter
 from layerhess.checks.sample import Sample
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.device import Budget
@@ -39,8 +37,14 @@ class TwoPasses:
 
     def __init__(self, ours: Tensor, other: Tensor) -> None:
         self.passes = tuple(
-            SimpleNamespace(run=lambda requests, rows=rows: {"b": rows.clone()}) for rows in (ours, other)
+            SimpleNamespace(run=lambda requests, rows=rows: {"b": rows.clone()}, release=lambda: None)
+            for rows in (ours, other)
         )
+
+    def put_into(self, meter: RoundingMeter, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(meter, "_passes", self.passes)
+        monkeypatch.setattr(meter, "_open", lambda: True)
+        monkeypatch.setattr(meter, "_look_at_sizes", lambda: None)
 
 
 def meter(dtype: torch.dtype, sample: Sample, output: OutputError | None = None, coarsest: Any = None) -> RoundingMeter:
@@ -61,7 +65,7 @@ def test_a_measured_rounding_is_three_times_the_worst_difference_scaled_to_the_d
     ours = torch.tensor([[3.0, 4.0], [0.0, 1.0]]).double()
     other = ours + torch.tensor([[0.0, 3e-3], [4e-3, 3e-3]]).double()
     made = meter(dtype, Sample([], excess))
-    monkeypatch.setattr(made, "_open", lambda: TwoPasses(ours, other).passes)
+    TwoPasses(ours, other).put_into(made, monkeypatch)
     found = made.measure({"b": Candidate(block, torch.eye(2).double(), norm)})["b"]
     size = max(float(other.norm(dim=1).max()), 0.01 * norm)
     error = 5e-3 * max(1.0 / excess, norm / size)
@@ -81,7 +85,7 @@ def test_on_all_the_data_an_error_is_what_it_is(dtype: torch.dtype, monkeypatch:
             (OutputError(moved=4e-3, carrying=4.0), 2e-3 * norm),
         ):  # fmt: skip
             made = meter(dtype, Sample([], whole=True), output)
-            monkeypatch.setattr(made, "_open", lambda: TwoPasses(ours, other).passes)
+            TwoPasses(ours, other).put_into(made, monkeypatch)
             found = made.measure({"b": Candidate(block, torch.eye(2).double(), norm)})["b"]
             wanted = max(safety * 5e-3, 3.0 * least)
             assert found.source == "measured" and found.norm == pytest.approx(wanted, rel=1e-5, abs=0)
@@ -96,7 +100,7 @@ def test_what_the_output_says_is_the_least_and_what_it_lost_is_added(monkeypatch
         (OutputError(lost=7e-3), 21e-3), (OutputError(), 0.0),
     ):  # fmt: skip
         made = meter(torch.float32, Sample([]), given)
-        monkeypatch.setattr(made, "_open", lambda: TwoPasses(rows, rows).passes)
+        TwoPasses(rows, rows).put_into(made, monkeypatch)
         assert made.measure({"b": Candidate(block, rows, 2.0)})["b"] == Rounding(
             pytest.approx(2.0 * expected), "measured"
         )
@@ -109,7 +113,7 @@ def test_without_a_copy_a_rounding_is_assumed(
     coarsest: torch.dtype, factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = meter(torch.float32, Sample([]), coarsest=coarsest)
-    monkeypatch.setattr(made, "_open", lambda: None)
+    monkeypatch.setattr(made, "_open", lambda: False)
     block = make_block("b", {"w": torch.zeros(2)})
     assert made.measure({"b": Candidate(block, torch.eye(2).double(), 3.0)})["b"] == Rounding(
         pytest.approx(3e-5 * factor, rel=1e-9, abs=0), "assumed"
@@ -155,85 +159,6 @@ def test_a_network_is_measured_against_its_copy_and_failures_are_told() -> None:
         off = torch.cat([(a.double() - b).reshape(-1) for a, b in pairs]).norm() / 9
         size = torch.cat([b.reshape(-1) for _, b in pairs]).norm() / 9
         assert found.norm == pytest.approx(3.0 * float(off) * max(1.0, 1.0 / float(size)), rel=1e-3)
-
-
-class InFloat32(nn.Module):
-    """A network that runs in no other dtype, as models do that cast inside."""
-
-    def __init__(self, inner: nn.Module, stuck: bool = False) -> None:
-        super().__init__()
-        self.inner = inner
-        self.handle = threading.Lock() if stuck else None  # no deepcopy takes it
-
-    def forward(self, x: Tensor) -> Tensor:
-        if next(self.parameters()).dtype != torch.float32:
-            raise ValueError("float32 only\nhere")
-        return self.inner(x)
-
-
-def test_without_a_copy_in_another_precision_weights_are_moved_by_their_last_digit() -> None:
-    """The error that stands in the bound is at least the true one, of every network."""
-    for seed in range(8):
-        torch.manual_seed(seed)
-        model = mlp().float()
-        narrow = objective(InFloat32(model), data=(X.float(), Y))
-        names, block = list(narrow.parameters), make_block("all", narrow.parameters)
-        v = random_unit(block.numel, 0, "v", seed)
-        with (
-            narrow.session(),
-            RoundingMeter(narrow, Sample([(X.float(), Y)]), torch.float32, Counters(), HessianGraph, ROOM) as measuring,
-        ):
-            coarse = HessianGraph(narrow, (X.float(), Y), names, Counters()).product(names, block.split(v.float()))
-            norm = float(joined(coarse).norm()) / 9
-            found = measuring.measure({"all": Candidate(block, v[None], norm)})["all"]
-            again = measuring.measure({"all": Candidate(block, v[None], norm)})["all"]
-            rows = measuring.measure_rows(block, norm)
-        assert measuring.failure == "ValueError: float32 only" and not measuring.assumes
-        assert found == again and found.source == "perturbed"
-        wide = objective(copy.deepcopy(model).double(), data=(X.float().double(), Y))
-        inner = [name.removeprefix("inner.") for name in names]
-        with wide.session():
-            own = make_block("all", wide.parameters)
-            fine = HessianGraph(wide, (X.float().double(), Y), inner, Counters()).product(inner, own.split(v))
-        true = float((joined(coarse) - joined(fine)).norm()) / 9
-        assert true <= found.norm <= 3e-3 * norm and found.norm >= 1e-5 * norm
-        assert rows.relative >= 1e-5 and rows.of(names) > 0.0
-
-
-def joined(products: Any) -> Tensor:
-    return torch.cat([one.double().reshape(-1) for one in products])
-
-
-def test_without_any_copy_rounding_is_assumed() -> None:
-    model = objective(InFloat32(mlp().float(), stuck=True), data=(X.float(), Y))
-    block = make_block("all", model.parameters)
-    v = random_unit(block.numel, 0, "v", 0)
-    with (
-        model.session(),
-        RoundingMeter(model, Sample([(X.float(), Y)]), torch.float32, Counters(), HessianGraph, ROOM) as measuring,
-    ):
-        assert measuring.measure({"all": Candidate(block, v[None], 2.0)})["all"] == Rounding(
-            pytest.approx(2e-5), "assumed"
-        )
-        assert measuring.assumes and "cannot pickle" in measuring.failure
-
-
-def test_an_analysis_of_what_runs_in_float32_only_has_bounds_that_hold() -> None:
-    """Scores of a few hundred cancel in a log-softmax of logits that are nearly alike."""
-    torch.manual_seed(0)
-    inner = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
-    with torch.no_grad():
-        inner[4].bias += 300.0
-    x, y = torch.randn(40, 5), torch.arange(40) % 3
-    narrow = lh.Objective(InFloat32(inner), [(x, y)], nn.CrossEntropyLoss())
-    wide = lh.Objective(copy.deepcopy(inner).double(), [(x.double(), y)], nn.CrossEntropyLoss())
-    found, true = (lh.analyze(one, tol=1e-6) for one in (narrow, wide))
-    assert any("weights moved by their last digit" in note for note in found.notes)
-    spectra = {**found.blocks, "full": found.full}
-    for name, other in {**true.blocks, "full": true.full}.items():
-        own = spectra[f"inner.{name}" if name != "full" else name]
-        assert own is not None and other is not None and own.rounding_source == "perturbed"
-        assert np.all(np.abs(own.eigenvalues - other.eigenvalues) <= own.error_bounds + other.error_bounds)
 
 
 @pytest.mark.parametrize("seed", [0, 2])

@@ -88,7 +88,7 @@ def test_what_float32_leaves_open_is_decided_in_float64(
     monkeypatch.setattr("layerhess.cli.app.build_demo", lambda seed, report: made)
     assert main(["demo", "--threads", "1", "--top", "1", "--out", str(tmp_path / "result")]) == 0
     said = capsys.readouterr().out
-    assert "NOT CONVERGED" in said and "Once more in float64" in said
+    assert "NOT CONVERGED" in said and "once more in float64" in said
     analysis = lh.load(tmp_path / "result")
     assert analysis.converged and analysis.settings["dtype"] == "float64"
     assert all(p.dtype == torch.float32 for p in made.model.parameters())

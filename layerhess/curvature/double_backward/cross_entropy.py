@@ -26,7 +26,8 @@ class _Items:
     Attributes:
         target: (N, 1) the class t. own: (N, 1) its share. even: (N, 1) that of all classes, None without smoothing.
         rated: (C,) r, the classes' weights; None for ones. total: (N, 1) sum of q.
-        peak: (N, 1) the largest logit. log: (N, 1) log sum exp(x - peak). top: (N, 1) where the largest logit is.
+        top: (N, 1) where the largest logit is. sure: (N, 1) bool, its probability is above 1/2: differences such as 1 -
+            p lose digits there.
     """
 
     target: Tensor
@@ -147,7 +148,7 @@ def _of_classes(
 ) -> tuple[Tensor, Tensor]:
     """Every item's loss, with torch's digits, and what it counts in a mean."""
     with torch.no_grad():
-        F.nll_loss(input, target, weight, None, ignore_index)  # says what is wrong
+        F.nll_loss(input, target, weight, None, ignore_index, None, "none")  # says what is wrong
     single = input.dim() == 1
     given, classes = (input.unsqueeze(0), target.reshape(1)) if single else (input, target)
     x = given.movedim(1, -1).flatten(0, -2)
@@ -159,10 +160,13 @@ def _of_classes(
     if smoothing > 0.0:
         even = known.to(x.dtype) * (smoothing / x.shape[1])
         total = share * (1.0 - smoothing) + even * (x.shape[1] if weight is None else weight.sum())
-    losses, top, sure = [], [], []
+    # Made before the pieces: small tensors between large ones that are let go keep their memory from being used again.
+    losses, sure, top = (x.new_empty((len(x), 1), dtype=dtype) for dtype in (x.dtype, torch.bool, torch.long))
+    positions = len(x) // max(1, len(given))
     with torch.no_grad():
         size = max(1, PIECE // max(1, given[:1].numel()))
-        for part, chosen in zip(torch.split(given, size), torch.split(classes, size), strict=True):
+        for i, (part, chosen) in enumerate(zip(torch.split(given, size), torch.split(classes, size), strict=True)):
+            own = slice(i * size * positions, (i + 1) * size * positions)
             # Along the dimension it has: another order of summation has other digits, of a loss near 0 visibly.
             z = torch.log_softmax(part, 1)
             loss = F.nll_loss(z, chosen, weight, None, ignore_index, None, "none")
@@ -171,12 +175,11 @@ def _of_classes(
                 mean = (rows if weight is None else rows * weight).sum(1).reshape(loss.shape)
                 mean = mean.masked_fill(chosen == ignore_index, 0.0)
                 loss = (1.0 - smoothing) * loss - smoothing / x.shape[1] * mean
-            losses.append(loss.reshape(-1, 1))
-            most, where = rows.max(1, keepdim=True)
-            top.append(where)
-            sure.append(most > SURE)
-    items = _Items(flat, share * (1.0 - smoothing), even, weight, total, torch.cat(top), torch.cat(sure))
-    made: Tensor = _CrossEntropy.apply(x, items, torch.cat(losses))  # type: ignore[no-untyped-call]
+            losses[own] = loss.reshape(-1, 1)
+            most, top[own] = rows.max(1, keepdim=True)
+            sure[own] = most > SURE
+    items = _Items(flat, share * (1.0 - smoothing), even, weight, total, top, sure)
+    made: Tensor = _CrossEntropy.apply(x, items, losses)  # type: ignore[no-untyped-call]
     return made.reshape(target.shape), share.reshape(target.shape)
 
 
