@@ -188,12 +188,24 @@ def _tuple(value: Any, items: list[Any]) -> Any:
     return made
 
 
+def _shallow(value: Any) -> Any:
+    """``copy.copy``; of a dict whose ``__getattr__`` answers for every name, which Python 3.10 asks, without items."""
+    try:
+        return copy.copy(value)
+    except Exception:
+        if not isinstance(value, dict):
+            raise
+        made = type(value).__new__(type(value))
+        object.__getattribute__(made, "__dict__").update(object.__getattribute__(value, "__dict__"))
+        return made
+
+
 def _copied(value: Any, again: Other) -> Any:
     """A copy with other items; ``value`` itself where it cannot be copied."""
     try:
         if isinstance(value, Mapping) and not isinstance(value, MutableMapping):
             return type(value)({key: again(value[key]) for key in value})  # type: ignore[call-arg]
-        made = copy.copy(value)
+        made = _shallow(value)
         if isinstance(value, MutableMapping):
             if isinstance(value, dict) and object.__getattribute__(value, "__dict__") is value:
                 object.__setattr__(made, "__dict__", made)  # a dict that is its own attributes
