@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
@@ -31,6 +32,12 @@ class LayerhessError(Exception):
         cut = len(whole) > LONGEST
         self.details: tuple[str, ...] = (*([whole] if cut else []), *details)
         super().__init__(self.within(LONGEST) if cut else whole)
+
+    if sys.version_info < (3, 11):
+
+        def __str__(self) -> str:
+            """With the sentences that were added, which a traceback of Python 3.10 leaves out."""
+            return " ".join([super().__str__(), *notes_of(self)])
 
     def within(self, most: int) -> str:
         """The text, cut to about so many characters: the ends of its longest parts are left out."""
