@@ -192,7 +192,7 @@ class RoundingMeter:
             self._sizes, failure, assumes = known
             if failure:
                 self._forget()
-                self.failure, self.assumes, self._of_output = failure, assumes, OutputError()
+                self.failure, self.assumes = failure, assumes
             elif size := min(filter(None, self._sizes), default=None):
                 self.note = note_on(size)
         yield
@@ -338,7 +338,6 @@ class RoundingMeter:
         said = str(error).splitlines()[0] if str(error) else ""
         self.failure = self.failure or (said if isinstance(error, CoarseError) else f"{type(error).__name__}: {said}")
         self._forget()
-        self._of_output = OutputError()
 
     def _forget(self) -> None:
         for data_pass in (*(self._passes or ()), self._wide):
@@ -346,6 +345,7 @@ class RoundingMeter:
                 self.note = self.note or data_pass.note
                 data_pass.release()
         self._passes = self._wide = None
+        self._of_output = OutputError()
         self._stack.close()
 
     def _least(self, key: str) -> float:

@@ -213,25 +213,7 @@ SAMPLES: dict[str, Callable[[], Any]] = {
     "a sparse tensor": lambda: torch.eye(1).to_sparse(),
     "a storage": lambda: torch.zeros(1).untyped_storage(),
 }
-SAMPLES |= {
-    name: _node(name, function, slope=name.count("Backward") > 1)
-    for name, function in {
-        "MulBackward0": lambda x: x * x,
-        "NativeGroupNormBackward0": lambda x: functional.group_norm(x, 1),
-        "NativeLayerNormBackwardBackward0": lambda x: functional.layer_norm(x, (2,)),
-        "NativeBatchNormBackwardBackward0": lambda x: functional.batch_norm(x.T, None, None, training=True),
-        "LogSoftmaxBackward0": lambda x: x.log_softmax(1),
-        "BinaryCrossEntropyWithLogitsBackward0": lambda x: functional.binary_cross_entropy_with_logits(x, x.detach()),
-        "LogBackward0": torch.log,
-        "Log2Backward0": torch.log2,
-        "Log10Backward0": torch.log10,
-        "Log1PBackward0": torch.log1p,
-        "LogitBackward0": torch.logit,
-        "SpecialEntrBackward0": torch.special.entr,
-        "XlogyBackward0": lambda x: torch.xlogy(1.0, x) + torch.xlogy(x, x),
-        "SpecialXlog1PyBackward0": lambda x: torch.special.xlog1py(x, x),
-    }.items()
-}  # fmt: skip
+SAMPLES |= {name: _node(name, function, slope=name.count("Backward") > 1) for name, function in NODES.items()}
 
 
 def _refuse_unusable() -> None:
