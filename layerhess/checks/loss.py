@@ -17,6 +17,7 @@ from layerhess.curvature.device import is_out_of_memory
 from layerhess.curvature.double_backward.mode import Rewritten
 from layerhess.errors import InputError
 from layerhess.objective import batches
+from layerhess.objective.evaluation import differentiates
 from layerhess.objective.objective import Objective
 from layerhess.objective.perturbation import perturbed
 from layerhess.objective.snapshot import moved, preserved_random_state, random_states
@@ -71,7 +72,7 @@ def refuse_wrong_derivatives(objective: Objective, sample: Any, seen: Trace) -> 
     Raises:
         InputError: naming the norms.
     """
-    if not getattr(objective.evaluation, "differentiates", False):
+    if not differentiates(objective.evaluation):
         return
     own = float(objective.terms(sample)[0].detach())
     with Rewritten():

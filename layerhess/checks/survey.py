@@ -29,7 +29,7 @@ from layerhess.linalg.numbers import counted, number
 from layerhess.objective import batches
 from layerhess.objective.blocks import make_block
 from layerhess.objective.containers import all_finite, tensors
-from layerhess.objective.evaluation import Seen
+from layerhess.objective.evaluation import Seen, differentiates
 from layerhess.objective.interrupts import safe_point
 from layerhess.objective.loaders import left_out
 from layerhess.objective.losses import batch_loss
@@ -156,8 +156,8 @@ def _survey(
         number, batch = numbered
         where = f"batch {group.place(number)}"
         witness(batch)
-        differentiates = None
-        while differentiates != (differentiates := _differentiates(objective)):  # the first evaluation may tell
+        known = None
+        while known != (known := differentiates(objective.evaluation)):  # the first evaluation may tell
             with (saturation := Saturation()).watching():
                 seen = _surveyed(objective, batch, where)
             counters.count("forwards")
@@ -228,15 +228,10 @@ def _survey(
     )
 
 
-def _differentiates(objective: Objective) -> bool:
-    """Whether the loss or the model is known to differentiate."""
-    return getattr(objective.evaluation, "differentiates", False)
-
-
 def _surveyed(objective: Objective, batch: Any, where: str) -> Seen:
     """The loss sum and count, with refusals that name the batch; other exceptions get a note that says what it is."""
     # In the form that products have: of derivatives that almost match their targets another one rounds otherwise.
-    form = Rewritten() if _differentiates(objective) else nullcontext()
+    form = Rewritten() if differentiates(objective.evaluation) else nullcontext()
     try:
         with torch.no_grad(), form:
             return objective.evaluation.surveyed(objective.model, batch, where)

@@ -80,6 +80,11 @@ class Evaluation(Protocol):
         """The same evaluation with its own tensors where autograd can use them, on ``device``."""
 
 
+def differentiates(evaluation: Any) -> bool:
+    """Whether the loss or the model is known to differentiate, see :func:`gradients_on`."""
+    return getattr(evaluation, "differentiates", False)
+
+
 def gradients_on(method: Callable[Concatenate[E, P], R]) -> Callable[Concatenate[E, P], R]:
     """Run a method of an evaluation with gradients on even where its caller has them off.
 
@@ -93,7 +98,7 @@ def gradients_on(method: Callable[Concatenate[E, P], R]) -> Callable[Concatenate
     def run(evaluation: E, /, *args: P.args, **kwargs: P.kwargs) -> R:
         if torch.is_grad_enabled():
             return method(evaluation, *args, **kwargs)
-        if not getattr(evaluation, "differentiates", False):
+        if not differentiates(evaluation):
             try:
                 with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda saved: None, _not_saved):
                     return cast(R, _without_graph(method(evaluation, *args, **kwargs)))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
 
+from faulty_functions import Once
 from layerhess.analysis import self_test
 from layerhess.analysis.self_test import REFUSED, RIGHT, Finding
 from wrong_layers import WrongOnce, WrongTwice, of
@@ -65,18 +63,6 @@ def test_what_is_known_to_be_wrong_is_right_only_where_it_is_refused(monkeypatch
 
 
 def test_a_layer_without_a_second_derivative_is_not_right() -> None:
-    class Once(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            ctx.save_for_backward(x)
-            return x.tanh()
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx: Any, grad: Tensor) -> Tensor:
-            (x,) = ctx.saved_tensors
-            return grad * (1.0 - x.tanh() ** 2)
-
     found = self_test.examined(of(Once.apply), CPU)
     assert not found.ok and found.outcome == "WRONG, refused by the self-check"
     found = self_test.examined(of(lambda x: torch.cdist(x, x + 1.0)[:, :6]), CPU)
