@@ -120,6 +120,8 @@ def named_operations(objective: Objective) -> Iterator[None]:
         yield
     except RuntimeError as error:
         refusal = _in_some_batch(error, objective)
+        if "selective activation checkpoint" in str(error):  # some torches notice it at the second product only
+            refusal = _checkpointing(str(error))
         if "FlexAttention" in str(error):
             refusal = _flex_attention(_running_in(error, objective) or "the model")
         if refusal is None:
@@ -132,6 +134,17 @@ def _flex_attention(where: str) -> InputError:
         "FlexAttention has no second derivative, and on the CPU none at all",
         where=where,
         what_to_do="write it with torch.nn.functional.scaled_dot_product_attention(..., attn_mask=mask)",
+    )
+
+
+def _checkpointing(text: str, where: str = "") -> InputError:
+    kind, way = "reentrant", "use checkpoint(..., use_reentrant=False)"
+    if "selective" in text:
+        kind, way = "selective", "leave out checkpoint's context_fn"
+    return InputError(
+        f"{kind} activation checkpointing has no second derivative",
+        where=where or "torch.utils.checkpoint",
+        what_to_do=f"{way}, switch checkpointing off, {BY_DIFFERENCES}",
     )
 
 
@@ -232,14 +245,7 @@ def _of_the_batch(error: RuntimeError, sample: Any) -> InputError | None:
 def _no_second_derivative(error: RuntimeError, seen: Trace) -> InputError | None:
     text = str(error)
     if "heckpoint" in text:
-        kind, way = "reentrant", "use checkpoint(..., use_reentrant=False)"
-        if "selective" in text:
-            kind, way = "selective", "leave out checkpoint's context_fn"
-        return InputError(
-            f"{kind} activation checkpointing has no second derivative",
-            where=", ".join(seen.without_grad[:4]) or "torch.utils.checkpoint",
-            what_to_do=f"{way}, switch checkpointing off, {BY_DIFFERENCES}",
-        )
+        return _checkpointing(text, ", ".join(seen.without_grad[:4]))
     if "modified by an inplace operation" in text:
         return InputError(
             "the model overwrites, in place, a tensor that its gradient needs",

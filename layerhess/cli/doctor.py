@@ -64,7 +64,7 @@ def surroundings() -> dict[str, Any]:
         "layerhess": layerhess.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: version_of(name) for name in NEEDED},
+        "versions": {name: version_of(name) for name in NEEDED} | {"torch": str(torch.__version__)},  # with its build
         "extras": {name: version_of(name) for name in EXTRAS},
         "torch_checked": {device.type: torch_version.is_checked(device.type) for device in tested_devices()},
         "torch_lacks": torch_version.missing(),

@@ -256,8 +256,7 @@ class RandomState:
     @classmethod
     def take(cls) -> RandomState:
         """As they are now."""
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        return cls(torch.get_rng_state(), cuda, np.random.get_state(), random.getstate())
+        return cls(torch.get_rng_state(), _cuda_states(), np.random.get_state(), random.getstate())
 
     def put_back(self) -> None:
         """Make them what they were."""
@@ -271,9 +270,13 @@ class RandomState:
 def random_states() -> Hashable:
     """All random states as one value: it differs before and after a random number was drawn."""
     legacy: Any = np.random.get_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    generators = [state.numpy().tobytes() for state in (torch.get_rng_state(), *cuda)]
+    generators = [state.numpy().tobytes() for state in (torch.get_rng_state(), *_cuda_states())]
     return (*generators, legacy[1].tobytes(), *legacy[2:], random.getstate())
+
+
+def _cuda_states() -> list[Tensor]:
+    """Of all GPUs, where one is in use: to ask whether there are any would load a library at every product."""
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
 
 
 def version_of(tensor: Tensor) -> int:

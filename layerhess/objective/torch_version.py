@@ -23,7 +23,8 @@ from torch.nn import functional
 OLDEST = "2.7"
 # Release -> the Pythons under which all tests passed, each with the wheels for Linux on x86-64, on its CPU.
 CHECKED: dict[str, tuple[str, ...]] = {
-    "2.13.0": ("3.11",),
+    "2.7.0": ("3.10",),
+    "2.13.0": ("3.10", "3.11", "3.13"),
 }
 REQUIREMENT = f"torch>={OLDEST},<={max(CHECKED, key=lambda name: tuple(map(int, name.split('.'))))}"
 CHECKED_ON = ("Linux", "x86_64", "cpu")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,14 +184,12 @@ def _digest(path: Path) -> str:
 
 
 def _as_os_error(error: safetensors.SafetensorError) -> Exception:
-    """An OSError where the library reports one, such as a full disk, only as text ("... (os error 28)")."""
-    _, found, after = str(error).partition("(os error ")
-    code = after.split(")")[0]
-    if not found or not code.isdigit():
+    """An OSError where the library reports one, such as a full disk, only as text."""
+    found = re.search(r"\(os error (\d+)\)|Os \{ code: (\d+)", str(error))  # the second is safetensors 0.4
+    if found is None:
         return error
-    return OSError(
-        int(code), os.strerror(int(code)), None, int(code)
-    )  # Windows, which counts otherwise, reads the last
+    code = int(found[1] or found[2])
+    return OSError(code, os.strerror(code), None, code)  # Windows, which counts otherwise, reads the last
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ MEANS: dict[str, tuple[nn.Module | None, Any, Any]] = {
     "a critic": (None, P, lambda o, t: o.mean()),
     "signed terms": (None, P, lambda o, t: ((o - t) * (t > 0.5).float().mul(2).sub(1)).mean()),
     "float32 inside": (None, Y, lambda o, t: F.cross_entropy(o.float(), t).to(o.dtype)),
-    "squeezed": (None, Y, lambda o, t: F.cross_entropy(o.squeeze(), t)),
+    "squeezed": (None, Y, lambda o, t: F.cross_entropy(o.squeeze(), t.squeeze())),
 }
 
 

@@ -170,7 +170,7 @@ class Attends(nn.Module):
         return made[0, 0]
 
 
-case("no derivative at all: FlexAttention on the CPU", "FlexAttention", "2 (Attends)", "scaled_dot_product_attention")(
+case("no derivative at all: FlexAttention on the CPU", "FlexAttention", "Where: 2 (", "scaled_dot_product_attention")(
     analysis(model=lambda: mlp(Attends()))
 )
 

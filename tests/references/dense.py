@@ -151,7 +151,7 @@ def products_by_differences(
             sides.append(gradient())
         rows.append((sides[0] - sides[1]) / (2 * step))
     move_to(home)
-    return torch.stack(rows).numpy()
+    return torch.stack(rows).detach().numpy()
 
 
 def groups_of(model: nn.Module, scheme: Any) -> Groups:

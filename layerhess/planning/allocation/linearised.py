@@ -110,9 +110,10 @@ def _solved(quadratic: Quadratic, time_limit: float) -> tuple[Choices | None, fl
         right.append(np.zeros(len(k) + len(p)))
         row, column = row + len(k) + len(p), column + block.size
     rows, columns, values = (np.concatenate([entry[i] for entry in entries]) for i in range(3))
+    at = (rows.astype(np.int32), columns.astype(np.int32))  # older SciPys give HiGHS no larger integers
     cost, equal = np.concatenate(costs), np.concatenate(right)
     unit = (float(np.max(costs[0], initial=0.0)) + sum(float(part.max()) for part in costs[1:]) or 1.0) / UNITS
-    constraints = [LinearConstraint(coo_array((values, (rows, columns)), shape=(row, column)).tocsr(), equal, equal)]
+    constraints = [LinearConstraint(coo_array((values, at), shape=(row, column)).tocsr(), equal, equal)]
     limited = np.flatnonzero(np.isfinite(groups.room))
     if len(limited):
         uses = groups.uses[:, at_group, at_option][limited]
