@@ -92,12 +92,14 @@ test-wheel:
 	$(EMPTY)/bin/python tests/as_installed.py README.md
 
 # Models that nobody here wrote (atlas/). The truths are in the repository; truths-real makes those that are of other
-# weights, data or versions (an hour or two). What test-real finds is in atlas/results, and atlas writes the page of it.
+# weights, data or versions (an hour or two). Each model has a process of its own; what test-real finds is in atlas/results,
+# and atlas writes the page of it.
 truths-real: $(REAL)/.models
 	OMP_NUM_THREADS=$(JOBS) $(REAL)/bin/python -W ignore -m atlas.truth $(ARGS)
 
 test-real: $(REAL)/.models
-	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(REAL)/bin/python -m pytest -n $(JOBS) --dist loadgroup --durations=6 $(ARGS) atlas
+	$(REAL)/bin/python -c 'from atlas.catalogue import ENTRIES; print(*ENTRIES, sep="\n")' | \
+		OMP_NUM_THREADS=1 MPLBACKEND=Agg xargs -P $(JOBS) -I{} $(REAL)/bin/python -m pytest -q --durations=1 $(ARGS) -k {} atlas
 
 atlas: $(REAL)/.models
 	MPLBACKEND=Agg $(REAL)/bin/python -m atlas

@@ -84,14 +84,10 @@ def crystals(task: str, dtype: torch.dtype) -> Subject:
     with contextlib.redirect_stdout(io.StringIO()):
         model, earlier = (code.CHGNet.load(model_name=n, use_device="cpu", verbose=False) for n in ("0.3.0", "0.2.0"))
     graphs = [model.graph_converter(crystal) for crystal in structures()]
-    told = earlier(graphs, task=task)
-    targets = {key: [part.detach().to(dtype) for part in told[key]] for key in task}
-    model = model.to(dtype).eval()
-    if dtype == torch.float64:  # the package makes the composition's features in float32, whatever the model is in
-        model.composition_model.fc.register_forward_pre_hook(lambda module, inputs: inputs[0].to(dtype))
-        for module in model.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.__class__ = PlainLayerNorm
+    # Rounded far above float64's digits, so that every processor has the same.
+    told = _in_dtype(earlier, torch.float64)([cast(graph, torch.float64) for graph in graphs], task=task)
+    targets = {key: [part.detach().mul(1e5).round().div(1e5).float().to(dtype) for part in told[key]] for key in task}
+    model = _in_dtype(model, dtype)
     return Subject(
         model=model,
         batches=[([cast(graph, dtype) for graph in graphs], targets)],
@@ -102,6 +98,16 @@ def crystals(task: str, dtype: torch.dtype) -> Subject:
         checked=CHECKED,
         packages=("chgnet", "pymatgen"),
     )
+
+
+def _in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model in eval mode, whole in this dtype."""
+    if dtype == torch.float64:  # the package makes the composition's features in float32, whatever the model is in
+        model.composition_model.fc.register_forward_pre_hook(lambda module, inputs: inputs[0].to(dtype))
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.__class__ = PlainLayerNorm
+    return model.to(dtype).eval()
 
 
 def cast(graph: Any, dtype: torch.dtype) -> Any:

@@ -22,6 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 EVERY, EXAMINED = "every-block", "examined"  # folders of the two analyses
 FIGURES = "figures.json"
 FULL = "(full)"
+MEMORY = "4GiB"  # two subjects are measured side by side, in 12 GB
 
 
 def measure(name: str, folder: Path | None = None) -> dict[str, Any]:
@@ -35,11 +36,11 @@ def measure(name: str, folder: Path | None = None) -> dict[str, Any]:
     before = state(subject.model)
     objective = lh.Objective(subject.model, subject.batches, subject.criterion or lh.batch_loss(subject.total))
     began, busy = time.perf_counter(), time.process_time()
-    every = lh.analyze(objective, blocks=subject.blocks, full=False)
+    every = lh.analyze(objective, blocks=subject.blocks, full=False, memory=MEMORY)
     members = subject.members()
     chosen: Any = {block: list(members[block]) for block in subject.examined}
     density = lh.Density(probes=4, steps=15)
-    examined = lh.analyze(objective, blocks=chosen, bottom=1, trace=lh.Trace(rel=0.05), density=density)
+    examined = lh.analyze(objective, blocks=chosen, bottom=1, trace=lh.Trace(rel=0.05), density=density, memory=MEMORY)
     found = {
         "fingerprint": fingerprint(subject),
         "versions": versions(subject) | {"layerhess": lh.__version__},

@@ -10,7 +10,7 @@ import pytest
 from atlas import catalogue, truth
 from atlas.measurement import EVERY, EXAMINED, FULL, RESULTS, load, measure
 
-anew = functools.cache(measure)  # one group of tests a subject: each is measured once
+anew = functools.cache(measure)
 
 
 @pytest.fixture
@@ -20,9 +20,7 @@ def found(name: str, request: pytest.FixtureRequest) -> dict[str, Any]:
     return kept or anew(name)
 
 
-subjects = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in catalogue.ENTRIES]
-)
+subjects = pytest.mark.parametrize("name", catalogue.ENTRIES)
 
 
 @subjects

@@ -97,6 +97,35 @@ def test_many_kinks_beside_the_weights_are_no_fault(seed: int) -> None:
     assert "3.weight" in found[1.01].tensors
 
 
+class _Waves(nn.Module):
+    """A loss that is stiff and smooth: its slope is another at a step of a wave's length."""
+
+    def __init__(self, frequency: float) -> None:
+        super().__init__()
+        self.frequency = frequency
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.frequency * x).sin()
+
+
+@pytest.mark.parametrize(("dtype", "frequency"), [*((torch.float32, f) for f in (2e3, 1e4, 1e5)), (torch.float64, 1e5)])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_stiff_loss_is_no_fault(dtype: torch.dtype, frequency: float, seed: int) -> None:
+    """Differences at two of the larger steps may agree by chance, far from the slope."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(_Steep(8, 16), _Waves(frequency), nn.Linear(16, 3)).to(dtype)
+    data = torch.randn(16, 8, dtype=dtype), torch.randint(3, (16,))
+    refused = {}
+    for scale in (1.0, 1.05):
+        model[0].scale = scale
+        objective = lh.Objective(model, data, CE)
+        with objective.session():
+            checked = objective.narrowed(list(objective.batches()))
+            refused[scale] = GradientCheck(checked, list(checked.parameters), 0, Counters()).disagreement().tensors
+    assert not refused[1.0]
+    assert refused[1.05]
+
+
 @kinked_or_smooth
 def test_a_loss_whose_gradient_is_right_here_but_not_its_derivative(act: Callable[[Tensor], Tensor]) -> None:
     """The divergence from one's own detached output is 0 everywhere, with gradient 0; its Hessian is not Fisher's."""
