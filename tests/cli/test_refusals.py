@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ import fabricated
 import layerhess as lh
 from commands import Capture, quick_report, refusal, workplace, zero_weights
 from layerhess.cli import main
+from layerhess.cli.factory import EXTRAS
 from layerhess.cli.user_frames import describe
 from layerhess.errors import InputError, add_note, notes_of
 from layerhess.results import store
+
+PROJECT = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -91,8 +95,8 @@ def test_a_pickled_checkpoint_is_refused_unopened(here: Path, capsys: Capture) -
         ("package/:make", ["is a folder"]),
         ("syntax.py:make", ["SyntaxError", "def make(:", "syntax.py:3"]),
         ("syntax:make", ["SyntaxError", "syntax.py:3"]),
-        ("imports.py:make", ["No module named 'no_such_package'", "imports.py:2"]),
-        ("imports:make", ["No module named 'no_such_package'", "imports.py:2"]),
+        ("imports.py:make", ["needs no_such_package, which is not installed", "imports.py:2"]),
+        ("imports:make", ["needs no_such_package, which is not installed", "imports.py:2"]),
         ("fails.py:make", ["ZeroDivisionError", "fails.py:2"]),
         ("mine:raises", ["IndexError: list index out of range", "in raises", "mine.py:"]),
         ("mine:leaves", ["ended the process", "__main__"]),
@@ -112,6 +116,18 @@ def test_a_factory_that_cannot_be_used(here: Path, capsys: Capture, target: str,
     line = refusal(capsys, "analyze", target)
     for match in matches:
         assert match.lower() in line.lower()
+
+
+@pytest.mark.parametrize(("package", "extra"), EXTRAS.items())
+def test_the_extra_that_brings_a_missing_package_is_named(
+    here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, package: str, extra: str
+) -> None:
+    (here / "asks.py").write_text(f"def make():\n    import {package}\n")
+    monkeypatch.setitem(sys.modules, package, None)
+    line = refusal(capsys, "analyze", "asks.py:make")
+    assert f"needs {package}, which is not installed" in line and f"pip install 'layerhess[{extra}]'" in line
+    assert "asks.py:2, in make" in line
+    assert re.search(rf"^{extra} = .*\b{package.replace('sklearn', 'scikit-learn')}\b", PROJECT, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
