@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 EVERY, EXAMINED = "every-block", "examined"  # folders of the two analyses
 FIGURES = "figures.json"
 FULL = "(full)"
-MEMORY = "4GiB"  # two subjects are measured side by side, in 12 GB
+MEMORY = "6GiB"  # two are measured side by side, in 12 GB together: none takes all of its own
 
 
 def measure(name: str, folder: Path | None = None) -> dict[str, Any]:

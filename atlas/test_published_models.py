@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import pytest
@@ -10,17 +9,15 @@ import pytest
 from atlas import catalogue, truth
 from atlas.measurement import EVERY, EXAMINED, FULL, RESULTS, load, measure
 
-anew = functools.cache(measure)
 
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def found(name: str, request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What layerhess found of a subject."""
+    """What layerhess found of a subject, once for all tests."""
     kept = load(name) if request.config.getoption("kept") else None
-    return kept or anew(name)
+    return kept or measure(name)
 
 
-subjects = pytest.mark.parametrize("name", catalogue.ENTRIES)
+subjects = pytest.mark.parametrize("name", catalogue.ENTRIES, scope="module")
 
 
 @subjects

@@ -11,16 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import layerhess as lh
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.factors import factor_graph
 from layerhess.curvature.factors.mixed_graph import MixedGraphs
 from layerhess.curvature.hessian_graph import HessianGraph
-from layerhess.curvature.same_data import loss_tolerance
+from layerhess.curvature.same_data import loss_tolerance, refuse_changed
 from layerhess.curvature.totals import Totals, add_up
 from layerhess.errors import CheckError, InputError
 from layerhess.objective.blocks import make_block
 from unused_parameter import CE, SIZES, block_of, data, dense, objective, places
+from witness import untouched
 
 # -- totals ------------------------------------------------------------------------------------------------------------
 
@@ -211,6 +213,31 @@ def test_another_pass_must_have_the_same_data(second: Any, error: Any, words: st
     empty = objective(batches=[(torch.zeros(0, 3).double(), torch.zeros(0).long())])
     with empty.session(), pytest.raises(InputError, match="the data is empty"):
         DataPass(empty, ["b.bias"], Counters()).run(asked)
+
+
+class Cancels(nn.Module):
+    """A small difference of large sums, as a force is: its last digits are of no worth."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.large, self.size = nn.Linear(4, 3), nn.Parameter(torch.full((3,), size)), size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.inner(x) + self.large) - self.size
+
+
+@pytest.mark.parametrize("change", [2e-5, 1e-4])
+def test_a_change_that_last_digits_explain_is_none(change: float) -> None:
+    x, y = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
+    for size, factor, accepted in ((0.0, 1.0, False), (1e3, 1.0, True), (1e3, 100.0, False)):
+        made = lh.Objective(Cancels(size), [(x, y)], nn.CrossEntropyLoss())
+        with made.session(), untouched(made.model):
+            if accepted:
+                refuse_changed(made, (1.0 + factor * change, 8.0), (1.0, 8.0))
+            else:
+                with pytest.raises(CheckError, match="changes from pass to pass"):
+                    refuse_changed(made, (1.0 + factor * change, 8.0), (1.0, 8.0))
 
 
 def test_how_much_a_loss_may_change() -> None:
