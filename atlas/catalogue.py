@@ -39,11 +39,11 @@ ENTRIES = {
     ),
     "chgnet-energies": Entry(
         "crystals", "energies", "CHGNet 0.3.0, energies", CRYSTALS,
-        "squared differences from the energies per atom of CHGNet 0.2.0",
+        "squared differences from the energies per atom of CHGNet 0.2.0, to five decimals",
     ),
     "chgnet-forces": Entry(
         "crystals", "forces", "CHGNet 0.3.0, energies, forces and stress", CRYSTALS,
-        "squared differences from CHGNet 0.2.0: energies + forces + 0.1 stress (GPa)",
+        "squared differences from CHGNet 0.2.0, to five decimals: energies + forces + 0.1 stress (GPa)",
     ),
 }  # fmt: skip
 

@@ -65,6 +65,7 @@ def raises():
     numbers = [1]
     return numbers[3]
 
+def unset(): raise ModuleNotFoundError("set FOO first")
 def nothing(): pass
 def wants(argument): return argument
 def leaves(): sys.exit(4)

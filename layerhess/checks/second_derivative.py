@@ -119,11 +119,12 @@ def named_operations(objective: Objective) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        refusal = _in_some_batch(error, objective)
         if "selective activation checkpoint" in str(error):  # some torches notice it at the second product only
-            refusal = _checkpointing(str(error))
-        if "FlexAttention" in str(error):
+            refusal: InputError | None = _checkpointing(str(error))
+        elif "FlexAttention" in str(error):
             refusal = _flex_attention(_running_in(error, objective) or "the model")
+        else:
+            refusal = _in_some_batch(error, objective)
         if refusal is None:
             raise
         raise refusal from error

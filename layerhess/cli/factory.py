@@ -206,12 +206,14 @@ def _blamed(error: BaseException, doing: str) -> BaseException:
             where=innermost(error),
             what_to_do="keep scripts' main code under: if __name__ == '__main__':",
         )
-    if isinstance(error, ModuleNotFoundError) and str(error.name).isidentifier():
-        extra = EXTRAS.get(str(error.name))
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.isidentifier():
+        extra = EXTRAS.get(error.name)
         return UserCodeError(
             f"{doing} needs {error.name}, which is not installed",
             where=innermost(error),
-            what_to_do=f"pip install 'layerhess[{extra}]'" if extra else f"install what has it, for {sys.executable}",
+            what_to_do=f"pip install 'layerhess[{extra}]'"
+            if extra
+            else f"install what has it, for {sys.executable}, or correct the name",
         )
     return UserCodeError(
         f"{doing} raised {describe(error)}",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
 from layerhess.curvature.double_backward.mode import Rewritten
+from layerhess.curvature.totals import Totals, add_up
 from layerhess.errors import CheckError, InputError
 from layerhess.objective.objective import Objective
 from layerhess.objective.perturbation import perturbed_copy
@@ -14,6 +16,7 @@ from layerhess.objective.snapshot import preserved_random_state
 
 LAST_DIGITS = 10.0  # a loss may change by so many times what all last digits change it by
 EXPLAINED = 1e-3  # relative; a larger change is none of rounding
+COPIES = 3  # of the model, one after the other
 
 
 def refuse_changed(objective: Objective, now: tuple[float, float], expected: tuple[float, float]) -> None:
@@ -26,8 +29,10 @@ def refuse_changed(objective: Objective, now: tuple[float, float], expected: tup
     (loss_sum, count), (known_sum, known_count) = now, expected
     if abs(count - known_count) > 1e-9 * abs(count):
         raise changed(f"its count is {count:g} where it was {known_count:g}")
-    off = abs(loss_sum - known_sum) / max(abs(loss_sum), abs(known_sum), 1e-300)
-    if not off <= loss_tolerance(objective.dtype) and not off <= min(EXPLAINED, LAST_DIGITS * _rounding(objective)):
+    size = max(abs(loss_sum), abs(known_sum))
+    off = abs(loss_sum - known_sum)
+    explained = off <= loss_tolerance(objective.dtype) * size
+    if not explained and not (off <= EXPLAINED * size and off <= LAST_DIGITS * _rounding(objective)):
         modules = ", ".join(objective.random_modules[:4])
         raise CheckError(
             f"the loss over the whole data changes from pass to pass ({known_sum / count:.9g}, then "
@@ -40,20 +45,28 @@ def refuse_changed(objective: Objective, now: tuple[float, float], expected: tup
 
 
 def _rounding(objective: Objective) -> float:
-    """By how much the first batch's loss changes with all last digits, relative; 0 where that cannot be told.
+    """By how much the loss's sum over the data changes with all last digits; 0 where that cannot be told.
 
-    A loss on forces amplifies them, and where a sum begins in memory is enough for other ones.
+    A loss on forces amplifies them, so that two ways to compute it, which differ in those, give two numbers.
     """
+
+    def share(batch: Any, totals: Totals) -> None:
+        own = _loss(objective, batch)
+        if own != _loss(objective, batch):
+            raise ArithmeticError("it draws random numbers")
+        for seed in range(COPIES):
+            copy = perturbed_copy(objective, [batch], objective.dtype, seed)
+            totals.add(seed, _loss(copy, copy.data[0]) - own)
+
     if objective.random_modules:
         return 0.0
     try:
         with preserved_random_state():
-            batch = next(iter(objective.batches()))
-            copies = [perturbed_copy(objective, [batch], objective.dtype, seed) for seed in range(3)]
-            own = _loss(objective, batch)
-            return max(abs(_loss(copy, copy.data[0]) - own) for copy in copies) / abs(own)
-    except Exception:  # data that ends, a model that cannot be copied
+            totals = add_up(objective.batches(), share, group=objective.group)
+    except Exception:  # also of data that ends, and of a model that cannot be copied
         return 0.0
+    moved = [abs(float(totals.total(seed))) for seed in range(COPIES)]
+    return max(moved) if all(map(math.isfinite, moved)) else 0.0
 
 
 def _loss(objective: Objective, batch: Any) -> float:

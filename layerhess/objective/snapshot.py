@@ -263,6 +263,9 @@ class RandomState:
         torch.set_rng_state(self.cpu)
         if self.cuda:
             torch.cuda.set_rng_state_all(self.cuda)
+        elif torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # only since then: as they began
+            for generator in torch.cuda.default_generators:
+                generator.manual_seed(generator.initial_seed())
         np.random.set_state(self.numpy)
         random.setstate(self.python)
 

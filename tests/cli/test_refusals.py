@@ -98,6 +98,7 @@ def test_a_pickled_checkpoint_is_refused_unopened(here: Path, capsys: Capture) -
         ("imports.py:make", ["needs no_such_package, which is not installed", "imports.py:2"]),
         ("imports:make", ["needs no_such_package, which is not installed", "imports.py:2"]),
         ("fails.py:make", ["ZeroDivisionError", "fails.py:2"]),
+        ("mine:unset", ["ModuleNotFoundError: set FOO first", "in unset"]),
         ("mine:raises", ["IndexError: list index out of range", "in raises", "mine.py:"]),
         ("mine:leaves", ["ended the process", "__main__"]),
         ("mine:nothing", ["returned None", "is a return missing"]),

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import layerhess as lh
 from delicate import BATCHES, a_batch, delicate
+from layerhess.objective.snapshot import RandomState
 from witness import bits, random_states, record, untouched
 
 # -- after success -----------------------------------------------------------------------------------------------------
@@ -153,6 +154,16 @@ class Drawing:
             np.random.rand()
             random.random()
             yield batch
+
+
+def test_gpus_that_begin_meanwhile_are_as_they_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.Generator().manual_seed(7)  # stands for one
+    monkeypatch.setattr(torch.cuda, "default_generators", (gpu,))
+    fresh, state = gpu.get_state(), RandomState.take()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    torch.rand(3, generator=gpu)
+    state.put_back()
+    assert torch.equal(gpu.get_state(), fresh)
 
 
 @pytest.mark.parametrize(

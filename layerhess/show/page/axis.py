@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 MOST_DECADES = 9  # an axis is no longer than that; what is smaller lies at its left end
 MOST_LABELS = 7
+LETTER = 2.7  # width of one, in per cent of the narrowest column
 MARGIN = 0.04  # of the width, left free at both ends
 
 
@@ -30,6 +31,8 @@ class LogAxis:
     [(4, '0.01'), (50, '0.1'), (96, '1')]
     >>> [tick.label for tick in LogAxis.over([0.3, 6.0]).ticks()]
     ['0.5', '1', '2', '5']
+    >>> [tick.label for tick in LogAxis.over([20.0, 6000.0]).ticks()]
+    ['20', '50', '100', '200', '', '1,000', '', '5,000']
     """
 
     low: float
@@ -62,8 +65,17 @@ class LogAxis:
         if len(powers) < 3:  # else there would be hardly a number to read a place by
             between = [(k, m) for k in range(powers.start - 1, powers.stop) for m in (1, 2, 5)]
             shown = [(k, m) for k, m in between if self.low * (1 - 1e-9) <= m * 10.0**k <= self.high * (1 + 1e-9)]
-            return [Tick(self.at(m * 10.0**k), times_power_of_ten(m, k)) for k, m in shown]
+            return _apart([Tick(self.at(m * 10.0**k), times_power_of_ten(m, k)) for k, m in shown])
         return [Tick(self.at(10.0**k), power_of_ten(k) if k in labelled else "") for k in powers]
+
+
+def _apart(ticks: list[Tick]) -> list[Tick]:
+    """Those labels that do not run into each other in a narrow column, powers of ten first; all lines stay."""
+    kept: list[Tick] = []
+    for tick in sorted(ticks, key=lambda tick: "1" not in tick.label):
+        if all(abs(tick.at - other.at) > LETTER * (len(tick.label) + len(other.label) + 1) / 2 for other in kept):
+            kept.append(tick)
+    return [tick if tick in kept else Tick(tick.at, "") for tick in ticks]
 
 
 def times_power_of_ten(digit: int, exponent: int) -> str:
