@@ -36,6 +36,7 @@ def crepe(size: str, dtype: torch.dtype) -> Subject:
         examined=("conv1", "conv2", "conv4", "conv6", "classifier"),
         checked=LAYERS,
         packages=("torchcrepe",),
+        memory="6GiB",
     )
 
 

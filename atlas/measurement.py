@@ -22,7 +22,6 @@ RESULTS = Path(__file__).parent / "results"
 EVERY, EXAMINED = "every-block", "examined"  # folders of the two analyses
 FIGURES = "figures.json"
 FULL = "(full)"
-MEMORY = "6GiB"  # two are measured side by side, in 12 GB together: none takes all of its own
 
 
 def measure(name: str, folder: Path | None = None) -> dict[str, Any]:
@@ -33,14 +32,14 @@ def measure(name: str, folder: Path | None = None) -> dict[str, Any]:
     """
     subject = made(name)
     folder = (folder or RESULTS) / name
-    before = state(subject.model)
+    before, memory = state(subject.model), subject.memory
     objective = lh.Objective(subject.model, subject.batches, subject.criterion or lh.batch_loss(subject.total))
     began, busy = time.perf_counter(), time.process_time()
-    every = lh.analyze(objective, blocks=subject.blocks, full=False, memory=MEMORY)
+    every = lh.analyze(objective, blocks=subject.blocks, full=False, memory=memory)
     members = subject.members()
     chosen: Any = {block: list(members[block]) for block in subject.examined}
     density = lh.Density(probes=4, steps=15)
-    examined = lh.analyze(objective, blocks=chosen, bottom=1, trace=lh.Trace(rel=0.05), density=density, memory=MEMORY)
+    examined = lh.analyze(objective, blocks=chosen, bottom=1, trace=lh.Trace(rel=0.05), density=density, memory=memory)
     found = {
         "fingerprint": fingerprint(subject),
         "versions": versions(subject) | {"layerhess": lh.__version__},

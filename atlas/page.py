@@ -9,9 +9,11 @@ from typing import Any
 
 from layerhess.linalg.numbers import count, number, with_bound
 
+from .measurement import EVERY, EXAMINED
 from .sentences import sentences
 
 FULL = "(full)"
+REPORTS = "atlas"  # a folder beside the page
 HEAD = """\
 # Atlas: the curvature of published models
 
@@ -51,6 +53,11 @@ def text(atlas: dict[str, Any]) -> str:
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
+def report(name: str, kind: str) -> str:
+    """Path of a report from the page."""
+    return f"{REPORTS}/{name}-{kind}.html"
+
+
 def table(atlas: dict[str, Any]) -> str:
     """The CSV: a row for each block of each subject, and one for its full model."""
     stream = io.StringIO()
@@ -88,8 +95,8 @@ def _about(name: str, found: dict[str, Any]) -> str:
     seconds = found.get("processor seconds", 0.0)
     return (
         f"Data: {found['data']}. Loss: {found['loss in words']}. Blocks: {blocks}. Versions: {versions}. Both analyses "
-        f"took {number(seconds, 2)} s of a processor; their reports are in `atlas/results/{name}/` after "
-        "`make test-real`."
+        f"took {number(seconds, 2)} s of a processor. Reports: [every block]({report(name, EVERY)}), "
+        f"[the full model and five blocks]({report(name, EXAMINED)})."
     )
 
 

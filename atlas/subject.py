@@ -21,7 +21,8 @@ class Subject:
         criterion: the same loss as a criterion on (output, target); None: ``total`` is what the analysis gets.
         blocks: "module" or "parameter": what the blocks are. examined: the five of which both ends, trace and density
             are measured. checked: the ten whose largest eigenvalue is held against the truth.
-        packages: distributions that the weights, the code and the data come from.
+        packages: distributions that the weights, the code and the data come from. memory: a budget; two subjects are
+            measured side by side, in 12 GB.
     """
 
     model: nn.Module
@@ -32,6 +33,7 @@ class Subject:
     examined: tuple[str, ...]
     checked: tuple[str, ...]
     packages: tuple[str, ...]
+    memory: str | None = None
 
     def members(self) -> dict[str, dict[str, nn.Parameter]]:
         """Block -> its trainable parameters by name, in the model's order; a module's own, without its children's."""
