@@ -95,7 +95,7 @@ def _about(name: str, found: dict[str, Any]) -> str:
     seconds = found.get("processor seconds", 0.0)
     return (
         f"Data: {found['data']}. Loss: {found['loss in words']}. Blocks: {blocks}. Versions: {versions}. Both analyses "
-        f"took {number(seconds, 2)} s of a processor. Reports: [every block]({report(name, EVERY)}), "
+        f"took {seconds:.0f} s of a processor. Reports: [every block]({report(name, EVERY)}), "
         f"[the full model and five blocks]({report(name, EXAMINED)})."
     )
 
