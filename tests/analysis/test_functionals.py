@@ -191,7 +191,8 @@ def test_a_residual_networks_licensed_blocks_have_their_complete_spectras_number
     objective = lh.Objective(problem.model, problem.batches[0], problem.loss)
     asked = {"blocks": "weight", "full": False}
     complete = lh.analyze(objective, path="gram", **asked)
-    found = lh.analyze(objective, density=True, **asked)
+    # With the usual 10 random vectors a standard error is up to 5 %, and 4 of 66 figures are off by 5 to 8 %.
+    found = lh.analyze(objective, density=lh.Density(probes=40), **asked)
     licensed = [name for name, s in complete.blocks.items() if s.spectrum is not None and "factors" in s.path]
     assert len(licensed) >= 20
     for name in licensed:
