@@ -19,11 +19,10 @@ from layerhess.errors import InputError
 from layerhess.objective import batches
 from layerhess.objective.evaluation import differentiates
 from layerhess.objective.objective import Objective
-from layerhess.objective.perturbation import perturbed
+from layerhess.objective.perturbation import LAST_DIGITS, perturbed
 from layerhess.objective.snapshot import moved, preserved_random_state, random_states
 from layerhess.results.record import Check
 
-LAST_DIGITS = 10.0  # two forms of a loss may differ by so many times what it changes by with the weights' last digits
 FEW = 4  # examples of a batch that batch_size cuts into single ones
 
 

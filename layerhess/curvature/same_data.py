@@ -11,10 +11,9 @@ from layerhess.curvature.double_backward.mode import Rewritten
 from layerhess.curvature.totals import Totals, add_up
 from layerhess.errors import CheckError, InputError
 from layerhess.objective.objective import Objective
-from layerhess.objective.perturbation import perturbed_copy
+from layerhess.objective.perturbation import LAST_DIGITS, perturbed_copy
 from layerhess.objective.snapshot import preserved_random_state
 
-LAST_DIGITS = 10.0  # a loss may change by so many times what all last digits change it by
 EXPLAINED = 1e-3  # relative; a larger change is none of rounding
 COPIES = 3  # of the model, one after the other
 
@@ -31,8 +30,8 @@ def refuse_changed(objective: Objective, now: tuple[float, float], expected: tup
         raise changed(f"its count is {count:g} where it was {known_count:g}")
     size = max(abs(loss_sum), abs(known_sum))
     off = abs(loss_sum - known_sum)
-    explained = off <= loss_tolerance(objective.dtype) * size
-    if not explained and not (off <= EXPLAINED * size and off <= LAST_DIGITS * _rounding(objective)):
+    summed = off <= loss_tolerance(objective.dtype) * size
+    if not (summed or (off <= EXPLAINED * size and off <= LAST_DIGITS * _rounding(objective))):
         modules = ", ".join(objective.random_modules[:4])
         raise CheckError(
             f"the loss over the whole data changes from pass to pass ({known_sum / count:.9g}, then "

@@ -18,6 +18,8 @@ from layerhess.objective.objective import Objective
 from layerhess.objective.parameters import copied, trainable
 from layerhess.objective.snapshot import kept_values
 
+LAST_DIGITS = 10.0  # two evaluations of a loss may differ by so many times what it changes by with all last digits
+
 
 def perturb(tensors: Iterable[Tensor], dtype: torch.dtype, seed: int = 0) -> None:
     """Multiply half of every tensor's entries by 1 + eps, the others by 1 - eps, in place.
