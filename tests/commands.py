@@ -72,6 +72,11 @@ def leaves(): sys.exit(4)
 def model_only(): return torch.nn.Linear(2, 2)
 value = 3
 
+def lazy_loss():
+    def criterion(output, target):
+        import no_such_package
+    return lh.Objective(torch.nn.Linear(3, 2), data(), criterion)
+
 def bad_loss():
     def criterion(output, target):
         raise ValueError("this loss fails")

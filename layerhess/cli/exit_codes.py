@@ -19,7 +19,7 @@ import torch
 
 import layerhess
 from layerhess.cli.lines import fitted, shortened, width_of
-from layerhess.cli.user_frames import describe, innermost, is_users
+from layerhess.cli.user_frames import describe, innermost, is_users, raised
 from layerhess.errors import InputError, LayerhessError, notes_of
 from layerhess.objective.interrupts import STOPS, Terminated, terminable
 
@@ -59,11 +59,7 @@ def ended(command: Callable[[], int], *, show_traceback: bool = False) -> int:
         return DONE
     except Exception as error:
         if is_users(error):
-            refusal = InputError(
-                f"the model, the loss or the data raised {describe(error)}",
-                where=innermost(error),
-                what_to_do="correct it there; --traceback shows the whole traceback",
-            )
+            refusal = raised(error, "the model, the loss or the data")
             _say_error(refusal, error if show_traceback else None)
             return UNUSABLE
         log = _write_log(error)

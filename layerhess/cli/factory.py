@@ -13,16 +13,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from layerhess.cli.user_frames import describe, innermost
+from layerhess.cli.user_frames import innermost, raised
 from layerhess.errors import InputError, LayerhessError
 from layerhess.objective.interrupts import STOPS
 from layerhess.objective.objective import Objective
 
-# Module that a user's file may import -> the extra that brings it.
-EXTRAS = {
-    "accelerate": "transformers", "lightning": "lightning", "pandas": "pandas", "sklearn": "demo",
-    "tensorboard": "tensorboard", "torchao": "torchao", "transformers": "transformers",
-}  # fmt: skip
 FORMS = "package.module:factory or path/to/file.py:factory"
 
 
@@ -206,20 +201,7 @@ def _blamed(error: BaseException, doing: str) -> BaseException:
             where=innermost(error),
             what_to_do="keep scripts' main code under: if __name__ == '__main__':",
         )
-    if isinstance(error, ModuleNotFoundError) and error.name and error.name.isidentifier():
-        extra = EXTRAS.get(error.name)
-        return UserCodeError(
-            f"{doing} needs {error.name}, which is not installed",
-            where=innermost(error),
-            what_to_do=f"pip install 'layerhess[{extra}]'"
-            if extra
-            else f"install what has it, for {sys.executable}, or correct the name",
-        )
-    return UserCodeError(
-        f"{doing} raised {describe(error)}",
-        where=innermost(error),
-        what_to_do="correct it there; --traceback shows the whole traceback",
-    )
+    return raised(error, doing, UserCodeError)
 
 
 def _definition(function: Callable[..., Any]) -> str:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import sysconfig
 import traceback
 from functools import cache
 from pathlib import Path
 
 import layerhess
-from layerhess.errors import notes_of
+from layerhess.errors import InputError, notes_of
 
+# Module that a user's file may import -> the extra that brings it.
+EXTRAS = {
+    "accelerate": "transformers", "lightning": "lightning", "pandas": "pandas", "sklearn": "demo",
+    "tensorboard": "tensorboard", "torchao": "torchao", "transformers": "transformers",
+}  # fmt: skip
 OURS = str(Path(layerhess.__file__).parent)
 
 
@@ -23,6 +29,20 @@ def describe(error: BaseException) -> str:
         lines = [lines[0], lines[-1]]
     lines += [f"({note.rstrip('.')})" for note in notes_of(error)]
     return f"{type(error).__name__}: {' '.join(lines)}" if lines else type(error).__name__
+
+
+def raised(error: BaseException, doing: str, kind: type[InputError] = InputError) -> InputError:
+    """The sentence for an exception of the user's code; ``doing`` begins it."""
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.isidentifier():
+        extra = EXTRAS.get(error.name)
+        message = f"{doing} needs {error.name}, which is not installed"
+        advice = f"install what has it, for {sys.executable}, or correct the name"
+        if extra:
+            advice = f"pip install 'layerhess[{extra}]'"
+    else:
+        message = f"{doing} raised {describe(error)}"
+        advice = "correct it there; --traceback shows the whole traceback"
+    return kind(message, where=innermost(error), what_to_do=advice)
 
 
 def innermost(error: BaseException) -> str:

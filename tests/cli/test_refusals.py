@@ -16,8 +16,7 @@ import fabricated
 import layerhess as lh
 from commands import Capture, quick_report, refusal, workplace, zero_weights
 from layerhess.cli import main
-from layerhess.cli.factory import EXTRAS
-from layerhess.cli.user_frames import describe
+from layerhess.cli.user_frames import EXTRAS, describe
 from layerhess.errors import InputError, add_note, notes_of
 from layerhess.results import store
 
@@ -108,6 +107,7 @@ def test_a_pickled_checkpoint_is_refused_unopened(here: Path, capsys: Capture) -
         ("mine:refused_input", ["empty"]),
         ("mine:loss_leaves", ["ended the process (sys.exit(0))", "in criterion", "mine.py:"]),
         ("mine:bad_loss", ["this loss fails", "in criterion", "mine.py:"]),
+        ("mine:lazy_loss", ["the model, the loss or the data needs no_such_package, which is not installed"]),
         ("mine:bad_data", ["row 17"]),
         ("mine:bad_shapes", ["shapes cannot be multiplied", "torch/nn/modules/linear.py"]),
         ("mine:dropout", ["dropout", "eval"]),
