@@ -122,8 +122,7 @@ def test_a_stiff_loss_is_no_fault(dtype: torch.dtype, frequency: float, seed: in
         with objective.session():
             checked = objective.narrowed(list(objective.batches()))
             refused[scale] = GradientCheck(checked, list(checked.parameters), 0, Counters()).disagreement().tensors
-    assert not refused[1.0]
-    assert refused[1.05]
+    assert refused[1.05] and not refused[1.0]
 
 
 @kinked_or_smooth

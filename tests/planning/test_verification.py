@@ -27,11 +27,12 @@ PLAN = replace(uniform(5), name="plan", mean_bits=3.4, size_bytes=340.0)
 
 def test_the_reference_is_the_largest_uniform_plan_that_fits_or_the_nearest() -> None:
     baselines = {one.name: one for one in (uniform(2), uniform(3), uniform(4, fits=False))}
-    assert reference({**baselines, "hawq_v2": uniform(8)}, PLAN).name == "uniform w3"
-    assert reference(baselines, PLAN, smallest=True).name == "uniform w2"
-    assert reference({"uniform w3": uniform(3, failed="NaN"), "uniform w2": uniform(2)}, PLAN).name == "uniform w2"
+    assert reference({**baselines, "hawq_v2": uniform(8)}, PLAN) is baselines["uniform w3"]
+    assert reference(baselines, PLAN, smallest=True) is baselines["uniform w2"]
+    failed = {"uniform w3": uniform(3, failed="NaN"), "uniform w2": uniform(2)}
+    assert reference(failed, PLAN) is failed["uniform w2"]
     none = {one.name: one for one in (uniform(2, fits=False), uniform(4, fits=False))}
-    assert reference(none, PLAN).name == "uniform w4"
+    assert reference(none, PLAN) is none["uniform w4"]
     assert reference({"hawq_v2": uniform(3)}, PLAN) is None
 
 
