@@ -98,7 +98,7 @@ truths-real: $(REAL)/.models
 	OMP_NUM_THREADS=$(JOBS) $(REAL)/bin/python -W ignore -m atlas.truth $(ARGS)
 
 test-real: $(REAL)/.models
-	names=$$($(REAL)/bin/python -c 'from atlas.catalogue import ENTRIES; print(*ENTRIES)') && printf '%s\n' $$names | \
+	names=$$($(REAL)/bin/python -c 'from atlas.catalogue import LONGEST_FIRST; print(*LONGEST_FIRST)') && printf '%s\n' $$names | \
 		OMP_NUM_THREADS=1 MPLBACKEND=Agg xargs -P $(JOBS) -I{} $(REAL)/bin/python -m pytest -q --durations=1 $(ARGS) -k {} atlas
 
 atlas: $(REAL)/.models
