@@ -103,6 +103,11 @@ def notes_of(error: BaseException) -> list[str]:
     return [str(note) for note in getattr(error, "__notes__", [])]
 
 
+def first_line(error: BaseException, most: int = 120) -> str:
+    """The beginning of what an exception says; its type's name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:most]
+
+
 def checked_integer(value: Any, name: str, least: int) -> int:
     """The argument ``name`` as an int; NumPy's integers are accepted.
 

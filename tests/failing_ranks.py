@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import layerhess as lh
@@ -42,6 +43,30 @@ def analyze(**arguments: Any) -> lh.Analysis:
     return lh.analyze(objective(), **{"path": "exact", "blocks": "module", **arguments})
 
 
+def one_by_one() -> lh.Analysis:
+    """Batches are not joined: where they are, what fails once is repeated apart."""
+    return lh.analyze(objective().with_batch_size(100), path="exact", blocks="module")
+
+
+class Refusing(nn.Module):
+    """On rank 1 it takes two batches together, and no more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if place()[0] == 1 and len(x) > 16:
+            raise ValueError(SAID)
+        return self.inner(x)
+
+
+def refusing() -> lh.Analysis:
+    found = lh.analyze(lh.Objective(Refusing(), share(), nn.CrossEntropyLoss()), path="exact", blocks="module")
+    assert any("joined batches failed" in note and SAID in note for note in found.notes), found.notes
+    return found
+
+
 def eigsh() -> Any:
     return lh.eigsh(lh.Hessian(objective()), 2)
 
@@ -58,7 +83,8 @@ PLACES: dict[str, tuple[Any, str, int, Callable[[], Any], int]] = {
     "the survey, after its sums": (Sampler, "meet", 0, analyze, 1),
     "a batch for the others": (sent_batches, "prepare", 0, analyze, 1),
     "the self-check": (Derivatives, "check_gradient", 0, analyze, 1),
-    "a graph": (HessianGraph, "__init__", 4, lambda: analyze(path="exact"), 1),
+    "a graph": (HessianGraph, "__init__", 4, one_by_one, 1),
+    "joined batches": (HessianGraph, "__init__", 10_000, refusing, 1),  # the model fails, nothing else
     "the first exchange of a pass": (Totals, "complete", 5, analyze, 1),
     "taking in others' sums": (Totals, "_add_others", 5, analyze, 1),
     "after the sums of a pass": (DataPass, "_check_totals", 9, analyze, 1),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +17,8 @@ from torch import Tensor
 from layerhess.checks.survey import Survey
 from layerhess.curvature.totals import Listing, Totals, add_up
 from layerhess.objective import batches
-from layerhess.objective.containers import outline, tensors, tree_map
-from layerhess.objective.example_digests import Digests, by_example, bytes_of, of_copies
+from layerhess.objective.containers import bytes_of, outline, tree_map
+from layerhess.objective.example_digests import Digests, by_example, of_copies
 from layerhess.objective.objective import Objective
 
 GROUPS = 16  # wanted: the standard error of a standard error from g groups is 1 / sqrt(2 g) of it
@@ -27,7 +26,6 @@ SINGLE = 64  # examples up to which each is its own group
 DEALT = 4096  # examples up to which they are dealt into groups, however many batches there are
 FEWEST = 4  # groups below which nothing is said
 MOST_GROUPS = 1024  # more batches than that are joined: a hundred thousand groups would say no more
-HELD = 1 << 28  # bytes of examples that wait for others of their group
 DIGEST, KIND = "digest", "kind"  # kinds of sums
 UNREAD = 0  # for the digest of a batch whose bytes cannot be read
 
@@ -110,8 +108,8 @@ class Dealing:
                 if sum(map(_size, held.get(key, []))) + _size(part) > size:
                     yield whole(key)
                 held.setdefault(key, []).append(part)
-            while sum(_bytes(own) for own in held.values()) > HELD:
-                yield whole(max(held, key=lambda key: _bytes(held[key])))
+            while sum(map(batches.nbytes, held.values())) > batches.HELD:
+                yield whole(max(held, key=lambda key: batches.nbytes(held[key])))
         yield from map(whole, list(held))
 
     def _hashes(self, digests: Digests, seen: Counter[int]) -> Digests:
@@ -199,7 +197,3 @@ def _fingerprint(digests: Digests, number: int) -> str:
 
 def _size(batch: Any) -> int:
     return batches.leading_size(batch, sparse=True) or 0
-
-
-def _bytes(parts: Sequence[Any]) -> int:
-    return sum(tensor.nbytes for tensor in itertools.chain.from_iterable(map(tensors, parts)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import math
 from collections.abc import Mapping
@@ -10,12 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 from layerhess.analysis.arguments import Arguments
+from layerhess.analysis.batching import batching, note_on_joined
 from layerhess.analysis.estimate_options import EstimateOptions
 from layerhess.analysis.estimates import Estimation
 from layerhess.analysis.fitting import refuse_unless_it_fits
 from layerhess.analysis.forecast import forecast
 from layerhess.analysis.identity import versions
-from layerhess.analysis.microbatches import Microbatches, advice, default_budget, microbatches, step_bytes
+from layerhess.analysis.microbatches import Microbatches, advice, default_budget, step_bytes
 from layerhess.analysis.paths.exact import is_dear
 from layerhess.analysis.paths.factors import definite, graph_maker, note_on_licence
 from layerhess.analysis.paths.gram import gram_processes, refuse_unlicensed
@@ -155,7 +155,7 @@ class Run:
         full = make_block(FULL, {name: self.objective.parameters[name] for name in names})
         place = beside(full, self.objective.parameters)
         make = graph_maker(self.curvature, self.checked.licence, self._refute)
-        objective, found = self._cut(make)
+        objective, found = self._batching(make)
         self.settings |= self.resumption.begin(
             self.surveyed, self.checked, self.wanted.total * sum(b.numel for b in self._operators().values())
         )
@@ -219,6 +219,7 @@ class Run:
                 raise
             finally:
                 self._note(advice(data_pass.needed, data_pass.kept, self.graph_budget), data_pass.note)
+                self._note(note_on_joined(data_pass.objective.together))
                 data_pass.release()
                 self.gradient_norm = data_pass.gradient_norm
         self.partial = self.schedule.stopped
@@ -340,19 +341,15 @@ class Run:
             diagonals=data_pass.diagonals,
         )  # fmt: skip
 
-    def _cut(self, make: GraphMaker) -> tuple[Objective, Microbatches]:
-        """The objective, cut into micro-batches where batches' graphs do not fit the budget; and that choice."""
+    def _batching(self, make: GraphMaker) -> tuple[Objective, Microbatches]:
+        """The objective as its data goes through the model in passes; and how batches are cut."""
         assert self.surveyed is not None and self.checked is not None
-        directions = max((work.directions for work in self.checked.licence.works.values()), default=0)
-        found = microbatches(
-            self.objective, self.surveyed, make, list(self._operators().values()), self.graph_budget, step=self.step,
-            directions=directions,
+        objective, found, sentence = batching(
+            self.objective, self.surveyed, self.checked, make, list(self._operators().values()), self.graph_budget,
+            self.journal, step=self.step,
         )  # fmt: skip
-        found = Microbatches(*self.journal.settled("micro-batches", dataclasses.astuple(found), here=True))
-        if found.size is None or self.checked.uncut:
-            return self.objective, found
-        self._note(f"memory: batches are cut into pieces of {found.size} examples to stay within the budget")
-        return self.objective.resized(found.size), found
+        self._note(sentence)
+        return objective, found
 
     def _sample(self, full: Block) -> None:
         assert self.surveyed and self.checked and self.schedule and self.estimation

@@ -14,6 +14,7 @@ from layerhess.analysis.tasks import Task
 from layerhess.checks.candidate import Candidate
 from layerhess.checks.rounding import RoundingMeter
 from layerhess.curvature.data_pass import DataPass, Request
+from layerhess.curvature.not_finite import refuse_not_finite
 from layerhess.linalg.bounds import SMALLEST_NORM, random_bound, zero_bound, zero_level
 from layerhess.objective.blocks import Block
 
@@ -142,7 +143,7 @@ class Schedule:
         if testing and self._full_norm is None:
             requests[PROBE] = Request(self.full_block, self.probe())
         products = self.data_pass.run(requests)
-        self.data_pass.refuse_not_finite(requests, products)
+        refuse_not_finite(self.data_pass, requests, products)
         for estimator, asked in estimating:
             estimator.tell({key: products[key] for key in asked})
         if PROBE in requests:

@@ -15,6 +15,7 @@ from layerhess.curvature.device import PIECE_SHARE, Budget, is_out_of_memory
 from layerhess.curvature.matrices import CurvatureMatrix
 from layerhess.curvature.segments.found import AUTO, Segment, found_segments, named_segments
 from layerhess.curvature.segments.segmented import Segmented
+from layerhess.errors import first_line
 from layerhess.objective import batches
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
@@ -80,7 +81,7 @@ def choose_segments(
         found = objective.group.tried(lambda: soundness(objective, batch, wanted))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):  # the network changes in place what torch lets nobody change, for one
-            said = (str(error).strip().splitlines() or [""])[0][:80]
+            said = first_line(error, 80)
             return Choice(note=f"memory: no segment of the network can be computed anew (torch says '{said}')")
         settled(NONE, True)
         return Choice()  # the self-check will say that one example is too much

@@ -16,6 +16,7 @@ from layerhess.checks.rounding import RoundingMeter
 from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.device import Budget, beside, budget, places
+from layerhess.curvature.not_finite import refuse_not_finite
 from layerhess.errors import InputError
 from layerhess.linalg.bounds import total_rounding, unit_rounding
 from layerhess.linalg.eigen.process import Process, Source
@@ -120,7 +121,7 @@ class SingleOperator:
         """
         products = self._products(rows)
         if self._data_pass is not None and self.spec is not None:
-            self._data_pass.refuse_not_finite({self.spec.name: Request(self.spec, rows)}, {self.spec.name: products})
+            refuse_not_finite(self._data_pass, {self.spec.name: Request(self.spec, rows)}, {self.spec.name: products})
         if self._first is None and len(rows):
             self._first = rows[0], products[0]
         if not bool(torch.isfinite(products).all()):

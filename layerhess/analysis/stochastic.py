@@ -11,6 +11,7 @@ from layerhess.analysis.probing.room import finds_pairs, keeps_bases, room_of
 from layerhess.analysis.probing.shared_probes import SharedProbes
 from layerhess.analysis.single_operator import SingleOperator, check_operator
 from layerhess.curvature.data_pass import FULL
+from layerhess.curvature.not_finite import refuse_not_finite
 from layerhess.errors import InputError, checked_integer
 from layerhess.linalg.estimates import CouplingEstimate, DensityEstimate, DiagonalEstimate, TraceEstimate
 from layerhess.linalg.stochastic.coupling import Coupling
@@ -202,7 +203,7 @@ def coupling(op: Operator, probes: int = 8, seed: int = 0) -> CouplingEstimate:
         )
         while (asked := probing.requests()) or not probing.done:
             products = data_pass.run(asked)
-            data_pass.refuse_not_finite(asked, products)
+            refuse_not_finite(data_pass, asked, products)
             probing.tell(products)
     found = probing.coupling_of()
     assert found is not None

@@ -63,13 +63,14 @@ class Trial(Run):
     """An analysis whose passes see half of the data at most; all decisions are those for the whole of it.
 
     Attributes:
-        pass_seconds: of each pass, the products alone. cut: how batches of the data would be cut. tried: the batches
-            that the passes see. ahead: of some batches of the data, held as an analysis holds them: examples, the
-            graph, and by how many bytes the process grew.
+        pass_seconds: of each pass, the products alone. cut: how batches of the data would be cut. together: up to how
+            many examples they would be joined. tried: the batches that the passes see. ahead: of some batches of the
+            data, held as an analysis holds them: examples, the graph, and by how many bytes the process grew.
         rows: of the solvers, when they held the most.
     """
 
     cut = Microbatches()
+    together: int | None = None
     tried: Sequence[Any] = ()
     rows: Sequence[Rows] = ()
 
@@ -81,10 +82,10 @@ class Trial(Run):
         self.world, self.here = world, self.machine.free
         self.ranks = max(world, self.ranks)
 
-    def _cut(self, make: GraphMaker) -> tuple[Objective, Microbatches]:
-        _, self.cut = super()._cut(make)
+    def _batching(self, make: GraphMaker) -> tuple[Objective, Microbatches]:
+        whole, self.cut = super()._batching(make)
         assert self.surveyed is not None and self.checked is not None
-        whole = self.objective.resized(self.cut.size) if self.cut.size is not None else self.objective
+        self.together = whole.together
         self.tried = _part(whole, self.surveyed, self.pieces, self._an_example(whole))
         with torch.no_grad():
             sums = [self.objective.terms(batch) for batch in self.tried]
@@ -152,8 +153,10 @@ class Trial(Run):
 
     @property
     def pieces(self) -> int:
-        """How many batches the data has, as they will be cut."""
+        """How many batches the data has, as they will be cut or joined."""
         assert self.surveyed is not None
+        if self.together is not None:
+            return math.ceil(self.surveyed.examples / self.together)
         cut = 0 if self.cut.size is None else math.ceil(self.surveyed.examples / self.cut.size)
         return max(self.surveyed.batches, cut)
 

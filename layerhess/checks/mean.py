@@ -15,7 +15,6 @@ from layerhess.checks.randomness import randomness_refused, repeats
 from layerhess.curvature.device import is_out_of_memory
 from layerhess.errors import InputError
 from layerhess.objective import batches
-from layerhess.objective.containers import tensors
 from layerhess.objective.criteria import Criterion, Pair
 from layerhess.objective.evaluation import Seen
 from layerhess.objective.objective import Objective
@@ -167,25 +166,9 @@ class MeanCheck:
 
 
 def _told_apart(one: Any, other: Any) -> bool:
-    """Whether an input is the same for all examples of either part, but not of both: a model may take it for a flag.
-
-    What a model does to a whole batch with such a flag (a penalty in some batches) it would do to both parts joined.
-    """
-    rows = zip(*(tensors(_inputs(part)) for part in (one, other)), strict=False)
-    return any(
-        min(len(a), len(b)) > 1
-        and a.shape[1:] == b.shape[1:]
-        and bool((a == a[:1]).all() and (b == b[:1]).all() and (a[0] != b[0]).any())
-        for a, b in rows
-        if a.ndim and b.ndim
-    )
-
-
-def _inputs(batch: Any) -> Any:
-    """A batch without its labels or target."""
-    if batches.is_mapping(batch):
-        return {key: batch[key] for key in batch if key != "labels"}
-    return batch[:1] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
+    """Whether an input is the same for all examples of either part, but not of both: a model may take it for a flag."""
+    rows = zip(batches.shared_rows(one), batches.shared_rows(other), strict=False)
+    return any(a is not None and b is not None and a.shape == b.shape and bool((a != b).any()) for a, b in rows)
 
 
 def adds_up(
@@ -194,11 +177,16 @@ def adds_up(
 ) -> bool:  # fmt: skip
     """True if sums and counts of the parts add up to those of the whole, but for the order of summation.
 
-    The tolerance is wide, since the model's own casts are unknown, and relative to the parts, which may cancel.
+    The tolerance is relative to the parts, which may cancel.
     """
-    tolerance = max(least, 30.0 * torch.finfo(dtype).eps)
     size = max(abs(whole), sum(abs(part) for part in parts))
-    return abs(whole - sum(parts)) <= tolerance * size and abs(count - sum(counts)) <= 1e-6 * max(count, *counts)
+    same = abs(whole - sum(parts)) <= tolerance(dtype, least) * size
+    return same and abs(count - sum(counts)) <= 1e-6 * max(count, *counts)
+
+
+def tolerance(dtype: torch.dtype, least: float = 1e-4) -> float:
+    """What the order of summation may change of a sum, relative; wide, since the model's own casts are unknown."""
+    return max(least, 30.0 * torch.finfo(dtype).eps)
 
 
 @dataclass(frozen=True)

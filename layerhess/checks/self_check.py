@@ -31,6 +31,7 @@ from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.device import Budget, beside
 from layerhess.curvature.difference_graph import Differences
 from layerhess.curvature.matrices import GAUSS_NEWTON, HESSIAN, CurvatureMatrix
+from layerhess.curvature.not_finite import first_not_finite
 from layerhess.curvature.smaller_pieces import in_pieces
 from layerhess.linalg.bounds import zero_level
 from layerhess.objective import batches
@@ -366,7 +367,7 @@ def _not_finite_in(
     for key, block in blocks.items():
         if not math.isfinite(measured[key].norm):
             vector = start(block, key, seed, device=beside(block, data_pass.objective.parameters))[None]
-            place = data_pass.first_not_finite(Request(block, vector))
+            place = first_not_finite(data_pass, Request(block, vector))
             return "" if not place else f" in batch {place if places is None else places[int(place)]}"
     return ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -23,7 +24,8 @@ from layerhess.curvature.same_data import changed, refuse_changed
 from layerhess.curvature.smaller_pieces import in_pieces, note_on, too_large
 from layerhess.curvature.time_unit import TimeUnit
 from layerhess.curvature.totals import Listing, Totals, add_up
-from layerhess.errors import InputError, LayerhessError, ProcessError
+from layerhess.curvature.user_errors import as_runtime_errors
+from layerhess.errors import InputError, LayerhessError, ProcessError, first_line
 from layerhess.objective.batches import is_stable
 from layerhess.objective.blocks import Block
 from layerhess.objective.interrupts import safe_point
@@ -42,8 +44,7 @@ class DataPass:
     Args:
         objective: in session for as long as the pass is used.
         names: the parameters any request may need.
-        counters: counts the work.
-        keep: bytes that kept graphs may take; 0 keeps none.
+        counters: counts the work. keep: bytes that kept graphs may take; 0 keeps none.
         checkpoint: called between batches; raises to stop (on an interrupt).
         make_graph: makes one batch's share of the matrix to multiply by; the Hessian's by default.
         time_unit: time one plain gradient of the first batch, for
@@ -105,7 +106,7 @@ class DataPass:
 
         def share(graph: BatchGraph, totals: Totals) -> int:
             for key, request in requests.items():
-                self._multiply(graph, key, request, totals)
+                self.multiply(graph, key, request, totals)
             return 0
 
         totals = self.collect(share, requests)
@@ -160,6 +161,15 @@ class DataPass:
             asked = Question.of([about, *parts], by_batch, nearly=self.journal.active)  # ranks compare every bit
         start = self.counters.clock()
         group = self.objective.group
+        if self.objective.together is not None:
+            try:
+                return group.tried(lambda: self._collect(share, requests, asked))
+            except ProcessError:
+                raise
+            except (LayerhessError, RuntimeError, MemoryError) as error:  # the model may take no such batches
+                self._take_apart(error)
+            finally:
+                self.seconds = self.counters.clock() - start
         try:  # memory may run out on one rank while it takes in what the others have: then all make smaller pieces
             return group.tried(lambda: self._collect(share, requests, asked))
         except ProcessError:
@@ -188,9 +198,21 @@ class DataPass:
 
         def attempt(batch: Any) -> None:
             graph = self._make_graph(self.objective, batch, self._names, self.counters)
-            self._multiply(graph, key, request, Totals(self._place))
+            self.multiply(graph, key, request, Totals(self._place))
 
         return too_large(self.objective, attempt)
+
+    def _take_apart(self, error: Exception | None = None) -> None:
+        """Process every batch by itself from now on."""
+        self.release()
+        self._planned = 0
+        self.objective = self.objective.joined(None)
+        if error is not None:
+            said = self.objective.group.agreed(first_line(error))
+            self.note = f"joined batches failed ({said}), so that each was processed by itself"
+
+    def _told_to_all(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.objective.together is None else as_runtime_errors()
 
     def _resize(self, size: int | None) -> None:
         """Process so many examples at a time from now on."""
@@ -198,44 +220,11 @@ class DataPass:
             self.objective = self.objective.resized(size)
             self.note = note_on(size)
 
-    def first_not_finite(self, request: Request) -> str:
-        """The place of the first batch whose own products are NaN or infinite; "" if it is only their sum."""
-        group = self.objective.group
-
-        def first() -> str:
-            for index, graph in enumerate(self._graphs()):
-                own = Totals(self._place)
-                self._multiply(graph, "", request, own)
-                if not bool(torch.isfinite(own.total((PRODUCT, ""))).all()):
-                    return group.place(index)
-            return ""
-
-        return next(filter(None, group.gathered(group.tried(first))), "")
-
-    def refuse_not_finite(self, requests: Mapping[str, Request], products: Mapping[str, Tensor]) -> None:
-        """Refuse products of a pass that are NaN or infinite although the losses are finite, or whose squares are.
-
-        Raises:
-            InputError: naming the parameters, and the first batch whose own products are not finite.
-        """
-        for key, rows in products.items():
-            if bool(torch.isfinite(torch.linalg.vector_norm(rows))):
-                continue
-            name, image = requests[key].block.name, requests[key].image
-            if bool(torch.isfinite(rows).all()):
-                raise InputError(
-                    f"a product with block {name!r} is so large that its square is infinite",
-                    where=f"entries up to {float(rows.abs().max()):.1e}",
-                    what_to_do="scale the data, the weights or the loss down: outputs or gradients are far too large",
-                )
-            wrong = [n for n, part in image.split(rows).items() if not bool(torch.isfinite(part).all())]
-            batch = self.first_not_finite(requests[key])
-            raise InputError(
-                f"a product with block {name!r} is NaN or infinite, though the loss is finite",
-                where=(f"batch {batch}, " if batch else "") + ", ".join(wrong[:3]),
-                what_to_do="look for sqrt, norm, log or division at 0 in that module (their second derivatives are "
-                "infinite), or use float64",
-            )
+    def graphs_apart(self) -> Iterator[BatchGraph]:
+        """New graphs of the batches as the user has them, none of which is kept."""
+        objective = self.objective.joined(None)
+        for batch in objective.batches():
+            yield self._make_graph(objective, batch, self._names, self.counters)
 
     def release(self) -> None:
         """Drop all kept graphs."""
@@ -253,7 +242,7 @@ class DataPass:
     ) -> Totals:
         fresh = not self._kept_all
 
-        def whole(graph: BatchGraph, totals: Totals) -> None:
+        def taken(graph: BatchGraph, totals: Totals) -> None:
             totals.add(LOSS, graph.loss_sum)
             totals.add(COUNT, graph.count)
             totals.append(COUNT, graph.count)
@@ -265,11 +254,18 @@ class DataPass:
                         totals.add((GRADIENT, name), part.detach().double())
             self._used -= share(graph, totals)
 
+        def whole(graph: BatchGraph, totals: Totals) -> None:
+            with self._told_to_all():
+                taken(graph, totals)
+
         def made() -> Totals:
-            return add_up(
+            totals = add_up(
                 self._graphs(requests), whole, group=self.objective.group, checkpoint=self._checkpoint,
                 device=self._place, listing=self._listing, asked=asked.exact if asked else "",
             )  # fmt: skip
+            if fresh and self.expected and self.objective.together is not None:  # before the journal has it
+                refuse_changed(self.objective, (totals.total(LOSS), totals.total(COUNT)), self.expected)
+            return totals
 
         try:
             totals, told = self.journal.once(asked, made, self._place, self._state)
@@ -295,10 +291,13 @@ class DataPass:
     def _state(self) -> dict[str, Any]:
         """What a pass leaves behind beside its sums, as JSON types."""
         return {"kept": len(self._kept), "open": self._budget > 0.0, "needed": self.needed,
-                "unit": self.counters.gradient_seconds, "pieces": self.objective.batch_size}  # fmt: skip
+                "unit": self.counters.gradient_seconds, "pieces": self.objective.batch_size,
+                "together": self.objective.together}  # fmt: skip
 
     def _take_up(self, state: Mapping[str, Any]) -> None:
         """Go on as after a pass that left this state: the next one keeps the same graphs."""
+        if state.get("together") is None and self.objective.together is not None:
+            self._take_apart()
         self._planned, self.needed = state["kept"], state["needed"]
         self._budget = self._budget if state["open"] else 0.0
         sizes = [size for size in (state["pieces"], self.objective.batch_size) if size is not None]
@@ -311,7 +310,7 @@ class DataPass:
         """What the sums are divided by: the total count, or 1 for reduction='sum'."""
         return 1.0 if self.objective.evaluation.is_sum else self.count
 
-    def _multiply(self, graph: BatchGraph, key: str, request: Request, totals: Totals) -> None:
+    def multiply(self, graph: BatchGraph, key: str, request: Request, totals: Totals) -> None:
         """Add a batch's products; list its quadratic forms (s, len(request.quadratic)) separately."""
         block, image = request.block, request.image
         parameters = self.objective.parameters
@@ -363,11 +362,12 @@ class DataPass:
         for number, batch in enumerate(self.objective.batches(), 1):
             if number <= skip:
                 continue
-            if number == 1 and self._time_unit.open:
-                self._time_unit.measure(self.objective, batch, [self.objective.parameters[n] for n in self._names])
-            before = used_bytes(*self.objective.devices)
-            planned = number <= self._planned
-            graph = (all_blocks if planned else make)(self.objective, batch, self._names, self.counters)
+            with self._told_to_all():
+                if number == 1 and self._time_unit.open:
+                    self._time_unit.measure(self.objective, batch, [self.objective.parameters[n] for n in self._names])
+                before = used_bytes(*self.objective.devices)
+                planned = number <= self._planned
+                graph = (all_blocks if planned else make)(self.objective, batch, self._names, self.counters)
             yield graph
             # Measured after the products, since what double backward saves belongs to the graph. A process that reuses
             # freed memory does not grow, so the graph's own figure counts as well.

@@ -11,6 +11,7 @@ from layerhess.curvature.counters import Counters
 from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.device import KEPT_SHARE, Budget, budget
 from layerhess.curvature.matrices import CurvatureMatrix
+from layerhess.curvature.not_finite import refuse_not_finite
 from layerhess.errors import InputError
 from layerhess.objective.blocks import Block, Scheme, make_block, partition
 from layerhess.objective.objective import Objective
@@ -96,7 +97,7 @@ class UncheckedOperator:
 
     def _finite(self, data_pass: DataPass, asked: Mapping[str, Request]) -> dict[str, Tensor]:
         products = data_pass.run(asked)
-        data_pass.refuse_not_finite(asked, products)
+        refuse_not_finite(data_pass, asked, products)
         return products
 
     def _new_pass(self, names: Iterable[str], keep: float = 0.0) -> DataPass:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from layerhess.objective.example_digests import bytes_of
+from layerhess.objective.containers import bytes_of
 from layerhess.results.atomic_folder import fsync_folder
 
 MAGIC = b"layerhess journal 1\n"

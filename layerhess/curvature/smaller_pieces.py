@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from layerhess.curvature.device import is_out_of_memory
 from layerhess.curvature.totals import Totals, add_up
-from layerhess.errors import CheckError, InputError, ProcessError
+from layerhess.errors import CheckError, InputError, ProcessError, first_line
 from layerhess.objective.batches import leading_size, take
 from layerhess.objective.objective import Objective
 
@@ -123,9 +123,8 @@ def _unusable(objective: Objective, error: Exception) -> InputError:
     pieces = f"memory ran out, and batches cannot be cut into pieces of {objective.batch_size} examples"
     if isinstance(error, InputError):
         return InputError(f"{pieces}: {error.message}", where=error.where, what_to_do=error.what_to_do)
-    said = (str(error).splitlines() or [""])[0][:120]
     return InputError(
-        f"{pieces}: {type(error).__name__}: {said}",
+        f"{pieces}: {type(error).__name__}: {first_line(error)}",
         where=str(objective.device),
         what_to_do="give smaller batches, or free memory that other programs hold",
     )

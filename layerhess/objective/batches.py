@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,14 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSamp
 
 from layerhess.errors import InputError, add_note
 from layerhess.objective.arrays import as_tensors, refuse_frame
-from layerhess.objective.containers import movable, obstacle, outline, rows, tensors, tree_map
+from layerhess.objective.containers import bytes_of, movable, obstacle, outline, rows, tensors, tree_map
 from layerhess.objective.group import world
 from layerhess.objective.loaders import order_of
 
 BOTH_SPELLINGS = (
     "pass (x, y) for one batch of inputs and targets, or [(x1, y1), (x2, y2), ...] for a sequence of batches"
 )
+HELD = 1 << 28  # bytes of batches that wait for others to be joined with
 _END = object()
 
 
@@ -267,3 +270,76 @@ def joined(pieces: Sequence[Any]) -> Any | None:
         return None
     columns = iter([torch.cat(column) for column in zip(*rows, strict=True)])
     return tree_map(lambda _: next(columns), first)
+
+
+def gathered(given: Iterable[Any], size: int) -> Iterator[Any]:
+    """The same examples in batches of up to ``size``: those of one :func:`kind` are :func:`joined` as they come.
+
+    Larger batches, and those that have no rows, come as they are.
+    """
+    waiting: dict[tuple[str, str], _Waiting] = {}
+    for batch in given:
+        own = leading_size(batch)
+        if own is None or own >= size:
+            yield batch
+            continue
+        if (key := kind(batch)) in waiting and waiting[key].examples + own > size:
+            yield waiting.pop(key).whole()
+        waiting.setdefault(key, _Waiting()).add(batch, own)
+        while sum(held.nbytes for held in waiting.values()) > HELD:
+            yield waiting.pop(max(waiting, key=lambda key: waiting[key].nbytes)).whole()
+    for held in waiting.values():
+        yield held.whole()
+
+
+def kind(batch: Any) -> tuple[str, str]:
+    """What batches have in common that may be joined: their outline, and a digest of what may be flags.
+
+    Those are their :func:`shared_rows`; of a single example, inputs that are one number.
+    """
+    own = hashlib.sha256()
+    for tensor, row in zip(_inputs(batch), shared_rows(batch), strict=True):
+        flag = tensor if tensor.numel() == 1 else row
+        own.update(b"|" if flag is None else bytes_of(flag))
+    return outline(batch), own.hexdigest()
+
+
+@dataclass
+class _Waiting:
+    """Batches that are alike, and how much of them there is."""
+
+    parts: list[Any] = field(default_factory=list)
+    examples: int = 0
+    nbytes: int = 0
+
+    def add(self, batch: Any, examples: int) -> None:
+        self.parts.append(batch)
+        self.examples += examples
+        self.nbytes += nbytes(batch)
+
+    def whole(self) -> Any:
+        return self.parts[0] if len(self.parts) == 1 else joined(self.parts)
+
+
+def nbytes(batch: Any) -> int:
+    """Bytes of all tensors of a batch, or of several."""
+    return sum(tensor.nbytes for tensor in tensors(batch))
+
+
+def shared_rows(batch: Any) -> list[Tensor | None]:
+    """Of each input the row that all examples have, which a model may take for a flag; None where they differ.
+
+    What a model does to a whole batch with such a flag (a penalty in some batches) it would do to all that is joined
+    with it. A single example shares nothing.
+    """
+    return [
+        tensor[0] if tensor.ndim and len(tensor) > 1 and bool((tensor == tensor[:1]).all()) else None
+        for tensor in _inputs(batch)
+    ]
+
+
+def _inputs(batch: Any) -> list[Tensor]:
+    """The tensors of a batch but its labels or target."""
+    if is_mapping(batch):
+        return tensors({key: batch[key] for key in batch if key != "labels"})
+    return tensors(batch[:1] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch)

@@ -141,6 +141,17 @@ def all_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor).all())
 
 
+def bytes_of(tensor: Tensor) -> Any:
+    """The bytes of a tensor, as an array; of one on the CPU they are its own memory where it is contiguous."""
+    plain = tensor.detach()
+    if plain.layout is not torch.strided:
+        plain = plain.to_dense()
+    plain = plain.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    if plain.stride(0) != 1:  # a single number is contiguous, whatever its stride
+        plain = plain.clone(memory_format=torch.contiguous_format)
+    return plain.view(torch.uint8).numpy() if plain.numel() else b""
+
+
 def _opened(value: Any) -> bool:
     """Whether tensors are looked for inside: in containers, dataclasses, and objects that hold tensors themselves."""
     if isinstance(value, (torch.Size, type, torch.nn.Module)):

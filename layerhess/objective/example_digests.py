@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from layerhess.objective.batches import leading_size
-from layerhess.objective.containers import tensors
+from layerhess.objective.containers import bytes_of, tensors
 
 Digests = npt.NDArray[np.uint64]
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -54,14 +53,3 @@ def _rows(tensor: Tensor, place: int) -> Digests:
     weights = np.random.default_rng(place).integers(1, 1 << 63, size=content.shape[1], dtype=np.uint64)
     digests: Digests = mixed(content * (2 * weights + np.uint64(1))).sum(axis=1, dtype=np.uint64)
     return digests
-
-
-def bytes_of(tensor: Tensor) -> Any:
-    """The bytes of a tensor, as an array; of one on the CPU they are its own memory where it is contiguous."""
-    plain = tensor.detach()
-    if plain.layout is not torch.strided:
-        plain = plain.to_dense()
-    plain = plain.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    if plain.stride(0) != 1:  # a single number is contiguous, whatever its stride
-        plain = plain.clone(memory_format=torch.contiguous_format)
-    return plain.view(torch.uint8).numpy() if plain.numel() else b""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from layerhess.errors import InputError, LayerhessWarning, checked_integer
 from layerhess.objective import batches
 from layerhess.objective.batch_norm import TiedNorms, said_of_split, tied_norms
+from layerhess.objective.dropout import active_dropout
 from layerhess.objective.evaluation import Evaluation
 from layerhess.objective.example_digests import Digests, by_example, drawn
 from layerhess.objective.group import ALONE, Group, world
@@ -57,7 +58,8 @@ class Objective(SaysWhatItIs):
         model: the unwrapped model; where parts are wrapped or sharded, its plain twin. parameters: trainable floating
             point parameters by first name, in ``named_parameters()`` order, tied ones once. frozen: names left out.
             devices: where these lie; device: the first one's. origin: of a copy in another dtype, the parameters it was
-            made of; else None. spares: ``batch_size`` is for want of memory, and was not asked for.
+            made of; else None. spares: ``batch_size`` is for want of memory, and was not asked for. together: examples
+            up to which batches are joined; else None.
 
     Raises:
         InputError: unusable model, data or loss.
@@ -114,6 +116,7 @@ class Objective(SaysWhatItIs):
         self._depth = 0
         self._sampled = self._counted = self.spares = False
         self._deal: Deal | None = None
+        self.together: int | None = None
 
     # -- reading the data ---------------------------------------------------------------------------------------
 
@@ -131,7 +134,8 @@ class Objective(SaysWhatItIs):
                 whole = self.spares and batches.leading_size(batch) is None
                 yield from batches.pieces(batch, None if whole else self.batch_size)
 
-        yield from pieces() if self._deal is None or not self.batch_size else self._deal(pieces(), self.batch_size)
+        given = pieces() if self._deal is None or not self.batch_size else self._deal(pieces(), self.batch_size)
+        yield from given if self.together is None else batches.gathered(given, self.together)
 
     def _raw_batches(self) -> Iterator[Any]:
         """The batches as they come, but for what only the function of a batch_loss could use: arrays, other keys."""
@@ -160,9 +164,7 @@ class Objective(SaysWhatItIs):
     @property
     def random_modules(self) -> list[str]:
         """Names of modules whose dropout will be active."""
-        if self.mode == "eval":
-            return []
-        return [name for name, module in self.model.named_modules() if module.training and _dropout(module) > 0.0]
+        return [] if self.mode == "eval" else active_dropout(self.model)
 
     @property
     def numel(self) -> int:
@@ -223,7 +225,7 @@ class Objective(SaysWhatItIs):
         made = Objective.__new__(Objective)
         made.__dict__.update(self.__dict__)
         made.model, made.data, made.dtype = model, [batches.cast(b, dtype) for b in data], dtype
-        made.batch_size, made._sampled, made._deal = None, True, None
+        made.batch_size, made._sampled, made._deal, made.together = None, True, None, None
         made.parameters, made.frozen = trainable(model)
         made.evaluation, made.origin = self.evaluation.to(dtype, self.device), self.parameters
         return made
@@ -231,7 +233,13 @@ class Objective(SaysWhatItIs):
     def narrowed(self, data: list[Any]) -> Objective:
         """The same model and loss on other, already prepared batches; the model is shared."""
         made = copy.copy(self)
-        made.data, made.batch_size, made._sampled, made._deal = data, None, True, None
+        made.data, made.batch_size, made._sampled, made._deal, made.together = data, None, True, None, None
+        return made
+
+    def joined(self, examples: int | None) -> Objective:
+        """The same with batches of equal shapes joined up to so many examples (None: apart); the model is shared."""
+        made = copy.copy(self)
+        made.together = examples
         return made
 
     def resized(self, batch_size: int | None, deal: Deal | None = None) -> Objective:
@@ -240,7 +248,7 @@ class Objective(SaysWhatItIs):
         Batches that cannot be cut stay whole. With ``deal``, batches are what it makes of these and their size.
         """
         made = copy.copy(self)
-        made.batch_size, made.spares = batch_size, batch_size is not None
+        made.batch_size, made.spares, made.together = batch_size, batch_size is not None, None
         made._deal = deal or self._deal
         return made
 
@@ -390,11 +398,3 @@ class Objective(SaysWhatItIs):
         )
         warnings.warn(sentence, LayerhessWarning, stacklevel=3)
         self.notes.append(sentence)
-
-
-def _dropout(module: nn.Module) -> float:
-    if isinstance(module, nn.modules.dropout._DropoutNd):
-        return module.p
-    if isinstance(module, nn.RNNBase):
-        return module.dropout if module.num_layers > 1 else 0.0
-    return module.dropout if isinstance(module, nn.MultiheadAttention) else 0.0

@@ -14,6 +14,7 @@ import layerhess as lh
 from grouped_batches import dealt, flat, jackknifed
 from layerhess.analysis import example_groups
 from layerhess.analysis.example_groups import Dealing
+from layerhess.objective import batches
 from layerhess.objective.example_digests import by_example
 from references import dense
 from zoo_losses import cross_entropy_totals
@@ -80,7 +81,7 @@ def test_pieces_lie_in_one_group_each_and_are_no_larger_than_asked(monkeypatch: 
         assert max(len(own) for _, own in made) <= size
         for place, group in enumerate(groups):
             assert sorted(tuple(row) for at, own in made if at == place for row in own.tolist()) == group
-    monkeypatch.setattr(example_groups, "HELD", 60 * 5 * 8)  # bytes of one batch
+    monkeypatch.setattr(batches, "HELD", 60 * 5 * 8)  # bytes of one batch
     assert 16 < len(pieces(60)) < 48
 
 

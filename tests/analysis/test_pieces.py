@@ -48,7 +48,7 @@ def analyze(model: nn.Module, data: Any, loss: Any = CE, **options: Any) -> lh.A
 def test_a_survey_takes_no_more_examples_than_the_budget_allows() -> None:
     model, data = network(), [examples(10), examples(490)]
     free = analyze(model, data)
-    assert max(SEEN) == 490
+    assert max(SEEN) == 500, "both batches together"
     model = network()
     with untouched(model):
         bound = analyze(model, data, memory=MEMORY)

@@ -144,7 +144,7 @@ def test_a_disk_that_fills_up_costs_the_journal_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = record_file._write
-    room = [20_000]
+    room = [25_000]
 
     def write(stream: Any, content: Any) -> None:
         room[0] -= len(memoryview(content).cast("B"))

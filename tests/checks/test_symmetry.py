@@ -197,16 +197,19 @@ def places(figures: Sequence[float]) -> dict[str, Symmetry]:
 
 
 @pytest.mark.parametrize("numbers", [None, [4, 7]])
-def test_the_batch_that_is_not_finite_is_numbered_by_the_pass_or_by_its_place(numbers: list[int] | None) -> None:
+def test_the_batch_that_is_not_finite_is_numbered_by_the_pass_or_by_its_place(
+    numbers: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
     class Pass:
         objective = SimpleNamespace(parameters={name: torch.zeros(3) for name in "ab"})
 
-        def first_not_finite(self, request: Any) -> int | None:
-            asked.append(request.block.name)
-            return 1
+    def first_not_finite(data_pass: Any, request: Any) -> str:
+        asked.append(request.block.name)
+        return "1"
 
+    monkeypatch.setattr(self_check, "first_not_finite", first_not_finite)
     blocks = {name: make_block(name, {name: torch.zeros(3)}) for name in "ab"}
     where = self_check._not_finite_in(Pass(), blocks, places([1.0, math.nan]), 0, numbers)  # type: ignore[arg-type]
     assert asked == ["b"] and where == (" in batch 1" if numbers is None else " in batch 7")

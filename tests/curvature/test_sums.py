@@ -17,6 +17,7 @@ from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.factors import factor_graph
 from layerhess.curvature.factors.mixed_graph import MixedGraphs
 from layerhess.curvature.hessian_graph import HessianGraph
+from layerhess.curvature.not_finite import first_not_finite, refuse_not_finite
 from layerhess.curvature.same_data import loss_tolerance, refuse_changed
 from layerhess.curvature.totals import Totals, add_up
 from layerhess.errors import CheckError, InputError
@@ -315,17 +316,19 @@ def test_products_that_are_not_finite_name_the_batch_and_the_parameters() -> Non
         data_pass = DataPass(made, list(made.parameters), Counters())
         products = data_pass.run(asked)
         assert not bool(torch.isfinite(products[FULL]).all())
-        assert data_pass.first_not_finite(asked[FULL]) == "1"
-        assert data_pass.first_not_finite(Request(block_of(made, "v"), torch.ones(1, 2).double())) == ""
+        assert first_not_finite(data_pass, asked[FULL]) == "1"
+        assert first_not_finite(data_pass, Request(block_of(made, "v"), torch.ones(1, 2).double())) == ""
         with pytest.raises(InputError, match=r"block '\(full\)' is NaN or infinite") as caught:
-            data_pass.refuse_not_finite(asked, products)
-        data_pass.refuse_not_finite(asked, {FULL: torch.ones(1, 4)})
+            refuse_not_finite(data_pass, asked, products)
+        refuse_not_finite(data_pass, asked, {FULL: torch.ones(1, 4)})
         with pytest.raises(InputError, match=r"so large that its square is infinite.*1\.0e\+200"):
-            data_pass.refuse_not_finite(asked, {FULL: torch.full((1, 4), 1e200, dtype=torch.float64)})
+            refuse_not_finite(data_pass, asked, {FULL: torch.full((1, 4), 1e200, dtype=torch.float64)})
         elsewhere = {FULL: torch.full((1, 4), math.inf)}
         with pytest.raises(InputError) as by_sum:
-            data_pass.refuse_not_finite(
-                {FULL: Request(block_of(made, "v"), torch.ones(1, 2).double())}, {FULL: elsewhere[FULL][:, :2]}
+            refuse_not_finite(
+                data_pass,
+                {FULL: Request(block_of(made, "v"), torch.ones(1, 2).double())},
+                {FULL: elsewhere[FULL][:, :2]},
             )
     assert caught.value.where == "batch 1, w" and by_sum.value.where == "v"
 

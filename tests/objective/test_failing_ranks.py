@@ -31,6 +31,9 @@ def test_a_rank_that_raises_anywhere_is_named_with_its_error(folder: Path) -> No
     every = returned("everywhere", folder)
     for name, (*_, rank) in {**PLACES, "a loader's worker": (1,)}.items():
         own, others = every[rank][name], every[1 - rank][name]
+        if name == "joined batches":  # every batch was processed by itself, on both
+            assert own == others == "nothing was raised"
+            continue
         if name == "a batch for the others":  # a refusal is the same everywhere
             assert own.startswith("InputError: ") and others.startswith("InputError: ") and f"rank {rank}" in others
         else:
