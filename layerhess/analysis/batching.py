@@ -21,6 +21,7 @@ from layerhess.objective.snapshot import preserved_random_state
 
 SAVED = 32 << 20  # bytes that a forward pass saves, from which on a batch is not small: its work outweighs its calls
 TIMES = 8.0  # so many times what a forward pass saves may be in use; with factors, that of every direction
+SMALL = 4.0  # so many batches of usual size fit together at least: two or three larger ones are slower together
 LOOKED_AT = 16  # batches among which two that are alike are looked for
 
 
@@ -71,7 +72,7 @@ def joined_size(objective: Objective, surveyed: Survey, memory: Budget, times: f
         return None, ""
     each = group.agreed(group.tried(lambda: saved_bytes(objective, surveyed.sample))) / size
     most = int(min(SAVED, PIECE_SHARE * memory.room / times) / each) if each else 0
-    if most < 2.0 * surveyed.examples / surveyed.batches:
+    if most < SMALL * surveyed.examples / surveyed.batches:
         return None, ""
     pair = group.tried(lambda: _alike(objective, most))
     found = group.gathered(group.tried(lambda: None if pair is None else why_apart(objective, pair)))
