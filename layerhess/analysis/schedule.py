@@ -14,7 +14,7 @@ from layerhess.analysis.tasks import Task
 from layerhess.checks.candidate import Candidate
 from layerhess.checks.rounding import RoundingMeter
 from layerhess.curvature.data_pass import DataPass, Request
-from layerhess.curvature.not_finite import refuse_not_finite
+from layerhess.curvature.not_finite import refuse_large_powers, refuse_not_finite
 from layerhess.linalg.bounds import SMALLEST_NORM, random_bound, zero_bound, zero_level
 from layerhess.objective.blocks import Block
 
@@ -145,7 +145,9 @@ class Schedule:
         products = self.data_pass.run(requests)
         refuse_not_finite(self.data_pass, requests, products)
         for estimator, asked in estimating:
-            estimator.tell({key: products[key] for key in asked})
+            told = {key: products[key] for key in asked}
+            refuse_large_powers(told)
+            estimator.tell(told)
         if PROBE in requests:
             self._full_norm = float(torch.linalg.vector_norm(products.pop(PROBE)))
         requests.clear()

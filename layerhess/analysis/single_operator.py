@@ -18,7 +18,7 @@ from layerhess.curvature.data_pass import FULL, DataPass, Request
 from layerhess.curvature.device import Budget, beside, budget, places
 from layerhess.curvature.not_finite import refuse_not_finite
 from layerhess.errors import InputError
-from layerhess.linalg.bounds import total_rounding, unit_rounding
+from layerhess.linalg.bounds import SMALLEST_NORM, total_rounding, unit_rounding
 from layerhess.linalg.eigen.process import Process, Source
 from layerhess.linalg.long_rows import Space
 from layerhess.linalg.random_vectors import random_signs, random_unit
@@ -117,7 +117,8 @@ class SingleOperator:
         """(s, n) products, float64.
 
         Raises:
-            InputError: one of them is NaN or infinite; for a network's operator the batch is named.
+            InputError: one of them is NaN or infinite, for a network's operator with the batch; all are so small that
+                their squares vanish, for any other operator.
         """
         products = self._products(rows)
         if self._data_pass is not None and self.spec is not None:
@@ -127,6 +128,12 @@ class SingleOperator:
         if not bool(torch.isfinite(products).all()):
             raise InputError(
                 "a product of the operator is NaN or infinite", where="op", what_to_do="repair the operator"
+            )
+        if self.spec is None and 0.0 < (largest := float(products.abs().max())) < SMALLEST_NORM:
+            raise InputError(
+                "the operator is so small that squares of its products vanish",
+                where=f"products with entries up to {largest:.1e}",
+                what_to_do="multiply the operator by a number, and divide the results by it",
             )
         return products
 

@@ -6,12 +6,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from layerhess.analysis.operators import Operator
 from layerhess.analysis.probing.room import finds_pairs, keeps_bases, room_of
 from layerhess.analysis.probing.shared_probes import SharedProbes
 from layerhess.analysis.single_operator import SingleOperator, check_operator
 from layerhess.curvature.data_pass import FULL
-from layerhess.curvature.not_finite import refuse_not_finite
+from layerhess.curvature.not_finite import refuse_large_powers, refuse_not_finite
 from layerhess.errors import InputError, checked_integer
 from layerhess.linalg.estimates import CouplingEstimate, DensityEstimate, DiagonalEstimate, TraceEstimate
 from layerhess.linalg.stochastic.coupling import Coupling
@@ -153,7 +155,7 @@ def density(
         pairs = bool(finds_pairs({"": n}, options))
         process = StochasticLanczos(n, options, single.directions, keep=keeps_bases(n, options), pairs=pairs)
         while not process.done:
-            process.tell(single.apply(process.ask()))
+            process.tell(_multiplied(single, process.ask()))
         relative = single.relative_rounding()
     found = with_rounding(process.result(), relative)
     return replace(found, status=single.said(found.status))
@@ -204,6 +206,7 @@ def coupling(op: Operator, probes: int = 8, seed: int = 0) -> CouplingEstimate:
         while (asked := probing.requests()) or not probing.done:
             products = data_pass.run(asked)
             refuse_not_finite(data_pass, asked, products)
+            refuse_large_powers(products)
             probing.tell(products)
     found = probing.coupling_of()
     assert found is not None
@@ -212,5 +215,11 @@ def coupling(op: Operator, probes: int = 8, seed: int = 0) -> CouplingEstimate:
 
 def _driven(process: EstimatorProcess[E], single: SingleOperator) -> E:
     while not process.done:
-        process.tell(single.apply(process.ask()))
+        process.tell(_multiplied(single, process.ask()))
     return process.estimate()
+
+
+def _multiplied(single: SingleOperator, rows: Tensor) -> Tensor:
+    products = single.apply(rows)
+    refuse_large_powers({"": products})
+    return products

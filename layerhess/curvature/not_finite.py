@@ -1,4 +1,4 @@
-"""Refuses products that are NaN or infinite, and says in which batch."""
+"""Refuses products that are NaN or infinite, and says in which batch; and those whose powers are."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from layerhess.curvature.data_pass import PRODUCT, DataPass
 from layerhess.curvature.request import Request
 from layerhess.curvature.totals import Totals
 from layerhess.errors import InputError
+
+FOURTH = 1e70  # numbers up to it have fourth powers in float64, and sums of 1e20 of these
 
 
 def refuse_not_finite(data_pass: DataPass, requests: Mapping[str, Request], products: Mapping[str, Tensor]) -> None:
@@ -37,6 +39,22 @@ def refuse_not_finite(data_pass: DataPass, requests: Mapping[str, Request], prod
             what_to_do="look for sqrt, norm, log or division at 0 in that module (their second derivatives are "
             "infinite), or use float64",
         )
+
+
+def refuse_large_powers(products: Mapping[str, Tensor]) -> None:
+    """Refuse products that are too large for estimates, whose errors are made of fourth powers.
+
+    Raises:
+        InputError: with the largest entry.
+    """
+    for rows in products.values():
+        largest = float(rows.abs().max()) if rows.numel() else 0.0
+        if largest > FOURTH:
+            raise InputError(
+                "the curvature is so large that an estimate's error, made of fourth powers, is infinite",
+                where=f"products with entries up to {largest:.1e}",
+                what_to_do="scale the loss or the matrix down, or ask for eigenvalues alone",
+            )
 
 
 def first_not_finite(data_pass: DataPass, request: Request) -> str:
