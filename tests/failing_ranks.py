@@ -87,7 +87,7 @@ PLACES: dict[str, tuple[Any, str, int, Callable[[], Any], int]] = {
     "joined batches": (HessianGraph, "__init__", 10_000, refusing, 1),  # the model fails, nothing else
     "the first exchange of a pass": (Totals, "complete", 5, analyze, 1),
     "taking in others' sums": (Totals, "_add_others", 5, analyze, 1),
-    "after the sums of a pass": (DataPass, "_check_totals", 9, analyze, 1),
+    "after the sums of a pass": (DataPass, "_check_totals", 11, analyze, 1),
     "a solver is told": (Lanczos, "tell", 3, analyze, 1),
     "a solver asks": (Lanczos, "ask", 2, analyze, 0),
     "a certificate": (tasks, "certify", 0, analyze, 1),
@@ -151,7 +151,7 @@ def without_memory() -> dict[str, dict[str, Any]]:
     for name, (owner, attribute, after, whole, arguments) in {
         "whole": (Totals, "complete", 10**6, True, ESTIMATES),
         "taking in": (Totals, "_add_others", 5, True, ESTIMATES),
-        "after the sums": (DataPass, "_check_totals", 9, True, ESTIMATES),
+        "after the sums": (DataPass, "_check_totals", 11, True, ESTIMATES),
         "a copy": (RoundingMeter, "_compare", 0, True, ESTIMATES),
         "a copy for rows": (RoundingMeter, "_other", 3, True, ESTIMATES),
         "heavy examples": (HeavyExamples, "_shares", 1, False, {}),

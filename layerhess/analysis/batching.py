@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from layerhess.analysis.microbatches import Microbatches, microbatches, saved_bytes
 from layerhess.checks import SelfCheck
-from layerhess.checks.joined import why_apart
+from layerhess.checks.joined import ONE_BY_ONE, why_apart, why_not_whole
 from layerhess.checks.survey import Survey
 from layerhess.curvature.batch_graph import GraphMaker
 from layerhess.curvature.device import PIECE_SHARE, Budget
 from layerhess.curvature.journal import Journal
 from layerhess.objective import batches
+from layerhess.objective.batches import Together
 from layerhess.objective.blocks import Block
 from layerhess.objective.objective import Objective
 from layerhess.objective.snapshot import preserved_random_state
@@ -22,7 +27,18 @@ from layerhess.objective.snapshot import preserved_random_state
 SAVED = 32 << 20  # bytes that a forward pass saves, from which on a batch is not small: its work outweighs its calls
 TIMES = 8.0  # so many times what a forward pass saves may be in use; with factors, that of every direction
 SMALL = 4.0  # so many batches of usual size fit together at least: two or three larger ones are slower together
+OWN = 16  # times the examples of one batch, at most: what a forward pass needs beside what it saves grows no more
 LOOKED_AT = 16  # batches among which two that are alike are looked for
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two batches that are alike: rows of the larger, bytes that an example saves, and why they stay apart."""
+
+    kind: tuple[str, str]
+    rows: int
+    each: float
+    why: str
 
 
 def batching(
@@ -42,56 +58,63 @@ def batching(
     if found.size is not None:
         note = f"memory: batches are cut into pieces of {found.size} examples to stay within the budget"
         return objective.resized(found.size), found, note
-    if objective.tied_norms or not all(check.passed for check in checked.checks if check.name == "additivity"):
+    additive = all(check.passed for check in checked.checks if check.name == "additivity")
+    if objective.tied_norms or not additive or checked.trace.coarsest not in (torch.float32, torch.float64):
         return objective, found, ""
-    joined = joined_size(objective, surveyed, memory, max(TIMES, directions + 4.0))
-    size, note = journal.settled("joined batches", list(joined), here=True)
-    return objective if size is None else objective.joined(size), found, note
+    together, note = joined_size(objective, surveyed, memory, max(TIMES, directions + 4.0))
+    if together is not None and (why := why_not_whole(objective, objective.joined(together), make_graph, blocks)):
+        together, note = None, why
+    known, note = journal.settled("joined batches", [together, note], here=True)
+    return objective.joined(None if known is None else Together(known[0], tuple(known[1]))), found, note
 
 
-def note_on_joined(size: int | None) -> str:
+def note_on_joined(together: Together | None) -> str:
     """A sentence for the reader, after the passes."""
-    return "" if size is None else f"small batches went through the model together, up to {size:,} examples at a time"
+    if together is None:
+        return ""
+    return f"small batches went through the model together, up to {together.examples:,} examples at a time"
 
 
-def joined_size(objective: Objective, surveyed: Survey, memory: Budget, times: float = TIMES) -> tuple[int | None, str]:
-    """Up to how many examples batches are joined; None where they stay apart (in session, on all ranks).
+def joined_size(
+    objective: Objective, surveyed: Survey, memory: Budget, times: float = TIMES
+) -> tuple[Together | None, str]:
+    """Which batches may be joined, as far as two of them tell; None where they stay apart (in session, on all ranks).
 
     A product with a small batch takes as long as its hundreds of calls, whatever their size. The size follows from
-    shapes and the budget alone, so that the same run has the same last digits.
+    shapes and the budget, and is a power of two, so that a little more or less of free memory changes no last digit.
 
     Args:
         memory: the budget for graphs. times: what a forward pass saves is in use at most.
 
     Returns:
-        It, and a sentence where small batches could not be joined.
+        These, and a sentence where small batches could not be joined.
     """
-    group, size = objective.group, batches.leading_size(surveyed.sample)
+    group = objective.group
     given = objective.batch_size is not None or surveyed.batches < 2 or not surveyed.examples
-    if given or objective.random_modules or not size:
+    if given or objective.random_modules:
         return None, ""
-    each = group.agreed(group.tried(lambda: saved_bytes(objective, surveyed.sample))) / size
-    most = int(min(SAVED, PIECE_SHARE * memory.room / times) / each) if each else 0
-    if most < SMALL * surveyed.examples / surveyed.batches:
+    pair = next(filter(None, group.gathered(group.tried(lambda: _alike(objective)))), None)
+    if pair is None or not pair.each:
         return None, ""
-    pair = group.tried(lambda: _alike(objective, most))
-    found = group.gathered(group.tried(lambda: None if pair is None else why_apart(objective, pair)))
-    if all(why is None for why in found):
+    most = min(min(SAVED, PIECE_SHARE * memory.room / times) / pair.each, OWN * pair.rows)
+    if most < SMALL * max(pair.rows, surveyed.examples / surveyed.batches):
         return None, ""
-    if why := next(filter(None, found), ""):
-        return None, f"small batches were processed one by one: {why}"
-    return most, ""
+    if pair.why:
+        return None, f"{ONE_BY_ONE}: {pair.why}"
+    return Together(1 << math.floor(math.log2(most)), pair.kind), ""
 
 
-def _alike(objective: Objective, most: int) -> tuple[Any, Any] | None:
-    """Two batches near the beginning that would be joined; None where there are none."""
+def _alike(objective: Objective) -> _Pair | None:
+    """The first two batches of one kind near the beginning; None where there are none."""
     seen: dict[tuple[str, str], Any] = {}
     with preserved_random_state():
         for batch in itertools.islice(objective.batches(), LOOKED_AT):
             rows = batches.leading_size(batch)
-            if rows is None or rows >= most:
+            if not rows:
                 continue
-            other = seen.setdefault(batches.kind(batch), batch)
-            if other is not batch and rows + (batches.leading_size(other) or 0) <= most:
-                return other, batch
+            kind = batches.kind(batch)
+            if (other := seen.setdefault(kind, batch)) is not batch:
+                each = saved_bytes(objective, other) / (batches.leading_size(other) or 1)
+                rows = max(rows, batches.leading_size(other) or 0)
+                return _Pair(kind, rows, each, why_apart(objective, (other, batch)))
     return None

@@ -63,14 +63,14 @@ class Trial(Run):
     """An analysis whose passes see half of the data at most; all decisions are those for the whole of it.
 
     Attributes:
-        pass_seconds: of each pass, the products alone. cut: how batches of the data would be cut. together: up to how
-            many examples they would be joined. tried: the batches that the passes see. ahead: of some batches of the
+        pass_seconds: of each pass, the products alone. cut: how batches of the data would be cut. together: which
+            of them would be joined. tried: the batches that the passes see. ahead: of some batches of the
             data, held as an analysis holds them: examples, the graph, and by how many bytes the process grew.
         rows: of the solvers, when they held the most.
     """
 
     cut = Microbatches()
-    together: int | None = None
+    together: batches.Together | None = None
     tried: Sequence[Any] = ()
     rows: Sequence[Rows] = ()
 
@@ -156,7 +156,7 @@ class Trial(Run):
         """How many batches the data has, as they will be cut or joined."""
         assert self.surveyed is not None
         if self.together is not None:
-            return math.ceil(self.surveyed.examples / self.together)
+            return math.ceil(self.surveyed.examples / self.together.examples)
         cut = 0 if self.cut.size is None else math.ceil(self.surveyed.examples / self.cut.size)
         return max(self.surveyed.batches, cut)
 

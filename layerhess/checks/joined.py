@@ -1,4 +1,4 @@
-"""May batches go through the model together? Two of them are held against both by themselves."""
+"""May batches go through the model together? Two are held against both by themselves, then all data against all."""
 
 from __future__ import annotations
 
@@ -9,11 +9,22 @@ import torch
 from torch import Tensor
 
 from layerhess.checks.mean import compared, tolerance
+from layerhess.curvature.batch_graph import GraphMaker
+from layerhess.curvature.counters import Counters
+from layerhess.curvature.data_pass import FULL, DataPass, Request
+from layerhess.curvature.device import beside
+from layerhess.curvature.factors.mixed_graph import MixedGraphs
 from layerhess.curvature.gradient_sum import add_gradient
-from layerhess.errors import first_line
+from layerhess.errors import LayerhessError, first_line
+from layerhess.linalg.random_vectors import random_unit
 from layerhess.objective import batches
+from layerhess.objective.blocks import Block, make_block
 from layerhess.objective.objective import Objective
 from layerhess.objective.snapshot import moved, preserved_random_state, random_states
+
+CLOSE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative: of a product's part; of a loss a tenth
+ONE_BY_ONE = "small batches were processed one by one"
+BESIDE = 1e-2  # of the whole product, for a part that is small beside it
 
 
 def why_apart(objective: Objective, pair: Sequence[Any]) -> str:
@@ -37,6 +48,46 @@ def why_apart(objective: Objective, pair: Sequence[Any]) -> str:
         except Exception as error:  # user code that takes no such batch can raise anything
             return f"together they fail: {first_line(error)}"
         return why or ("the model draws random numbers" if random_states() != before else "")
+
+
+def why_not_whole(objective: Objective, together: Objective, make_graph: GraphMaker, asked: Sequence[Block]) -> str:
+    """Why the data's batches were not joined, as a sentence; "" if they may be (in session, on all ranks).
+
+    Two batches say nothing of the others. So the loss of all data and a product of all blocks with a random vector are
+    compared, joined and apart, at moved weights. The product sees what has neither a value nor a slope at the weights.
+
+    Args:
+        together: the objective with joined batches. make_graph: as for the passes. asked: blocks.
+    """
+    exact = make_graph.exact if isinstance(make_graph, MixedGraphs) else make_graph
+    names = list(dict.fromkeys(name for block in asked for name in block.parameters))
+    block = make_block(FULL, {name: objective.parameters[name] for name in names})
+    vector = random_unit(block.numel, 0, "joined", 0, beside(block, objective.parameters))[None]
+
+    def found(of: Objective) -> tuple[str, float, Tensor]:
+        data_pass = DataPass(of, names, Counters(), make_graph=exact)
+        product = data_pass.run({FULL: Request(block, vector)})[FULL][0]
+        return data_pass.note, data_pass.loss_sum, product
+
+    try:
+        with preserved_random_state(), moved(objective.parameters.values()):
+            (failed, loss, product), (_, apart, own) = found(together), found(objective)
+    except (LayerhessError, RuntimeError, MemoryError, ValueError, ArithmeticError, LookupError, TypeError) as error:
+        return f"{ONE_BY_ONE}: they fail at moved weights: {first_line(error)}"
+    if failed:
+        return failed
+    close = CLOSE[objective.dtype]
+    if not abs(loss - apart) <= 0.1 * close * abs(apart):
+        return f"{ONE_BY_ONE}: the loss of all of them together is not the sum over them"
+    whole = BESIDE * float(torch.linalg.vector_norm(own))
+    parts, differences = block.split(own[None]), block.split((product - own)[None])
+    wrong = [
+        name
+        for name, part in parts.items()
+        if not float(torch.linalg.vector_norm(differences[name]))
+        <= close * (float(torch.linalg.vector_norm(part)) + whole)
+    ]
+    return f"{ONE_BY_ONE}: a product with {wrong[0]} of all of them together is not the sum over them" if wrong else ""
 
 
 def _differing(objective: Objective, together: Any, pair: Sequence[Any]) -> str:

@@ -292,13 +292,13 @@ class DataPass:
         """What a pass leaves behind beside its sums, as JSON types."""
         return {"kept": len(self._kept), "open": self._budget > 0.0, "needed": self.needed,
                 "unit": self.counters.gradient_seconds, "pieces": self.objective.batch_size,
-                "together": self.objective.together}  # fmt: skip
+                "together": self.objective.together, "note": self.note}  # fmt: skip
 
     def _take_up(self, state: Mapping[str, Any]) -> None:
         """Go on as after a pass that left this state: the next one keeps the same graphs."""
         if state.get("together") is None and self.objective.together is not None:
             self._take_apart()
-        self._planned, self.needed = state["kept"], state["needed"]
+        self._planned, self.needed, self.note = state["kept"], state["needed"], self.note or state.get("note", "")
         self._budget = self._budget if state["open"] else 0.0
         sizes = [size for size in (state["pieces"], self.objective.batch_size) if size is not None]
         self._resize(min(sizes, default=None))  # memory may have run out since for what fitted then

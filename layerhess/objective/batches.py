@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -272,24 +271,36 @@ def joined(pieces: Sequence[Any]) -> Any | None:
     return tree_map(lambda _: next(columns), first)
 
 
-def gathered(given: Iterable[Any], size: int) -> Iterator[Any]:
-    """The same examples in batches of up to ``size``: those of one :func:`kind` are :func:`joined` as they come.
+class Together(NamedTuple):
+    """Which batches are joined: those of one :func:`kind`, up to so many examples."""
 
-    Larger batches, and those that have no rows, come as they are.
+    examples: int
+    kind: tuple[str, str]
+
+
+def gathered(given: Iterable[Any], together: Together) -> Iterator[Any]:
+    """The same examples in fewer batches: those of one :func:`kind` are :func:`joined` as they come.
+
+    Larger batches, and those of other kinds, come as they are.
     """
-    waiting: dict[tuple[str, str], _Waiting] = {}
+    waiting: list[Any] = []
+    examples = held = 0
+
+    def whole() -> Any:
+        return waiting[0] if len(waiting) == 1 else joined(waiting)
+
     for batch in given:
         own = leading_size(batch)
-        if own is None or own >= size:
+        if own is None or own >= together.examples or kind(batch) != together.kind:
             yield batch
             continue
-        if (key := kind(batch)) in waiting and waiting[key].examples + own > size:
-            yield waiting.pop(key).whole()
-        waiting.setdefault(key, _Waiting()).add(batch, own)
-        while sum(held.nbytes for held in waiting.values()) > HELD:
-            yield waiting.pop(max(waiting, key=lambda key: waiting[key].nbytes)).whole()
-    for held in waiting.values():
-        yield held.whole()
+        if waiting and (examples + own > together.examples or held + nbytes(batch) > HELD):
+            yield whole()
+            waiting, examples, held = [], 0, 0
+        waiting.append(batch)
+        examples, held = examples + own, held + nbytes(batch)
+    if waiting:
+        yield whole()
 
 
 def kind(batch: Any) -> tuple[str, str]:
@@ -300,25 +311,8 @@ def kind(batch: Any) -> tuple[str, str]:
     own = hashlib.sha256()
     for tensor, row in zip(_inputs(batch), shared_rows(batch), strict=True):
         flag = tensor if tensor.numel() == 1 else row
-        own.update(b"|" if flag is None else bytes_of(flag))
+        own.update(b"apart" if flag is None else b"same" + bytes(bytes_of(flag)))
     return outline(batch), own.hexdigest()
-
-
-@dataclass
-class _Waiting:
-    """Batches that are alike, and how much of them there is."""
-
-    parts: list[Any] = field(default_factory=list)
-    examples: int = 0
-    nbytes: int = 0
-
-    def add(self, batch: Any, examples: int) -> None:
-        self.parts.append(batch)
-        self.examples += examples
-        self.nbytes += nbytes(batch)
-
-    def whole(self) -> Any:
-        return self.parts[0] if len(self.parts) == 1 else joined(self.parts)
 
 
 def nbytes(batch: Any) -> int:
@@ -339,7 +333,8 @@ def shared_rows(batch: Any) -> list[Tensor | None]:
 
 
 def _inputs(batch: Any) -> list[Tensor]:
-    """The tensors of a batch but its labels or target."""
+    """The tensors of a batch but its labels, or a target that is a tensor."""
     if is_mapping(batch):
         return tensors({key: batch[key] for key in batch if key != "labels"})
-    return tensors(batch[:1] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch)
+    paired = isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)
+    return tensors(batch[:1] if paired else batch)

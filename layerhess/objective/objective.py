@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from layerhess.errors import InputError, LayerhessWarning, checked_integer
 from layerhess.objective import batches
 from layerhess.objective.batch_norm import TiedNorms, said_of_split, tied_norms
+from layerhess.objective.batches import Together
 from layerhess.objective.dropout import active_dropout
 from layerhess.objective.evaluation import Evaluation
 from layerhess.objective.example_digests import Digests, by_example, drawn
@@ -58,8 +59,8 @@ class Objective(SaysWhatItIs):
         model: the unwrapped model; where parts are wrapped or sharded, its plain twin. parameters: trainable floating
             point parameters by first name, in ``named_parameters()`` order, tied ones once. frozen: names left out.
             devices: where these lie; device: the first one's. origin: of a copy in another dtype, the parameters it was
-            made of; else None. spares: ``batch_size`` is for want of memory, and was not asked for. together: examples
-            up to which batches are joined; else None.
+            made of; else None. spares: ``batch_size`` is for want of memory, and was not asked for. together: which
+            batches are joined; else None.
 
     Raises:
         InputError: unusable model, data or loss.
@@ -116,7 +117,7 @@ class Objective(SaysWhatItIs):
         self._depth = 0
         self._sampled = self._counted = self.spares = False
         self._deal: Deal | None = None
-        self.together: int | None = None
+        self.together: Together | None = None
 
     # -- reading the data ---------------------------------------------------------------------------------------
 
@@ -236,10 +237,9 @@ class Objective(SaysWhatItIs):
         made.data, made.batch_size, made._sampled, made._deal, made.together = data, None, True, None, None
         return made
 
-    def joined(self, examples: int | None) -> Objective:
-        """The same with batches of equal shapes joined up to so many examples (None: apart); the model is shared."""
-        made = copy.copy(self)
-        made.together = examples
+    def joined(self, together: Together | None) -> Objective:
+        """The same with batches of one kind joined (None: apart); the model is shared."""
+        (made := copy.copy(self)).together = together
         return made
 
     def resized(self, batch_size: int | None, deal: Deal | None = None) -> Objective:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import layerhess as lh
@@ -86,17 +87,19 @@ def sized(model: nn.Module, given: Any, saved: int, room: int = 1 << 40, **chang
     made = of(model, given, **changed)
     with pytest.MonkeyPatch.context() as patch, made.session():
         surveyed = survey(made, Counters())
-        size = batches.leading_size(surveyed.sample) or 0
         patch.setattr(batching, "SAVED", saved)
-        patch.setattr(batching, "saved_bytes", lambda *_: 1000 * size)
-        return joined_size(made, surveyed, Budget(room))
+        patch.setattr(batching, "saved_bytes", lambda _, batch: 1000 * (batches.leading_size(batch) or 0))
+        together, note = joined_size(made, surveyed, Budget(room))
+        return together and together.examples, note
 
 
 def test_up_to_a_size_that_follows_from_shapes_and_budget() -> None:
     given = data(n=10)  # of 12 examples each
-    assert sized(network(), given, 50_000) == (50, "")
+    assert sized(network(), given, 70_000) == (64, ""), "a power of two"
+    assert sized(network(), given, 127_000) == (64, "")
+    assert sized(network(), given, 1 << 40) == (128, ""), "16 times the user's own at most: 192"
     assert sized(network(), given, 47_000) == (None, ""), "not even four"
-    assert sized(network(), given, 50_000, room=100_000) == (None, "")
+    assert sized(network(), given, 70_000, room=100_000) == (None, "")
 
 
 def test_what_stays_apart() -> None:
@@ -130,7 +133,7 @@ class Flagged(nn.Module):
     ("flags", "numbers", "note"),
     [
         ([0, 1, 0, 1, 0, 1, 0], 2, ONE_BY_ONE),
-        ([0, 0, 0, 0, 0, 1, 1], 2, FAILED),
+        ([0, 0, 0, 0, 0, 1, 1], 2, ONE_BY_ONE),
         ([0, 0, 0, 0, 0, 1, 1], 1, TOGETHER),
     ],
     ids=["the first two tell", "only the last ones tell", "one number"],
@@ -144,6 +147,110 @@ def test_batches_that_their_own_flag_changes(flags: list[int], numbers: int, not
     assert said(found, note) and sum(said(found, one) for one in (TOGETHER, ONE_BY_ONE, FAILED)) == 1
     for name, spectrum in found.blocks.items():
         np.testing.assert_allclose(spectrum.eigenvalues, apart.blocks[name].eigenvalues, rtol=2e-3)
+
+
+class Tasks(nn.Module):
+    """Two heads of zeros, of which each batch takes one: at these weights its loss says nothing of which."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.a, self.b = nn.Linear(5, 6), nn.Linear(6, 3), nn.Linear(6, 3)
+        for head in (self.a, self.b):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+
+    def forward(self, x: Tensor, task: Tensor) -> Tensor:
+        return (self.b if task.flatten()[0] > 0 else self.a)(self.body(x).tanh())  # type: ignore[no-any-return]
+
+
+def of_one_task(task: int, n: int) -> Tensor:
+    return torch.full((n,), task)
+
+
+def of_random_bits(task: int, n: int) -> Tensor:  # no flag, but for its first number
+    return torch.cat([torch.tensor([task]), torch.arange(n - 1) % 2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("tell", "note"), [(of_one_task, TOGETHER), (of_random_bits, ONE_BY_ONE)])
+def test_what_is_told_beside_the_target_is_seen_behind_heads_of_zeros(
+    tell: Callable[[int, int], Tensor], note: str, dtype: torch.dtype
+) -> None:
+    tasks = [0, 0] + [0, 1] * 7
+    given = [(x[:4].to(dtype), (y[:4], tell(task, 4))) for task, (x, y) in zip(tasks, data(n=16), strict=True)]
+    loss = lh.batch_loss(lambda m, b: (F.cross_entropy(m(b[0], b[1][1]), b[1][0], reduction="sum"), len(b[0])))
+    model = Tasks().to(dtype)
+    found, apart = (lh.analyze(lh.Objective(model, given, loss, batch_size=size)) for size in (None, 4))
+    assert said(found, note) and min(found.blocks[name].top[0] for name in ("a.weight", "b.weight")) > 0.1
+    assert_same(found, apart)
+
+
+def assert_same(found: lh.Analysis, apart: lh.Analysis) -> None:
+    """Within the errors of both."""
+    for name, spectrum in (*found.blocks.items(), ("(full)", found.full)):
+        other = apart.full if name == "(full)" else apart.blocks[name]
+        off = np.abs(spectrum.eigenvalues - other.eigenvalues)
+        assert np.all(off <= spectrum.error_bounds + other.error_bounds), name
+    assert found.gradient_norm == pytest.approx(apart.gradient_norm, rel=1e-5)
+
+
+def test_only_the_kind_that_was_held_is_joined() -> None:
+    class Centred(Tasks):
+        def forward(self, x: Tensor, task: Any = None) -> Tensor:
+            seen = self.body(x).tanh()  # sets of three are centred over the batch
+            return self.a((seen if x.shape[1] == 2 else seen - seen.mean(0)).mean(1))  # type: ignore[no-any-return]
+
+    made, sizes = torch.Generator().manual_seed(1), [2, 2] + [2, 3] * 6
+    given = [(torch.randn(4, n, 5, generator=made), torch.randint(3, (4,), generator=made)) for n in sizes]
+    model = Centred()
+    model.b.requires_grad_(False)
+    found, apart = (lh.analyze(of(model, given, batch_size=size)) for size in (None, 4))
+    assert said(found, TOGETHER)
+    assert_same(found, apart)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_term_of_every_batch_that_only_the_curvature_has(dtype: torch.dtype) -> None:
+    model = network().to(dtype)
+    anchors = [p.detach().clone() for p in model.parameters()]
+
+    def loss(model: Any, batch: Any) -> tuple[Tensor, int]:
+        far = sum(((p - anchor) ** 2).sum() for p, anchor in zip(model.parameters(), anchors, strict=True))
+        return F.cross_entropy(model(batch[0]), batch[1], reduction="sum") + 1e-2 * far, len(batch[1])
+
+    given = [(x[:4].to(dtype), y[:4]) for x, y in data(n=16)]
+    found, apart = (
+        lh.analyze(lh.Objective(model, given, lh.batch_loss(loss), batch_size=size), bottom=1) for size in (None, 4)
+    )
+    assert said(found, ONE_BY_ONE)
+    assert_same(found, apart)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_tells_too_little_to_join(dtype: torch.dtype) -> None:
+    given = [(x[:4].to(dtype), y[:4]) for x, y in data(n=16)]
+    found = lh.analyze(of(network().to(dtype), given), exclude=None, full=False, tol=0.1)
+    assert not said(found, TOGETHER)
+
+
+def test_a_run_that_failed_together_is_resumed_with_its_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick_report(monkeypatch)
+
+    def change(out: Tensor, x: Tensor) -> Tensor:
+        if len(x) > 40:
+            raise ValueError("this model takes 40 at most")
+        return out
+
+    def run(**more: Any) -> lh.Analysis:
+        return lh.analyze(of(Watched([], change), data(n=8)), **EVERYTHING, **more)
+
+    whole = run()
+    killed(lambda: run(out=tmp_path / "run", resume=True), in_pass(3))
+    resumed = run(out=tmp_path / "run", resume=True)
+    resumed.settings.pop("identity")
+    assert said(resumed, FAILED)
+    assert_same_bits(whole, resumed)
 
 
 def test_a_forward_pass_that_fails_with_so_many_is_repeated_apart() -> None:
