@@ -43,12 +43,13 @@ class _Pair:
 
 def batching(
     objective: Objective, surveyed: Survey, checked: SelfCheck, make_graph: GraphMaker, blocks: Sequence[Block],
-    memory: Budget, journal: Journal, *, step: int,
+    memory: Budget, journal: Journal, *, step: int, held: bool = True,
 ) -> tuple[Objective, Microbatches, str]:  # fmt: skip
     """Choose by the budget and the shapes (in session): the objective for passes, the choice, and a sentence on it.
 
     Args:
         blocks: those that products will be asked for. memory: the budget for graphs. step: bytes of a training step.
+        held: joined batches are held against the same apart, in two passes over all data.
     """
     directions = max((work.directions for work in checked.licence.works.values()), default=0)
     found = microbatches(objective, surveyed, make_graph, blocks, memory, step=step, directions=directions)
@@ -62,9 +63,9 @@ def batching(
     if objective.tied_norms or not additive or checked.trace.coarsest not in (torch.float32, torch.float64):
         return objective, found, ""
     together, note = joined_size(objective, surveyed, memory, max(TIMES, directions + 4.0))
-    if together is not None and (why := why_not_whole(objective, objective.joined(together), make_graph, blocks)):
+    if held and together and (why := why_not_whole(objective, objective.joined(together), make_graph, blocks)):
         together, note = None, why
-    known, note = journal.settled("joined batches", [together, note], here=True)
+    known, note = journal.settled("which batches are joined", [together, note], here=True)
     return objective.joined(None if known is None else Together(known[0], tuple(known[1]))), found, note
 
 

@@ -52,6 +52,8 @@ from layerhess.results.spectrum import Spectrum
 class Run:
     """The state of one analysis, from which a result can be made at any point."""
 
+    holds_joined = True  # joined batches against the same apart
+
     def __init__(
         self,
         objective: Objective,
@@ -346,7 +348,7 @@ class Run:
         assert self.surveyed is not None and self.checked is not None
         objective, found, sentence = batching(
             self.objective, self.surveyed, self.checked, make, list(self._operators().values()), self.graph_budget,
-            self.journal, step=self.step,
+            self.journal, step=self.step, held=self.holds_joined,
         )  # fmt: skip
         self._note(sentence)
         return objective, found

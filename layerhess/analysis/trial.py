@@ -69,6 +69,7 @@ class Trial(Run):
         rows: of the solvers, when they held the most.
     """
 
+    holds_joined = False  # that takes two passes over all data
     cut = Microbatches()
     together: batches.Together | None = None
     tried: Sequence[Any] = ()
