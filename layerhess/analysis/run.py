@@ -170,9 +170,10 @@ class Run:
         )  # fmt: skip
         data_pass.expected = (self.surveyed.loss_sum, self.surveyed.count)
         coarsest = self.checked.trace.coarsest
-        meter = RoundingMeter(
-            objective, self.surveyed.measured, coarsest, self.counters, make, self.graph_budget, self.journal.settled
-        )
+        meter = RoundingMeter(  # passes may find that joined batches must stay apart
+            objective.joined(None), self.surveyed.measured, coarsest, self.counters, make, self.graph_budget,
+            self.journal.settled,
+        )  # fmt: skip
         ready = gram_processes(
             data_pass, self._operators(), self.checked, self.wanted, path=self.arguments.path, seed=self.arguments.seed,
             method=self.arguments.method, tol=self.arguments.tol, memory=self.budget,

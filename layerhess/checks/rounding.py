@@ -84,7 +84,7 @@ class RoundingMeter:
     ) -> None:
         self._settled, self._number = settled, 0
         self._sizes: list[int | None] = [None, None]  # examples at a time in either pass, where memory ran out
-        self._objective = objective = objective.joined(None)  # passes may have found that batches must stay apart
+        self._objective = objective
         # A kink that is crossed in one example shows nowhere else, so that differences are measured on all data.
         self._sample = replace(sample, whole=True) if isinstance(make_graph, Differences) else sample
         self._samples = sample.pieces
